@@ -1,0 +1,22 @@
+# make demo: the whole pipeline on drawn images.  make test: lint, types, tests.  Both install into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test install
+
+.venv/.installed: requirements.txt requirements-dev.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+install: .venv/.installed
+
+demo: install
+	$(BIN)/python DEMO_ours.py --method dazle
+	$(BIN)/python DEMO_ours.py --method vsmr-staged
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest

@@ -1,0 +1,238 @@
+"""One run: choose on validation, refit on trainval, read the test sets, write everything down."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+import core
+from core.checkpoint import save_checkpoint
+from core.errors import UserError
+from core.evaluation import Metrics, evaluate, per_class_accuracy, predict
+from core.features import RegionFeatures
+from core.files import atomic_path, write_bytes
+from core.published import published_procedure
+from core.recipes import build
+from core.training import Fold, Method, class_scores, test_fold, train, validation_fold
+from core.VSMR import VSMRStaged
+from core.xlsa17 import Metadata
+
+log = logging.getLogger(__name__)
+THRESHOLDS = np.arange(0.05, 0.96, 0.05)  # of the predicted attribute mask, where it is chosen on validation
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run is; two runs with equal configs, code and feature file give equal numbers (CPU, same versions)."""
+
+    dataset: str
+    method: str
+    seed: int
+    select: str  # "val" | "last"
+    epochs: int  # of the selectable phase: the most (val) or the number (last)
+    recipe: dict[str, Any]
+    features: dict[str, Any]  # provenance of the feature file
+    vectors_sha256: str
+    code: str = core.__version__
+
+
+def measure(method: Method, features: RegionFeatures, fold: Fold, gamma: float | None) -> Metrics:
+    """Run the method's closing step and evaluate on the fold's seen and unseen images."""
+    if method.finish:
+        method.finish(features, fold)
+    scores_s = class_scores(method.model, features, fold.seen_rows)
+    scores_u = class_scores(method.model, features, fold.unseen_rows)
+    seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
+    return evaluate(scores_s, fold.seen_labels, scores_u, fold.unseen_labels, seen, unseen, gamma)
+
+
+def run(
+    config: RunConfig,
+    recipe: Any,
+    metadata: Metadata,
+    w2v: np.ndarray,
+    features: RegionFeatures,
+    out: Path,
+    resume: bool = True,
+    diagnostics: bool = True,
+) -> dict[str, Any]:
+    """Run one seed and return its metrics.json; a finished run is read back, an unfinished one continued."""
+    out.mkdir(parents=True, exist_ok=True)
+    identity = asdict(config)
+    finished = out / "metrics.json"
+    if finished.exists() and resume:
+        return _finished(finished, identity)
+    if not resume:
+        for old in ("metrics.json", "validation.state", "refit.state"):
+            (out / old).unlink(missing_ok=True)
+    started = time.time()
+    device = str(features.device)
+
+    chosen: dict[str, Any] = {"epochs": config.epochs, "how": "fixed (--select last), the method's own calibration"}
+    if config.select == "val":
+        chosen = _choose(config, recipe, validation_fold(metadata, w2v), features, out, identity)
+    if chosen.get("threshold") is not None:
+        recipe = replace(recipe, threshold=chosen["threshold"])
+
+    fold = test_fold(metadata, w2v)
+    method = build(config.method, recipe, fold, features.D, config.seed, chosen["epochs"], device)
+    best: dict[str, float] = {}
+
+    def diagnose(row: dict[str, Any]) -> None:
+        m = measure(method, features, fold, None)
+        row |= {f"selected_on_test_{k}": v for k, v in asdict(m).items()}
+
+    history = train(
+        method,
+        features,
+        fold,
+        config.seed,
+        out / "refit.state",
+        identity | {"fold": "test", "chosen": chosen},
+        on_epoch=diagnose if diagnostics else None,
+        label=f"{config.method} seed {config.seed} refit",
+    )
+    gamma = float(chosen.get("gamma", method.model.gamma))  # type: ignore[arg-type]
+    metrics = measure(method, features, fold, gamma)
+    if diagnostics:
+        rows = [r for r in history if "selected_on_test_H" in r]
+        top = max(rows, key=lambda r: r["selected_on_test_H"])
+        best = {k: top[f"selected_on_test_{k}"] for k in ("T1", "U", "S", "H", "AUSUC", "gamma")}
+        best["epoch"] = top["epoch"]
+    result: dict[str, Any] = {
+        "config": identity,
+        "chosen": chosen,
+        "standard": asdict(metrics),
+        "selected_on_test": best or None,
+        "published_procedure": None,
+        "notes": metadata.notes,
+        "seconds": round(time.time() - started, 1),
+        "where": {"torch": torch.__version__, "device": device, "machine": platform.machine()},
+    }
+    if isinstance(method.model, VSMRStaged):
+        result["published_procedure"] = published_procedure(method.model, features, fold)
+    _write(out, method, result, history, metadata, features, fold, gamma)
+    return result
+
+
+def _finished(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        known = result["config"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it to run again") from error
+    if known != json.loads(json.dumps(identity)):
+        differ = sorted(k for k in identity if known.get(k) != json.loads(json.dumps(identity[k])))
+        raise UserError(
+            f"{path} is of a run with other {', '.join(differ)}; choose another --out, or --no-resume to replace it"
+        )
+    log.info("%s: finished earlier, read back", path.parent)
+    return result
+
+
+def _choose(
+    config: RunConfig, recipe: Any, fold: Fold, features: RegionFeatures, out: Path, identity: dict[str, Any]
+) -> dict[str, Any]:
+    """Epochs (highest AUSUC), γ (highest H at that epoch) and mask threshold, on the class-disjoint validation fold."""
+    method = build(config.method, recipe, fold, features.D, config.seed, config.epochs, str(features.device))
+    model = method.model
+    tune = isinstance(model, VSMRStaged) and model.recipe.threshold is None
+    threshold: float | None = None
+
+    def watch(row: dict[str, Any]) -> None:
+        nonlocal threshold
+        if tune and isinstance(model, VSMRStaged):
+            threshold = mask_threshold(model, features, fold)
+            model.threshold.fill_(threshold)
+            row["threshold"] = threshold
+        row |= {f"val_{k}": v for k, v in asdict(measure(method, features, fold, None)).items()}
+
+    history = train(
+        method,
+        features,
+        fold,
+        config.seed,
+        out / "validation.state",
+        identity | {"fold": "validation"},
+        on_epoch=watch,
+        label=f"{config.method} seed {config.seed} validation",
+    )
+    rows = [r for r in history if "val_AUSUC" in r]
+    best = max(rows, key=lambda r: r["val_AUSUC"])
+    _history(out / "history_validation.csv", history)
+    return {
+        "epochs": best["epoch"],
+        "gamma": best["val_gamma"],
+        "threshold": best.get("threshold"),
+        "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
+        "how": "class-disjoint validation split: epoch of the highest AUSUC, γ of the highest H there",
+    }
+
+
+@torch.no_grad()
+def mask_threshold(model: VSMRStaged, features: RegionFeatures, fold: Fold) -> float:
+    """The threshold whose masks have the highest mean F1 on the validation images of unseen classes."""
+    p = torch.sigmoid(model.predictor(features.pooled(fold.unseen_rows)))  # (N,K)
+    truth = model.presence[torch.from_numpy(fold.unseen_labels).to(p.device)]
+    scores = []
+    for t in THRESHOLDS:
+        mask = (p > t).float()
+        hit = (mask * truth).sum(1)
+        scores.append((2 * hit / (mask.sum(1) + truth.sum(1)).clamp_min(1)).mean().item())
+    return float(round(float(THRESHOLDS[int(np.argmax(scores))]), 2))
+
+
+def _history(path: Path, history: list[dict[str, Any]]) -> None:
+    with atomic_path(path) as temporary:
+        pd.DataFrame(history).to_csv(temporary, index=False)
+
+
+def _write(
+    out: Path,
+    method: Method,
+    result: dict[str, Any],
+    history: list[dict[str, Any]],
+    metadata: Metadata,
+    features: RegionFeatures,
+    fold: Fold,
+    gamma: float,
+) -> None:
+    """Everything a run leaves; metrics.json last, since it marks the run as finished."""
+    _history(out / "history.csv", history)
+    seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
+    rows = np.concatenate([fold.seen_rows, fold.unseen_rows])
+    labels = np.concatenate([fold.seen_labels, fold.unseen_labels])
+    predicted = predict(class_scores(method.model, features, rows), unseen, gamma)
+    classes = np.concatenate([seen, unseen])
+    names = [metadata.class_names[c] for c in classes]
+    accuracy = per_class_accuracy(predicted, labels, classes)
+    table = pd.DataFrame(
+        {
+            "class": names,
+            "side": ["seen"] * len(seen) + ["unseen"] * len(unseen),
+            "images": np.bincount(labels, minlength=classes.max() + 1)[classes],
+            "accuracy": accuracy,
+        }
+    )
+    with atomic_path(out / "per_class.csv") as temporary:
+        table.to_csv(temporary, index=False)
+    confusion = np.zeros((len(metadata.class_names),) * 2, dtype=np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+    with atomic_path(out / "confusion.csv") as temporary:
+        pd.DataFrame(confusion, index=metadata.class_names, columns=metadata.class_names).to_csv(temporary)
+    write_bytes(out / "config.json", json.dumps(result["config"], indent=1).encode())
+    save_checkpoint(
+        out / "checkpoint.safetensors", method.model.state_dict(), {"config": result["config"], "gamma": gamma}
+    )
+    write_bytes(out / "metrics.json", json.dumps(result, indent=1).encode())
+    for state in ("validation.state", "refit.state"):
+        (out / state).unlink(missing_ok=True)

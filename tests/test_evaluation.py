@@ -1,0 +1,95 @@
+"""Metrics against hand-worked tables, brute force and torchmetrics."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import UserError
+from core.evaluation import calibration_curve, evaluate, harmonic, per_class_accuracy, predict
+
+SEEN, UNSEEN = np.array([0, 2]), np.array([1, 3])
+
+
+def test_hand_worked_table():
+    # classes 0, 2 seen; 1, 3 unseen
+    s = np.array([[3, 0, 0, 0], [1, 2, 0, 0], [0, 0, 1, 0.5]], dtype=float)  # right, stolen by unseen 1, right
+    u = np.array([[2, 1, 0, 0], [0, 3, 0, 0], [0, 2, 0, 1]], dtype=float)  # 1 lost to seen; 1 right; 3 taken for 1
+    m = evaluate(s, np.array([0, 0, 2]), u, np.array([1, 1, 3]), SEEN, UNSEEN, gamma=0.0)
+    assert pytest.approx((1 / 2 + 1) / 2) == m.S
+    assert pytest.approx((1 / 2 + 0) / 2) == m.U
+    assert pytest.approx((1 + 0) / 2) == m.T1
+    assert pytest.approx(harmonic(0.25, 0.75)) == m.H
+    # points of the curve (U,S): (0,1) (1/4,1) at -3, (1/4,3/4) at -1, (1/4,1/4) at .5, (1/2,1/4) at 1, (1/2,0) at 3
+    assert pytest.approx(0.25 * 1 + 0.25 * 0.25) == m.AUSUC
+
+
+def test_class_without_samples_is_an_error():
+    with pytest.raises(UserError, match=r"\[3\]"):
+        per_class_accuracy(np.array([1]), np.array([1]), UNSEEN)
+    scores = np.zeros((1, 4))
+    with pytest.raises(UserError, match="no test image"):
+        evaluate(scores, np.array([0]), scores, np.array([1]), SEEN, UNSEEN, 0.0)
+
+
+def test_nan_scores_are_an_error():
+    s = np.zeros((2, 4))
+    s[0, 0] = np.nan
+    with pytest.raises(UserError, match="NaN"):
+        evaluate(s, np.array([0, 2]), np.zeros((2, 4)), np.array([1, 3]), SEEN, UNSEEN, 0.0)
+
+
+def test_per_class_accuracy_equals_torchmetrics():
+    rng = np.random.default_rng(0)
+    labels, predicted = rng.integers(0, 6, 200), rng.integers(0, 6, 200)
+    metric = torchmetrics.classification.MulticlassAccuracy(num_classes=6, average=None)
+    expected = metric(torch.from_numpy(predicted), torch.from_numpy(labels)).numpy()
+    np.testing.assert_allclose(per_class_accuracy(predicted, labels, np.arange(6)), expected, rtol=1e-6)
+
+
+@st.composite
+def problems(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    C = draw(st.integers(2, 6))
+    unseen = np.arange(C)[: draw(st.integers(1, C - 1))]
+    seen = np.setdiff1d(np.arange(C), unseen)
+    n = draw(st.integers(0, 12))
+    ys = np.concatenate([seen, rng.choice(seen, n)])
+    yu = np.concatenate([unseen, rng.choice(unseen, n)])
+    return rng.normal(size=(len(ys), C)), ys, rng.normal(size=(len(yu), C)), yu, seen, unseen
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems())
+def test_curve_equals_brute_force(problem):
+    ss, ys, su, yu, seen, unseen = problem
+    margins = np.concatenate([s[:, seen].max(1) - s[:, unseen].max(1) for s in (ss, su)])
+    ticks = np.sort(margins)
+    gammas = np.concatenate([[ticks[0] - 1], (ticks[1:] + ticks[:-1]) / 2, [ticks[-1] + 1]])
+    us, hs = [], []
+    for g in gammas:
+        u = per_class_accuracy(predict(su, unseen, g), yu, unseen).mean()
+        s = per_class_accuracy(predict(ss, unseen, g), ys, seen).mean()
+        us.append((u, s))
+        hs.append(harmonic(u, s))
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(us))
+    m = evaluate(ss, ys, su, yu, seen, unseen, None)
+    assert pytest.approx(area) == m.AUSUC
+    assert pytest.approx(max(hs)) == m.H
+    curve = calibration_curve(ss, ys, su, yu, seen, unseen)
+    for g, (u, s) in zip(gammas, us, strict=True):
+        assert curve.at(g) == pytest.approx((u, s))
+    assert np.all(np.diff(curve.U) >= 0) and np.all(np.diff(curve.S) <= 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(problems(), st.floats(0.1, 10), st.floats(-5, 5))
+def test_metrics_ignore_scale_and_per_image_shift(problem, scale, shift):
+    ss, ys, su, yu, seen, unseen = problem
+    a = evaluate(ss, ys, su, yu, seen, unseen, None)
+    b = evaluate(ss * scale + shift, ys, su * scale + shift, yu, seen, unseen, None)
+    assert pytest.approx((b.T1, b.AUSUC, b.H)) == (a.T1, a.AUSUC, a.H)

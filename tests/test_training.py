@@ -1,0 +1,202 @@
+"""The training loop: learns, is deterministic, resumes bit-identically, and never touches what it must not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from core.checkpoint import load_checkpoint, save_checkpoint
+from core.errors import UserError
+from core.experiment import RunConfig, run
+from core.features import RegionFeatures
+from core.recipes import DazleRecipe, StagedRecipe, build
+from core.training import Batches, test_fold, train, validation_fold
+from tests.conftest import ToyFeatures, toy_mats
+
+RECIPES = {
+    "dazle": DazleRecipe(lr=1e-3, batch_size=16, epochs=4),
+    "vsmr-staged": StagedRecipe(
+        1e-2, 3, None, 0.9, 20, False, 16, 1e-2, 20, 5, classes_per_batch=4, images_per_class=3
+    ),
+}
+W2V = np.random.default_rng(3).normal(size=(8, 6)).astype(np.float32)
+fold_of = test_fold  # an alias that pytest does not take for a test
+del test_fold
+
+
+def setup(metadata):
+    source = ToyFeatures(metadata)
+    return RegionFeatures(source, np.arange(len(metadata.labels)), source.shape)
+
+
+def config(method, seed=0, epochs=2):
+    return RunConfig("TOY", method, seed, "val", epochs, dict(RECIPES[method].__dict__), {"backbone": "toy"}, "none")
+
+
+def go(method, toy, out, **kw):
+    return run(config(method), RECIPES[method], toy, W2V, setup(toy), out, **kw)
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_a_run_leaves_everything_and_is_read_back(toy, tmp_path, method):
+    first = go(method, toy, tmp_path / "a")
+    for name in (
+        "metrics.json",
+        "history.csv",
+        "history_validation.csv",
+        "per_class.csv",
+        "confusion.csv",
+        "config.json",
+        "checkpoint.safetensors",
+    ):
+        assert (tmp_path / "a" / name).stat().st_size > 0
+    assert not list((tmp_path / "a").glob("*.state"))
+    assert go(method, toy, tmp_path / "a") == json.loads((tmp_path / "a/metrics.json").read_text())
+    per_class = pd.read_csv(tmp_path / "a/per_class.csv")
+    by_side = per_class.groupby("side").accuracy.mean()
+    assert by_side["seen"] == pytest.approx(first["standard"]["S"])
+    assert by_side["unseen"] == pytest.approx(first["standard"]["U"])
+    assert pd.read_csv(tmp_path / "a/confusion.csv", index_col=0).to_numpy().sum() == per_class.images.sum()
+
+
+def test_dazle_learns_the_toy(toy):
+    fold = fold_of(toy, W2V)
+    features = setup(toy)
+    method = build("dazle", replace(RECIPES["dazle"], epochs=20), fold, features.D, 0)
+    history = train(method, features, fold, 0)
+    assert history[-1]["ce"] < 0.7 * history[0]["ce"]
+
+
+@pytest.mark.parametrize("method", RECIPES)
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_stopped_and_resumed_is_bit_identical(toy, tmp_path, monkeypatch, method, stop):
+    go(method, toy, tmp_path / "whole")
+    import core.training as t
+
+    real, calls = t._store, []
+
+    def stopping(*a, **k):
+        real(*a, **k)
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(t, "_store", stopping)
+    try:
+        go(method, toy, tmp_path / "cut")
+    except KeyboardInterrupt:
+        assert not (tmp_path / "cut/metrics.json").exists()
+    monkeypatch.setattr(t, "_store", real)
+    go(method, toy, tmp_path / "cut")
+    same(tmp_path / "whole", tmp_path / "cut")
+
+
+def same(a, b):
+    for name in ("history.csv", "history_validation.csv", "per_class.csv"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    x, _ = load_checkpoint(a / "checkpoint.safetensors")
+    y, _ = load_checkpoint(b / "checkpoint.safetensors")
+    assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    m, n = (json.loads((p / "metrics.json").read_text()) for p in (a, b))
+    for result in (m, n):
+        result.pop("seconds")
+    assert m == n
+
+
+def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path):
+    toy_mats(tmp_path / "mats")
+    script = (
+        "import sys, pathlib; from tests import test_training as t; from core.xlsa17 import read_mat_files;"
+        "d = pathlib.Path(sys.argv[1]);"
+        "m = read_mat_files(d/'mats/res101.mat', d/'mats/att_splits.mat', t.TOY);"
+        "t.go('dazle', m, d/'killed')"
+    )
+    go("dazle", toy, tmp_path / "whole")
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not (tmp_path / "killed").exists() and time.time() < deadline and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.1)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
+    # the split file's hash is not part of this config, so both runs are the same run
+    same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_run_of_another_kind_is_refused(toy, tmp_path):
+    go("dazle", toy, tmp_path)
+    with pytest.raises(UserError, match="other seed"):
+        run(config("dazle", seed=1), RECIPES["dazle"], toy, W2V, setup(toy), tmp_path)
+
+
+def test_validation_never_sees_test_images_or_unseen_classes(toy):
+    fold = validation_fold(toy, W2V)
+    assert np.isin(fold.rows, toy.trainval_loc).all()
+    assert len(fold.space.att) == len(toy.seen)
+    assert not np.intersect1d(fold.train_rows, np.r_[fold.seen_rows, fold.unseen_rows]).size
+    assert not np.intersect1d(fold.space.seen.numpy(), fold.space.unseen.numpy()).size
+    np.testing.assert_array_equal(fold.space.att.numpy()[fold.train_labels], toy.att[toy.labels[fold.train_rows]])
+
+
+def test_choices_do_not_depend_on_test_labels(toy, tmp_path):
+    a = go("dazle", toy, tmp_path / "a")
+    labels = toy.labels.copy()
+    labels[toy.test_unseen_loc] = np.roll(labels[toy.test_unseen_loc], 10)
+    other = replace(toy, labels=labels)
+    b = run(config("dazle"), RECIPES["dazle"], other, W2V, setup(toy), tmp_path / "b")
+    assert a["chosen"] == b["chosen"]
+    assert a["standard"] != b["standard"]
+
+
+def test_resident_and_streamed_features_are_the_same(toy):
+    source = ToyFeatures(toy)
+    rows = np.arange(90)
+    resident = RegionFeatures(source, rows, source.shape)
+    streamed = RegionFeatures(source, rows, source.shape, budget=0)
+    assert resident.resident is not None and streamed.resident is None
+    pick = np.array([5, 80, 5, 3])
+    assert torch.equal(resident.batch(pick), streamed.batch(pick))
+    torch.testing.assert_close(resident.batch(pick).norm(dim=2), torch.ones(4, 9), atol=1e-3, rtol=0)
+    assert torch.equal(resident.pooled(pick), streamed.pooled(pick))
+
+
+def test_batches_cover_or_balance():
+    labels = np.repeat([0, 1, 2], [50, 5, 1])
+    rng = np.random.default_rng(0)
+    plain = np.concatenate(list(Batches(10).epoch(labels, rng)))
+    assert np.array_equal(np.sort(plain), np.arange(56))
+    drawn = np.concatenate(list(Batches(10, balanced=True, steps=300).epoch(labels, rng)))
+    shares = np.bincount(labels[drawn]) / len(drawn)
+    np.testing.assert_allclose(shares, 1 / 3, atol=0.03)
+    assert len(np.unique(drawn)) == 56
+    blocks = list(Batches(0, steps=4, classes=2, per_class=7).epoch(labels, rng))
+    assert len(blocks) == 4
+    for block in blocks:
+        assert sorted(np.bincount(labels[block], minlength=3).tolist()) == [0, 7, 7]
+
+
+def test_damaged_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, {"a": torch.arange(50.0)}, {"k": 1})
+    assert load_checkpoint(path)[1] == {"k": 1}
+    content = path.read_bytes()
+    for position in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="safetensors"):
+            load_checkpoint(path)
+    path.write_bytes(content[:40])
+    with pytest.raises(UserError, match="readable"):
+        load_checkpoint(path)
