@@ -1,0 +1,18 @@
+"""CUB: train, choose on validation classes, report T1 U S H AUSUC.
+
+    python extract_feature/extract_feature_map_ResNet_101_CUB.py
+        # images -> data/CUB/feature_map_ResNet_101_CUB.hdf5
+    python extract_feature/extract_attribute_w2v_CUB.py
+        # names  -> w2v/CUB_attribute.pkl
+    python CUB50_ours.py                                     # vsmr-staged, one seed
+    python CUB50_ours.py --method dazle --seeds 5            # mean ± std over five seeds
+    python CUB50_ours.py --split cub50               # the authors' 40+10 class subset
+
+The course of events is core/cli.py:drive, the model core/VSMR.py on core/DAZLE.py, the numbers core/recipes.py.
+"""
+
+from core.cli import drive
+from core.errors import run_cli
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(lambda: drive("CUB", __doc__)))

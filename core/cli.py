@@ -1,0 +1,245 @@
+"""The command line and the course of events that all drivers share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from core.attributes import load_attribute_vectors
+from core.datasets import CUB50, DATASETS, DataSet
+from core.errors import UserError
+from core.experiment import RunConfig, run
+from core.feature_file import FeatureFile
+from core.features import RegionFeatures
+from core.figures import attention_figure
+from core.files import sha256_file, write_bytes
+from core.recipes import METHODS, recipe_of
+from core.report import table
+
+log = logging.getLogger(__name__)
+
+# what --help says of each hyper-parameter
+_HELP = {
+    "lr": "learning rate",
+    "weight_decay": "weight decay",
+    "momentum": "momentum of RMSprop",
+    "lambda_cal": "weight of the self-calibration loss",
+    "balanced": "draw classes, then images (1) or images uniformly (0)",
+    "normalize_vectors": "keep word vectors at unit length while they are learned (1) or not (0)",
+    "use_w": "weight attribute scores by w (1) or not (0)",
+    "predictor_lr": "stage 0: learning rate",
+    "predictor_epochs": "stage 0: epochs",
+    "threshold": "stage 0: probability from which an attribute counts as present (default None: chosen on validation)",
+    "visual_momentum": "stage 1: momentum of RMSprop",
+    "train_vectors": "stage 1: learn the word vectors (1) or not (0)",
+    "hidden": "stage 3: hidden units of E and D",
+    "semantic_lr": "stage 3: learning rate",
+    "semantic_epochs": "stage 3: epochs",
+    "neighbours": "stage 5 (transductive, diagnostic): test features per unseen prototype",
+    "classes_per_batch": "stage 1: classes in a batch",
+    "images_per_class": "stage 1: images of each class in a batch",
+}
+_APART = ("epochs", "batch_size", "visual_iterations")  # have flags of their own
+
+
+def parser(dataset: str, description: str | None) -> argparse.ArgumentParser:
+    """All flags of a driver; defaults of hyper-parameters are the recipe's."""
+    p = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = DATASETS[dataset].source
+    p.add_argument("--method", choices=METHODS, default=METHODS[0], help=f"default {METHODS[0]}")
+    p.add_argument("--seeds", type=int, default=1, help="number of seeds, 0 to N-1; the table gives mean ± std (1)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one")
+    p.add_argument("--data-root", type=Path, default=Path("data"), help="holds xlsa17/ and the images (data)")
+    p.add_argument("--features", type=Path, help=f"feature file (the one data/{source}/feature_map_*_{source}.hdf5)")
+    p.add_argument("--w2v", type=Path, help=f"attribute vectors (w2v/{source}_attribute.pkl)")
+    p.add_argument(
+        "--select",
+        choices=("val", "last"),
+        default="val",
+        help="val: epochs, γ and thresholds from a "
+        "class-disjoint validation split, then refit; last: the recipe's epochs, the method's own γ (val)",
+    )
+    p.add_argument("--epochs", type=int, help="most epochs (val) or epochs (last) of the main phase (the recipe's)")
+    p.add_argument("--batch-size", type=int, help="images per step, dazle (the recipe's)")
+    p.add_argument("--out", type=Path, default=Path("results"), help="results go to OUT/<data set>/<method>/seed<k>/")
+    p.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="continue an unfinished run and read back a finished one; --no-resume starts anew (default: resume)",
+    )
+    p.add_argument(
+        "--diagnostics",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also print the row labelled 'selected on test'; it costs one evaluation an epoch (default: yes)",
+    )
+    if dataset == "CUB":
+        p.add_argument(
+            "--split",
+            choices=("ps", "cub50"),
+            default="ps",
+            help="ps: proposed split, 150+50 classes; cub50: the authors' 40+10 subset (ps)",
+        )
+    known: dict[str, list[str]] = {}
+    kinds: dict[str, type] = {}
+    for method in METHODS:
+        recipe = recipe_of(method, dataset)
+        for f in fields(recipe):
+            value = getattr(recipe, f.name)
+            if f.name not in _APART:
+                known.setdefault(f.name, []).append(f"{method}: {value}")
+                kinds[f.name] = float if value is None else type(value)
+    group = p.add_argument_group("hyper-parameters (default: the recipe's)")
+    for name, defaults in known.items():
+        kind: Callable[[str], Any] = (lambda s: bool(int(s))) if kinds[name] is bool else kinds[name]
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{_HELP[name]} ({'; '.join(defaults)})")
+    return p
+
+
+def find_features(dataset: DataSet, given: Path | None) -> Path:
+    """The feature file to use.
+
+    Raises:
+        UserError: none or several; says where we looked and the command that makes one.
+    """
+    command = f"python extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py"
+    if dataset.name == "DEMO":
+        command = "python DEMO_ours.py"
+    if given is not None:
+        if given.is_file():
+            return given
+        raise UserError(f"no feature file at {given}. Make one with: {command} --out {given}")
+    folder = Path("data") / dataset.source
+    usual = folder / dataset.feature_file()
+    found = sorted(folder.glob(f"feature_map_*_{dataset.source}.hdf5"))
+    if usual in found:
+        return usual
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
+    raise UserError(
+        f"no feature file; looked for {folder}/feature_map_*_{dataset.source}.hdf5. Make one with: {command}"
+    )
+
+
+def find_vectors(dataset: DataSet, given: Path | None, file: FeatureFile, K: int) -> tuple[np.ndarray, Path | None]:
+    """Attribute vectors (K,V): the flag's, else w2v/, else those inside the feature file."""
+    path = given or Path("w2v") / f"{dataset.source}_attribute.pkl"
+    if given or path.is_file():
+        return load_attribute_vectors(path, K), path
+    inside = file.w2v_att
+    if inside is not None:
+        return np.asarray(inside, dtype=np.float32), None
+    raise UserError(
+        f"no attribute vectors: not at {path} and not in the feature file. "
+        f"Make them with: python extract_feature/extract_attribute_w2v_{dataset.source}.py"
+    )
+
+
+def names_beside(vectors: Path | None) -> list[str] | None:
+    """Attribute names recorded in the sidecar of a vector file, if there is one."""
+    sidecar = vectors.with_suffix(".json") if vectors else None
+    if sidecar is None or not sidecar.is_file():
+        return None
+    names = json.loads(sidecar.read_text()).get("names")
+    return [str(n) for n in names] if names else None
+
+
+def device_of(name: str) -> str:
+    """'auto' resolved; a missing GPU is said."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no GPU; use --device cpu or install a CUDA build of torch")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None = None) -> int:
+    """Parse, load, train every seed, print the table."""
+    args = parser(dataset_name, description).parse_args(argv)
+    dataset = CUB50 if getattr(args, "split", "ps") == "cub50" else DATASETS[dataset_name]
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: at least one")
+    device = device_of(args.device)
+
+    path = find_features(dataset, args.features)
+    file = FeatureFile(path)
+    metadata = file.to_metadata(dataset)
+    w2v, vectors = find_vectors(dataset, args.w2v, file, metadata.att.shape[1])
+    _, D, R = file.shape
+    for note in metadata.notes:
+        log.info("note: %s", note)
+    log.info(
+        "%s: %d classes, %d images, features %s (%d regions, %d channels)",
+        dataset.name,
+        len(metadata.class_names),
+        len(metadata.labels),
+        path,
+        R,
+        D,
+    )
+    rows = np.concatenate([metadata.trainval_loc, metadata.test_seen_loc, metadata.test_unseen_loc])
+    features = RegionFeatures(file, rows, (R, D), device)
+
+    recipe = recipe_of(args.method, dataset.name)
+    names = {f.name for f in fields(recipe)}
+    given = {n: v for n, v in vars(args).items() if n in names and n not in ("epochs",) and v is not None}
+    ignored = [n for n in _HELP if getattr(args, n, None) is not None and n not in names]
+    if ignored:
+        raise UserError(f"--{ignored[0].replace('_', '-')} is no setting of {args.method}")
+    recipe = replace(recipe, **given)
+    epochs = args.epochs or (recipe.epochs if "epochs" in names else max(1, recipe.visual_iterations // 10))
+
+    provenance = {k: str(v) for k, v in file.provenance.items()} | {"regions": f"{R} regions"}
+    results = []
+    for seed in range(args.seeds):
+        config = RunConfig(
+            dataset=dataset.name,
+            method=args.method,
+            seed=seed,
+            select=args.select,
+            epochs=epochs,
+            recipe={f.name: getattr(recipe, f.name) for f in fields(recipe)},
+            features=provenance,
+            vectors_sha256=sha256_file(vectors) if vectors else "in the feature file",
+        )
+        folder = args.out / dataset.name / args.method / f"seed{seed}"
+        results.append(run(config, recipe, metadata, w2v, features, folder, args.resume, args.diagnostics))
+    text = table(dataset.name, results)
+    write_bytes(args.out / dataset.name / args.method / "table.md", (text + "\n").encode())
+    sys.stdout.write("\n" + text + "\n")
+    figure = args.out / dataset.name / args.method / "attention.png"
+    attribute_names = names_beside(vectors)
+    try:
+        attention_figure(
+            results[0]["config"],
+            figure.parent / "seed0",
+            metadata,
+            w2v,
+            features,
+            args.data_root,
+            figure,
+            attribute_names,
+        )
+        sys.stdout.write(f"\nattention figure: {figure}\n")
+    except UserError as error:
+        log.info("no attention figure: %s", error)
+    return 0
+
+
+def demo(argv: Sequence[str] | None = None, description: str | None = None) -> int:
+    """Render, train the small backbone, extract and make vectors where missing; then as every driver."""
+    args = parser("DEMO", description).parse_args(argv)
+    from core.demo_setup import prepare_demo
+
+    prepare_demo(args.data_root)
+    return drive("DEMO", description, argv)

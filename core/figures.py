@@ -1,0 +1,98 @@
+"""Figures of a trained model: where each attribute was looked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from PIL import Image
+
+from core.attributes import read_attribute_names
+from core.checkpoint import load_checkpoint
+from core.datasets import CUB, CUB50, DATASETS, image_folder
+from core.errors import UserError
+from core.features import RegionFeatures
+from core.files import atomic_path
+from core.recipes import build, recipe_of
+from core.training import test_fold
+from core.xlsa17 import Metadata
+
+
+@torch.no_grad()
+def attention_maps(
+    config: dict[str, Any],
+    run_folder: Path,
+    metadata: Metadata,
+    w2v: np.ndarray,
+    features: RegionFeatures,
+    rows: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(θ (B,R,K), w (B,K)) of a finished run for the images in ``rows``."""
+    tensors, _ = load_checkpoint(run_folder / "checkpoint.safetensors")
+    recipe = recipe_of(config["method"], config["dataset"])
+    recipe = type(recipe)(**config["recipe"])
+    fold = test_fold(metadata, w2v)
+    model: Any = build(config["method"], recipe, fold, features.D, 0, None, str(features.device)).model
+    model.load_state_dict(tensors)
+    model.eval()
+    a = model.attention(features.batch(rows))
+    return a.theta.cpu().numpy(), a.w.cpu().numpy()
+
+
+def attention_figure(
+    config: dict[str, Any],
+    run_folder: Path,
+    metadata: Metadata,
+    w2v: np.ndarray,
+    features: RegionFeatures,
+    data_root: Path,
+    out: Path,
+    names: list[str] | None = None,
+    images: int = 4,
+    attributes: int = 6,
+) -> None:
+    """Draw test images of unseen classes, each with the attention of its class's most telling attributes.
+
+    An attribute is telling where its class strength exceeds the mean over classes the most. ``names`` (K,) are read
+    from the data set's own files where they are not given.
+    """
+    dataset = DATASETS[config["dataset"]]
+    folder = image_folder(data_root, CUB if dataset == CUB50 else dataset)
+    names = names or read_attribute_names(dataset, data_root)
+    classes = metadata.unseen[:: max(1, len(metadata.unseen) // images)][:images]
+    rows = np.array([metadata.test_unseen_loc[metadata.labels[metadata.test_unseen_loc] == c][0] for c in classes])
+    theta, w = attention_maps(config, run_folder, metadata, w2v, features, rows)
+    side = round(theta.shape[1] ** 0.5)
+    if side * side != theta.shape[1]:
+        raise UserError(f"{theta.shape[1]} regions do not form a square")
+    size = (len(rows) * 1.75 + 0.3, (attributes + 1) * 1.6)
+    figure, axes = plt.subplots(len(rows), attributes + 1, figsize=(size[1] * 1.05, size[0]), squeeze=False)
+    excess = metadata.att - metadata.att.mean(axis=0)
+    for i, row in enumerate(rows):
+        path = folder / metadata.image_files[row]
+        if not path.is_file():
+            raise UserError(f"no image at {path}")
+        with Image.open(path) as opened:
+            picture = opened.convert("RGB")
+        short = min(picture.size)  # the centre square that the backbone saw
+        left, top = (picture.width - short) // 2, (picture.height - short) // 2
+        picture = picture.crop((left, top, left + short, top + short)).resize((224, 224))
+        axes[i, 0].imshow(picture)
+        axes[i, 0].set_title(metadata.class_names[classes[i]][:24], fontsize=7)
+        for j, k in enumerate(np.argsort(-excess[classes[i]])[:attributes], start=1):
+            heat = theta[i, :, k].reshape(side, side)
+            axes[i, j].imshow(picture)
+            axes[i, j].imshow(heat, cmap="jet", alpha=0.45, extent=(0, 224, 224, 0), interpolation="bilinear")
+            axes[i, j].set_title(f"{names[k].removeprefix('has_')[:26]}\nw {w[i, k]:.2f}", fontsize=6)
+    for axis in axes.ravel():
+        axis.axis("off")
+    figure.tight_layout()
+    with atomic_path(out) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+    plt.close(figure)

@@ -1,0 +1,10 @@
+"""Download and unpack a data set: python data/get_data.py CUB|AWA2|SUN|xlsa17 [--archive PATH ...].
+
+An interrupted download continues with the same command. Pages beside this file say what each data set is.
+"""
+
+from core.download import main
+from core.errors import run_cli
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

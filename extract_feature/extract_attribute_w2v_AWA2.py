@@ -1,0 +1,15 @@
+"""Word vectors of AWA2's attribute names: the sum of the vectors of a name's words, (K,300) float32.
+
+    python extract_feature/extract_attribute_w2v_AWA2.py                                   # GloVe, downloaded by gensim
+    python extract_feature/extract_attribute_w2v_AWA2.py --source word2vec-google-news-300 # what DAZLE's scripts load
+    python extract_feature/extract_attribute_w2v_AWA2.py --source glove.6B.300d.txt        # a local file
+
+writes w2v/AWA2_attribute.pkl and, beside it, a .json with source, words and out-of-vocabulary words.
+"""
+
+from core.attributes import main
+from core.datasets import AWA2
+from core.errors import run_cli
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(lambda: main(AWA2)))

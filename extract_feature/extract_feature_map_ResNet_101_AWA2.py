@@ -1,0 +1,14 @@
+"""Region features of AWA2 from a frozen ResNet-101 (ImageNet, IMAGENET1K_V1, layer4: 2048 x 7 x 7).
+
+    python extract_feature/extract_feature_map_ResNet_101_AWA2.py
+
+reads the images and xlsa17's .mat files under data/ (see data/AWA2.md) and writes
+data/AWA2/feature_map_ResNet_101_AWA2.hdf5. Interrupted? The same command continues. --help lists every option.
+"""
+
+from core.datasets import AWA2
+from core.errors import run_cli
+from core.extraction import main
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(lambda: main(AWA2)))

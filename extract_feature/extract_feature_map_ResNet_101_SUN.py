@@ -1,0 +1,14 @@
+"""Region features of SUN from a frozen ResNet-101 (ImageNet, IMAGENET1K_V1, layer4: 2048 x 7 x 7).
+
+    python extract_feature/extract_feature_map_ResNet_101_SUN.py
+
+reads the images and xlsa17's .mat files under data/ (see data/SUN.md) and writes
+data/SUN/feature_map_ResNet_101_SUN.hdf5. Interrupted? The same command continues. --help lists every option.
+"""
+
+from core.datasets import SUN
+from core.errors import run_cli
+from core.extraction import main
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(lambda: main(SUN)))

@@ -1,0 +1,187 @@
+"""Attribute names, word vectors, and which words are in the published sums."""
+
+import json
+import logging
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core import attributes as A
+from core.datasets import AWA2, CUB, SUN
+from core.errors import UserError
+from core.files import load_array_pickle
+
+SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+needs_shared = pytest.mark.skipif(not (SHARED / "w2v").is_dir(), reason="no ../shared/data")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("has_bill_shape::curved_(up_or_down)", "bill shape curved"),
+        ("has_shape::upright-perching_water-like", "shape upright perching water like"),
+        ("has_size::very_large_(32_-_72_in)", "size very large"),
+        ("has_wing_color::grey", "wing color gray"),
+        ("newworld", "new world"),
+        ("quadrapedal", "quadrupedal"),
+        ("rock/stone", "rock stone"),
+        ("wood (not part of a tree)", "wood"),
+    ],
+)
+def test_clean_name(name, words):
+    assert A.clean_name(name) == words.split()
+
+
+@pytest.fixture
+def words():
+    names = ["new", "world", "red", "flies"]
+    return dict(zip(names, np.random.default_rng(0).standard_normal((4, 300)).astype(np.float32), strict=True))
+
+
+def write(path, words, form):
+    from gensim.models import KeyedVectors
+
+    kv = KeyedVectors(300)
+    kv.add_vectors(list(words), list(words.values()))
+    if form == "kv":
+        kv.save(str(path), separately=[])
+    elif form == "kv-separate":
+        kv.save(str(path), separately=["vectors"])
+    else:
+        kv.save_word2vec_format(str(path), binary=form == "bin", write_header=form != "glove")
+
+
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [("glove", "g.txt"), ("header", "h.txt"), ("bin", "w.bin"), ("kv", "a.kv"), ("kv-separate", "b.kv")],
+)
+def test_every_source_gives_the_same_sums(tmp_path, words, form, file, caplog):
+    write(tmp_path / file, words, form)
+    with caplog.at_level(logging.WARNING):
+        made = A.sum_vectors(["newworld", "flys", "red-zzz"], A.load_vocabulary(str(tmp_path / file)))
+    expected = np.stack([words["new"] + words["world"], words["flies"], words["red"]])
+    np.testing.assert_allclose(made.vectors, expected, rtol=1e-5, atol=1e-6)
+    assert made.unknown == {"red-zzz": ["zzz"]}
+    assert "zzz" in caplog.text
+
+
+def test_no_known_word_is_an_error(words):
+    with pytest.raises(UserError, match="zebra"):
+        A.sum_vectors(["zebra"], words)
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit(3)",))
+
+
+def test_hostile_kv_runs_nothing(tmp_path):
+    (tmp_path / "e.kv").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match="exec"):
+        A.load_vocabulary(str(tmp_path / "e.kv"))
+
+
+def test_missing_and_wrong_sources(tmp_path):
+    with pytest.raises(UserError, match="neither a file"):
+        A.load_vocabulary("nowhere.txt")
+    (tmp_path / "s.txt").write_text("red 1 2 3\n")
+    with pytest.raises(UserError, match="size 3"):
+        A.load_vocabulary(str(tmp_path / "s.txt"))
+
+
+def test_demo_round_trip_and_damage(tmp_path):
+    (tmp_path / "attributes.txt").write_text("1 has_wing_color::red\n2 has_tail_color::red\n")
+    out = tmp_path / "DEMO_attribute.pkl"
+    A.write_demo_vectors(tmp_path / "attributes.txt", out)
+    first = out.read_bytes()
+    vectors = A.load_attribute_vectors(out, 2)
+    assert vectors.dtype == np.float32
+    difference = A.hashed_word_vectors(["wing"]) - A.hashed_word_vectors(["tail"])
+    np.testing.assert_allclose(vectors[0] - vectors[1], difference[0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(A.unit_rows(vectors), axis=1), 1, rtol=1e-6)
+    assert pickle.loads(first).shape == (2, 300)  # as DAZLE's scripts read it
+    A.write_demo_vectors(tmp_path / "attributes.txt", out)
+    assert out.read_bytes() == first
+    with pytest.raises(UserError, match="shape"):
+        A.load_attribute_vectors(out, 3)
+    vectors[0] = 0
+    out.write_bytes(pickle.dumps(vectors, protocol=2))
+    with pytest.raises(UserError, match="describes"):
+        A.load_attribute_vectors(out, 2)
+    out.with_suffix(".json").unlink()
+    with pytest.raises(UserError, match="zeros"):
+        A.load_attribute_vectors(out, 2)
+
+
+def test_names_are_found_beside_the_cub_folder(tmp_path):
+    (tmp_path / "CUB" / "CUB_200_2011").mkdir(parents=True)
+    with pytest.raises(UserError, match="--attributes"):
+        A.find_names_file(CUB, tmp_path)
+    (tmp_path / "CUB" / "attributes.txt").write_text("1 a\n")
+    assert A.find_names_file(CUB, tmp_path) == tmp_path / "CUB" / "attributes.txt"
+    with pytest.raises(UserError, match="312"):
+        A.read_attribute_names(CUB, tmp_path)
+
+
+def published(dataset):
+    names = A.read_attribute_names(dataset, Path("none"), SHARED / "attributes" / dataset.source)
+    return names, load_array_pickle(SHARED / "w2v" / f"{dataset.source}_attribute.pkl").astype(np.float64)
+
+
+@needs_shared
+@pytest.mark.parametrize("dataset", [AWA2, CUB, SUN], ids=lambda d: d.name)
+def test_published_rows_are_sums_of_our_words(dataset):
+    names, rows = published(dataset)
+    assert A.row_consistency([A.clean_name(n) for n in names], rows).max_residual < 1e-12
+
+
+@needs_shared
+def test_which_words_the_published_sums_hold():
+    """A google-news vector has 8 significant bits per value, a sum has not: differences of rows name their words."""
+    names, rows = published(CUB)
+    cub = dict(zip(names, rows, strict=True))
+    awa_names, awa_rows = published(AWA2)
+    awa = dict(zip(awa_names, awa_rows, strict=True))
+    single = A.single_word_share
+    # one word beside "small": neither "has", nor "in", nor what is in parentheses
+    size = cub["has_size::small_(5_-_9_in)"] - awa["small"]
+    assert single(size) == 1
+    assert single(cub["has_size::very_large_(32_-_72_in)"] - cub["has_size::large_(16_-_32_in)"]) == 1
+    # grey is spelled gray
+    color = "has_primary_color::"
+    np.testing.assert_allclose(cub[color + "grey"] - cub[color + "black"], awa["gray"] - awa["black"], atol=1e-12)
+    # the words teeth, chew and strain; and words left whole
+    teeth = awa["meatteeth"] - awa["meat"]
+    assert single(teeth) == single(awa["chewteeth"] - teeth) == single(awa["strainteeth"] - teeth) == 1
+    assert all(single(awa[n]) == 1 for n in ("longneck", "buckteeth", "flys", "quadrapedal"))
+    assert all(single(awa[n]) < 0.6 for n in ("newworld", "longleg", "toughskin", "nestspot"))
+    # the part words stand alone, so "color" and "pattern" are all that is beside them
+    pattern = cub["has_tail_pattern::solid"] - awa["tail"]
+    belly = cub["has_belly_pattern::solid"] - pattern
+    red_color = cub["has_belly_color::red"] - belly
+    bill = cub["has_bill_color::red"] - red_color
+    assert single(belly) == single(bill) == 1
+    pointed = cub["has_tail_shape::pointed_tail"] - 2 * awa["tail"]
+    wing = cub["has_wing_color::red"] - red_color
+    wings = cub["has_wing_shape::pointed-wings"] - pointed - wing
+    assert single(wings) == 1  # hyphens are split
+    # upperparts was split into upper parts, underparts was not, spatulate was replaced by broad
+    upper = cub["has_upper_tail_color::red"] - red_color - awa["tail"]
+    assert single(upper) == single(cub["has_upperparts_color::red"] - red_color - upper) == 1
+    assert single(cub["has_underparts_color::red"] - red_color) == 1
+    broad = cub["has_wing_shape::broad-wings"] - wing - wings
+    np.testing.assert_allclose(cub["has_bill_shape::spatulate"] - bill, broad, atol=1e-12)
+
+
+@needs_shared
+def test_published_sun_has_one_row_of_zeros(tmp_path):
+    out = tmp_path / "SUN_attribute.pkl"
+    source = SHARED / "w2v" / "SUN_attribute.pkl"
+    A.main(SUN, ["--source", str(source), "--attributes", str(SHARED / "attributes" / "SUN"), "--out", str(out)])
+    assert not A.load_attribute_vectors(out, 102)[88].any()
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["zero_rows"] == [88] and record["names"][88] == "man-made"
+    with pytest.raises(UserError, match="zeros"):
+        A.load_attribute_vectors(source, 102)

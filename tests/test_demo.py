@@ -1,0 +1,187 @@
+"""The drawn data set and its backbone: layout, determinism, honest splits, true part locations."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core import demo, demo_backbone
+from core.datasets import DEMO
+from core.errors import UserError
+from core.xlsa17 import read_metadata
+
+SIZES = {"images_per_class": 5, "seen": 8, "unseen": 2}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("demo")
+    demo.render_demo(root, seed=3, **SIZES)
+    return root
+
+
+def _digests(root: Path) -> dict[str, str]:
+    files = sorted(p for p in root.rglob("*") if p.is_file())
+    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_layout(root: Path) -> None:
+    m = read_metadata(root, DEMO)
+    folder = root / DEMO.folders[0]
+    assert len(m.seen) == 8 and len(m.unseen) == 2 and len(m.labels) == 50
+    assert (len(m.trainval_loc), len(m.test_seen_loc), len(m.test_unseen_loc)) == (32, 8, 10)
+    assert all((folder / name).is_file() for name in m.image_files)
+    names = [line.split()[1] for line in (folder / DEMO.attribute_file).read_text().splitlines()]
+    assert names == demo.attribute_names() and m.att.shape == (10, len(names)) and 40 <= len(names) <= 60
+    assert "has_bill_shape::hooked" in names
+    assert np.allclose(np.linalg.norm(m.att, axis=1), 1, atol=1e-5)
+    assert demo.read_part_locations(folder).shape == (50, len(demo.PARTS), 3)
+    parts = [line.split()[1] for line in (folder / "parts" / "parts.txt").read_text().splitlines()]
+    assert tuple(parts) == demo.PARTS
+    assert not list(root.glob(".demo*"))
+
+
+def test_validation_classes_are_disjoint_and_the_file_s_own(root: Path) -> None:
+    m = read_metadata(root, DEMO)
+    assert "of the split file; 0 of its images lie outside" in " ".join(m.notes)
+    assert not np.intersect1d(m.labels[m.train_loc], m.labels[m.val_loc]).size
+    assert len(np.unique(m.labels[m.val_loc])) == 2  # a quarter of the seen classes
+
+
+def test_same_seed_same_bytes_other_seed_other_images(root: Path, tmp_path: Path) -> None:
+    demo.render_demo(tmp_path, seed=3, **SIZES)
+    assert _digests(tmp_path) == _digests(root)
+    demo.render_demo(tmp_path, seed=4, **SIZES)  # replaces it
+    assert _digests(tmp_path) != _digests(root)
+
+
+def test_processes_do_not_change_the_drawing() -> None:
+    rng = np.random.default_rng(0)
+    signature = demo.draw_signatures(8, 2, rng)[0][0]
+    first, second = (demo.draw_creature(signature, np.random.default_rng(5)) for _ in range(2))
+    assert first.image.tobytes() == second.image.tobytes() and np.array_equal(first.part_locs, second.part_locs)
+
+
+def test_complete_is_kept_and_damaged_is_redone(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "copy")
+    copy = tmp_path / "copy"
+    image = next((copy / DEMO.folders[0] / "images").rglob("*.jpg"))
+    image.touch()
+    stamp = image.stat().st_mtime_ns
+    demo.render_demo(copy, seed=3, **SIZES)
+    assert image.stat().st_mtime_ns == stamp
+    image.unlink()
+    (copy / "xlsa17" / "data" / "DEMO" / "att_splits.mat").write_bytes(b"")
+    demo.render_demo(copy, seed=3, **SIZES)
+    assert _digests(copy) == _digests(root)
+
+
+def test_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_write_tables", stop)
+    with pytest.raises(KeyboardInterrupt):
+        demo.render_demo(tmp_path, **SIZES)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_a_stranger_s_folder_is_not_deleted(tmp_path: Path) -> None:
+    mine = tmp_path / DEMO.folders[0] / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("keep")
+    with pytest.raises(UserError, match="not drawn by this program"):
+        demo.render_demo(tmp_path, **SIZES)
+    assert mine.read_text() == "keep"
+
+
+@pytest.mark.parametrize(("seen", "unseen"), [(24, 8), (8, 2), (4, 1)])
+@pytest.mark.parametrize("seed", range(5))
+def test_unseen_classes_are_new_combinations_of_seen_values(seen: int, unseen: int, seed: int) -> None:
+    known, new = demo.draw_signatures(seen, unseen, np.random.default_rng(seed))
+    assert (len(known), len(new)) == (seen, unseen)
+    assert all(s not in known for s in new) and len({tuple(s.values()) for s in new}) == unseen
+    for trait in demo.TRAITS:
+        count = Counter(s[trait] for s in known)
+        assert all(count[s[trait]] >= min(2, max(count.values())) for s in new)
+    if seen == 24:
+        assert all(Counter(s[t] for s in known)[v] >= 3 for s in new for t, v in s.items())
+
+
+def test_part_locations_lie_on_the_part() -> None:
+    rng = np.random.default_rng(1)
+    checked = 0
+    for signature in demo.draw_signatures(12, 2, rng)[0]:
+        plain = signature | {"wing_pattern": "solid", "breast_pattern": "solid"}
+        drawing = demo.draw_creature(plain, rng, occlusion=False, lighting=False)
+        pixels = np.asarray(drawing.image, dtype=float)
+        for part, (x, y, visible) in zip(demo.PARTS, drawing.part_locs, strict=True):
+            if not visible or part in ("leg", "bill"):  # too thin for a whole pixel of pure colour
+                continue
+            wanted = np.array(demo.COLOURS[plain[f"{part}_color"]])
+            near = pixels[max(int(y) - 1, 0) : int(y) + 2, max(int(x) - 1, 0) : int(x) + 2].reshape(-1, 3)
+            assert np.abs(near - wanted).max(axis=1).min() < 75, (part, near, wanted)
+            checked += 1
+    assert checked > 60
+
+
+def test_occlusion_hides_parts() -> None:
+    signature = demo.draw_signatures(8, 2, np.random.default_rng(0))[0][0]
+    both = [
+        sum(
+            demo.draw_creature(signature, np.random.default_rng(s), occlusion=o).part_locs[:, 2].sum()
+            for s in range(25)
+        )
+        for o in (False, True)
+    ]
+    assert both[1] < both[0]
+
+
+def test_too_small_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least 4 seen"):
+        demo.render_demo(tmp_path, seen=2)
+
+
+def test_backbone_trains_on_trainval_alone(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root, tmp_path / "copy")
+    m = read_metadata(tmp_path / "copy", DEMO)
+    for i in np.concatenate([m.test_seen_loc, m.test_unseen_loc]):
+        (tmp_path / "copy" / DEMO.folders[0] / m.image_files[i]).unlink()  # if it were opened, this would fail
+    state = torch.random.get_rng_state()
+    paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
+    for path in paths:
+        demo_backbone.train_demo_backbone(tmp_path / "copy", path, epochs=1, batch_size=16)
+    assert torch.equal(state, torch.random.get_rng_state())
+    first, second = (demo_backbone.load_demo_backbone(p) for p in paths)
+    for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    features = first(torch.rand(2, 3, 112, 112))
+    assert features.shape == (2, first.channels, 7, 7) and features.dtype == torch.float32
+    assert 128 <= first.channels <= 256 and not first.training
+
+    stamp = paths[0].stat().st_mtime_ns
+    demo_backbone.train_demo_backbone(tmp_path / "copy", paths[0], epochs=1, batch_size=16)
+    assert paths[0].stat().st_mtime_ns == stamp
+    demo_backbone.train_demo_backbone(tmp_path / "copy", paths[0], epochs=1, batch_size=16, seed=1)
+    assert paths[0].stat().st_mtime_ns != stamp
+
+
+def test_backbone_refuses_a_leak(root: Path) -> None:
+    m = read_metadata(root, DEMO)
+    m.trainval_loc = np.concatenate([m.trainval_loc, m.test_unseen_loc[:1]])
+    with pytest.raises((UserError, AssertionError)):
+        demo_backbone._training_images(m)
+
+
+def test_backbone_file_errors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no backbone weights"):
+        demo_backbone.load_demo_backbone(tmp_path / "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UserError, match="does not hold"):
+        demo_backbone.load_demo_backbone(tmp_path / "bad.safetensors")

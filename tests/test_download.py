@@ -1,0 +1,129 @@
+"""Downloads that continue, checksums, and archives that try to write elsewhere."""
+
+import hashlib
+import http.server
+import io
+import stat
+import tarfile
+import threading
+import zipfile
+
+import pytest
+
+from core import download as D
+from core.errors import UserError
+
+CONTENT = bytes(range(256)) * 400
+
+
+@pytest.fixture
+def server():
+    class Handler(http.server.BaseHTTPRequestHandler):
+        cut = 0  # answer with so many bytes only
+        ranges: list = []  # noqa: RUF012
+
+        def do_GET(self):
+            wanted = self.headers.get("Range")
+            Handler.ranges.append(wanted)
+            start = int(wanted[6:-1]) if wanted else 0
+            if start >= len(CONTENT):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                self.end_headers()
+                return
+            body = CONTENT[start:]
+            self.send_response(206 if wanted else 200)
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: Handler.cut or None])
+
+        def log_message(self, *args):
+            pass
+
+    Handler.ranges = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as s:
+        thread = threading.Thread(target=s.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{s.server_port}/a.tgz", Handler
+        s.shutdown()
+
+
+def test_cut_download_continues(server, tmp_path):
+    url, handler = server
+    handler.cut = 1000
+    with pytest.raises(UserError, match="continue"):
+        D.download(url, tmp_path / "a.tgz", timeout=5)
+    assert (tmp_path / "a.tgz.part").stat().st_size == 1000
+    handler.cut = 0
+    path = D.download(url, tmp_path / "a.tgz", hashlib.md5(CONTENT).hexdigest(), timeout=5)
+    assert path.read_bytes() == CONTENT
+    assert handler.ranges == [None, "bytes=1000-"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tgz"]
+
+
+def test_complete_part_is_taken(server, tmp_path):
+    (tmp_path / "a.tgz.part").write_bytes(CONTENT)
+    assert D.download(server[0], tmp_path / "a.tgz", timeout=5).read_bytes() == CONTENT
+
+
+def test_wrong_checksum_keeps_nothing(server, tmp_path):
+    with pytest.raises(UserError, match="MD5"):
+        D.download(server[0], tmp_path / "a.tgz", "0" * 32, timeout=5)
+    assert not list(tmp_path.iterdir())
+
+
+def make_tar(path, entries):
+    with tarfile.open(path, "w:gz") as t:
+        for name, content in entries:
+            info = tarfile.TarInfo(name)
+            if content is None:
+                info.type, info.linkname = tarfile.SYMTYPE, "/etc"
+                t.addfile(info)
+            else:
+                info.size = len(content)
+                t.addfile(info, io.BytesIO(content))
+
+
+def make_zip(path, entries):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+        for name, content in entries:
+            info = zipfile.ZipInfo(name)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            if content is None:
+                info.external_attr = (stat.S_IFLNK | 0o777) << 16
+            z.writestr(info, b"/etc" if content is None else content)
+
+
+@pytest.mark.parametrize("make", [make_tar, make_zip])
+@pytest.mark.parametrize(
+    "entry", [("../out", b"x"), ("top/../../out", b"x"), ("top/link", None), ("top/b", bytes(1 << 25))]
+)
+def test_hostile_archive(tmp_path, make, entry):
+    make(tmp_path / "a", [("top/good", b"1"), entry])
+    with pytest.raises(UserError, match="cannot unpack"):
+        D.extract(tmp_path / "a", tmp_path / "in" / "to")
+    assert not list((tmp_path / "in" / "to").iterdir())
+    assert not (tmp_path / "in" / "out").exists()
+
+
+def test_damaged_archive(tmp_path):
+    make_tar(tmp_path / "a.tgz", [("top/good", bytes(range(256)) * 99)])
+    (tmp_path / "a.tgz").write_bytes((tmp_path / "a.tgz").read_bytes()[:-200])
+    with pytest.raises(UserError, match="cannot unpack"):
+        D.extract(tmp_path / "a.tgz", tmp_path / "to")
+    assert not list((tmp_path / "to").iterdir())
+
+
+def test_get_from_archives_and_again(tmp_path):
+    make_tar(tmp_path / "SUNAttributeDB_Images.tar.gz", [("images/a/b.jpg", b"1")])
+    make_tar(tmp_path / "SUNAttributeDB.tar.gz", [("SUNAttributeDB/attributes.mat", b"2")])
+    archives = [str(p) for p in tmp_path.glob("*.gz")]
+    root = tmp_path / "data"
+    for _ in range(2):
+        D.main(["SUN", "--data-root", str(root), "--archive", *archives])
+    assert (root / "SUN" / "images" / "a" / "b.jpg").is_file()
+    assert (root / "SUN" / "attributes.mat").is_file()
+    with pytest.raises(UserError, match="not an archive of CUB"):
+        D.get("CUB", root, [tmp_path / "SUNAttributeDB.tar.gz"])

@@ -1,0 +1,237 @@
+"""Extraction: backbones, every kind of image file, bad images, kill -9, and the real pipeline on a tiny data set."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+import torchvision
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision import transforms
+
+from core.backbones import build_backbone, file_form
+from core.datasets import CUB, DEMO
+from core.errors import UserError
+from core.extraction import extract, load_image
+from core.feature_file import FeatureFile
+from core.xlsa17 import read_metadata
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+TINY = {"backbone": "squeezenet1_1", "weights": "random", "device": "cpu", "batch_size": 4, "input_size": 64}
+
+
+def make_data(root: Path, n: int = 36) -> Path:
+    """Six classes of noise images in the demo's layout, with xlsa17's two .mat files."""
+    rng = np.random.default_rng(0)
+    folder = root / "DEMO" / "DEMO_creatures"
+    (folder / "images").mkdir(parents=True)
+    names = [f"images/{i:03}.png" for i in range(n)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(folder / name)
+    labels = np.repeat(np.arange(6), n // 6)
+    seen = np.flatnonzero(labels < 4)
+    mats = root / "xlsa17" / "data" / "DEMO"
+    mats.mkdir(parents=True)
+    files = np.array([[f"/somewhere/DEMO_creatures/{name}"] for name in names], dtype=object)
+    scipy.io.savemat(mats / "res101.mat", {"labels": labels[:, None] + 1, "image_files": files})
+    scipy.io.savemat(
+        mats / "att_splits.mat",
+        {
+            "att": rng.random((5, 6)),
+            "original_att": rng.random((5, 6)),
+            "allclasses_names": np.array([[f"class{c}"] for c in range(6)], dtype=object),
+            "trainval_loc": np.setdiff1d(seen, seen[::3])[:, None] + 1,
+            "test_seen_loc": seen[::3][:, None] + 1,
+            "test_unseen_loc": np.flatnonzero(labels >= 4)[:, None] + 1,
+        },
+    )
+    return root
+
+
+def torchvisions(path: Path, size: int) -> np.ndarray:
+    steps = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])
+    return np.asarray(steps(Image.open(path).convert("RGB")))
+
+
+def test_layer4_is_torchvisions() -> None:
+    backbone = build_backbone("resnet101", "random")
+    assert (backbone.layer, backbone.shape, file_form("resnet101")) == ("layer4", (2048, 7, 7), "ResNet_101")
+    net = torchvision.models.resnet101(weights=None).eval()
+    net.load_state_dict(backbone.network.state_dict())
+    images = torch.randn(2, 3, 224, 224)
+    with torch.inference_mode():
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        expected = net.layer4(net.layer3(net.layer2(net.layer1(x))))
+    assert torch.equal(backbone(images), expected)
+    assert not backbone.train().training and not any(p.requires_grad for p in backbone.parameters())
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    state = build_backbone("squeezenet1_1", "random").network.state_dict()
+    save_file(state, path)
+    assert build_backbone("squeezenet1_1", path).weights == "w.safetensors"
+    state["stranger"] = state.pop("features.0.bias")
+    save_file(state, path)
+    with pytest.raises(UserError, match=r"1 missing \(features.0.bias\); 1 unknown \(stranger\)"):
+        build_backbone("squeezenet1_1", path)
+    path.write_bytes(b"junk")
+    with pytest.raises(UserError, match="not a readable weights file"):
+        build_backbone("squeezenet1_1", path)
+    (tmp_path / "w.pth").write_bytes(b"cos\nsystem\n(S'true'\ntR.")  # a hostile pickle
+    with pytest.raises(UserError, match="not a readable weights file"):
+        build_backbone("squeezenet1_1", tmp_path / "w.pth")
+    for name, weights in (("resnet1001", "random"), ("squeezenet1_1", "IMAGENET9"), ("squeezenet1_1", "no.pth")):
+        with pytest.raises(UserError):
+            build_backbone(name, weights)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "LA", "P", "RGBA", "CMYK"])
+def test_every_mode_is_read_as_torchvision_does(tmp_path: Path, mode: str) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    noise.convert(mode).save(path)
+    got = load_image(path, 32)
+    assert got.shape == (32, 32, 3) and got.dtype == np.uint8
+    np.testing.assert_array_equal(got, torchvisions(path, 32))
+
+
+def test_palette_transparency_exif_and_16_bit(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
+    noise.convert("P").save(tmp_path / "a.png", transparency=bytes(range(256)))
+    assert load_image(tmp_path / "a.png", 32).shape == (32, 32, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    noise.save(tmp_path / "e.jpg", exif=exif)
+    np.testing.assert_array_equal(load_image(tmp_path / "e.jpg", 32), torchvisions(tmp_path / "e.jpg", 32))
+    grey = np.full((40, 40), 32896, dtype=np.uint16)  # 128 * 257
+    for name in ("g.png", "g.tif"):
+        Image.fromarray(grey).save(tmp_path / name)
+        assert (load_image(tmp_path / name, 32) == 128).all()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_damaged_and_bomb_images_are_value_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)).save(path)
+    good = path.read_bytes()
+    for damaged in (good[: len(good) // 2], b"", b"<html>not found</html>"):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError):
+            load_image(path, 32)
+    path.write_bytes(good)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 6000)
+    with pytest.raises(ValueError, match="8100|90x90"):
+        load_image(path, 32)
+    Image.new("RGB", (1, 3000)).save(path)
+    with pytest.raises(ValueError, match="too narrow"):
+        load_image(path, 32)
+
+
+def test_bad_images_are_listed_and_a_rerun_continues(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    clean = extract(DEMO, data, tmp_path / "clean.hdf5", **TINY)
+    images = data / "DEMO" / "DEMO_creatures" / "images"
+    kept = {name: (images / name).read_bytes() for name in ("005.png", "020.png")}
+    (images / "005.png").write_bytes(kept["005.png"][:300])
+    (images / "020.png").unlink()
+    out = tmp_path / "f.hdf5"
+    with pytest.raises(UserError, match="2 of 36 images") as caught:
+        extract(DEMO, data, out, **TINY)
+    assert "005.png" in str(caught.value) and "020.png" in str(caught.value) and not out.exists()
+    report = tmp_path / "f.hdf5.partial.bad_images.txt"
+    assert len(report.read_text().splitlines()) == 2
+    for name, content in kept.items():
+        (images / name).write_bytes(content)
+    assert extract(DEMO, data, out, **TINY) == out
+    assert out.read_bytes() == clean.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.hdf5", "data", "f.hdf5"]
+    assert extract(DEMO, data, out, **TINY) == out  # already there
+    with pytest.raises(UserError, match="other settings.*input_size"):
+        extract(DEMO, data, out, **{**TINY, "input_size": 96})
+
+
+def test_no_image_at_all_is_said_at_once(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    for path in (data / "DEMO" / "DEMO_creatures" / "images").iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="none of the 36 images"):
+        extract(DEMO, data, tmp_path / "f.hdf5", **TINY)
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import core.feature_file
+core.feature_file._FLUSH_ROWS = 8
+from test_extraction import *
+extract(DEMO, Path(sys.argv[1]), Path(sys.argv[2]), **TINY)
+"""
+
+
+def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", 150)
+    clean = extract(DEMO, data, tmp_path / "clean.hdf5", **TINY)
+    out, journal = tmp_path / "f.hdf5", tmp_path / "f.hdf5.partial.rows"
+    command = [sys.executable, "-c", _KILLED, str(data), str(out), str(Path(__file__).parent)]
+    killed = 0
+    for wait in (0.0, 0.03):
+        before = journal.stat().st_size if journal.exists() else 0
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while process.poll() is None and (not journal.exists() or journal.stat().st_size <= before):
+            time.sleep(0.002)
+        time.sleep(wait)
+        killed += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert killed
+    assert extract(DEMO, data, out, **TINY) == out
+    assert out.read_bytes() == clean.read_bytes()
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs real photographs in ../shared/data")
+def test_mobilenet_on_real_photographs(tmp_path: Path) -> None:
+    weights = SHARED / "weights" / "mobilenet_v2_imagenet1k.safetensors"
+    data, out = SHARED / "mini_cub", tmp_path / "f.hdf5"
+    partial = extract(CUB, data, out, "mobilenet_v2", weights, device="cpu", batch_size=8, limit=8)
+    assert partial.name == "f.hdf5.partial" and not out.exists()
+    files = read_metadata(data, CUB).image_files[:8]
+    steps = transforms.Compose(
+        [
+            transforms.Resize(224),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ]
+    )
+    folder = data / "CUB" / "CUB_200_2011"
+    paths = [folder / f if (folder / f).is_file() else folder / "images" / f for f in files]
+    x = torch.stack([steps(Image.open(p).convert("RGB")) for p in paths])
+    backbone = build_backbone("mobilenet_v2", weights)
+    assert backbone.layer == "features"
+    expected = backbone(x).numpy()
+    with h5py.File(partial) as file:
+        got = file["feature_map"][:8].astype(np.float32)
+    np.testing.assert_allclose(got, expected, atol=5e-3, rtol=2e-3)
+
+
+def test_to_metadata_of_another_data_set_is_refused(tmp_path: Path) -> None:
+    out = extract(DEMO, make_data(tmp_path / "data"), tmp_path / "f.hdf5", **TINY)
+    with FeatureFile(out) as file:
+        assert file.shape[0] == 36 and os.path.samefile(file.path, out)
+        assert len(file.to_metadata(DEMO).class_names) == 6
+        with pytest.raises(UserError, match="features of DEMO"):
+            file.to_metadata(replace(DEMO, name="OTHER", source="OTHER"))

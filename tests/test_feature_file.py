@@ -1,0 +1,233 @@
+"""The feature file: checksums as HDF5's, crash-safety, damage that is noticed, DAZLE's old layout."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from core.datasets import DEMO
+from core.errors import UserError
+from core.feature_file import Content, FeatureFile, Writer, fletcher32, verify
+from core.xlsa17 import Metadata
+
+SHAPE = (8, 7, 7)
+
+
+def metadata(n: int = 60) -> Metadata:
+    """Six classes, the last two unseen; n must be a multiple of six."""
+    labels = np.repeat(np.arange(6), n // 6)
+    seen = np.flatnonzero(labels < 4)
+    test_seen, trainval = seen[::5], np.setdiff1d(seen, seen[::5])
+    return Metadata(
+        name="DEMO",
+        image_files=[f"images/{i}.png" for i in range(n)],
+        labels=labels,
+        class_names=[f"class {c}" for c in range(6)],
+        att=np.random.default_rng(0).random((6, 5)).astype(np.float32),
+        original_att=np.ones((6, 5), np.float32),
+        trainval_loc=trainval,
+        test_seen_loc=test_seen,
+        test_unseen_loc=np.flatnonzero(labels >= 4),
+        train_loc=trainval[labels[trainval] < 3],
+        val_loc=trainval[labels[trainval] == 3],
+        split_sha256="0" * 64,
+    )
+
+
+def content(n: int = 60, **other: str | int) -> Content:
+    return Content(metadata(n), {"dataset": "DEMO", "backbone": "tiny", **other}, np.ones((5, 3), np.float32))
+
+
+def maps(n: int = 60) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((n, *SHAPE)).astype(np.float16)
+
+
+def write(path: Path, n: int = 60) -> Path:
+    with Writer(path, content(n), SHAPE) as writer:
+        writer.write(np.arange(n), maps(n))
+        return writer.finish()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("fill", ["random", "zeros", "ones_bits", "one_word", "65535"])
+def test_fletcher_equals_hdf5s(tmp_path: Path, dtype: str, fill: str) -> None:
+    values = np.random.default_rng(2).standard_normal((1, 64, 7, 7)).astype(dtype)
+    raw = values.reshape(-1).view(np.uint16)
+    if fill != "random":
+        raw[:] = 0xFFFF if fill == "ones_bits" else 0
+        raw[-1] = {"one_word": 1, "65535": 0xFFFF}.get(fill, raw[-1])
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        dataset = file.create_dataset("x", data=values, chunks=values.shape, fletcher32=True)
+        chunk = dataset.id.read_direct_chunk((0, 0, 0, 0))[1]
+    assert int.from_bytes(chunk[-4:], "little") == fletcher32(values)
+
+
+def test_fletcher_of_a_very_long_row_equals_hdf5s(tmp_path: Path) -> None:
+    values = np.random.default_rng(3).integers(0, 1 << 16, 500_000).astype(np.uint16)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        dataset = file.create_dataset("x", data=values, chunks=values.shape, fletcher32=True)
+        chunk = dataset.id.read_direct_chunk((0,))[1]
+    assert int.from_bytes(chunk[-4:], "little") == fletcher32(values)
+
+
+def test_written_file_reads_back_through_h5py_and_reader(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.hdf5")
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["feature_map"][()], maps())
+        assert file["feature_map"].fletcher32 and file.attrs["complete"]
+    with FeatureFile(path) as file:
+        rows = np.array([5, 0, 59, 5])
+        got = file.read(rows)
+        assert got.shape == (4, 8, 49) and got.dtype == np.float16
+        np.testing.assert_array_equal(got, maps()[rows].reshape(4, 8, 49))
+        m = file.to_metadata(DEMO)
+        np.testing.assert_array_equal(m.val_loc, metadata().val_loc)
+        assert m.class_names == metadata().class_names and file.image_files == metadata().image_files
+    assert [p.name for p in tmp_path.iterdir()] == ["f.hdf5"]
+    verify(path)
+
+
+def test_resume_keeps_flushed_rows_and_equals_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "f.hdf5"
+    with Writer(path, content(), SHAPE) as writer:
+        writer.write(np.arange(20), maps()[:20])
+    assert not path.exists()
+    with open(tmp_path / "f.hdf5.partial.rows", "ab") as handle:
+        handle.write(b"torn tail")
+    with Writer(path, content(), SHAPE) as writer:
+        assert writer.done.sum() == 20
+        with pytest.raises(UserError, match="40 rows"):
+            writer.finish()
+        writer.write(np.arange(20, 60), maps()[20:])
+        writer.finish()
+    (tmp_path / "other").mkdir()
+    assert path.read_bytes() == write(tmp_path / "other" / "f.hdf5").read_bytes()
+
+
+def test_a_row_that_the_journal_names_but_the_disk_lost_is_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "f.hdf5"
+    with Writer(path, content(), SHAPE) as writer:
+        writer.write(np.arange(20), maps()[:20])
+        writer.flush()
+        os.pwrite(writer._data, b"\0" * 16, writer._offsets[7])
+    with Writer(path, content(), SHAPE) as writer:
+        assert writer.done.sum() == 19 and not writer.done[7]
+
+
+def test_other_settings_a_second_writer_and_nan_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "f.hdf5"
+    with Writer(path, content(), SHAPE) as writer:
+        with pytest.raises(UserError, match="another process"):
+            Writer(path, content(), SHAPE)
+        with pytest.raises(UserError, match="row 3"):
+            writer.write(np.array([3]), np.full((1, *SHAPE), 1e6, np.float32))
+    with pytest.raises(UserError, match="backbone: 'tiny' there, 'large' now.*--out"):
+        Writer(path, content(backbone="large"), SHAPE)
+    with pytest.raises(UserError, match="no feature file.*unfinished"):
+        FeatureFile(path)
+
+
+_KILLED = """
+import sys, numpy as np
+sys.path.insert(0, sys.argv[2])
+from test_feature_file import *
+with Writer(Path(sys.argv[1]), content(600), SHAPE) as writer:
+    for row in np.flatnonzero(~writer.done):
+        writer.write(np.array([row]), maps(600)[[row]])
+        if row % 16 == 0:
+            writer.flush()
+    writer.finish()
+"""
+
+
+def test_killed_at_random_moments_equals_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "f.hdf5"
+    partial = tmp_path / "f.hdf5.partial.rows"
+    command = [sys.executable, "-c", _KILLED, str(path), str(Path(__file__).parent)]
+    for wait in (0.0, 0.05, 0.1):
+        before = partial.stat().st_size if partial.exists() else 0
+        process = subprocess.Popen(command)
+        while process.poll() is None and (not partial.exists() or partial.stat().st_size <= before):
+            time.sleep(0.002)
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command).returncode == 0
+    (tmp_path / "other").mkdir()
+    assert path.read_bytes() == write(tmp_path / "other" / "f.hdf5", 600).read_bytes()
+
+
+def test_flipped_byte_truncation_and_junk_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.hdf5")
+    with FeatureFile(path) as file:
+        assert file._offsets is not None
+        offset = int(file._offsets[11])
+    good = path.read_bytes()
+    bad = bytearray(good)
+    bad[offset + 100] ^= 1
+    path.write_bytes(bad)
+    with pytest.raises(UserError, match=r"f\.hdf5: row 11 \(images/11\.png\) is damaged"):
+        verify(path)
+    for damaged in (good[: len(good) // 2], good[:-1], b"", b"not hdf5 at all" * 99):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="f.hdf5"):
+            verify(path)
+
+
+def test_identity_tells_files_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.hdf5")
+    with FeatureFile(path) as file:
+        first = file.identity()
+        assert first == file.identity()
+    with h5py.File(path, "r+") as file:
+        file["feature_map"][0] = 0
+    with FeatureFile(path) as file:
+        assert first != file.identity()
+
+
+@pytest.mark.parametrize("lacks", ["", "att", "labels", "feature_map"])
+def test_old_layout(tmp_path: Path, lacks: str) -> None:
+    """DAZLE's files: float32, gzip, no names, no attributes, no train/val."""
+    path, m = tmp_path / "old.hdf5", metadata()
+    arrays = {"labels": m.labels, "att": m.att, "original_att": m.original_att}
+    arrays |= {key: getattr(m, key) for key in ("trainval_loc", "test_seen_loc", "test_unseen_loc")}
+    with h5py.File(path, "w") as file:
+        file.create_dataset("feature_map", data=maps().astype(np.float32), compression="gzip")
+        for key, value in arrays.items():
+            file.create_dataset(key, data=value, compression="gzip")
+        if lacks:
+            del file[lacks]
+    if lacks:
+        with pytest.raises(UserError, match=f"lacks {lacks}"):
+            FeatureFile(path)
+        return
+    with FeatureFile(path) as file:
+        rows = np.array([40, 3, 3, 17])
+        np.testing.assert_array_equal(file.read(rows), maps().astype(np.float32)[rows].reshape(4, 8, 49))
+        drawn = file.to_metadata(DEMO)
+        assert not np.intersect1d(drawn.labels[drawn.train_loc], drawn.labels[drawn.val_loc]).size
+        np.testing.assert_array_equal(np.union1d(drawn.train_loc, drawn.val_loc), m.trainval_loc)
+    with h5py.File(path, "r+") as file:
+        file["feature_map"][5, 0, 0, 0] = np.nan
+    with pytest.raises(UserError, match="row 5 holds NaN"):
+        verify(path)
+
+
+def test_incomplete_and_overlapping_splits_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["test_seen_loc"][0] = file["trainval_loc"][0]
+    with FeatureFile(path) as file, pytest.raises(UserError, match="share 1 images"):
+        file.to_metadata(DEMO)
+    with h5py.File(path, "r+") as file:
+        file.attrs.modify("complete", False)
+    with pytest.raises(UserError, match="not complete"):
+        FeatureFile(path)
