@@ -195,7 +195,8 @@ def _ellipse(x: float, y: float, rx: float, ry: float, count: int = 32) -> np.nd
 def _turn(points: np.ndarray, degrees: float, about: tuple[float, float]) -> np.ndarray:
     a = np.deg2rad(degrees)
     matrix = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
-    return (points - about) @ matrix.T + about
+    turned: np.ndarray = (points - about) @ matrix.T + about
+    return turned
 
 
 def _smooth(points: Iterable[tuple[float, float]], steps: int = 5) -> np.ndarray:

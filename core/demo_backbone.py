@@ -103,11 +103,13 @@ def train_demo_backbone(
     lr: float = 4e-3,
     channels: int = CHANNELS,
     attribute_weight: float = 4.0,
+    threads: int = 1,
 ) -> Path:
     """Train a :class:`DemoBackbone` on the demo's trainval images on the CPU and save its weights to ``out_path``.
 
     The loss is cross-entropy on the seen classes plus ``attribute_weight`` times BCE on their attributes. Weights
-    trained with the same arguments on the same split are kept.
+    trained with the same arguments on the same split are kept. One thread by default: the maps are so small that
+    threads on a busy machine wait for each other longer than they compute, and the result is the same anywhere.
 
     Raises:
         UserError: the demo data set is missing, or its splits would leak test images into the training.
@@ -115,7 +117,7 @@ def train_demo_backbone(
     metadata = read_metadata(data_root, DEMO)
     settings = json.dumps(
         {"format": FORMAT, "seed": seed, "epochs": epochs, "batch_size": batch_size, "lr": lr, "channels": channels}
-        | {"attribute_weight": attribute_weight, "split_sha256": metadata.split_sha256},
+        | {"attribute_weight": attribute_weight, "threads": threads, "split_sha256": metadata.split_sha256},
         sort_keys=True,
     )
     out_path = Path(out_path)
@@ -135,27 +137,33 @@ def train_demo_backbone(
         backbone = DemoBackbone(channels)
         heads = nn.Linear(channels, len(seen) + attributes.shape[1])
     _initialise(backbone, heads, generator)
-    backbone = backbone.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    backbone = backbone.to(memory_format=torch.channels_last).train()
     parameters = [*backbone.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
     steps = epochs * -(-len(loc) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.2)
 
-    for epoch in tqdm(range(epochs), desc="demo backbone", disable=None):
-        total = 0.0
-        for rows in torch.randperm(len(loc), generator=generator).split(batch_size):
-            batch = _augment(images[rows], generator)
-            pooled = backbone(batch).mean(dim=(2, 3))  # (B,D)
-            class_logits, attribute_logits = heads(pooled).split([len(seen), attributes.shape[1]], dim=1)
-            target = classes[rows]
-            bce = F.binary_cross_entropy_with_logits(attribute_logits, attributes[target])
-            loss = F.cross_entropy(class_logits, target, label_smoothing=0.1) + attribute_weight * bce
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            total += loss.item() * len(rows)
-        log.info("demo backbone: epoch %d/%d, loss %.3f", epoch + 1, epochs, total / len(loc))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for epoch in tqdm(range(epochs), desc="demo backbone", disable=None):
+            total = 0.0
+            for rows in torch.randperm(len(loc), generator=generator).split(batch_size):
+                batch = _augment(images[rows], generator)
+                pooled = backbone(batch).mean(dim=(2, 3))  # (B,D)
+                logits = heads(pooled)  # (B,S+K)
+                class_logits, attribute_logits = logits[:, : len(seen)], logits[:, len(seen) :]
+                target = classes[rows]
+                bce = F.binary_cross_entropy_with_logits(attribute_logits, attributes[target])
+                loss = F.cross_entropy(class_logits, target, label_smoothing=0.1) + attribute_weight * bce
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                optimizer.step()
+                schedule.step()
+                total += loss.item() * len(rows)
+            log.info("demo backbone: epoch %d/%d, loss %.3f", epoch + 1, epochs, total / len(loc))
+    finally:
+        torch.set_num_threads(before)
 
     weights = {k: v.detach().contiguous() for k, v in backbone.state_dict().items()}
     with atomic_path(out_path) as temporary:

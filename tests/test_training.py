@@ -111,9 +111,10 @@ def same(a, b):
 def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path):
     toy_mats(tmp_path / "mats")
     script = (
-        "import sys, pathlib; from tests import test_training as t; from core.xlsa17 import read_mat_files;"
+        "import sys, pathlib; from tests import test_training as t; from tests.conftest import TOY;"
+        "from core.xlsa17 import read_mat_files;"
         "d = pathlib.Path(sys.argv[1]);"
-        "m = read_mat_files(d/'mats/res101.mat', d/'mats/att_splits.mat', t.TOY);"
+        "m = read_mat_files(d/'mats/res101.mat', d/'mats/att_splits.mat', TOY);"
         "t.go('dazle', m, d/'killed')"
     )
     go("dazle", toy, tmp_path / "whole")
