@@ -22,8 +22,9 @@ from core.feature_file import FeatureFile
 from core.features import RegionFeatures
 from core.figures import attention_figure
 from core.files import sha256_file, write_bytes
-from core.recipes import METHODS, recipe_of
+from core.recipes import METHODS, STEP, recipe_of
 from core.report import table
+from core.xlsa17 import find_xlsa17
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,11 @@ def parser(dataset: str, description: str | None) -> argparse.ArgumentParser:
         help="val: epochs, γ and thresholds from a "
         "class-disjoint validation split, then refit; last: the recipe's epochs, the method's own γ (val)",
     )
-    p.add_argument("--epochs", type=int, help="most epochs (val) or epochs (last) of the main phase (the recipe's)")
+    p.add_argument(
+        "--epochs",
+        type=int,
+        help=f"most epochs (val) or epochs (last) of the main phase; vsmr-staged: {STEP} iterations each (recipe's)",
+    )
     p.add_argument("--batch-size", type=int, help="images per step, dazle (the recipe's)")
     p.add_argument("--out", type=Path, default=Path("results"), help="results go to OUT/<data set>/<method>/seed<k>/")
     p.add_argument(
@@ -147,6 +152,20 @@ def find_vectors(dataset: DataSet, given: Path | None, file: FeatureFile, K: int
     )
 
 
+def check_same_split(file: FeatureFile, path: Path, data_root: Path, dataset: DataSet) -> None:
+    """Refuse a feature file that was made from another att_splits.mat than the one under ``data_root``, if any."""
+    recorded = file.provenance.get("split_sha256")
+    try:
+        splits = find_xlsa17(data_root, dataset) / "att_splits.mat"
+    except UserError:
+        return  # training needs the feature file only
+    if recorded is not None and str(recorded) != sha256_file(splits):
+        raise UserError(
+            f"{path} was made from another split file than {splits}. Choose the right one with --features or "
+            "--data-root, or extract the features again."
+        )
+
+
 def names_beside(vectors: Path | None) -> list[str] | None:
     """Attribute names recorded in the sidecar of a vector file, if there is one."""
     sidecar = vectors.with_suffix(".json") if vectors else None
@@ -176,6 +195,9 @@ def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None
     metadata = file.to_metadata(dataset)
     w2v, vectors = find_vectors(dataset, args.w2v, file, metadata.att.shape[1])
     _, D, R = file.shape
+    check_same_split(file, path, args.data_root, dataset)
+    if dataset.caveat:
+        metadata.notes.append(dataset.caveat)
     for note in metadata.notes:
         log.info("note: %s", note)
     log.info(
@@ -193,11 +215,11 @@ def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None
     recipe = recipe_of(args.method, dataset.name)
     names = {f.name for f in fields(recipe)}
     given = {n: v for n, v in vars(args).items() if n in names and n not in ("epochs",) and v is not None}
-    ignored = [n for n in _HELP if getattr(args, n, None) is not None and n not in names]
+    ignored = [n for n in (*_HELP, "batch_size") if getattr(args, n, None) is not None and n not in names]
     if ignored:
         raise UserError(f"--{ignored[0].replace('_', '-')} is no setting of {args.method}")
     recipe = replace(recipe, **given)
-    epochs = args.epochs or (recipe.epochs if "epochs" in names else max(1, recipe.visual_iterations // 10))
+    epochs = args.epochs or (recipe.epochs if "epochs" in names else max(1, recipe.visual_iterations // STEP))
 
     provenance = {k: str(v) for k, v in file.provenance.items()} | {"regions": f"{R} regions"}
     results = []

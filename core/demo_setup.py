@@ -10,6 +10,8 @@ from core.datasets import DEMO, image_folder
 from core.demo import render_demo
 from core.demo_backbone import train_demo_backbone
 from core.extraction import extract
+from core.feature_file import FeatureFile
+from core.files import sha256_file
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +27,9 @@ def prepare_demo(data_root: Path) -> Path:
     log.info("demo: backbone (seen classes' training images only)")
     train_demo_backbone(data_root, weights)
     features = Path("data") / "DEMO" / DEMO.feature_file("demo")
+    if features.exists() and FeatureFile(features).provenance.get("weights_sha256") != sha256_file(weights):
+        log.info("demo: the backbone is a new one, its old features go")
+        features.unlink()
     if not features.exists():
         log.info("demo: region features")
         extract(DEMO, data_root, features, backbone="demo", weights=str(weights), input_size=112, dtype="float32")

@@ -33,7 +33,7 @@ def table(dataset: str, results: list[dict[str, Any]]) -> str:
         "",
         "| method | T1 | U | S | H | AUSUC | how |",
         "|---|---|---|---|---|---|---|",
-        _row(f"**{method}**", [r["standard"] for r in results], "standard: inductive, per-class, test read once"),
+        _row(f"**{method}**", [r["standard"] for r in results], "standard: inductive, per-class, no choice on test"),
     ]
     on_test = [r["selected_on_test"] for r in results if r.get("selected_on_test")]
     if on_test:

@@ -248,9 +248,7 @@ def _restore(
 
 
 @torch.no_grad()
-def class_scores(
-    model: Any, features: RegionFeatures, rows: np.ndarray, batch: int = 256, keep: Callable[[], None] | None = None
-) -> np.ndarray:
+def class_scores(model: Any, features: RegionFeatures, rows: np.ndarray, batch: int = 256) -> np.ndarray:
     """(N,C) float32 scores of the images in ``rows``, in evaluation mode."""
     model.eval()
     parts = [model.class_scores(features.batch(rows[i : i + batch])).cpu() for i in range(0, len(rows), batch)]

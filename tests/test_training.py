@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -38,8 +39,8 @@ def config(method, seed=0, epochs=2):
     return RunConfig("TOY", method, seed, "val", epochs, dict(RECIPES[method].__dict__), {"backbone": "toy"}, "none")
 
 
-def go(method, toy, out, **kw):
-    return run(config(method), RECIPES[method], toy, W2V, setup(toy), out, **kw)
+def go(method, toy, out, epochs=2, **kw):
+    return run(config(method, epochs=epochs), RECIPES[method], toy, W2V, setup(toy), out, **kw)
 
 
 @pytest.mark.parametrize("method", RECIPES)
@@ -108,6 +109,17 @@ def same(a, b):
     assert m == n
 
 
+def states(folder):
+    """Name and time of every resumable state in a run's folder."""
+    found = set()
+    for path in folder.glob("*.state") if folder.exists() else ():
+        try:
+            found.add((path.name, path.stat().st_mtime_ns))
+        except FileNotFoundError:
+            continue  # the run has just removed it
+    return found
+
+
 def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path):
     toy_mats(tmp_path / "mats")
     script = (
@@ -115,17 +127,20 @@ def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path):
         "from core.xlsa17 import read_mat_files;"
         "d = pathlib.Path(sys.argv[1]);"
         "m = read_mat_files(d/'mats/res101.mat', d/'mats/att_splits.mat', TOY);"
-        "t.go('dazle', m, d/'killed')"
+        "t.go('dazle', m, d/'killed', epochs=40)"
     )
-    go("dazle", toy, tmp_path / "whole")
-    rng = np.random.default_rng(0)
-    for _ in range(3):
+    go("dazle", toy, tmp_path / "whole", epochs=40)
+    rng, landed = np.random.default_rng(0), 0
+    for _ in range(4):
         process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.DEVNULL)
-        try:  # importing takes most of this time, so that some kills fall into training and some before it
-            process.wait(timeout=2 + 2 * rng.random())
-        except subprocess.TimeoutExpired:
-            process.kill()
+        before = states(tmp_path / "killed")
+        while process.poll() is None and states(tmp_path / "killed") == before:
+            time.sleep(0.001)  # until this process has written a state of its own
+        time.sleep(rng.random() * 0.05)
+        process.kill()
         process.wait()
+        landed += bool(states(tmp_path / "killed")) and not (tmp_path / "killed/metrics.json").exists()
+    assert landed >= 1, "no kill fell into the training"
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
     # the split file's hash is not part of this config, so both runs are the same run
     same(tmp_path / "whole", tmp_path / "killed")
@@ -154,6 +169,14 @@ def test_choices_do_not_depend_on_test_labels(toy, tmp_path):
     b = run(config("dazle"), RECIPES["dazle"], other, W2V, setup(toy), tmp_path / "b")
     assert a["chosen"] == b["chosen"]
     assert a["standard"] != b["standard"]
+
+
+@pytest.mark.parametrize("method", RECIPES)
+def test_the_diagnostic_row_changes_nothing(toy, tmp_path, method):
+    with_row = go(method, toy, tmp_path / "a")
+    without = go(method, toy, tmp_path / "b", diagnostics=False)
+    assert with_row["selected_on_test"] and without["selected_on_test"] is None
+    assert with_row["chosen"] == without["chosen"] and with_row["standard"] == without["standard"]
 
 
 def test_resident_and_streamed_features_are_the_same(toy):
