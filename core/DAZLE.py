@@ -122,12 +122,14 @@ class DAZLE(nn.Module):
         use_w: bool = True,
         train_vectors: bool = True,
         normalize_vectors: bool = False,
+        z: Tensor | None = None,
     ) -> None:
+        """``z`` (C,K) replaces the unit rows of the class attributes."""
         super().__init__()
         self.attention = DenseAttention(space.w2v, D, train_vectors=train_vectors, normalize_vectors=normalize_vectors)
         self.lambda_cal = lambda_cal
         self.use_w = use_w
-        self.register_buffer("z", space.z)
+        self.register_buffer("z", space.z if z is None else z)
         self.register_buffer("unseen", space.unseen)
 
     def class_scores(self, x: Tensor) -> Tensor:

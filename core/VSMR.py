@@ -1,13 +1,25 @@
-"""VSMR as published, stage by stage: method ``vsmr-staged``.
+"""VSMR trained jointly: method ``vsmr``, this repository's headline.
 
-Y. Zhang, T. Chen, K. Yu, X. Hu, "Zero-shot learning with visual-semantic mutual reinforcement for image recognition",
-Journal of Electronic Imaging 33(5) 053041, 2024. Reading order is the order of the stages:
-    0 attribute predictor     p[b] = σ(linear(mean_r x[b,r])); its binary mask stands for the label at test time
-    1 visual transfer         masked attention -> image feature f[b]; L_PS + L_PP (f near its class mean, means apart)
-    2 seen visual prototypes  P_c = mean of f over the class's training images
-    3 semantic transfer       autoencoder E, D of class attributes with E(A_c) near P_c
-    4 prediction              cosine of f with P (seen) and E(A) (unseen)
-    5 transductive            unseen prototypes averaged with nearest test features (core/published.py, never headline)
+The parts are those of Zhang, Chen, Yu and Hu (J. Electron. Imaging 33(5) 053041, 2024): region weights, attribute
+scores and weights, visual class prototypes, an encoder of attributes into visual space. Here they are trained together
+so that each direction corrects the other, and what has a closed form is not left to gradient descent.
+
+How to read it. θ, S, e, w are the dense attribute attention's (core/DAZLE.py), z̃ the prepared class attributes:
+    visual -> semantic   s1[b,c] = α cos(w∘e, z̃_c)                     attributes seen, against attributes described
+    semantic -> visual   ρ[b,r] = ½/R + ½ Σ_i w_i θ_ir / Σ_i w_i       where the attributes that count are looked for
+                         f[b]   = P (root(Σ_r ρ x_r) - μ)              image feature in whitened space
+                         E(z_c) = Σ_s weights_cs P M_s                 visual prototype of a class: ridge regression
+                                                                       from z̃ to the seen classes' means M_s
+                         s2[b,c] = α cos(f, E(z̃_c))
+    loss = CE(s1) + CE(s2)          score = s1 + β s2
+s2's gradient reaches v, W2 and W3 through ρ, and s1's does through e and w: both directions shape one attention. M is
+measured anew every epoch with the attention as it then is. E is never fitted by gradient: a few dozen to a few hundred
+classes are too few pairs for that (measured: the ablation's row "E by gradient").
+
+Before the first step everything is already a usable model (epoch 0): P, M and E from the training images, W1 from
+ESZSL's closed form pulled back onto the word vectors.
+
+B images · R regions · D channels · K attributes · C classes (S seen) · V word-vector size · d width of P
 """
 
 from __future__ import annotations
@@ -18,126 +30,163 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.DAZLE import ClassSpace, DenseAttention, region_saliency
+from core.DAZLE import Attended, ClassSpace, DenseAttention, region_saliency
+from core.preparation import prepared_attributes, ridge_weights, shrunk_whitening, signed_root
+
+_START = 0.05  # root mean square of W1 at the start; s1 does not depend on it, only how far a step of AdamW moves W1
 
 
 @dataclass(frozen=True)
-class StagedRecipe:
-    """The published numbers of one data set (stage in the name)."""
+class JointRecipe:
+    """Every number and switch of ``vsmr``; one setting for all data sets unless core/recipes.py says otherwise."""
 
-    predictor_lr: float
-    predictor_epochs: int
-    threshold: float | None  # of the predicted mask; None: chosen on validation
-    visual_momentum: float
-    visual_iterations: int
-    train_vectors: bool
-    hidden: int
-    semantic_lr: float
-    semantic_epochs: int
-    neighbours: int  # stage 5
-    classes_per_batch: int = 40
-    images_per_class: int = 50
+    lr: float = 3e-4
+    weight_decay: float = 1e-2
+    epochs: int = 5
+    batch_size: int = 50
+    balanced: bool = False
+    alpha: float = 10.0
+    beta: float = 4.0
+    ridge: float = 0.3
+    width: int = 512
+    shrinkage: float = 10.0
+    mean_share: float = 0.5
+    # ingredients, for the ablation
+    root_attributes: bool = True
+    centre_attributes: bool = True
+    root_features: bool = True
+    whiten: bool = True
+    closed_start: bool = True
+    ridge_encoder: bool = True
+    loss_semantic: bool = True
+    loss_visual: bool = True
 
 
-class VSMRStaged(nn.Module):
-    """The five published stages; training them is :mod:`core.training`'s and :meth:`finish`'s work."""
+class VSMR(nn.Module):
+    """Joint visual-semantic model; :meth:`prepare` must see the training images before the first step."""
 
-    gamma = 0.0  # no calibration was published
-    A: Tensor
-    presence: Tensor
+    gamma = 0.0
+    z: Tensor
     seen: Tensor
     unseen: Tensor
-    prototypes: Tensor
-    threshold: Tensor
+    position: Tensor
+    x_mean: Tensor
+    phi_mean: Tensor
+    P: Tensor
+    weights: Tensor
+    means: Tensor
+    sums: Tensor
+    counts: Tensor
 
-    def __init__(self, space: ClassSpace, D: int, recipe: StagedRecipe, seed: int) -> None:
+    def __init__(self, space: ClassSpace, D: int, recipe: JointRecipe) -> None:
         super().__init__()
-        K = space.att.shape[1]
-        self.recipe = recipe
-        self.seed = seed
-        self.predictor = nn.Linear(D, K)
-        self.attention = DenseAttention(
-            space.w2v, D, scores=False, train_vectors=recipe.train_vectors, zero_attention=False
-        )
-        self.E = nn.Sequential(nn.Linear(K, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, D))
-        self.D = nn.Sequential(nn.Linear(D, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, K))
-        self.register_buffer("A", space.att)
-        self.register_buffer("presence", (space.att > 0).float())  # (C,K)
+        r = self.recipe = recipe
+        C, K, S, d = len(space.att), space.att.shape[1], len(space.seen), min(recipe.width, D)
+        self.attention = DenseAttention(space.w2v, D)
+        self.E = None if r.ridge_encoder else nn.Linear(K, d, bias=False)
+        z = prepared_attributes(space.att, space.seen, root=r.root_attributes, centre=r.centre_attributes)
+        position = torch.full((C,), -1, dtype=torch.long, device=z.device)
+        position[space.seen] = torch.arange(S, device=z.device)
+        self.register_buffer("z", z)  # (C,K)
         self.register_buffer("seen", space.seen)
         self.register_buffer("unseen", space.unseen)
-        self.register_buffer("prototypes", torch.zeros(len(space.att), D))  # (C,D)
-        self.register_buffer("threshold", torch.tensor(recipe.threshold if recipe.threshold is not None else 0.5))
-
-    def predictor_loss(self, pooled: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Stage 0: BCE of the attributes of the image's class; pooled (B,D)."""
-        return {"loss": F.binary_cross_entropy_with_logits(self.predictor(pooled), self.presence[y])}
-
-    def predicted_mask(self, x: Tensor) -> Tensor:
-        """(B,K) of 0 and 1 from the image alone."""
-        return (torch.sigmoid(self.predictor(x.mean(dim=1))) > self.threshold).float()
-
-    def image_features(self, x: Tensor, mask: Tensor) -> Tensor:
-        """f[b] = Σ_r ρ[b,r] x[b,r] with the attention masked to the attributes in ``mask`` (B,K): (B,D)."""
-        a = self.attention(x)
-        # the mask multiplies both θ and w; being binary, it matters once, and σ is the same wherever it is 1
-        rho = region_saliency(a.w * mask, a.theta)  # (B,R)
-        return torch.bmm(rho.unsqueeze(1), x).squeeze(1)
-
-    def visual_loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Stage 1: L_PS + L_PP over the classes in the batch."""
-        f = self.image_features(x, self.presence[y])  # (B,D)
-        return visual_losses(f, y)
+        self.register_buffer("position", position)  # (C,) of a seen class among the seen
+        self.register_buffer("weights", ridge_weights(z, space.seen, r.ridge).to(z.dtype))  # (C,S)
+        self.register_buffer("x_mean", z.new_zeros(D))  # mean pooled feature of the training images
+        self.register_buffer("phi_mean", z.new_zeros(D))  # μ
+        self.register_buffer("P", z.new_zeros(d, D))
+        self.register_buffer("means", z.new_zeros(S, D))  # M
+        self.register_buffer("sums", z.new_zeros(S, D))  # of φ over this epoch's batches
+        self.register_buffer("counts", z.new_zeros(S))
 
     @torch.no_grad()
-    def accumulate(self, x: Tensor, y: Tensor, total: Tensor) -> None:
-        """Add the true-mask features of a training batch to ``total`` (C,D), for stage 2."""
-        total.index_add_(0, y, self.image_features(x, self.presence[y]))
-
-    def semantic_loss(self, classes: Tensor, targets: Tensor) -> Tensor:
-        """Stage 3: 0.1 MSE(E(A_c), P_c) + MSE(D(E(A_c)), A_c)."""
-        A = self.A[classes]
-        visual = self.E(A)
-        return 0.1 * F.mse_loss(visual, targets[classes]) + F.mse_loss(self.D(visual), A)
-
-    def finish(self, total: Tensor, counts: Tensor) -> None:
-        """Stages 2 and 3 from the feature sums (C,D) and image counts (C,) of the seen classes; seeded by the run."""
+    def prepare(self, pooled: Tensor, y: Tensor) -> None:
+        """Everything that has a closed form, from mean-pooled training features (N,D) and their classes (N,)."""
         r = self.recipe
-        targets = total / counts.clamp_min(1).unsqueeze(1)  # (C,D)
-        generator = torch.Generator().manual_seed(self.seed)
-        for layer in (*self.E, *self.D):
-            if isinstance(layer, nn.Linear):  # torch's own default initialisation, from our generator
-                bound = layer.in_features**-0.5
-                for parameter in (layer.weight, layer.bias):
-                    values = torch.rand(parameter.shape, generator=generator) * 2 * bound - bound
-                    parameter.data.copy_(values)
-        optimizer = torch.optim.Adam([*self.E.parameters(), *self.D.parameters()], lr=r.semantic_lr)
-        with torch.enable_grad():
-            for _ in range(r.semantic_epochs):
-                order = torch.randperm(len(self.seen), generator=generator).to(self.seen.device)
-                for batch in self.seen[order].split(10):
-                    loss = self.semantic_loss(batch, targets)
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-        with torch.no_grad():
-            self.prototypes.copy_(targets)
-            self.prototypes[self.unseen] = self.E(self.A[self.unseen])
+        index = self.position[y]
+        self.x_mean.copy_(pooled.mean(dim=0))
+        phi = self._root(pooled)
+        self.phi_mean.copy_(phi.mean(dim=0))
+        phi = phi - self.phi_mean
+        shrinkage = r.shrinkage if r.whiten else float("inf")
+        self.P.copy_(shrunk_whitening(phi, len(self.P), min(shrinkage, 1e12)))
+        self._accumulate(phi, index)
+        self.renew()
+        if r.closed_start:
+            assert self.attention.W1 is not None
+            W1 = closed_form_W1(pooled - self.x_mean, index, self.z[self.seen], F.normalize(self.attention.v, dim=1))
+            self.attention.W1.copy_(W1 * (_START / W1.square().mean().sqrt()))
+
+    def _root(self, g: Tensor) -> Tensor:
+        return signed_root(g) if self.recipe.root_features else F.normalize(g, dim=1)
+
+    def _accumulate(self, phi: Tensor, index: Tensor) -> None:
+        self.sums.index_add_(0, index, phi)
+        self.counts.add_(torch.bincount(index, minlength=len(self.counts)))
+
+    @torch.no_grad()
+    def renew(self) -> None:
+        """Take this epoch's class means as the new M, where a class was drawn, and start counting anew."""
+        fresh = self.sums / self.counts.clamp_min(1).unsqueeze(1)
+        self.means.copy_(torch.where(self.counts.unsqueeze(1) > 0, fresh, self.means))
+        self.sums.zero_()
+        self.counts.zero_()
+
+    def prototypes(self) -> Tensor:
+        """E(z̃) (C,d), unit rows."""
+        encoded = self.weights @ (self.means @ self.P.T) if self.E is None else self.E(self.z)
+        return F.normalize(encoded, dim=1)
+
+    def pooled(self, x: Tensor, a: Attended) -> Tensor:
+        """φ (B,D): root of the saliency-weighted regions less its mean over the training images."""
+        rho = region_saliency(a.w / a.w.sum(dim=1, keepdim=True), a.theta)  # (B,R), sums to 1
+        share = self.recipe.mean_share
+        rho = share / x.shape[1] + (1 - share) * rho
+        return self._root(torch.bmm(rho.unsqueeze(1), x).squeeze(1)) - self.phi_mean
+
+    def directions(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s1 (B,C), s2 (B,C) and φ (B,D)."""
+        a = self.attention(x)
+        assert a.e is not None and self.attention.W1 is not None
+        e = a.e - self.attention.v @ (self.attention.W1 @ self.x_mean)  # (B,K)
+        s1 = self.recipe.alpha * F.normalize(a.w * e, dim=1) @ self.z.T
+        phi = self.pooled(x, a)
+        s2 = self.recipe.alpha * F.normalize(phi @ self.P.T, dim=1) @ self.prototypes().T
+        return s1, s2, phi
 
     def class_scores(self, x: Tensor) -> Tensor:
-        """Stage 4: cosine of f (predicted mask) with every class prototype: (B,C)."""
-        f = self.image_features(x, self.predicted_mask(x))
-        return F.normalize(f, dim=1) @ F.normalize(self.prototypes, dim=1).T
+        """s1 + β s2: (B,C)."""
+        s1, s2, _ = self.directions(x)
+        return s1 + self.recipe.beta * s2
+
+    def loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of both directions over all classes; y (B,) class numbers of seen classes."""
+        r = self.recipe
+        s1, s2, phi = self.directions(x)
+        with torch.no_grad():
+            self._accumulate(phi.detach(), self.position[y])
+        parts = {"s1": F.cross_entropy(s1, y), "s2": F.cross_entropy(s2, y)}
+        loss = parts["s1"] * float(r.loss_semantic) + parts["s2"] * float(r.loss_visual)
+        return {"loss": loss, **parts}
 
 
-def visual_losses(f: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """L_PS and L_PP of VSMR for image features f (B,D) of classes y (B,)."""
-    classes, index = y.unique(return_inverse=True)
-    C_B = len(classes)
-    sums = torch.zeros(C_B, f.shape[1], dtype=f.dtype, device=f.device).index_add(0, index, f)
-    p = F.normalize(sums, dim=1)  # (C_B,D); a mean and a sum have the same direction
-    cos = F.normalize(f, dim=1) @ p.T  # (B,C_B)
-    own = cos.gather(1, index.unsqueeze(1)).sum()
-    ps = (cos.sum() - own) / own
-    between = p @ p.T
-    pp = (between.sum() - between.diagonal().sum()) / (2 * C_B)
-    return {"loss": ps + pp, "L_PS": ps, "L_PP": pp}
+def closed_form_W1(u: Tensor, index: Tensor, z: Tensor, v: Tensor) -> Tensor:
+    """(V,D): ESZSL's bilinear map from centred pooled features u (N,D) to attributes, pulled back onto word vectors.
+
+    ESZSL (Romera-Paredes and Torr, ICML 2015) has W (D,K) = (uᵀu + γI)^-1 uᵀ Y z (zᵀz + λI)^-1 in closed form, Y (N,S)
+    being +1 for an image's own class and -1 else. W1 is the ridge solution of v W1 = Wᵀ, so that v_iᵀ W1 x scores
+    attribute i.
+
+    Args: index (N,) class of each image, 0 to S-1; z (S,K); v (K,V).
+    """
+    u, z, v = u.double(), z.double(), v.double()
+
+    def eye(like: Tensor) -> Tensor:
+        return torch.eye(len(like), dtype=like.dtype, device=like.device)
+
+    covariance = u.T @ u
+    covariance = covariance + 10 * covariance.diagonal().mean() * eye(covariance)
+    own = torch.zeros(len(z), u.shape[1], dtype=u.dtype, device=u.device).index_add_(0, index, u)  # (S,D)
+    right = (2 * own - u.sum(dim=0)).T @ z  # uᵀ Y z
+    W = torch.linalg.solve(covariance, right) @ torch.linalg.inv(z.T @ z + eye(z.T))  # (D,K)
+    return torch.linalg.solve(v.T @ v + 0.1 * eye(v.T), v.T @ W.T).float()

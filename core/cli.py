@@ -22,7 +22,7 @@ from core.feature_file import FeatureFile
 from core.features import RegionFeatures
 from core.figures import attention_figure
 from core.files import sha256_file, write_bytes
-from core.recipes import METHODS, STEP, recipe_of
+from core.recipes import METHODS, STEP, most_epochs, recipe_of
 from core.report import table
 from core.xlsa17 import find_xlsa17
 
@@ -37,6 +37,28 @@ _HELP = {
     "balanced": "draw classes, then images (1) or images uniformly (0)",
     "normalize_vectors": "keep word vectors at unit length while they are learned (1) or not (0)",
     "use_w": "weight attribute scores by w (1) or not (0)",
+    "lambda_distill": "weight of the mutual distillation loss",
+    "lambda_reg": "weight of the attribute regression loss",
+    "fusion": "share of the first branch in the prediction",
+    "feed_forward": "hidden width of the transformer's feed-forward parts",
+    "dropout": "dropout while training",
+    "prepared": "inputs as vsmr takes them: roots taken, means away (1) or as published (0)",
+    "alpha": "scale of the cosines, s1 and s2",
+    "beta": "share of s2 in the score s1 + β s2",
+    "ridge": "penalty of the ridge regression E, in mean eigenvalues",
+    "width": "width of the whitened visual space (vsmr) or of the transformer",
+    "shrinkage": "shrinkage r of the whitening, in mean eigenvalues",
+    "mean_share": "share of the plain mean in the pooling; the rest is the saliency ρ",
+    "root_attributes": "square root of class attributes (ablation switch)",
+    "centre_attributes": "mean of the seen classes taken from class attributes (ablation switch)",
+    "root_features": "signed square root of pooled features (ablation switch)",
+    "whiten": "whitening; 0 rotates only (ablation switch)",
+    "closed_start": "W1 from ESZSL's closed form; 0 starts at N(0,1) (ablation switch)",
+    "ridge_encoder": "E by ridge regression; 0 learns a linear E by gradient (ablation switch)",
+    "loss_semantic": "CE(s1) in the loss (ablation switch)",
+    "loss_visual": "CE(s2) in the loss (ablation switch)",
+    "regularise_x": "ESZSL's γ (default None: chosen on validation)",
+    "regularise_z": "ESZSL's λ (default None: chosen on validation)",
     "predictor_lr": "stage 0: learning rate",
     "predictor_epochs": "stage 0: epochs",
     "threshold": "stage 0: probability from which an attribute counts as present (default None: chosen on validation)",
@@ -74,7 +96,7 @@ def parser(dataset: str, description: str | None) -> argparse.ArgumentParser:
         type=int,
         help=f"most epochs (val) or epochs (last) of the main phase; vsmr-staged: {STEP} iterations each (recipe's)",
     )
-    p.add_argument("--batch-size", type=int, help="images per step, dazle (the recipe's)")
+    p.add_argument("--batch-size", type=int, help="images per step (the recipe's)")
     p.add_argument("--out", type=Path, default=Path("results"), help="results go to OUT/<data set>/<method>/seed<k>/")
     p.add_argument(
         "--resume",
@@ -219,7 +241,7 @@ def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None
     if ignored:
         raise UserError(f"--{ignored[0].replace('_', '-')} is no setting of {args.method}")
     recipe = replace(recipe, **given)
-    epochs = args.epochs or (recipe.epochs if "epochs" in names else max(1, recipe.visual_iterations // STEP))
+    epochs = most_epochs(recipe) if args.epochs is None else args.epochs
 
     provenance = {k: str(v) for k, v in file.provenance.items()} | {"regions": f"{R} regions"}
     results = []

@@ -23,7 +23,7 @@ from core.files import atomic_path, write_bytes
 from core.published import published_procedure
 from core.recipes import build
 from core.training import Fold, Method, class_scores, test_fold, train, validation_fold
-from core.VSMR import VSMRStaged
+from core.VSMR_staged import VSMRStaged
 from core.xlsa17 import Metadata
 
 log = logging.getLogger(__name__)
@@ -79,12 +79,12 @@ def run(
 
     chosen: dict[str, Any] = {"epochs": config.epochs, "how": "fixed (--select last), the method's own calibration"}
     if config.select == "val":
-        chosen = _choose(config, recipe, validation_fold(metadata, w2v), features, out, identity)
-    if chosen.get("threshold") is not None:
-        recipe = replace(recipe, threshold=chosen["threshold"])
+        chosen = choose(config, recipe, validation_fold(metadata, w2v, config.seed), features, out, identity)
+        recipe = replace(recipe, **chosen["recipe"])
 
     fold = test_fold(metadata, w2v)
-    method = build(config.method, recipe, fold, features.D, config.seed, chosen["epochs"], device)
+    shape = (features.R, features.D)
+    method = build(config.method, recipe, fold, shape, config.seed, chosen["epochs"], device, config.epochs)
     best: dict[str, float] = {}
 
     def diagnose(row: dict[str, Any]) -> None:
@@ -104,6 +104,9 @@ def run(
     gamma = float(chosen.get("gamma", method.model.gamma))  # type: ignore[arg-type]
     metrics = measure(method, features, fold, gamma)
     if diagnostics:
+        if not history:  # a closed form: one row
+            history.append({"epoch": 0})
+            diagnose(history[0])
         rows = [r for r in history if "selected_on_test_H" in r]
         top = max(rows, key=lambda r: r["selected_on_test_H"])
         best = {k: top[f"selected_on_test_{k}"] for k in ("T1", "U", "S", "H", "AUSUC", "gamma")}
@@ -139,21 +142,19 @@ def _finished(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _choose(
+def choose(
     config: RunConfig, recipe: Any, fold: Fold, features: RegionFeatures, out: Path, identity: dict[str, Any]
 ) -> dict[str, Any]:
-    """Epochs (highest AUSUC), γ (highest H at that epoch) and mask threshold, on the class-disjoint validation fold."""
-    method = build(config.method, recipe, fold, features.D, config.seed, config.epochs, str(features.device))
+    """Epochs and settings (highest AUSUC), γ (highest H there), on the class-disjoint validation fold."""
+    shape = (features.R, features.D)
+    method = build(config.method, recipe, fold, shape, config.seed, config.epochs, str(features.device))
     model = method.model
     tune = isinstance(model, VSMRStaged) and model.recipe.threshold is None
-    threshold: float | None = None
 
     def watch(row: dict[str, Any]) -> None:
-        nonlocal threshold
         if tune and isinstance(model, VSMRStaged):
-            threshold = mask_threshold(model, features, fold)
-            model.threshold.fill_(threshold)
-            row["threshold"] = threshold
+            row["threshold"] = mask_threshold(model, features, fold)
+            model.threshold.fill_(row["threshold"])
         row |= {f"val_{k}": v for k, v in asdict(measure(method, features, fold, None)).items()}
 
     history = train(
@@ -166,15 +167,23 @@ def _choose(
         on_epoch=watch,
         label=f"{config.method} seed {config.seed} validation",
     )
+    for option in method.options:
+        assert method.configure is not None
+        method.configure(option)
+        row: dict[str, Any] = {"epoch": 0, **option}
+        watch(row)
+        history.append(row)
     rows = [r for r in history if "val_AUSUC" in r]
     best = max(rows, key=lambda r: r["val_AUSUC"])
     _history(out / "history_validation.csv", history)
+    settings = {"threshold"} if tune else {key for option in method.options for key in option}
     return {
         "epochs": best["epoch"],
         "gamma": best["val_gamma"],
-        "threshold": best.get("threshold"),
+        "recipe": {key: best[key] for key in sorted(settings)},
         "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
-        "how": "class-disjoint validation split: epoch of the highest AUSUC, γ of the highest H there",
+        "split": config.seed,
+        "how": "class-disjoint validation split (seed k uses split k): highest AUSUC, then γ of the highest H there",
     }
 
 

@@ -38,9 +38,11 @@ def attention_maps(
     recipe = recipe_of(config["method"], config["dataset"])
     recipe = type(recipe)(**config["recipe"])
     fold = test_fold(metadata, w2v)
-    model: Any = build(config["method"], recipe, fold, features.D, 0, None, str(features.device)).model
+    model: Any = build(config["method"], recipe, fold, (features.R, features.D), 0, None, str(features.device)).model
     model.load_state_dict(tensors)
     model.eval()
+    if not hasattr(model, "attention"):
+        raise UserError(f"{config['method']} has no attention over regions to draw")
     a = model.attention(features.batch(rows))
     return a.theta.cpu().numpy(), a.w.cpu().numpy()
 

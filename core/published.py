@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from core.features import RegionFeatures
 from core.training import Fold
-from core.VSMR import VSMRStaged
+from core.VSMR_staged import VSMRStaged
 
 # method, T1, U, S, H in percent, features, where the numbers come from
 RELATIVES: dict[str, list[tuple[str, float | None, float | None, float | None, float | None, str, str]]] = {

@@ -1,7 +1,8 @@
 """The training loop: phases of minibatch steps with own generators, checkpointed so that a killed run ends the same.
 
-A method is a list of phases (DAZLE has one, the staged VSMR two) and an optional closing step that is run before every
-evaluation. Epoch by epoch the loop writes one state file; with the same command a killed run continues from it, and
+A method is a list of phases (ESZSL has none, DAZLE one, the staged VSMR two), an optional closed-form start from the
+training images, and an optional closing step that is run before every evaluation. Epoch by epoch the loop writes one
+state file; with the same command a killed run continues from it, and
 ends bit-identical on a CPU.
 """
 
@@ -22,7 +23,7 @@ from core.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, un
 from core.DAZLE import ClassSpace
 from core.errors import UserError
 from core.features import RegionFeatures
-from core.xlsa17 import Metadata
+from core.xlsa17 import Metadata, class_disjoint_split
 
 Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
@@ -66,22 +67,28 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
     """Train on train_loc less a held-out share, measure on that share and on val_loc: everything is chosen here.
 
     Only the classes of trainval exist in this fold; nothing of the true unseen classes, not even attributes, enters.
+    Seed 0 takes the metadata's own train and val classes (xlsa17's where it has them); any other seed redraws them, as
+    many as there are, so that a choice need not rest on one split.
     """
+    train_loc, val_loc = m.train_loc, m.val_loc
+    if seed:
+        share = len(np.unique(m.labels[m.val_loc])) / len(m.seen)
+        train_loc, val_loc = class_disjoint_split(m.labels, m.trainval_loc, share, seed)
     classes = m.seen
     number = np.full(len(m.class_names), -1, dtype=np.int64)
     number[classes] = np.arange(len(classes))
     rng = np.random.default_rng(seed)
     held = []
-    for c in np.unique(m.labels[m.train_loc]):
-        rows = rng.permutation(m.train_loc[m.labels[m.train_loc] == c])
+    for c in np.unique(m.labels[train_loc]):
+        rows = rng.permutation(train_loc[m.labels[train_loc] == c])
         if len(rows) < 2:
             raise UserError(f"class {m.class_names[c]} has one training image; validation needs two or more")
         held.append(rows[: max(1, round(HELD_OUT * len(rows)))])
     held_rows = np.sort(np.concatenate(held))
-    train = np.setdiff1d(m.train_loc, held_rows)
+    train = np.setdiff1d(train_loc, held_rows)
     labels = number[m.labels]
-    space = _space(m.att[classes], np.unique(labels[train]), np.unique(labels[m.val_loc]), w2v)
-    return Fold(space, train, labels[train], held_rows, labels[held_rows], m.val_loc, labels[m.val_loc])
+    space = _space(m.att[classes], np.unique(labels[train]), np.unique(labels[val_loc]), w2v)
+    return Fold(space, train, labels[train], held_rows, labels[held_rows], val_loc, labels[val_loc])
 
 
 def _space(att: np.ndarray, seen: np.ndarray, unseen: np.ndarray, w2v: np.ndarray) -> ClassSpace:
@@ -100,9 +107,13 @@ class Batches:
     classes: int | None = None  # with per_class: batches of that many classes x images (drawn with replacement)
     per_class: int = 0
 
+    def count(self, images: int) -> int:
+        """Batches in an epoch over that many training images."""
+        return self.steps or -(-images // self.size)
+
     def epoch(self, labels: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:
         """Positions in ``labels`` of each batch of one epoch."""
-        steps = self.steps or -(-len(labels) // self.size)
+        steps = self.count(len(labels))
         if self.classes is None and not self.balanced:
             order = generator.permutation(len(labels))
             for step in range(steps):
@@ -128,17 +139,26 @@ class Phase:
     optimizer: torch.optim.Optimizer
     batches: Batches
     epochs: int
-    selectable: bool = True  # its number of epochs is what validation chooses
+    selectable: bool = True  # its number of epochs is what validation chooses, 0 included
     pooled: bool = False  # the loss takes (B,D) means instead of (B,R,D) regions
+    lr_at: Callable[[float], float] | None = None  # learning rate after that many epochs (a fraction within one)
+    after_epoch: Callable[[], None] | None = None
 
 
 @dataclass
 class Method:
-    """A model with its phases; ``finish`` is run before each evaluation (class prototypes and the like)."""
+    """A model with its phases.
+
+    ``begin`` is run once, before the first step; ``finish`` before each evaluation (class prototypes and the like).
+    ``options`` are settings that validation chooses among and ``configure`` applies, without training again.
+    """
 
     model: nn.Module
     phases: list[Phase]
     finish: Callable[[RegionFeatures, Fold], None] | None = None
+    begin: Callable[[RegionFeatures, Fold], None] | None = None
+    options: tuple[dict[str, float], ...] = ()
+    configure: Callable[[dict[str, float]], None] | None = None
 
 
 @dataclass
@@ -163,9 +183,11 @@ def train(
     Args:
         state_path: where the resumable state is kept; None keeps none.
         identity: what the run is; a state file of another run is refused.
-        on_epoch: called after every epoch of a selectable phase with that epoch's row, which it may extend.
+        on_epoch: called with the row of every epoch of a selectable phase, which it may extend; before its first step
+            too, as epoch 0.
     """
     state = _State()
+    row: dict[str, Any]
     generator = np.random.default_rng(seed)
     device = features.device
     devices = [device] if device.type == "cuda" else []
@@ -173,15 +195,21 @@ def train(
         torch.manual_seed(seed)  # of the forked generator: dropout
         if state_path and state_path.exists():
             _restore(state_path, method, state, generator, identity or {})
+        elif method.begin:
+            method.begin(features, fold)
         total = sum(p.epochs for p in method.phases)
         done = sum(p.epochs for p in method.phases[: state.phase]) + state.epoch
         with tqdm(total=total, initial=done, desc=label, unit="epoch", leave=False, disable=None) as bar:
             for index in range(state.phase, len(method.phases)):
                 phase = method.phases[index]
                 first = state.epoch if index == state.phase else 0
+                if on_epoch and phase.selectable and first == 0:
+                    row = {"phase": phase.name, "epoch": 0}
+                    on_epoch(row)
+                    state.history.append(row)
                 for epoch in range(first, phase.epochs):
-                    row: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1}
-                    row |= _epoch(method.model, phase, features, fold, generator)
+                    row = {"phase": phase.name, "epoch": epoch + 1}
+                    row |= _epoch(method.model, phase, epoch, features, fold, generator)
                     if on_epoch and phase.selectable:
                         on_epoch(row)
                     state.history.append(row)
@@ -193,12 +221,16 @@ def train(
 
 
 def _epoch(
-    model: nn.Module, phase: Phase, features: RegionFeatures, fold: Fold, generator: np.random.Generator
+    model: nn.Module, phase: Phase, epoch: int, features: RegionFeatures, fold: Fold, generator: np.random.Generator
 ) -> dict[str, float]:
     model.train()
     sums: dict[str, Tensor] = {}
     steps = 0
+    total = phase.batches.count(len(fold.train_labels))
     for positions in phase.batches.epoch(fold.train_labels, generator):
+        if phase.lr_at:
+            for group in phase.optimizer.param_groups:
+                group["lr"] = phase.lr_at(epoch + steps / total)
         rows = fold.train_rows[positions]
         x = features.pooled(rows) if phase.pooled else features.batch(rows)
         y = torch.from_numpy(fold.train_labels[positions]).to(x.device)
@@ -209,6 +241,8 @@ def _epoch(
         for key, value in losses.items():  # summed on the device: no synchronisation inside the step
             sums[key] = sums.get(key, torch.zeros((), device=x.device)) + value.detach()
         steps += 1
+    if phase.after_epoch:
+        phase.after_epoch()
     means = {key: float(value) / steps for key, value in sums.items()}
     if not np.isfinite(means["loss"]):
         raise UserError(f"the loss of phase {phase.name} is {means['loss']}: training diverged; try a lower --lr")

@@ -5,7 +5,7 @@ import torch
 
 from core.DAZLE import DAZLE, ClassSpace, self_calibration
 from core.recipes import STAGED_RECIPES
-from core.VSMR import VSMRStaged, visual_losses
+from core.VSMR_staged import VSMRStaged, visual_losses
 from tests import reference
 
 B, R, D, K, C, V = 6, 9, 16, 11, 7, 5

@@ -13,10 +13,12 @@ import torch
 
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import UserError
+from core.ESZSL import EszslRecipe
 from core.experiment import RunConfig, run
 from core.features import RegionFeatures
 from core.recipes import DazleRecipe, StagedRecipe, build
 from core.training import Batches, test_fold, train, validation_fold
+from core.VSMR import JointRecipe
 from tests.conftest import ToyFeatures, toy_mats
 
 RECIPES = {
@@ -24,6 +26,8 @@ RECIPES = {
     "vsmr-staged": StagedRecipe(
         1e-2, 3, None, 0.9, 20, False, 16, 1e-2, 20, 5, classes_per_batch=4, images_per_class=3
     ),
+    "vsmr": JointRecipe(batch_size=16, width=8),
+    "eszsl": EszslRecipe(),
 }
 W2V = np.random.default_rng(3).normal(size=(8, 6)).astype(np.float32)
 fold_of = test_fold  # an alias that pytest does not take for a test
@@ -68,7 +72,7 @@ def test_a_run_leaves_everything_and_is_read_back(toy, tmp_path, method):
 def test_dazle_learns_the_toy(toy):
     fold = fold_of(toy, W2V)
     features = setup(toy)
-    method = build("dazle", replace(RECIPES["dazle"], epochs=20), fold, features.D, 0)
+    method = build("dazle", replace(RECIPES["dazle"], epochs=20), fold, (features.R, features.D), 0)
     history = train(method, features, fold, 0)
     assert history[-1]["ce"] < 0.7 * history[0]["ce"]
 
