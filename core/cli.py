@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from core.figures import attention_figure
 from core.files import sha256_file, write_bytes
 from core.recipes import METHODS, STEP, most_epochs, recipe_of
 from core.report import table
-from core.xlsa17 import find_xlsa17
+from core.xlsa17 import Metadata, find_xlsa17
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +40,8 @@ _HELP = {
     "lambda_distill": "weight of the mutual distillation loss",
     "lambda_reg": "weight of the attribute regression loss",
     "fusion": "share of the first branch in the prediction",
+    "seen_only": "cross-entropy over seen classes (1) or over all (0)",
+    "subtract_geometry": "encoder's geometry bias is taken off the products (1) or its logarithm added (0)",
     "feed_forward": "hidden width of the transformer's feed-forward parts",
     "dropout": "dropout while training",
     "prepared": "inputs as vsmr takes them: roots taken, means away (1) or as published (0)",
@@ -204,24 +206,30 @@ def device_of(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Parse, load, train every seed, print the table."""
-    args = parser(dataset_name, description).parse_args(argv)
-    dataset = CUB50 if getattr(args, "split", "ps") == "cub50" else DATASETS[dataset_name]
-    if args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds}: at least one")
-    device = device_of(args.device)
+@dataclass(frozen=True)
+class Inputs:
+    """What every run on a data set needs."""
 
-    path = find_features(dataset, args.features)
+    metadata: Metadata
+    w2v: np.ndarray
+    features: RegionFeatures
+    provenance: dict[str, Any]  # of the feature file
+    vectors: Path | None  # None: they came from inside the feature file
+    vectors_sha256: str
+
+
+def load_inputs(
+    dataset: DataSet, data_root: Path, features: Path | None, w2v: Path | None, device: str, test: bool = True
+) -> Inputs:
+    """Find, check and load a data set's features and vectors; ``test=False`` leaves the test images out."""
+    path = find_features(dataset, features)
     file = FeatureFile(path)
     metadata = file.to_metadata(dataset)
-    w2v, vectors = find_vectors(dataset, args.w2v, file, metadata.att.shape[1])
+    array, vectors = find_vectors(dataset, w2v, file, metadata.att.shape[1])
     _, D, R = file.shape
-    check_same_split(file, path, args.data_root, dataset)
+    check_same_split(file, path, data_root, dataset)
     if dataset.caveat:
         metadata.notes.append(dataset.caveat)
-    for note in metadata.notes:
-        log.info("note: %s", note)
     log.info(
         "%s: %d classes, %d images, features %s (%d regions, %d channels)",
         dataset.name,
@@ -231,8 +239,27 @@ def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None
         R,
         D,
     )
-    rows = np.concatenate([metadata.trainval_loc, metadata.test_seen_loc, metadata.test_unseen_loc])
-    features = RegionFeatures(file, rows, (R, D), device)
+    rows = metadata.trainval_loc
+    if test:
+        rows = np.concatenate([rows, metadata.test_seen_loc, metadata.test_unseen_loc])
+    provenance = {k: str(v) for k, v in file.provenance.items()}
+    provenance |= {"regions": f"{R} regions", "file_sha256": sha256_file(path)}
+    digest = sha256_file(vectors) if vectors else "in the feature file"
+    return Inputs(metadata, array, RegionFeatures(file, rows, (R, D), device), provenance, vectors, digest)
+
+
+def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None = None) -> int:
+    """Parse, load, train every seed, print the table."""
+    args = parser(dataset_name, description).parse_args(argv)
+    dataset = CUB50 if getattr(args, "split", "ps") == "cub50" else DATASETS[dataset_name]
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds}: at least one")
+    device = device_of(args.device)
+
+    inputs = load_inputs(dataset, args.data_root, args.features, args.w2v, device)
+    metadata, w2v, features = inputs.metadata, inputs.w2v, inputs.features
+    for note in metadata.notes:
+        log.info("note: %s", note)
 
     recipe = recipe_of(args.method, dataset.name)
     names = {f.name for f in fields(recipe)}
@@ -243,7 +270,6 @@ def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None
     recipe = replace(recipe, **given)
     epochs = most_epochs(recipe) if args.epochs is None else args.epochs
 
-    provenance = {k: str(v) for k, v in file.provenance.items()} | {"regions": f"{R} regions"}
     results = []
     for seed in range(args.seeds):
         config = RunConfig(
@@ -253,8 +279,8 @@ def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None
             select=args.select,
             epochs=epochs,
             recipe={f.name: getattr(recipe, f.name) for f in fields(recipe)},
-            features=provenance,
-            vectors_sha256=sha256_file(vectors) if vectors else "in the feature file",
+            features=inputs.provenance,
+            vectors_sha256=inputs.vectors_sha256,
         )
         folder = args.out / dataset.name / args.method / f"seed{seed}"
         results.append(run(config, recipe, metadata, w2v, features, folder, args.resume, args.diagnostics))
@@ -262,7 +288,7 @@ def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None
     write_bytes(args.out / dataset.name / args.method / "table.md", (text + "\n").encode())
     sys.stdout.write("\n" + text + "\n")
     figure = args.out / dataset.name / args.method / "attention.png"
-    attribute_names = names_beside(vectors)
+    attribute_names = names_beside(inputs.vectors)
     try:
         attention_figure(
             results[0]["config"],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import logging
 import platform
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 import core
 from core.checkpoint import save_checkpoint
 from core.errors import UserError
-from core.evaluation import Metrics, evaluate, per_class_accuracy, predict
+from core.evaluation import Metrics, calibration_curve, evaluate, per_class_accuracy, predict
 from core.features import RegionFeatures
 from core.files import atomic_path, write_bytes
 from core.published import published_procedure
@@ -27,7 +29,20 @@ from core.VSMR_staged import VSMRStaged
 from core.xlsa17 import Metadata
 
 log = logging.getLogger(__name__)
+# the sources on which a run's numbers depend, beside its config
+_SOURCES = (
+    *("DAZLE", "ESZSL", "MSDN", "TransZero", "VSMR", "VSMR_staged", "preparation", "features"),
+    *("evaluation", "experiment", "published", "recipes", "training"),
+)
 THRESHOLDS = np.arange(0.05, 0.96, 0.05)  # of the predicted attribute mask, where it is chosen on validation
+
+
+@functools.cache
+def code_version() -> str:
+    """Version and digest of the sources that make the numbers: results of other code are never mixed in."""
+    folder = Path(core.__file__).parent
+    digest = hashlib.sha256(b"".join((folder / f"{name}.py").read_bytes() for name in _SOURCES))
+    return f"{core.__version__}-{digest.hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -42,7 +57,7 @@ class RunConfig:
     recipe: dict[str, Any]
     features: dict[str, Any]  # provenance of the feature file
     vectors_sha256: str
-    code: str = core.__version__
+    code: str = field(default_factory=code_version)
 
 
 def measure(method: Method, features: RegionFeatures, fold: Fold, gamma: float | None) -> Metrics:
@@ -124,6 +139,29 @@ def run(
     if isinstance(method.model, VSMRStaged):
         result["published_procedure"] = published_procedure(method.model, features, fold)
     _write(out, method, result, history, metadata, features, fold, gamma)
+    return result
+
+
+def validate(
+    config: RunConfig,
+    recipe: Any,
+    metadata: Metadata,
+    w2v: np.ndarray,
+    features: RegionFeatures,
+    out: Path,
+) -> dict[str, Any]:
+    """The first half of :func:`run` alone: what validation says of one seed. No test image is read (ablations)."""
+    out.mkdir(parents=True, exist_ok=True)
+    identity = asdict(config)
+    finished = out / "validation.json"
+    if finished.exists():
+        return _finished(finished, identity)
+    started = time.time()
+    fold = validation_fold(metadata, w2v, config.seed)
+    chosen = choose(config, recipe, fold, features, out, identity)
+    result = {"config": identity, "chosen": chosen, "seconds": round(time.time() - started, 1)}
+    write_bytes(finished, json.dumps(result, indent=1).encode())
+    (out / "validation.state").unlink(missing_ok=True)
     return result
 
 
@@ -218,9 +256,10 @@ def _write(
     """Everything a run leaves; metrics.json last, since it marks the run as finished."""
     _history(out / "history.csv", history)
     seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
-    rows = np.concatenate([fold.seen_rows, fold.unseen_rows])
     labels = np.concatenate([fold.seen_labels, fold.unseen_labels])
-    predicted = predict(class_scores(method.model, features, rows), unseen, gamma)
+    scores_s = class_scores(method.model, features, fold.seen_rows)
+    scores_u = class_scores(method.model, features, fold.unseen_rows)
+    predicted = predict(np.concatenate([scores_s, scores_u]), unseen, gamma)
     classes = np.concatenate([seen, unseen])
     names = [metadata.class_names[c] for c in classes]
     accuracy = per_class_accuracy(predicted, labels, classes)
@@ -234,6 +273,10 @@ def _write(
     )
     with atomic_path(out / "per_class.csv") as temporary:
         table.to_csv(temporary, index=False)
+    curve = calibration_curve(scores_s, fold.seen_labels, scores_u, fold.unseen_labels, seen, unseen)
+    steps = np.concatenate([[-np.inf], curve.thresholds])  # γ from which a point holds
+    with atomic_path(out / "curve.csv") as temporary:
+        pd.DataFrame({"gamma": steps, "U": curve.U, "S": curve.S}).to_csv(temporary, index=False)
     confusion = np.zeros((len(metadata.class_names),) * 2, dtype=np.int64)
     np.add.at(confusion, (labels, predicted), 1)
     with atomic_path(out / "confusion.csv") as temporary:

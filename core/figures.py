@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
@@ -94,7 +95,43 @@ def attention_figure(
             axes[i, j].set_title(f"{names[k].removeprefix('has_')[:26]}\nw {w[i, k]:.2f}", fontsize=6)
     for axis in axes.ravel():
         axis.axis("off")
+    _save(figure, out)
+
+
+def calibration_figure(runs: dict[str, list[Path]], out: Path, title: str) -> None:
+    """Seen against unseen accuracy as γ of calibrated stacking varies; one line per method (first seed).
+
+    Args: method -> its run folders, each with the curve.csv that a run leaves.
+    """
+    figure, axis = plt.subplots(figsize=(5.2, 4.6))
+    for method, folders in runs.items():
+        curve = pd.read_csv(folders[0] / "curve.csv")
+        wide = 2.2 if method == "vsmr" else 1.1
+        axis.plot(100 * curve.U, 100 * curve.S, label=method, linewidth=wide, drawstyle="default")
+    axis.set(xlabel="U, unseen classes (%)", ylabel="S, seen classes (%)", title=title, xlim=(0, 100), ylim=(0, 100))
+    axis.legend(fontsize=7, loc="lower left")
+    axis.grid(alpha=0.3)
+    _save(figure, out)
+
+
+def per_class_figure(runs: dict[str, list[Path]], out: Path, title: str, against: str) -> None:
+    """Accuracy of each unseen class, mean over seeds: vsmr against another method, sorted by vsmr's."""
+    tables = {m: pd.concat([pd.read_csv(f / "per_class.csv") for f in runs[m]]) for m in ("vsmr", against)}
+    means = {m: t[t.side == "unseen"].groupby("class").accuracy.mean() for m, t in tables.items()}
+    order = means["vsmr"].sort_values(ascending=False).index
+    figure, axis = plt.subplots(figsize=(max(5.0, 0.24 * len(order) + 1.5), 4.2))
+    at = np.arange(len(order))
+    axis.bar(at, 100 * means["vsmr"][order], color="#4c72b0", label="vsmr")
+    axis.plot(at, 100 * means[against][order], "o", color="#c44e52", markersize=4, label=against)
+    axis.set_xticks(at, [str(n)[:24] for n in order], rotation=90, fontsize=6)
+    axis.set(ylabel="accuracy among all classes (%)", title=title, ylim=(0, 100), xlim=(-0.7, len(order) - 0.3))
+    axis.legend(fontsize=8)
+    _save(figure, out)
+
+
+def _save(figure: Any, out: Path) -> None:
     figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
     plt.close(figure)

@@ -62,6 +62,7 @@ class MsdnRecipe:
     lambda_cal: float = 0.1
     lambda_distill: float = 0.001
     fusion: float = 0.9
+    seen_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class TransZeroRecipe:
     dropout: float = 0.4
     lambda_cal: float = 0.3
     lambda_reg: float = 0.005
+    seen_only: bool = False
+    subtract_geometry: bool = False
 
 
 MSDN_RECIPES = {
@@ -263,6 +266,7 @@ def _msdn(r: MsdnRecipe, space: ClassSpace, D: int, seed: int, epochs: int, devi
             lambda_cal=r.lambda_cal,
             lambda_distill=r.lambda_distill,
             fusion=r.fusion,
+            seen_only=r.seen_only,
             normalize_vectors=r.normalize_vectors,
         ).to(device)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=r.lr, weight_decay=r.weight_decay, momentum=r.momentum)
@@ -280,6 +284,8 @@ def _transzero(r: TransZeroRecipe, space: ClassSpace, R: int, D: int, seed: int,
             dropout=r.dropout,
             lambda_cal=r.lambda_cal,
             lambda_reg=r.lambda_reg,
+            seen_only=r.seen_only,
+            subtract_geometry=r.subtract_geometry,
         ).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=r.lr, weight_decay=r.weight_decay)
     batches = Batches(r.batch_size, balanced=r.balanced)

@@ -1,0 +1,16 @@
+"""Reproduce every table: data sets x methods x seeds -> results/summary.csv -> results/tables.md, README.md, figures.
+
+    python reproduce_tables.py                                  # AWA2, CUB, SUN from data/
+    python reproduce_tables.py --demo                           # the drawn data set, no download
+    python reproduce_tables.py --data-root ROOT --datasets CUB  # any folder laid out like the data sets
+    python reproduce_tables.py --tables-only                    # only write the tables anew from the CSV
+
+A finished run is never repeated: repeat the command after an interruption. --jobs runs that many at a time, spread over
+the GPUs with --device cuda.
+"""
+
+from core.errors import run_cli
+from core.reproduce_cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(lambda: main(__doc__)))
