@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_NARROW = 600  # columns, measured: 255 and 306 gain, 936 loses
+
 
 @dataclass(frozen=True)
 class ClassSpace:
@@ -85,15 +87,29 @@ class DenseAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Attended:
         """x (B,R,D) of unit regions."""
-        B, R, D = x.shape
+        B, R, _ = x.shape
         v = F.normalize(self.v, dim=1) if self.normalize_vectors else self.v
         Ws = [self.W2, self.W3] if self.W1 is None else [self.W2, self.W3, self.W1]
         queries = torch.cat([v @ W for W in Ws])  # (3K,D)
-        maps = (x.reshape(B * R, D) @ queries.T).view(B, R, len(Ws), -1)  # (B,R,3,K)
+        maps = region_products(x, queries).view(B, R, len(Ws), -1)  # (B,R,3,K)
         theta = maps[:, :, 0].softmax(dim=1)  # (B,R,K)
         pooled = (theta.unsqueeze(2) * maps[:, :, 1:]).sum(dim=1)  # (B,2,K)
         e = None if self.W1 is None else pooled[:, 1]
         return Attended(theta, torch.sigmoid(pooled[:, 0]), e)
+
+
+def region_products(x: Tensor, queries: Tensor) -> Tensor:
+    """x queriesᵀ: (B,R,N) contiguous, for regions x (B,R,D) and queries (N,D), the bulk of a training step.
+
+    On a CPU a narrow product is asked for as a 1x1 convolution over channels-last regions: the same sums, in a library
+    whose narrow products are up to 1.5 times faster, forward and backward (benchmarks/training_step.py).
+    """
+    B, R, D = x.shape
+    plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if x.device.type == "cpu" and plain and len(queries) < _NARROW and x.is_contiguous():
+        maps = F.conv2d(x.view(B, R, 1, D).permute(0, 3, 1, 2), queries[:, :, None, None])  # (B,N,R,1)
+        return maps.permute(0, 2, 3, 1).reshape(B, R, len(queries))
+    return (x.reshape(B * R, D) @ queries.T).view(B, R, len(queries))
 
 
 def region_saliency(w: Tensor, theta: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.DAZLE import Attended, ClassSpace, self_calibration
+from core.DAZLE import Attended, ClassSpace, region_products, self_calibration
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,10 @@ class MutualAttention(nn.Module):
 
     def forward(self, x: Tensor) -> MutuallyAttended:
         """x (B,R,D) of unit regions."""
-        B, R, D = x.shape
+        B, R, _ = x.shape
         v = F.normalize(self.v, dim=1) if self.normalize_vectors else self.v
         queries = torch.cat([v @ W for W in (self.W1, self.W2, self.W3, self.W4)])  # (4K,D)
-        maps = (x.reshape(B * R, D) @ queries.T).view(B, R, 4, -1)  # (B,R,4,K)
+        maps = region_products(x, queries).view(B, R, 4, -1)  # (B,R,4,K)
         theta = maps[:, :, 0].softmax(dim=1)  # (B,R,K)
         e = (theta * maps[:, :, 1]).sum(dim=1)  # (B,K)
         beta = maps[:, :, 2].softmax(dim=2)  # (B,R,K)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.errors import UserError
+
 RESIDENT_BYTES = 8 << 30  # features are held in memory up to this size, streamed from the file beyond it
 _BLOCK = 256  # images per read while filling the memory
 
@@ -20,7 +22,7 @@ class FeatureSource(Protocol):
 
 def normalise(raw: np.ndarray) -> Tensor:
     """(n,D,R) maps to (n,R,D) float16, each region of unit length (all-zero regions stay zero)."""
-    x = torch.from_numpy(np.ascontiguousarray(raw)).float().transpose(1, 2)  # (n,R,D)
+    x = torch.from_numpy(np.ascontiguousarray(raw)).transpose(1, 2).contiguous().float()  # (n,R,D); moved while small
     return torch.nn.functional.normalize(x, dim=2).half()
 
 
@@ -47,14 +49,23 @@ class RegionFeatures:
             self.resident = torch.empty(len(rows), self.R, self.D, dtype=torch.float16, device=self.device)
             for start in range(0, len(rows), _BLOCK):
                 block = rows[start : start + _BLOCK]
-                self.resident[start : start + len(block)] = normalise(source.read(block)).to(self.device)
+                self.resident[start : start + len(block)] = normalise(self._read(block)).to(self.device)
         self._pooled: dict[int, Tensor] = {}
 
     def batch(self, rows: np.ndarray) -> Tensor:
         """(B,R,D) float32 on the device."""
         if self.resident is not None:
-            return self.resident[torch.from_numpy(self._position[rows]).to(self.device)].float()
-        return normalise(self.source.read(rows)).to(self.device).float()
+            return self.resident.index_select(0, torch.from_numpy(self._position[rows]).to(self.device)).float()
+        return normalise(self._read(rows)).to(self.device).float()
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        raw = self.source.read(rows)
+        if raw.shape != (len(rows), self.D, self.R):
+            raise UserError(
+                f"features of shape {raw.shape} for {len(rows)} images; ({len(rows)}, {self.D}, {self.R}) is needed: "
+                "the feature file is of another backbone or resolution"
+            )
+        return raw
 
     def pooled(self, rows: np.ndarray) -> Tensor:
         """(B,D) mean over regions, each row computed once."""

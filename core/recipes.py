@@ -141,7 +141,7 @@ JOINT_RECIPES = {
     "CUB": JointRecipe(),
     "CUB50": JointRecipe(),
     "SUN": JointRecipe(balanced=True),
-    "DEMO": JointRecipe(),
+    "DEMO": JointRecipe(lr=1e-3, epochs=20),
 }
 
 

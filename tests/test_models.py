@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.DAZLE import DAZLE, ClassSpace, self_calibration
+from core.DAZLE import DAZLE, ClassSpace, region_products, self_calibration
 from core.recipes import STAGED_RECIPES
 from core.VSMR_staged import VSMRStaged, visual_losses
 from tests import reference
@@ -111,3 +111,18 @@ def test_building_a_model_leaves_the_callers_random_numbers_alone(space):
     with seeded(1):
         DAZLE(space, D)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("columns", [33, 700])  # a convolution below the width where that pays, a product above
+def test_region_products_are_a_matrix_product(columns):
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 9, 64, generator=g)
+    q = torch.randn(columns, 64, generator=g, requires_grad=True)
+    mark = torch.randn(4, 9, columns, generator=g)
+    got = region_products(x, q)
+    assert got.shape == (4, 9, columns) and got.is_contiguous()
+    torch.testing.assert_close(got, x @ q.T, atol=1e-4, rtol=1e-4)
+    (gradient,) = torch.autograd.grad((got * mark).sum(), q)
+    (expected,) = torch.autograd.grad(((x @ q.T) * mark).sum(), q)
+    torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(region_products(x.transpose(0, 1).contiguous().transpose(0, 1), q), got)

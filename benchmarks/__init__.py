@@ -1,0 +1,1 @@
+"""What the fast code costs, as ratios against the textbook forms in :mod:`benchmarks.reference`."""

@@ -1,0 +1,231 @@
+"""The same questions on a GPU: step time, memory, share of the hardware's peak, a run of AWA2's size, extraction.
+
+    python -m benchmarks.gpu                                      # needs about 8 GB of GPU memory; some 10 minutes
+    python -m benchmarks.gpu --seeds 1 --epochs 2 --images 2000   # a quick look
+    python -m benchmarks.gpu --device cpu --trial                 # tiny sizes on the CPU: does the script run?
+
+Peak bandwidth and peak FLOP/s are not read from a data sheet but measured here: copying a large array, multiplying
+large matrices of the same type. Without a GPU the script says so and ends with exit code 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.common import (
+    SHAPES,
+    Row,
+    Shape,
+    against,
+    fold_of,
+    interleaved,
+    megabytes,
+    milliseconds,
+    parser,
+    report,
+    step_of,
+)
+from benchmarks.data import random_maps
+from core.backbones import build_backbone
+from core.extraction import Normaliser
+from core.features import RegionFeatures
+from core.recipes import DAZLE_RECIPES, build
+from core.training import Fold, class_scores, train
+
+TRAINVAL = 23527  # images of AWA2 that are trained on
+_BANK = 509  # different generated images; the others repeat them, rotated through the data set
+
+
+def arguments() -> argparse.ArgumentParser:
+    made = parser(__doc__)
+    add = made.add_argument
+    add("--device", default="cuda", help="default: %(default)s")
+    add("--repeats", type=int, default=50, help="timed steps of each form (default: %(default)s)")
+    add("--epochs", type=int, default=20, help="of the AWA2-sized run (default: %(default)s)")
+    add("--seeds", type=int, nargs="+", default=[1, 5], help="numbers of seeds, one after another (default: 1 5)")
+    add("--images", type=int, default=37322, help="images of the extraction (default: %(default)s, all of AWA2)")
+    add("--trial", action="store_true", help="tiny sizes")
+    return made
+
+
+def waiter(device: str) -> Callable[[], None]:
+    """Blocks until the device has done what it was given."""
+    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+
+def extra_memory(step: Callable[[], object], device: str) -> int:
+    """Bytes a step needs at its peak beyond what is allocated between steps (0 on a CPU)."""
+    if not device.startswith("cuda"):
+        return 0
+    step()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+@contextlib.contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """torch's float32 matmul precision: "highest" is float32, "high" is TF32."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def step_rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
+    """Step time, memory and share of peak for float32, TF32 and bf16; the reference is float32 in the first row."""
+    wait, made = waiter(args.device), []
+    for name, precision, autocast in (
+        ("float32", "highest", None),
+        ("TF32", "high", None),
+        ("bf16 autocast", "highest", torch.bfloat16),
+    ):
+        with matmul_precision(precision):
+            works = {form: step_of(form, shape, args.device, autocast) for form in ("reference", "ours")}
+            times = interleaved(works, args.repeats, wait)
+            memory = " -> ".join(megabytes(extra_memory(work, args.device)) for work in works.values())
+            what = f"step, {shape}, {name}"
+            made.append(against(f"{what}, both in that type", times["reference"], times["ours"], memory))
+            made.append(peak_row(what, shape, times["ours"], autocast or torch.float32, args))
+    return made
+
+
+def peak_row(what: str, shape: Shape, taken: float, dtype: torch.dtype, args: argparse.Namespace) -> Row:
+    """The step's large products (forward, and the gradient of the queries) as shares of what the device can do.
+
+    Counted are 2 x 2·BR·D·3K operations, and x read twice, the queries and their gradient, and the maps and theirs.
+    """
+    regions, queries = shape.B * shape.R, 3 * shape.K
+    operations = 4 * regions * shape.D * queries
+    moved = dtype.itemsize * (2 * regions * shape.D + 2 * queries * shape.D + 2 * regions * queries)
+    flops, bandwidth = peaks(dtype, args)
+    return Row(
+        f"{what}: share of measured peak",
+        f"{flops / 1e12:.1f} TFLOP/s, {bandwidth / 1e9:.0f} GB/s",
+        f"{operations / taken / 1e12:.2f} TFLOP/s, {moved / taken / 1e9:.0f} GB/s",
+        f"{operations / taken / flops:.1%} FLOP/s, {moved / taken / bandwidth:.1%} bandwidth",
+    )
+
+
+def peaks(dtype: torch.dtype, args: argparse.Namespace) -> tuple[float, float]:
+    """FLOP/s of a large product in this type (under the present precision), bytes/s of a large copy."""
+    side, length = (256, 1 << 20) if args.trial else (8192, 1 << 30)
+    a = torch.randn(side, side, device=args.device).to(dtype)
+    source = torch.empty(length, dtype=torch.uint8, device=args.device)
+    target = torch.empty_like(source)
+    works = {"product": lambda: a @ a, "copy": lambda: target.copy_(source)}
+    times = interleaved(works, 10, waiter(args.device))
+    return 2 * side**3 / times["product"], 2 * length / times["copy"]
+
+
+class Generated:
+    """A feature source of any number of rows that needs the memory of a few."""
+
+    def __init__(self, D: int, R: int) -> None:
+        self.bank = random_maps(_BANK, D, (R, 1)).reshape(_BANK, D, R)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.bank[np.asarray(rows) % _BANK]
+
+
+def run_rows(args: argparse.Namespace) -> list[Row]:
+    """Training of AWA2's size from features resident in half precision, then scores of a third as many images."""
+    shape = replace(SHAPES["AWA2"], D=64, R=9) if args.trial else SHAPES["AWA2"]
+    fold = fold_of(shape, 500 if args.trial else TRAINVAL)
+    wait = waiter(args.device)
+    started = time.perf_counter()
+    features = RegionFeatures(Generated(shape.D, shape.R), fold.rows, (shape.R, shape.D), args.device, budget=1 << 40)
+    wait()
+    loading = time.perf_counter() - started
+    assert features.resident is not None
+    size = features.resident.numel() * features.resident.element_size()
+    name = f"AWA2-sized run ({len(fold.train_rows)} x {shape.R} x {shape.D}, K={shape.K}, {args.epochs} epochs)"
+    made = [Row(f"{name}: features to memory, float16", "", milliseconds(loading), "", megabytes(size))]
+    steps = args.epochs * -(-len(fold.train_rows) // DAZLE_RECIPES["AWA2"].batch_size)
+    for count in args.seeds:
+        if args.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        for seed in range(count):
+            one_run(seed, shape, fold, features, args)
+        wait()
+        taken = time.perf_counter() - started
+        peak = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else 0
+        per_step = f"{taken / count / steps * 1e3:.2f} ms per step"
+        made.append(Row(f"{name}: {count} seeds, one after another", "", f"{taken:.1f} s", per_step, megabytes(peak)))
+    return made
+
+
+def one_run(seed: int, shape: Shape, fold: Fold, features: RegionFeatures, args: argparse.Namespace) -> None:
+    """One seed: build, train, score."""
+    recipe = DAZLE_RECIPES["AWA2"]
+    method = build("dazle", recipe, fold, (shape.R, shape.D), seed, epochs=args.epochs, device=args.device)
+    train(method, features, fold, seed)
+    class_scores(method.model, features, fold.train_rows[::3])
+
+
+def extraction_rows(args: argparse.Namespace) -> list[Row]:
+    """ResNet-101 from decoded images in (pinned) memory: core's way against plain float32, one copy at a time."""
+    name, size, batch = ("mobilenet_v2", 64, 8) if args.trial else ("resnet101", 224, 128)
+    device, wait = torch.device(args.device), waiter(args.device)
+    n = 2 * batch if args.trial else args.images
+    half = torch.float16 if device.type == "cuda" else torch.float32
+    pixels = torch.randint(0, 256, (4, batch, size, size, 3), dtype=torch.uint8)
+    if device.type == "cuda":
+        pixels = pixels.pin_memory()
+
+    def speed(dtype: torch.dtype, layout: torch.memory_format, images: int) -> float:
+        network = build_backbone(name, "random")
+        network.to(device, dtype, memory_format=layout)  # type: ignore[call-overload]
+        normalise = Normaliser(device, dtype)
+
+        def forward(turn: int) -> Tensor:
+            return network(normalise(pixels[turn % len(pixels)]).contiguous(memory_format=layout))
+
+        forward(0).cpu()
+        batches = -(-images // batch)
+        started = time.perf_counter()
+        maps = forward(0)
+        for turn in range(1, batches):
+            coming = forward(turn)
+            maps.cpu()  # of the batch before
+            maps = coming
+        maps.cpu()
+        wait()
+        return batches * batch / (time.perf_counter() - started)
+
+    plain = speed(torch.float32, torch.contiguous_format, max(batch, n // 10))
+    ours = speed(half, torch.channels_last, n)
+    what = f"{name}, {n} images from memory, {str(half)[6:]} channels_last against float32"
+    return [Row(what, f"{plain:.0f} images/s", f"{ours:.0f} images/s", f"{ours / plain:.2f}x")]
+
+
+def main() -> int:
+    args = arguments().parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        print("no GPU: this PyTorch sees no CUDA device, so there is nothing to measure here")
+        return 0
+    shapes = list(SHAPES.values())
+    if args.trial:
+        args.repeats, args.epochs, args.seeds = 2, 1, [1]
+        shapes = [replace(shape, D=64, R=9, B=8) for shape in shapes]
+    made = [row for shape in shapes for row in step_rows(shape, args)]
+    return report([*made, *run_rows(args), *extraction_rows(args)], args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

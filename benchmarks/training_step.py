@@ -1,0 +1,88 @@
+"""Median time and extra peak memory of one training step, core's DAZLE against the textbook einsum form.
+
+    python -m benchmarks.training_step                                    # about 3 minutes on 2 CPU cores
+    python -m benchmarks.training_step --shapes AWA2 --repeats 3          # a quick look
+    python -m benchmarks.training_step --memory-of ours --shapes CUB      # bytes, in this process (used by itself)
+
+The forms take turns in one process (A B A B). Memory is measured in a fresh process for each: model, optimiser state
+and batch are there already, so what counts is what the step itself adds. That includes the gradients, which both forms
+need alike; the second share in the memory column leaves them out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import torch
+
+from benchmarks.common import (
+    EXACT_MEMORY,
+    SHAPES,
+    PeakMemory,
+    Row,
+    Shape,
+    against,
+    has_bfloat16,
+    in_fresh_process,
+    interleaved,
+    megabytes,
+    our_method,
+    parser,
+    report,
+    step_of,
+)
+
+FORMS = {"reference": ("reference", None), "ours": ("ours", None), "ours bf16": ("ours", torch.bfloat16)}
+
+
+def arguments() -> argparse.ArgumentParser:
+    made = parser(__doc__)
+    made.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: all")
+    made.add_argument("--repeats", type=int, default=15, help="timed steps of each form (default: %(default)s)")
+    made.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
+    return made
+
+
+def memory_of(form: str, shape: Shape) -> int:
+    """Bytes one step adds at its peak; call it in a fresh process."""
+    kind, autocast = FORMS[form]
+    tiny = Shape("tiny", K=4, C=6, unseen=2, B=4, R=4, D=16, V=8)
+    step_of(kind, tiny, autocast=autocast)()  # libraries and threads are loaded now
+    step = step_of(kind, shape, autocast=autocast, warm_optimizer=True)
+    with PeakMemory() as memory:
+        step()
+    return memory.rise
+
+
+def rows(shape: Shape, repeats: int) -> list[Row]:
+    """The float32 row of a shape, and the bf16 row where the CPU has it."""
+    forms = [form for form in FORMS if form != "ours bf16" or has_bfloat16()]
+    works = {form: step_of(FORMS[form][0], shape, autocast=FORMS[form][1]) for form in forms}
+    losses = {form: float(works[form]()) for form in forms}  # of the same parameters and batch
+    if abs(losses["ours"] - losses["reference"]) > 1e-4 * abs(losses["reference"]):
+        raise SystemExit(f"{shape}: the forms disagree, losses {losses}")
+    times = interleaved(works, repeats)
+    flags = ("--shapes", shape.name, "--memory-of")
+    extra = {f: int(in_fresh_process("training_step", *flags, f, environment=EXACT_MEMORY)) for f in forms}
+    gradients = sum(p.numel() * p.element_size() for p in our_method(shape).model.parameters() if p.requires_grad)
+    made = []
+    for form in forms[1:]:
+        whole, beyond = ((extra["reference"] - g) / (extra[form] - g) for g in (0, gradients))
+        memory = f"{megabytes(extra['reference'])} -> {megabytes(extra[form])} (1/{whole:.1f}; "
+        memory += f"1/{beyond:.1f} beyond the {megabytes(gradients)} of gradients)"
+        name = "bf16 autocast" if form == "ours bf16" else "float32"
+        made.append(against(f"training step, {shape}, {name}", times["reference"], times[form], memory))
+    return made
+
+
+def main() -> int:
+    args = arguments().parse_args()
+    if args.memory_of:
+        print(memory_of(args.memory_of, SHAPES[args.shapes[0]]))
+        return 0
+    return report([row for name in args.shapes for row in rows(SHAPES[name], args.repeats)], args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
