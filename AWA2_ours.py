@@ -4,7 +4,7 @@
         # images -> data/AWA2/feature_map_ResNet_101_AWA2.hdf5
     python extract_feature/extract_attribute_w2v_AWA2.py
         # names  -> w2v/AWA2_attribute.pkl
-    python AWA2_ours.py                                     # vsmr-staged, one seed
+    python AWA2_ours.py                                     # vsmr, one seed
     python AWA2_ours.py --method dazle --seeds 5            # mean ± std over five seeds
 
 The course of events is core/cli.py:drive, the model core/VSMR.py on core/DAZLE.py, the numbers core/recipes.py.

@@ -4,7 +4,7 @@
         # images -> data/CUB/feature_map_ResNet_101_CUB.hdf5
     python extract_feature/extract_attribute_w2v_CUB.py
         # names  -> w2v/CUB_attribute.pkl
-    python CUB50_ours.py                                     # vsmr-staged, one seed
+    python CUB50_ours.py                                     # vsmr, one seed
     python CUB50_ours.py --method dazle --seeds 5            # mean ± std over five seeds
     python CUB50_ours.py --split cub50               # the authors' 40+10 class subset
 

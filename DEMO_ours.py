@@ -1,6 +1,6 @@
 """The whole pipeline on a data set drawn by this repository: no download, no GPU.
 
-    python DEMO_ours.py                       # vsmr-staged
+    python DEMO_ours.py                       # vsmr
     python DEMO_ours.py --method dazle        # the attention figure is easiest to read here
 
 Renders the images, trains a small backbone on the seen classes' training images, extracts region features, makes

@@ -13,7 +13,7 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python DEMO_ours.py --method dazle
-	$(BIN)/python DEMO_ours.py --method vsmr-staged
+	$(BIN)/python DEMO_ours.py
 
 test: install
 	$(BIN)/ruff check .

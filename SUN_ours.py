@@ -4,7 +4,7 @@
         # images -> data/SUN/feature_map_ResNet_101_SUN.hdf5
     python extract_feature/extract_attribute_w2v_SUN.py
         # names  -> w2v/SUN_attribute.pkl
-    python SUN_ours.py                                     # vsmr-staged, one seed
+    python SUN_ours.py                                     # vsmr, one seed
     python SUN_ours.py --method dazle --seeds 5            # mean ± std over five seeds
 
 The course of events is core/cli.py:drive, the model core/VSMR.py on core/DAZLE.py, the numbers core/recipes.py.

@@ -164,7 +164,7 @@ class VSMR(nn.Module):
         r = self.recipe
         s1, s2, phi = self.directions(x)
         with torch.no_grad():
-            self._accumulate(phi.detach(), self.position[y])
+            self._accumulate(phi.detach().to(self.sums.dtype), self.position[y])
         parts = {"s1": F.cross_entropy(s1, y), "s2": F.cross_entropy(s2, y)}
         loss = parts["s1"] * float(r.loss_semantic) + parts["s2"] * float(r.loss_visual)
         return {"loss": loss, **parts}

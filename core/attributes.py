@@ -7,8 +7,8 @@ numbers which words are in the sums: no "has", no sizes in parentheses, hyphens 
 from __future__ import annotations
 
 import argparse
+import gzip
 import hashlib
-import io
 import json
 import logging
 import pickle
@@ -19,15 +19,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import scipy.io
 
 from core.datasets import DATASETS, DataSet, image_folder
 from core.errors import UserError
-from core.files import _ArrayUnpickler, load_array_pickle, sha256_file, write_bytes
+from core.files import ArrayUnpickler, PickledArray, load_array_pickle, read_json, sha256_file, write_bytes
+from core.matfile import read_mat
 
 log = logging.getLogger(__name__)
 
 V = 300
+_FIRST_LINE = 1 << 16  # bytes; 300 numbers take 4 kB
+NAMES_LIMIT = 1 << 20  # bytes of a list of attribute names; CUB's has 10 kB
 MODELS = ("glove-wiki-gigaword-300", "word2vec-google-news-300")
 
 # Always rewritten; the left forms are not English words, or the other data sets spell them as on the right.
@@ -96,14 +98,15 @@ def read_names_file(path: Path | str) -> list[str]:
         raise UserError(f"no attribute names at {path}")
     try:
         if path.suffix == ".mat":
-            cells = np.ravel(scipy.io.loadmat(path)["attributes"])
-            names = [str(np.ravel(cell)[0]).strip() for cell in cells]
+            names = [str(cell).strip() for cell in np.ravel(read_mat(path, ["attributes"])["attributes"])]
         else:
+            if path.stat().st_size > NAMES_LIMIT:
+                raise ValueError(f"more than {NAMES_LIMIT} bytes")
             rows = [line.split(maxsplit=1) for line in path.read_text("utf-8").splitlines() if line.strip()]
             if [int(row[0]) for row in rows] != list(range(1, len(rows) + 1)):
                 raise ValueError("lines are not numbered 1, 2, 3, ...")
             names = [row[1].strip() for row in rows]
-    except Exception as error:  # scipy raises nearly anything on a damaged file
+    except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{path} is not a list of attribute names ({type(error).__name__}: {error})") from error
     if not names:
         raise UserError(f"{path} lists no attributes")
@@ -141,27 +144,30 @@ def read_attribute_names(dataset: DataSet, data_root: Path, given: Path | None =
     return names
 
 
-class _Record:
-    """Stands in for gensim's classes while a .kv file is read: attributes only, no code."""
+class _VectorsUnpickler(ArrayUnpickler):
+    """Plain arrays plus gensim's vector classes, which become records: attributes only, no code."""
 
-
-class _VectorsUnpickler(_ArrayUnpickler):
-    """Plain arrays plus gensim's vector classes, which become records."""
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self.record = type("Record", (), {})  # a class of its own for each file, which may then spoil it
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "gensim.models.keyedvectors":
-            return _Record
+            return self.record
         return super().find_class(module, name)
 
 
 def _load_kv(path: Path) -> dict[str, np.ndarray]:
     """Word vectors of a gensim .kv file, read without running anything in it (KeyedVectors.load would)."""
-    record = _VectorsUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    fields = vars(record) if isinstance(record, _Record) else {}
+    unpickler = _VectorsUnpickler(path.read_bytes())
+    record = unpickler.load()
+    fields = vars(record) if isinstance(record, unpickler.record) else {}
     words = fields.get("index_to_key")
     beside = path.with_name(path.name + ".vectors.npy")  # gensim stores large arrays beside the pickle
     vectors = fields.get("vectors")
-    if vectors is None and beside.is_file():
+    if isinstance(vectors, PickledArray):
+        vectors = vectors.array()
+    elif vectors is None and beside.is_file():
         vectors = np.load(beside, mmap_mode="r", allow_pickle=False)
     if not isinstance(words, list) or not isinstance(vectors, np.ndarray) or len(words) != len(vectors):
         raise ValueError(f"no gensim 4 index_to_key and vectors of equal length (is {beside.name} there?)")
@@ -179,15 +185,15 @@ def load_vocabulary(source: str) -> Vocabulary:
         if path.is_file() and path.suffix == ".kv":
             words: Any = _load_kv(path)
         elif path.is_file():
+            binary, packed = source.endswith((".bin", ".bin.gz")), source.endswith(".gz")
+            with gzip.open(path) if packed else open(path, "rb") as handle:
+                first = handle.readline(_FIRST_LINE).split()
+            header = binary or len(first) == 2
+            # gensim sets aside what the header names
+            if header and not packed and 2 * int(first[0]) * int(first[1]) > path.stat().st_size:
+                raise ValueError(f"its header names {first[0].decode()} vectors, more than the file can hold")
             from gensim.models import KeyedVectors
 
-            binary = source.endswith((".bin", ".bin.gz"))
-            header = True
-            if not binary:
-                from gensim.utils import open as gensim_open
-
-                with gensim_open(source, "rb") as handle:
-                    header = len(handle.readline().split()) == 2
             words = KeyedVectors.load_word2vec_format(
                 source, binary=binary, no_header=not header, unicode_errors="replace"
             )
@@ -199,8 +205,8 @@ def load_vocabulary(source: str) -> Vocabulary:
         else:
             raise UserError(f"no word vectors {source}: neither a file nor one of {', '.join(MODELS)}")
         size = len(words[next(iter(words))]) if isinstance(words, dict) else words.vector_size
-    except UserError:
-        raise
+    except UserError as error:
+        raise error if source in str(error) else UserError(f"{source}: {error}") from None
     except Exception as error:  # network, damaged text, damaged pickle
         raise UserError(
             f"cannot load the word vectors {source} ({type(error).__name__}: {error}). "
@@ -269,16 +275,17 @@ def load_attribute_vectors(path: Path | str, K: int) -> np.ndarray:
     vectors = load_array_pickle(path)
     if vectors.shape != (K, V):
         raise UserError(f"{path} holds an array of shape {vectors.shape}; ({K}, {V}) is needed")
-    vectors = vectors.astype(np.float32)
+    with np.errstate(over="ignore"):  # to infinity, which the next line refuses
+        vectors = vectors.astype(np.float32)
     if not np.isfinite(vectors).all():
-        raise UserError(f"{path} holds values that are not finite")
+        raise UserError(f"{path} holds values that are not finite; make the vectors again")
     declared: list[int] = []
     sidecar = path.with_suffix(".json")
     if sidecar.is_file():
+        record = read_json(sidecar)
         try:
-            record = json.loads(sidecar.read_text("utf-8"))
-            expected, declared = record["sha256"], list(record.get("zero_rows", []))
-        except (ValueError, KeyError, TypeError) as error:
+            expected, declared = record["sha256"], [int(row) for row in record.get("zero_rows", [])]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise UserError(f"{sidecar} is damaged ({error}); make the vectors again") from error
         if expected != sha256_file(path):
             raise UserError(f"{path} is not the file that {sidecar.name} describes; make the vectors again")

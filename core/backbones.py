@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,6 +21,7 @@ DEFAULT_WEIGHTS = "IMAGENET1K_V1"  # what DAZLE and its relatives used; torchvis
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 DEMO = "demo"
 RANDOM_SEED = 0
+_LARGEST = 8 << 30  # bytes of a weights file
 
 
 class FrozenBackbone(nn.Module):
@@ -151,11 +150,13 @@ def _load_into(network: nn.Module, path: Path) -> None:
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no weights file at {path}")
+    if (size := path.stat().st_size) > _LARGEST:
+        raise UserError(f"{path} has {size} bytes; no weights file of more than {_LARGEST} is read")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+    except Exception as error:  # a damaged file raises nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a readable weights file ({reason})") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):

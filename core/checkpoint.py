@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from core.errors import UserError
-from core.files import atomic_path
+from core.files import write_bytes
+
+_KEY = "vsmr"
 
 
 def _digest(tensors: dict[str, Tensor], meta: str) -> str:
@@ -29,8 +31,10 @@ def save_checkpoint(path: Path | str, tensors: dict[str, Tensor], meta: dict[str
     """Write named tensors and JSON-able ``meta`` to ``path``; nothing half-written ever has that name."""
     text = json.dumps(meta)
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata={"meta": text, "sha256": _digest(plain, text)})
+    # save_file would write through a temporary file of its own, which a killed process leaves behind
+    # one entry, since the format orders several at random and equal runs are to leave equal bytes
+    header = json.dumps({"sha256": _digest(plain, text), "meta": text})
+    write_bytes(path, save(plain, metadata={_KEY: header}))
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -44,13 +48,17 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]
         raise UserError(f"no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as handle:
-            header = handle.metadata() or {}
+            header = json.loads((handle.metadata() or {})[_KEY])
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)
+        intact = _digest(tensors, header["meta"]) == header["sha256"]
+        meta = json.loads(header["meta"])
     except Exception as error:  # safetensors raises its own kinds
-        raise UserError(f"{path} is not a readable checkpoint ({error}). Delete it to train again.") from error
-    if _digest(tensors, header.get("meta", "")) != header.get("sha256"):
+        raise UserError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}: {error}). Delete it to train again."
+        ) from error
+    if not intact or not isinstance(meta, dict):
         raise UserError(f"{path} is damaged: its content does not match its checksum. Delete it to train again.")
-    return tensors, json.loads(header["meta"])
+    return tensors, meta
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from core.experiment import RunConfig, run
 from core.feature_file import FeatureFile
 from core.features import RegionFeatures
 from core.figures import attention_figure
-from core.files import sha256_file, write_bytes
+from core.files import read_json, sha256_file, write_bytes
 from core.recipes import METHODS, STEP, most_epochs, recipe_of
 from core.report import table
+from core.training import PRECISIONS
 from core.xlsa17 import Metadata, find_xlsa17
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,12 @@ def parser(dataset: str, description: str | None) -> argparse.ArgumentParser:
     p.add_argument("--method", choices=METHODS, default=METHODS[0], help=f"default {METHODS[0]}")
     p.add_argument("--seeds", type=int, default=1, help="number of seeds, 0 to N-1; the table gives mean ± std (1)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda if there is one")
+    p.add_argument(
+        "--precision",
+        choices=(*PRECISIONS,),
+        default="float32",
+        help="of the products in a training step; bfloat16 is faster where the processor has it (float32)",
+    )
     p.add_argument("--data-root", type=Path, default=Path("data"), help="holds xlsa17/ and the images (data)")
     p.add_argument("--features", type=Path, help=f"feature file (the one data/{source}/feature_map_*_{source}.hdf5)")
     p.add_argument("--w2v", type=Path, help=f"attribute vectors (w2v/{source}_attribute.pkl)")
@@ -135,19 +142,24 @@ def parser(dataset: str, description: str | None) -> argparse.ArgumentParser:
     return p
 
 
+def extraction_command(dataset: DataSet) -> str:
+    """The command that makes a data set's features."""
+    if dataset.name == "DEMO":
+        return "python DEMO_ours.py"
+    return f"python extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py"
+
+
 def find_features(dataset: DataSet, given: Path | None) -> Path:
     """The feature file to use.
 
     Raises:
-        UserError: none or several; says where we looked and the command that makes one.
+        UserError: none or several; says where we looked and the command that makes one, or continues one.
     """
-    command = f"python extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py"
-    if dataset.name == "DEMO":
-        command = "python DEMO_ours.py"
+    command = extraction_command(dataset)
     if given is not None:
         if given.is_file():
             return given
-        raise UserError(f"no feature file at {given}. Make one with: {command} --out {given}")
+        raise UserError(f"no feature file at {given}. {_unfinished([given])}Make one with: {command} --out {given}")
     folder = Path("data") / dataset.source
     usual = folder / dataset.feature_file()
     found = sorted(folder.glob(f"feature_map_*_{dataset.source}.hdf5"))
@@ -157,9 +169,18 @@ def find_features(dataset: DataSet, given: Path | None) -> Path:
         return found[0]
     if found:
         raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
+    begun = [p.with_suffix("") for p in folder.glob(f"feature_map_*_{dataset.source}.hdf5.partial")]
     raise UserError(
-        f"no feature file; looked for {folder}/feature_map_*_{dataset.source}.hdf5. Make one with: {command}"
+        f"no feature file; looked for {folder}/feature_map_*_{dataset.source}.hdf5. {_unfinished(begun)}"
+        f"Make one with: {command}"
     )
+
+
+def _unfinished(finals: list[Path]) -> str:
+    begun = [str(p) for final in finals if (p := final.with_name(final.name + ".partial")).is_file()]
+    if not begun:
+        return ""
+    return f"There is an unfinished {begun[0]}: run the command that began it again, and it continues. "
 
 
 def find_vectors(dataset: DataSet, given: Path | None, file: FeatureFile, K: int) -> tuple[np.ndarray, Path | None]:
@@ -195,8 +216,9 @@ def names_beside(vectors: Path | None) -> list[str] | None:
     sidecar = vectors.with_suffix(".json") if vectors else None
     if sidecar is None or not sidecar.is_file():
         return None
-    names = json.loads(sidecar.read_text()).get("names")
-    return [str(n) for n in names] if names else None
+    record = read_json(sidecar)
+    names = record.get("names") if isinstance(record, dict) else None
+    return [str(n) for n in names] if isinstance(names, list) and names else None
 
 
 def device_of(name: str) -> str:
@@ -223,8 +245,9 @@ def load_inputs(
 ) -> Inputs:
     """Find, check and load a data set's features and vectors; ``test=False`` leaves the test images out."""
     path = find_features(dataset, features)
-    file = FeatureFile(path)
-    metadata = file.to_metadata(dataset)
+    with _naming(f"Make it anew with: {extraction_command(dataset)} --out {path}"):
+        file = FeatureFile(path)
+        metadata = file.to_metadata(dataset)
     array, vectors = find_vectors(dataset, w2v, file, metadata.att.shape[1])
     _, D, R = file.shape
     check_same_split(file, path, data_root, dataset)
@@ -245,7 +268,18 @@ def load_inputs(
     provenance = {k: str(v) for k, v in file.provenance.items()}
     provenance |= {"regions": f"{R} regions", "file_sha256": sha256_file(path)}
     digest = sha256_file(vectors) if vectors else "in the feature file"
-    return Inputs(metadata, array, RegionFeatures(file, rows, (R, D), device), provenance, vectors, digest)
+    with _naming(f"Make it anew with: {extraction_command(dataset)} --out {path}"):
+        regions = RegionFeatures(file, rows, (R, D), device)
+    return Inputs(metadata, array, regions, provenance, vectors, digest)
+
+
+@contextlib.contextmanager
+def _naming(remedy: str) -> Iterator[None]:
+    """Add the command that mends it to an error about the feature file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{str(error).rstrip('.')}. {remedy}") from error
 
 
 def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None = None) -> int:
@@ -281,6 +315,7 @@ def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None
             recipe={f.name: getattr(recipe, f.name) for f in fields(recipe)},
             features=inputs.provenance,
             vectors_sha256=inputs.vectors_sha256,
+            precision=args.precision,
         )
         folder = args.out / dataset.name / args.method / f"seed{seed}"
         results.append(run(config, recipe, metadata, w2v, features, folder, args.resume, args.diagnostics))

@@ -14,7 +14,6 @@ import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,13 +21,15 @@ from pathlib import Path, PurePosixPath
 from tqdm import tqdm
 
 from core.errors import UserError
-from core.files import fsync_folder, sha256_file
+from core.files import Lock, fsync, fsync_folder, sha256_file, write_bytes
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = 60  # seconds without a byte
 BLOCK = 1 << 20
 SIZE_LIMIT = 64 << 30  # bytes unpacked; AWA2, the largest, is about 13 GB
+_ENTRY = 512  # bytes that an empty entry counts for: their number is bounded too
+_SKIPPED = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 RATIO_LIMIT = 200  # unpacked : packed, over the whole archive
 
 
@@ -74,9 +75,9 @@ def download(url: str, path: Path, md5: str | None = None, timeout: float = TIME
         UserError: no connection, an incomplete download (it can be continued), or a wrong checksum (nothing kept).
     """
     part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.is_file():
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             _fetch(url, part, timeout)
         except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
             have = part.stat().st_size if part.is_file() else 0
@@ -120,8 +121,10 @@ def _fetch(url: str, part: Path, timeout: float) -> None:
             while block := response.read(BLOCK):
                 out.write(block)
                 bar.update(len(block))
+                if out.tell() > SIZE_LIMIT:
+                    raise ValueError(f"more than {SIZE_LIMIT} bytes came: not one of these archives")
             out.flush()
-            os.fsync(out.fileno())
+            fsync(out.fileno())
     if total is not None and part.stat().st_size != total:
         raise ValueError(f"{part.stat().st_size} of {total} bytes came")
 
@@ -146,11 +149,15 @@ def extract(archive: Path, into: Path) -> None:
     Entries that are already there are left as they are.
 
     Raises:
-        UserError: a damaged archive, or one that leaves its folder, holds links out of it, or unpacks without bound.
+        UserError: a damaged archive, one that leaves its folder, holds links or devices, or unpacks without bound, or
+            another process is unpacking there.
     """
-    into.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".unpack-", dir=into))
+    lock: Lock | None = None
     try:
+        into.mkdir(parents=True, exist_ok=True)
+        lock = Lock(into / ".unpack")
+        _remove_unpacked(into)  # of a killed process
+        temporary = Path(tempfile.mkdtemp(prefix=".unpack-", dir=into))
         if zipfile.is_zipfile(archive):
             _unzip(archive, temporary)
         else:
@@ -161,10 +168,22 @@ def extract(archive: Path, into: Path) -> None:
             else:
                 os.rename(entry, into / entry.name)
         fsync_folder(into)
-    except (OSError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot unpack {archive}: {error}. Nothing half-unpacked was kept.") from error
+    except UserError:
+        raise
+    except Exception as error:  # damaged archives raise nearly anything
+        raise UserError(
+            f"cannot unpack {archive} ({type(error).__name__}: {error}). Nothing half-unpacked was kept; get the "
+            "archive again"
+        ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            _remove_unpacked(into)
+            lock.release()
+
+
+def _remove_unpacked(into: Path) -> None:
+    for old in into.glob(".unpack-*"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_total(total: int, archive: Path) -> None:
@@ -173,14 +192,18 @@ def _check_total(total: int, archive: Path) -> None:
         raise ValueError(f"it unpacks to {total} bytes or more from {packed}: more than any of these data sets")
 
 
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
+        raise ValueError(f"the entry {name!r} would be written outside its folder")
+
+
 def _unzip(archive: Path, folder: Path) -> None:
     with zipfile.ZipFile(archive) as z:
         entries = z.infolist()
-        _check_total(sum(e.file_size for e in entries), archive)
+        _check_total(sum(e.file_size + _ENTRY for e in entries), archive)
         for e in entries:  # all names before the first byte is written
-            name = PurePosixPath(e.filename.replace("\\", "/"))
-            if name.is_absolute() or ".." in name.parts or ":" in e.filename or "\0" in e.filename:
-                raise ValueError(f"the entry {e.filename!r} would be written outside its folder")
+            _check_name(e.filename)
             kind = stat.S_IFMT(e.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise ValueError(f"the entry {e.filename!r} is a link or a device")
@@ -188,13 +211,28 @@ def _unzip(archive: Path, folder: Path) -> None:
             z.extract(e, folder)  # stops at the declared size, checks the CRC
 
 
+class _Member(tarfile.TarInfo):
+    """A tar entry; tarfile reads long names and extended headers into memory whole, so they may not be large."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in (*tarfile.REGULAR_TYPES, *_SKIPPED) and member.size > BLOCK:
+            raise ValueError(f"a header of {member.size} bytes")
+        return member
+
+
 def _untar(archive: Path, folder: Path) -> None:
     total = 0
-    with tarfile.open(archive) as t:
+    with tarfile.open(archive, tarinfo=_Member) as t:
         for member in tqdm(t, desc=archive.name, unit="file"):
-            total += member.size
+            total += member.size + _ENTRY
             _check_total(total, archive)
+            _check_name(member.name)
+            if not (member.isreg() or member.isdir()):
+                raise ValueError(f"the entry {member.name!r} is a link or a device")
             t.extract(member, folder, filter="data")
+            t.members.clear()  # type: ignore[attr-defined]
 
 
 def get(name: str, data_root: Path, archives: Sequence[Path] = ()) -> None:
@@ -224,8 +262,7 @@ def get(name: str, data_root: Path, archives: Sequence[Path] = ()) -> None:
             digest = sha256_file(path)
             log.info("%s: %d bytes, sha256 %s (no published checksum)", path.name, path.stat().st_size, digest)
             record = data_root / "archives" / f"{source.file}.sha256"
-            record.parent.mkdir(parents=True, exist_ok=True)
-            record.write_text(f"{digest}  {source.file}\n")
+            write_bytes(record, f"{digest}  {source.file}\n".encode())
         extract(path, into)
         _flatten(into, source)
         if missing := [c for c in source.contents if not (into / c).exists()]:

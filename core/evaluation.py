@@ -146,8 +146,9 @@ def evaluate(
     return Metrics(T1=t1, U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=float(gamma))
 
 
-def predict(scores: np.ndarray, unseen: np.ndarray, gamma: float) -> np.ndarray:
-    """Generalised prediction (N,) after calibrated stacking."""
-    calibrated = scores.astype(np.float64)
-    calibrated[:, unseen] += gamma
+def predict(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: float) -> np.ndarray:
+    """Generalised prediction (N,) among seen and unseen classes after calibrated stacking; others are not offered."""
+    calibrated = np.full(scores.shape, -np.inf)
+    calibrated[:, seen] = scores[:, seen]
+    calibrated[:, unseen] = scores[:, unseen].astype(np.float64) + gamma
     return calibrated.argmax(axis=1)

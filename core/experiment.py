@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import platform
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from core.checkpoint import save_checkpoint
 from core.errors import UserError
 from core.evaluation import Metrics, calibration_curve, evaluate, per_class_accuracy, predict
 from core.features import RegionFeatures
-from core.files import atomic_path, write_bytes
+from core.files import Lock, atomic_path, read_json, sha256_file, write_bytes
 from core.published import published_procedure
 from core.recipes import build
 from core.training import Fold, Method, class_scores, test_fold, train, validation_fold
@@ -57,6 +59,7 @@ class RunConfig:
     recipe: dict[str, Any]
     features: dict[str, Any]  # provenance of the feature file
     vectors_sha256: str
+    precision: str = "float32"  # of the products in a training step
     code: str = field(default_factory=code_version)
 
 
@@ -80,8 +83,36 @@ def run(
     resume: bool = True,
     diagnostics: bool = True,
 ) -> dict[str, Any]:
-    """Run one seed and return its metrics.json; a finished run is read back, an unfinished one continued."""
+    """Run one seed and return its metrics.json; a finished run is read back, an unfinished one continued.
+
+    Raises:
+        UserError: another process is at work on ``out``, or what is there is of another run or damaged.
+    """
+    with _alone(out):
+        return _run(config, recipe, metadata, w2v, features, out, resume, diagnostics)
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold a run's folder; a second process is refused, a dead one's lock is no obstacle."""
     out.mkdir(parents=True, exist_ok=True)
+    lock = Lock(out / "run")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(
+    config: RunConfig,
+    recipe: Any,
+    metadata: Metadata,
+    w2v: np.ndarray,
+    features: RegionFeatures,
+    out: Path,
+    resume: bool,
+    diagnostics: bool,
+) -> dict[str, Any]:
     identity = asdict(config)
     finished = out / "metrics.json"
     if finished.exists() and resume:
@@ -115,6 +146,7 @@ def run(
         identity | {"fold": "test", "chosen": chosen},
         on_epoch=diagnose if diagnostics else None,
         label=f"{config.method} seed {config.seed} refit",
+        precision=config.precision,
     )
     gamma = float(chosen.get("gamma", method.model.gamma))  # type: ignore[arg-type]
     metrics = measure(method, features, fold, gamma)
@@ -151,31 +183,63 @@ def validate(
     out: Path,
 ) -> dict[str, Any]:
     """The first half of :func:`run` alone: what validation says of one seed. No test image is read (ablations)."""
-    out.mkdir(parents=True, exist_ok=True)
-    identity = asdict(config)
-    finished = out / "validation.json"
-    if finished.exists():
-        return _finished(finished, identity)
-    started = time.time()
-    fold = validation_fold(metadata, w2v, config.seed)
-    chosen = choose(config, recipe, fold, features, out, identity)
-    result = {"config": identity, "chosen": chosen, "seconds": round(time.time() - started, 1)}
-    write_bytes(finished, json.dumps(result, indent=1).encode())
-    (out / "validation.state").unlink(missing_ok=True)
+    with _alone(out):
+        identity = asdict(config)
+        finished = out / "validation.json"
+        if finished.exists():
+            return _finished(finished, identity)
+        started = time.time()
+        fold = validation_fold(metadata, w2v, config.seed)
+        chosen = choose(config, recipe, fold, features, out, identity)
+        result = _seal({"config": identity, "chosen": chosen, "seconds": round(time.time() - started, 1)})
+        write_bytes(finished, json.dumps(result, indent=1).encode())
+        (out / "validation.state").unlink(missing_ok=True)
+        return result
+
+
+def _seal(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the sha256 of all else in it."""
+    content = {k: v for k, v in result.items() if k != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content | {"sha256": digest}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A run's metrics.json or validation.json, compared with its own checksum.
+
+    Raises:
+        UserError: missing, not JSON, or changed since it was written.
+    """
+    result = read_json(path)
+    if not isinstance(result, dict) or "config" not in result or _seal(result) != result:
+        raise UserError(f"{path} is damaged or was changed by hand; delete it to run again")
     return result
 
 
+def verify_run(folder: Path) -> None:
+    """Compare every file of a finished run with its recorded checksum.
+
+    Raises:
+        UserError: the first file that is missing or differs.
+    """
+    for name, digest in read_result(folder / "metrics.json")["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; delete {folder / 'metrics.json'} to run again")
+        if sha256_file(path) != digest:
+            raise UserError(f"{path} is not what the run wrote; delete {folder / 'metrics.json'} to run again")
+
+
 def _finished(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-        known = result["config"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it to run again") from error
+    result = read_result(path)
+    known = result["config"]
     if known != json.loads(json.dumps(identity)):
         differ = sorted(k for k in identity if known.get(k) != json.loads(json.dumps(identity[k])))
         raise UserError(
             f"{path} is of a run with other {', '.join(differ)}; choose another --out, or --no-resume to replace it"
         )
+    if "files" in result:
+        verify_run(path.parent)
     log.info("%s: finished earlier, read back", path.parent)
     return result
 
@@ -204,6 +268,7 @@ def choose(
         identity | {"fold": "validation"},
         on_epoch=watch,
         label=f"{config.method} seed {config.seed} validation",
+        precision=config.precision,
     )
     for option in method.options:
         assert method.configure is not None
@@ -259,7 +324,7 @@ def _write(
     labels = np.concatenate([fold.seen_labels, fold.unseen_labels])
     scores_s = class_scores(method.model, features, fold.seen_rows)
     scores_u = class_scores(method.model, features, fold.unseen_rows)
-    predicted = predict(np.concatenate([scores_s, scores_u]), unseen, gamma)
+    predicted = predict(np.concatenate([scores_s, scores_u]), seen, unseen, gamma)
     classes = np.concatenate([seen, unseen])
     names = [metadata.class_names[c] for c in classes]
     accuracy = per_class_accuracy(predicted, labels, classes)
@@ -285,6 +350,11 @@ def _write(
     save_checkpoint(
         out / "checkpoint.safetensors", method.model.state_dict(), {"config": result["config"], "gamma": gamma}
     )
+    written = ("history.csv", "per_class.csv", "curve.csv", "confusion.csv", "config.json", "checkpoint.safetensors")
+    files = {name: sha256_file(out / name) for name in written}
+    if (out / "history_validation.csv").is_file():
+        files["history_validation.csv"] = sha256_file(out / "history_validation.csv")
+    result.update(_seal(json.loads(json.dumps(result | {"files": files}))))
     write_bytes(out / "metrics.json", json.dumps(result, indent=1).encode())
     for state in ("validation.state", "refit.state"):
         (out / state).unlink(missing_ok=True)

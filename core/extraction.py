@@ -8,6 +8,7 @@ and started again ends with the same bytes as one that was not.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 from collections import deque
@@ -23,17 +24,21 @@ from torch import Tensor
 from torchvision.transforms import functional
 from tqdm import tqdm
 
+from core.attributes import load_attribute_vectors
 from core.backbones import DEFAULT_WEIGHTS, FrozenBackbone, build_backbone, file_form
 from core.backbones import IMAGENET_MEAN as MEAN
 from core.backbones import IMAGENET_STD as STD
 from core.datasets import DATASETS, DataSet, image_folder
 from core.errors import UserError
 from core.feature_file import Content, FeatureFile, Writer
-from core.files import load_array_pickle, sha256_file
+from core.files import sha256_file, write_bytes
 from core.xlsa17 import Metadata, read_metadata
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BATCH_SIZE = 32
+# Pillow's other decoders are not needed, and one of them (EPS) starts a program
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+FILE_LIMIT = 64 << 20  # bytes of one image file
 _AHEAD = 3  # batches decoded ahead of the forward pass
 _log = logging.getLogger(__name__)
 
@@ -43,29 +48,39 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image).astype(np.float64)
+        grey = np.array(image, dtype=np.float32)  # in place from here: it may have many pixels
         if image.mode == "F":
-            grey = grey * 255 if np.nanmax(grey) <= 1 else grey
+            grey *= 255 if np.nanmax(grey) <= 1 else 1
         elif image.mode != "I" or grey.max() > 255:
-            grey = grey / 257  # 65535 -> 255
-        return Image.fromarray(np.clip(np.nan_to_num(grey).round(), 0, 255).astype(np.uint8)).convert("RGB")
+            grey /= 257  # 65535 -> 255
+        np.nan_to_num(grey, copy=False)
+        np.clip(np.rint(grey, out=grey), 0, 255, out=grey)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         image = image.convert("RGBA")
     return image.convert("RGB")
 
 
 def load_image(path: Path, size: int) -> np.ndarray:
-    """Decode, Resize(size), CenterCrop(size): uint8 (size,size,3). EXIF orientation is not applied (as in DAZLE).
+    """Decode, Resize(size), CenterCrop(size): uint8 (size,size,3); of an animation the first frame.
+
+    EXIF orientation is not applied: neither torchvision's loader nor DAZLE does, so published features have none.
 
     Raises:
         ValueError: the file cannot be read as an image; says why.
     """
     try:
-        with Image.open(path) as image:
+        size_on_disk = path.stat().st_size  # says what is wrong: nothing there, a loop of links, no permission
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError("not a file")
+        if size_on_disk > FILE_LIMIT:
+            raise ValueError(f"{size_on_disk} bytes are more than {FILE_LIMIT}")
+        # from memory: decoders ask a file for as many bytes as it claims to have
+        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit and image.width * image.height > limit:
                 raise ValueError(f"{image.width}x{image.height} pixels are more than {limit}")
-            image.load()  # before the file is closed
+            image.load()
             rgb = to_rgb(image)
         longer = size * max(rgb.size) // min(rgb.size)
         if limit and longer * size > limit:
@@ -182,7 +197,7 @@ def extract(
         report = writer.partial.with_name(writer.partial.name + ".bad_images.txt")
         if failed:
             lines = [f"{paths[row]}: {reason}" for row, reason in sorted(failed.items())]
-            report.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            write_bytes(report, ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
             raise UserError(
                 f"{len(failed)} of {len(paths)} images could not be read (all of them in {report}):\n  "
                 + "\n  ".join(lines[:10])
@@ -295,12 +310,7 @@ def _sha256(path: Path) -> str:
 def _word_vectors(w2v: Path | str | None, metadata: Metadata) -> np.ndarray | None:
     if w2v is None:
         return None
-    vectors = load_array_pickle(w2v)
-    if vectors.ndim != 2 or len(vectors) != metadata.att.shape[1]:
-        raise UserError(f"{w2v}: vectors of shape {vectors.shape} for {metadata.att.shape[1]} attributes")
-    if not np.isfinite(vectors).all():
-        raise UserError(f"{w2v} holds NaN or infinity")
-    return vectors.astype(np.float32)
+    return load_attribute_vectors(w2v, metadata.att.shape[1])
 
 
 def _already_there(final: Path, provenance: dict[str, str | int]) -> Path:

@@ -67,7 +67,11 @@ def attention_figure(
     """
     dataset = DATASETS[config["dataset"]]
     folder = image_folder(data_root, CUB if dataset == CUB50 else dataset)
-    names = names or read_attribute_names(dataset, data_root)
+    if names is None:
+        try:
+            names = read_attribute_names(dataset, data_root)
+        except UserError:  # a figure without names is better than none
+            names = [f"attribute {k + 1}" for k in range(metadata.att.shape[1])]
     classes = metadata.unseen[:: max(1, len(metadata.unseen) // images)][:images]
     rows = np.array([metadata.test_unseen_loc[metadata.labels[metadata.test_unseen_loc] == c][0] for c in classes])
     theta, w = attention_maps(config, run_folder, metadata, w2v, features, rows)

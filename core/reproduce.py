@@ -25,7 +25,7 @@ from core.errors import UserError
 from core.experiment import RunConfig, run, validate
 from core.files import atomic_path
 from core.recipes import METHODS, most_epochs, recipe_of
-from core.tables import ABLATIONS
+from core.tables import ABLATIONS, read_summary
 
 log = logging.getLogger(__name__)
 
@@ -190,8 +190,7 @@ def write_summary(out: Path, rows: Iterable[dict[str, Any]]) -> Path:
     table = pd.DataFrame(list(rows))
     keys = ["dataset", "backbone", "method", "ablation", "seed"]
     if path.is_file():
-        table = pd.concat([pd.read_csv(path, keep_default_na=False, na_values=[""]), table])
-        table["ablation"] = table["ablation"].fillna("")
+        table = pd.concat([read_summary(path), table])
     if len(table):
         table = table.drop_duplicates(keys, keep="last").sort_values(keys, kind="stable")
     out.mkdir(parents=True, exist_ok=True)

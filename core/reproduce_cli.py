@@ -16,7 +16,7 @@ from core.figures import calibration_figure, per_class_figure
 from core.files import write_bytes
 from core.recipes import METHODS
 from core.reproduce import Plan, reproduce
-from core.tables import BEGIN, all_tables, insert_tables
+from core.tables import BEGIN, all_tables, insert_tables, read_summary
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def main(description: str | None = None, argv: list[str] | None = None) -> int:
         reproduce(plan)
     if not summary.is_file():
         raise UserError(f"no {summary}; run without --tables-only first")
-    frame = pd.read_csv(summary, keep_default_na=False, na_values=[""])
+    frame = read_summary(summary)
     tables = all_tables(frame)
     write_bytes(args.out / "tables.md", tables.encode())
     if args.readme:
@@ -88,7 +88,7 @@ def main(description: str | None = None, argv: list[str] | None = None) -> int:
 
 def _figures(out: Path, frame: pd.DataFrame) -> None:
     """Calibration curves and per-class accuracies, where the run folders are still there."""
-    plain = frame[frame.ablation.fillna("") == ""]
+    plain = frame[frame.ablation == ""]
     for (dataset, backbone), part in plain.groupby(["dataset", "backbone"]):
         runs = {
             str(m): [out / str(dataset) / str(m) / f"seed{s}" for s in sorted(part[part.method == m].seed)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,14 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no root of attributes": {"root_attributes": False},
     "attributes not centred": {"centre_attributes": False},
 }
+
+
+def read_summary(path: Path) -> pd.DataFrame:
+    """results/summary.csv, one row a run."""
+    frame = pd.read_csv(path, dtype={"code": str, "features_sha256": str})
+    for column in ("ablation", "notes", "recipe"):
+        frame[column] = frame[column].astype(object).where(frame[column].notna(), "")
+    return frame
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ def cell(values: pd.Series) -> str:
 
 
 def _runs(summary: pd.DataFrame, dataset: str) -> pd.DataFrame:
-    part = summary[(summary.dataset == dataset) & (summary.ablation.fillna("") == "")]
+    part = summary[(summary.dataset == dataset) & (summary.ablation == "")]
     return part.sort_values(["method", "seed"])
 
 
@@ -174,7 +183,7 @@ def dataset_tables(summary: pd.DataFrame, dataset: str) -> str:
 
 def ablation_table(summary: pd.DataFrame, dataset: str) -> list[str]:
     """vsmr less one ingredient at a time, on validation splits, paired with the whole."""
-    part = summary[(summary.dataset == dataset) & (summary.ablation.fillna("") != "")]
+    part = summary[(summary.dataset == dataset) & (summary.ablation != "")]
     whole = part[part.ablation == "vsmr"].set_index("seed")
     if whole.empty:
         return []
@@ -198,7 +207,7 @@ def ablation_table(summary: pd.DataFrame, dataset: str) -> list[str]:
 
 def all_tables(summary: pd.DataFrame) -> str:
     """The tables of every data set in the CSV."""
-    done = [d for d in summary.dataset.unique() if (summary[summary.dataset == d].ablation.fillna("") == "").any()]
+    done = [d for d in summary.dataset.unique() if (summary[summary.dataset == d].ablation == "").any()]
     return "\n\n".join(dataset_tables(summary, str(d)) for d in done) + "\n"
 
 

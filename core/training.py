@@ -9,7 +9,8 @@ ends bit-identical on a CPU.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ class Fold:
         return np.concatenate([self.train_rows, self.seen_rows, self.unseen_rows])
 
 
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 HELD_OUT = 0.2  # share of each training class's images that stands for test_seen during validation
 
 
@@ -177,6 +179,7 @@ def train(
     identity: dict[str, Any] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     label: str = "train",
+    precision: str = "float32",
 ) -> list[dict[str, Any]]:
     """Run all phases; returns the history, one dict per epoch.
 
@@ -185,6 +188,8 @@ def train(
         identity: what the run is; a state file of another run is refused.
         on_epoch: called with the row of every epoch of a selectable phase, which it may extend; before its first step
             too, as epoch 0.
+        precision: of the products in a training step, a key of PRECISIONS; parameters, losses and evaluation are
+            float32.
     """
     state = _State()
     row: dict[str, Any]
@@ -209,7 +214,7 @@ def train(
                     state.history.append(row)
                 for epoch in range(first, phase.epochs):
                     row = {"phase": phase.name, "epoch": epoch + 1}
-                    row |= _epoch(method.model, phase, epoch, features, fold, generator)
+                    row |= _epoch(method.model, phase, epoch, features, fold, generator, PRECISIONS[precision])
                     if on_epoch and phase.selectable:
                         on_epoch(row)
                     state.history.append(row)
@@ -220,21 +225,48 @@ def train(
     return state.history
 
 
+def _ahead(
+    load: Callable[[np.ndarray], Tensor], batches: Iterable[tuple[np.ndarray, np.ndarray]], threaded: bool
+) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """(positions, loaded rows) of each batch; threaded: one batch is read from the file while the last is used."""
+    if not threaded:
+        yield from ((positions, load(rows)) for positions, rows in batches)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for positions, rows in batches:
+            following = (positions, pool.submit(load, rows))
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+            waiting = following
+        if waiting is not None:
+            yield waiting[0], waiting[1].result()
+
+
 def _epoch(
-    model: nn.Module, phase: Phase, epoch: int, features: RegionFeatures, fold: Fold, generator: np.random.Generator
+    model: nn.Module,
+    phase: Phase,
+    epoch: int,
+    features: RegionFeatures,
+    fold: Fold,
+    generator: np.random.Generator,
+    low: torch.dtype | None,
 ) -> dict[str, float]:
     model.train()
     sums: dict[str, Tensor] = {}
     steps = 0
     total = phase.batches.count(len(fold.train_labels))
-    for positions in phase.batches.epoch(fold.train_labels, generator):
+    load = features.pooled if phase.pooled else features.batch
+    batches = (
+        (positions, fold.train_rows[positions]) for positions in phase.batches.epoch(fold.train_labels, generator)
+    )
+    for positions, x in _ahead(load, batches, features.resident is None):
         if phase.lr_at:
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + steps / total)
-        rows = fold.train_rows[positions]
-        x = features.pooled(rows) if phase.pooled else features.batch(rows)
         y = torch.from_numpy(fold.train_labels[positions]).to(x.device)
-        losses = phase.loss(x, y)
+        with torch.autocast(x.device.type, low, enabled=low is not None):
+            losses = phase.loss(x, y)
         phase.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         phase.optimizer.step()

@@ -6,16 +6,18 @@ absent. They are always intersected with trainval_loc here, and drawn (seeded, c
 
 from __future__ import annotations
 
-import hashlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from core.datasets import CUB50, CUB50_SEEN, CUB50_UNSEEN, DataSet
 from core.errors import UserError
+from core.files import sha256_file
+from core.matfile import read_mat
 
 VALIDATION_SEED = 0
 _SPLITS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
@@ -80,14 +82,21 @@ def read_mat_files(res101: Path | str, att_splits: Path | str, dataset: DataSet)
     splits = _load(att_splits, ("att", "allclasses_names", *_SPLITS), optional=("original_att", "train_loc", "val_loc"))
 
     class_names = _strings(splits["allclasses_names"], att_splits)
+    for name in class_names:
+        if not name or re.match(r"[=@+-]", name) or re.search(r"[\x00-\x1f]", name):
+            raise UserError(
+                f"{att_splits}: {name!r} is no class name (it is empty, holds control characters, or would be a "
+                "formula in the result tables); get the file again"
+            )
+    if len(set(class_names)) != len(class_names):
+        twice = sorted({n for n in class_names if class_names.count(n) > 1})
+        raise UserError(f"{att_splits}: the class names {twice[:5]} stand in allclasses_names more than once")
     image_files = [_below_anchor(p, dataset.anchor, res101) for p in _strings(images["image_files"], res101)]
     labels = _labels(images["labels"], len(image_files), len(class_names), res101)
-    att = np.asarray(splits["att"], dtype=np.float32).T  # (C,K)
-    original = np.asarray(splits.get("original_att", splits["att"]), dtype=np.float32).T
-    if att.shape[0] != len(class_names) or original.shape != att.shape:
-        raise UserError(f"{att_splits}: att is {att.T.shape}, but there are {len(class_names)} class names")
-    if not np.isfinite(att).all():
-        raise UserError(f"{att_splits}: att holds NaN or infinity")
+    att = _attributes(splits["att"], "att", class_names, att_splits)
+    original = _attributes(splits.get("original_att", splits["att"]), "original_att", class_names, att_splits)
+    if original.shape != att.shape:
+        raise UserError(f"{att_splits}: att is {att.T.shape}, but original_att {original.T.shape}")
     att = np.maximum(att, 0.0)
     if not (att > 0).any(axis=1).all():
         bad = [class_names[c] for c in np.flatnonzero(~(att > 0).any(axis=1))]
@@ -106,11 +115,18 @@ def read_mat_files(res101: Path | str, att_splits: Path | str, dataset: DataSet)
         trainval_loc=locs["trainval_loc"],
         test_seen_loc=locs["test_seen_loc"],
         test_unseen_loc=locs["test_unseen_loc"],
-        split_sha256=hashlib.sha256(att_splits.read_bytes()).hexdigest(),
+        split_sha256=sha256_file(att_splits),
     )
     check_splits(metadata, str(att_splits))
+    left = np.setdiff1d(np.arange(len(class_names)), np.concatenate([metadata.seen, metadata.unseen]))
+    if left.size:
+        raise UserError(
+            f"{att_splits}: the classes {[class_names[c] for c in left[:5]]} have no image in any split, so their "
+            "accuracy is undefined; leave them out of allclasses_names and att, or get the file again"
+        )
     if duplicates := len(image_files) - len(set(image_files)):
         raise UserError(f"{res101}: {duplicates} image files are named more than once")
+    _check_class_order(metadata, res101, att_splits)
     _check_counts(metadata, dataset, att_splits)
     if dataset.name == CUB50.name:
         metadata = cub50(metadata)
@@ -128,7 +144,7 @@ def check_splits(metadata: Metadata, where: str) -> None:
         if common := np.intersect1d(getattr(m, first), getattr(m, second)).size:
             raise UserError(f"{where}: {first} and {second} share {common} images; this is not a usable split")
     if both := np.intersect1d(m.seen, m.unseen).size:
-        raise UserError(f"{where}: {both} unseen classes have images in trainval")
+        raise UserError(f"{where}: {both} unseen classes have images in trainval; this is not a zero-shot split")
     if strangers := np.setdiff1d(m.labels[m.test_seen_loc], m.seen).size:
         raise UserError(f"{where}: {strangers} classes of test_seen have no image in trainval")
     if missing := np.setdiff1d(m.seen, m.labels[m.test_seen_loc]).size:
@@ -202,26 +218,61 @@ def _with_validation(metadata: Metadata, dataset: DataSet, splits: dict[str, Any
 
 
 def _load(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    try:
-        content = scipy.io.loadmat(path, variable_names=[*required, *optional])
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path}") from None
-    except Exception as error:  # scipy raises many kinds on damaged files
-        raise UserError(f"{path} is not a readable MATLAB file ({type(error).__name__}: {error})") from error
+    content = read_mat(path, {*required, *optional})
     if missing := [key for key in required if key not in content]:
         raise UserError(f"{path} lacks {', '.join(missing)}; is it xlsa17's file of that name?")
     return content
 
 
-def _strings(values: np.ndarray, where: Path) -> list[str]:
-    try:
-        return [str(v.item() if isinstance(v, np.ndarray) else v).strip() for v in values.ravel()]
-    except ValueError as error:
-        raise UserError(f"{where}: a list of names holds something that is not a name") from error
+def _strings(values: Any, where: Path) -> list[str]:
+    names = [str(v).strip() if isinstance(v, str) else None for v in np.ravel(values)]
+    if any(n is None for n in names):
+        raise UserError(f"{where}: a list of names holds something that is not a name")
+    return [n for n in names if n is not None]
+
+
+def _attributes(values: Any, key: str, class_names: list[str], where: Path) -> np.ndarray:
+    """(C,K) float32"""
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf" or values.ndim != 2:
+        raise UserError(f"{where}: {key} is not a matrix of numbers")
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        att: np.ndarray = values.astype(np.float32).T
+    if att.shape[0] != len(class_names):
+        raise UserError(f"{where}: {key} is {att.T.shape}, but there are {len(class_names)} class names")
+    if not np.isfinite(att).all():
+        raise UserError(f"{where}: {key} holds NaN or infinity")
+    return att
+
+
+def _check_class_order(metadata: Metadata, res101: Path, att_splits: Path) -> None:
+    """Refuse class names in another order than the labels, where the folders of the images tell their classes."""
+    m = metadata
+    folders: dict[str, set[int]] = {}  # folder name -> labels of its images
+    for file, label in zip(m.image_files, m.labels.tolist(), strict=True):
+        for folder in _folder_names(file):
+            folders.setdefault(folder, set()).add(label)
+    for c, name in enumerate(m.class_names):
+        found = folders.get(_letters(name), {c})
+        if c not in found:
+            raise UserError(
+                f"{att_splits}: class {c + 1} is {name!r}, but {res101} gives the label {min(found) + 1} to the images "
+                "in the folder of that name. The files number the classes differently; take both from one release"
+            )
+
+
+def _folder_names(file: str) -> Iterator[str]:
+    """Names an image's folder may have in a list of classes: SUN's a/apse/indoor/x.jpg is of apse_indoor."""
+    parts = file.split("/")[:-1]
+    for i in range(len(parts)):
+        yield _letters("".join(parts[i:]))
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _below_anchor(path: str, anchor: str, where: Path) -> str:
-    parts = [p for p in path.replace("\\", "/").split("/") if p]
+    parts = [p for p in path.replace("\\", "/").split("/") if p not in ("", ".")]
     if anchor not in parts:
         raise UserError(f"{where}: the image path {path!r} has no folder {anchor!r}; is it of another data set?")
     below = parts[parts.index(anchor) + 1 :]
@@ -252,7 +303,8 @@ def _indices(values: np.ndarray, key: str, images: int, where: Path) -> np.ndarr
 
 def _whole_numbers(values: np.ndarray, key: str, where: Path) -> np.ndarray:
     flat = np.asarray(values).ravel()
-    if flat.size == 0 or flat.dtype.kind not in "iuf" or not np.all(np.isfinite(flat)) or np.any(flat != flat.round()):
+    # 2**53: what a MATLAB number counts to, and far from what an int64 cannot hold
+    if flat.size == 0 or flat.dtype.kind not in "iuf" or not (np.abs(flat) < 2**53).all() or (flat % 1 != 0).any():
         raise UserError(f"{where}: {key} is empty or holds something other than whole numbers")
     return flat.astype(np.int64)
 

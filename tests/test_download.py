@@ -1,8 +1,10 @@
 """Downloads that continue, checksums, and archives that try to write elsewhere."""
 
+import errno
 import hashlib
 import http.server
 import io
+import os
 import stat
 import tarfile
 import threading
@@ -66,6 +68,30 @@ def test_cut_download_continues(server, tmp_path):
 def test_complete_part_is_taken(server, tmp_path):
     (tmp_path / "a.tgz.part").write_bytes(CONTENT)
     assert D.download(server[0], tmp_path / "a.tgz", timeout=5).read_bytes() == CONTENT
+
+
+def test_a_full_disk_keeps_what_came_and_an_endless_answer_is_stopped(server, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"No space left.*bytes are kept.*continue"):
+            D.download(server[0], tmp_path / "a.tgz", timeout=5)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.tgz.part"]
+    assert D.download(server[0], tmp_path / "a.tgz", timeout=5).read_bytes() == CONTENT
+    monkeypatch.setattr(D, "SIZE_LIMIT", 5000)
+    with pytest.raises(UserError, match="more than 5000 bytes"):
+        D.download(server[0], tmp_path / "b.tgz", timeout=5)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        D.download("http://127.0.0.1:9/a.tgz", tmp_path / "file" / "a.tgz", timeout=5)
+    make_tar(tmp_path / "a.tgz", [("top/good", b"1")])
+    with pytest.raises(UserError, match="cannot unpack"):
+        D.extract(tmp_path / "a.tgz", tmp_path / "file" / "to")
 
 
 def test_wrong_checksum_keeps_nothing(server, tmp_path):

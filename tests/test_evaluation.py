@@ -72,8 +72,8 @@ def test_curve_equals_brute_force(problem):
     gammas = np.concatenate([[ticks[0] - 1], (ticks[1:] + ticks[:-1]) / 2, [ticks[-1] + 1]])
     us, hs = [], []
     for g in gammas:
-        u = per_class_accuracy(predict(su, unseen, g), yu, unseen).mean()
-        s = per_class_accuracy(predict(ss, unseen, g), ys, seen).mean()
+        u = per_class_accuracy(predict(su, seen, unseen, g), yu, unseen).mean()
+        s = per_class_accuracy(predict(ss, seen, unseen, g), ys, seen).mean()
         us.append((u, s))
         hs.append(harmonic(u, s))
     area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(us))
@@ -93,3 +93,9 @@ def test_metrics_ignore_scale_and_per_image_shift(problem, scale, shift):
     a = evaluate(ss, ys, su, yu, seen, unseen, None)
     b = evaluate(ss * scale + shift, ys, su * scale + shift, yu, seen, unseen, None)
     assert pytest.approx((b.T1, b.AUSUC, b.H)) == (a.T1, a.AUSUC, a.H)
+
+
+def test_a_class_of_neither_side_is_never_predicted():
+    scores = np.array([[0.1, 0.2, 9.0, 0.3]])  # class 2 has no images on either side
+    assert predict(scores, np.array([0, 1]), np.array([3]), 0.0).tolist() == [3]
+    assert predict(scores, np.array([0, 1]), np.array([3]), -1.0).tolist() == [1]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from core.xlsa17 import read_metadata
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
+KILLS = int(os.environ.get("KILLS", "3"))  # 30 by night
 TINY = {"backbone": "squeezenet1_1", "weights": "random", "device": "cpu", "batch_size": 4, "input_size": 64}
 
 
@@ -185,21 +187,31 @@ extract(DEMO, Path(sys.argv[1]), Path(sys.argv[2]), **TINY)
 def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 150)
     clean = extract(DEMO, data, tmp_path / "clean.hdf5", **TINY)
-    out, journal = tmp_path / "f.hdf5", tmp_path / "f.hdf5.partial.rows"
+    out, journal, new = (tmp_path / f"f.hdf5{end}" for end in ("", ".partial.rows", ".partial.new"))
     command = [sys.executable, "-c", _KILLED, str(data), str(out), str(Path(__file__).parent)]
+
+    def written() -> list[tuple[int, int]]:
+        return [(p.stat().st_size, p.stat().st_mtime_ns) for p in (journal, new) if p.exists()]
+
+    rng = np.random.default_rng(0)
     killed = 0
-    for wait in (0.0, 0.03):
-        before = journal.stat().st_size if journal.exists() else 0
+    for kill in range(KILLS):
+        before = written()
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        while process.poll() is None and (not journal.exists() or journal.stat().st_size <= before):
-            time.sleep(0.002)
-        time.sleep(wait)
+        with suppress(FileNotFoundError):  # renamed just now
+            while process.poll() is None and written() == before:
+                time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.06) * (kill > 0))
         killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
+        if out.exists():  # it was quicker: once more from the start
+            assert out.read_bytes() == clean.read_bytes()
+            out.unlink()
     assert killed
     assert extract(DEMO, data, out, **TINY) == out
     assert out.read_bytes() == clean.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.hdf5", "data", "f.hdf5"]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs real photographs in ../shared/data")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -187,9 +188,10 @@ def test_identity_tells_files_apart(tmp_path: Path) -> None:
     with FeatureFile(path) as file:
         first = file.identity()
         assert first == file.identity()
-    with h5py.File(path, "r+") as file:
-        file["feature_map"][0] = 0
-    with FeatureFile(path) as file:
+    with Writer(tmp_path / "g.hdf5", content(), SHAPE) as writer:
+        writer.write(np.arange(60), maps() * (np.arange(60) > 0)[:, None, None, None])
+        other = writer.finish()
+    with FeatureFile(other) as file:
         assert first != file.identity()
 
 
@@ -222,12 +224,31 @@ def test_old_layout(tmp_path: Path, lacks: str) -> None:
 
 
 def test_incomplete_and_overlapping_splits_are_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "f.hdf5")
-    with h5py.File(path, "r+") as file:
-        file["test_seen_loc"][0] = file["trainval_loc"][0]
+    path, m = tmp_path / "f.hdf5", metadata()
+    m.test_seen_loc = np.append(m.test_seen_loc, m.trainval_loc[0])
+    with Writer(path, replace(content(), metadata=m), SHAPE) as writer:
+        writer.write(np.arange(60), maps())
+        writer.finish()
     with FeatureFile(path) as file, pytest.raises(UserError, match="share 1 images"):
         file.to_metadata(DEMO)
     with h5py.File(path, "r+") as file:
         file.attrs.modify("complete", False)
     with pytest.raises(UserError, match="not complete"):
         FeatureFile(path)
+
+
+def test_a_file_changed_by_another_program_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        file["labels"][0] = 1
+    with pytest.raises(UserError, match="changed after it was written"):
+        FeatureFile(path)
+
+
+def test_a_file_from_before_there_were_seals_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:  # which takes off the seal
+        file.attrs.modify("format_version", 1)
+    with FeatureFile(path) as file:
+        assert file._seal is None and file._offsets is not None
+        np.testing.assert_array_equal(file.read(np.array([7]))[0], maps()[7].reshape(8, 49))

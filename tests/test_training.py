@@ -18,6 +18,7 @@ from core.experiment import RunConfig, run
 from core.features import RegionFeatures
 from core.recipes import DazleRecipe, StagedRecipe, build
 from core.training import Batches, test_fold, train, validation_fold
+from core.verify import check
 from core.VSMR import JointRecipe
 from tests.conftest import ToyFeatures, toy_mats
 
@@ -110,6 +111,7 @@ def same(a, b):
     m, n = (json.loads((p / "metrics.json").read_text()) for p in (a, b))
     for result in (m, n):
         result.pop("seconds")
+        result.pop("sha256")  # of all else, the seconds too
     assert m == n
 
 
@@ -148,6 +150,47 @@ def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path):
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
     # the split file's hash is not part of this config, so both runs are the same run
     same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_a_second_process_on_a_run_is_refused_and_a_dead_one_is_no_obstacle(toy, tmp_path):
+    script = (
+        "import sys, pathlib, time; from core.files import Lock;"
+        "lock = Lock(pathlib.Path(sys.argv[1]) / 'run'); print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match="another process"):
+        go("eszsl", toy, tmp_path)
+    process.kill()
+    process.wait()
+    assert (tmp_path / "run.lock").exists()
+    go("eszsl", toy, tmp_path)
+    assert not (tmp_path / "run.lock").exists()
+
+
+def test_every_flipped_byte_of_a_result_is_found(toy, tmp_path):
+    out = tmp_path / "run"
+    go("eszsl", toy, out)
+    assert check(out) == 1
+    rng = np.random.default_rng(0)
+    for path in sorted(out.iterdir()):
+        content = path.read_bytes()
+        for position in rng.integers(0, len(content), 12):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << int(rng.integers(8))
+            path.write_bytes(damaged)
+            try:
+                same_content = json.loads(damaged) == json.loads(content) if path.name == "metrics.json" else False
+            except ValueError:
+                same_content = False
+            if not same_content:  # white space in JSON carries nothing
+                with pytest.raises(UserError):
+                    go("eszsl", toy, out)
+        path.write_bytes(content)
+    assert go("eszsl", toy, out)["standard"]
+    (out / "per_class.csv").unlink()
+    with pytest.raises(UserError, match="missing"):
+        check(out)
 
 
 def test_a_run_of_another_kind_is_refused(toy, tmp_path):
@@ -193,6 +236,29 @@ def test_resident_and_streamed_features_are_the_same(toy):
     assert torch.equal(resident.batch(pick), streamed.batch(pick))
     torch.testing.assert_close(resident.batch(pick).norm(dim=2), torch.ones(4, 9), atol=1e-3, rtol=0)
     assert torch.equal(resident.pooled(pick), streamed.pooled(pick))
+
+
+@pytest.mark.parametrize("method", ["dazle", "vsmr", "vsmr-staged"])
+def test_training_from_the_file_equals_training_from_memory(toy, tmp_path, method):
+    source = ToyFeatures(toy)
+    streamed = RegionFeatures(source, np.arange(len(toy.labels)), source.shape, budget=0)
+    assert streamed.resident is None
+    run(config(method), RECIPES[method], toy, W2V, streamed, tmp_path / "streamed")
+    go(method, toy, tmp_path / "resident")
+    same(tmp_path / "resident", tmp_path / "streamed")
+
+
+@pytest.mark.parametrize("method", ["dazle", "vsmr", "vsmr-staged"])
+def test_bfloat16_steps_stay_close_to_float32(toy, method):
+    fold, features = fold_of(toy, W2V), setup(toy)
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        m = build(method, RECIPES[method], fold, (features.R, features.D), 0, 3)
+        history = train(m, features, fold, 0, precision=precision)
+        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in m.model.parameters())
+        found[precision] = history[-1]["loss"]
+    assert found["bfloat16"] != found["float32"]
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.1)
 
 
 def test_batches_cover_or_balance():

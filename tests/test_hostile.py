@@ -1,0 +1,435 @@
+"""Files from strangers: nothing in them runs, nothing is written elsewhere, memory stays bounded."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import resource
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import tracemalloc
+import zipfile
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+
+from core import attributes, download, feature_file
+from core.backbones import build_backbone
+from core.errors import UserError
+from core.extraction import load_image
+from core.feature_file import FeatureFile
+from core.files import load_array_pickle, read_json
+from core.matfile import read_mat
+from core.xlsa17 import read_mat_files
+from tests.conftest import TOY, toy_mats
+from tests.test_feature_file import maps, metadata
+
+ROOT = Path(__file__).parent.parent
+MEMORY = 200 << 20  # bytes that Python may allocate while it refuses a file
+
+
+@pytest.fixture
+def small_memory():
+    """Fails the test if refusing took much memory."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < MEMORY
+
+
+class Runs:
+    def __init__(self, call, *args):
+        self.call = call, args
+
+    def __reduce__(self):
+        return self.call
+
+
+def reduce_of(module: str, name: str, *args: bytes) -> bytes:
+    """A pickle that calls module.name(*args)."""
+    return b"c" + f"{module}\n{name}\n".encode() + b"(" + b"".join(args) + b"tR."
+
+
+BIG = struct.pack("<Q", 1 << 40)
+HOSTILE_PICKLES = {
+    "os.system": pickle.dumps(Runs(os.system, "touch OWNED")),
+    "eval": pickle.dumps(Runs(eval, "open('OWNED','w')")),
+    "Path.touch": pickle.dumps(Runs(Path.touch, Path("OWNED"))),
+    "dotted name": b"\x80\x04\x8c\x05numpy\x8c\x0ddtype.__new__\x93.",
+    "numpy.load": reduce_of("numpy", "load", b"VOWNED\n"),
+    "memo of 2**31": b"\x80\x02Nr\xff\xff\xff\x7f.",
+    "bytearray of 2**40": b"\x80\x05\x96" + BIG + b".",
+    "bytes of 2**40": b"\x80\x04\x8e" + BIG + b".",
+    "frame of 2**40": b"\x80\x04\x95" + BIG + b"N.",
+    "ndarray of 2**40": reduce_of("numpy", "ndarray", b"(L1099511627776L\ntVf8\n"),
+    "shape of 2**40": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntVb\ntR"
+    b"(I1\n(L1099511627776L\ntcnumpy\ndtype\n(Vf8\ntRI00\nVx\ntb.",
+    "amplified text": b"(" + b"c_codecs\nencode\np0\nV" + b"a" * (1 << 20) + b"\np1\nVlatin1\np2\n"
+    + b"g0\n(g1\ng2\ntR" * 999 + b"t.",
+    "objects": pickle.dumps(np.array([None, {}], dtype=object), protocol=2),
+    "text": pickle.dumps(np.array(["a"])),
+    "stand-in changed": reduce_of("numpy", "dtype", b"Vf4\n")[:-1] + b"(dV_name\nV8f\nsb.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE_PICKLES)
+@pytest.mark.parametrize("kind", ["pkl", "kv"])
+def test_hostile_pickle(tmp_path, monkeypatch, name, kind, small_memory):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(HOSTILE_PICKLES[name])
+    read = load_array_pickle if kind == "pkl" else attributes.load_vocabulary
+    with pytest.raises(UserError, match=rf"a\.{kind}"):
+        read(str(path))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_an_array_after_a_hostile_pickle_is_read_as_before(tmp_path):
+    good = np.arange(6.0).reshape(2, 3)
+    (tmp_path / "good.pkl").write_bytes(pickle.dumps(good, protocol=2))
+    for content in HOSTILE_PICKLES.values():
+        (tmp_path / "bad.pkl").write_bytes(content)
+        with pytest.raises(UserError):
+            load_array_pickle(tmp_path / "bad.pkl")
+    np.testing.assert_array_equal(load_array_pickle(tmp_path / "good.pkl"), good)
+
+
+def test_weights_with_code_run_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for zipped in (True, False):
+        bad = {"features.0.weight": Runs(os.system, "touch OWNED")}
+        torch.save(bad, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        with pytest.raises(UserError, match=r"w\.pth is not a readable weights file"):
+            build_backbone("squeezenet1_1", tmp_path / "w.pth")
+    assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
+
+
+def test_long_and_deep_json(tmp_path, small_memory):
+    path = tmp_path / "a.json"
+    path.write_bytes(b"[" * 100_000)
+    with pytest.raises(UserError, match=r"a\.json is not readable JSON"):
+        read_json(path)
+    with open(path, "wb") as handle:
+        handle.truncate(1 << 30)  # one line of a gigabyte
+    with pytest.raises(UserError, match="1073741824 bytes"):
+        read_json(path)
+    (tmp_path / "names.txt").symlink_to(path)
+    with pytest.raises(UserError, match=r"names\.txt"):
+        attributes.read_names_file(tmp_path / "names.txt")
+
+
+def test_word_vectors_whose_header_promises_too_much(tmp_path, small_memory):
+    for name in ("v.txt", "v.bin"):
+        (tmp_path / name).write_bytes(b"9000000000 300\nred " + b"1 " * 300)
+        with pytest.raises(UserError, match="more than the file can hold"):
+            attributes.load_vocabulary(str(tmp_path / name))
+
+
+def element(kind: int, data: bytes) -> bytes:
+    return struct.pack("<II", kind, len(data)) + data + bytes(-len(data) % 8)
+
+
+def matrix(kind: int, shape: list[int], body: bytes, name: bytes = b"labels") -> bytes:
+    head = element(6, struct.pack("<II", kind, 0)) + element(5, struct.pack(f"<{len(shape)}i", *shape))
+    return element(14, head + element(1, name) + body)
+
+
+def deep(levels: int) -> bytes:
+    body = matrix(6, [1, 1], element(9, bytes(8)), b"")
+    for _ in range(levels):
+        body = matrix(1, [1, 1], body, b"labels")
+    return body
+
+
+HEADER = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<H", 0x0100) + b"IM"
+BOMB = zlib.compress(matrix(6, [1, 1 << 25], element(9, bytes(1 << 28))))
+HOSTILE_MATS = {
+    "absurd numbers": matrix(6, [2**31 - 1, 2**31 - 1], element(9, bytes(8))),
+    "absurd cell": matrix(1, [2**31 - 1, 2**31 - 1], b""),
+    "many cells": matrix(1, [1, 10**6], bytes(8) * 99),
+    "deep": deep(2000),
+    "negative": matrix(6, [-1, -8], element(9, bytes(64))),
+    "struct": matrix(2, [1, 1], b""),
+    "complex": element(14, element(6, struct.pack("<II", 0x0806, 0)) + matrix(6, [1, 1], element(9, bytes(8)))[24:]),
+    "bomb": element(15, BOMB)[: 8 + len(BOMB)],
+    "longer than the file": struct.pack("<II", 14, 2**31) + bytes(99),
+    "twice": matrix(6, [1, 1], element(9, bytes(8))) * 2,
+    "lone surrogate": matrix(4, [1, 1], element(4, b"\x00\xd8")),
+    "v7.3": b"",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_MATS)
+def test_hostile_mat(tmp_path, name, small_memory):
+    path = tmp_path / "res101.mat"
+    header = HEADER if name != "v7.3" else HEADER[:124] + struct.pack("<H", 0x0200) + b"IM"
+    path.write_bytes(header + HOSTILE_MATS[name])
+    with pytest.raises(UserError, match=r"res101\.mat is not a readable MATLAB file"):
+        read_mat(path, {"labels"})
+
+
+@pytest.mark.parametrize("compress", [True, False])
+def test_the_mat_reader_agrees_with_scipys(tmp_path, compress):
+    rng = np.random.default_rng(0)
+    content = {kind: rng.integers(0, 99, (3, 4)).astype(kind) for kind in ("u1", "i2", "u4", "i8", "f4", "f8")}
+    content |= {"one": 7.0, "empty": np.empty((0, 0)), "word": "Grün", "three": rng.random((2, 3, 4))}
+    content |= {"rows": np.array(["ab ", "cde"]), "cell": np.array([["a", 1.5], ["", np.arange(3)]], dtype=object)}
+    scipy.io.savemat(tmp_path / "a.mat", content, do_compression=compress)
+    ours, theirs = read_mat(tmp_path / "a.mat"), scipy.io.loadmat(tmp_path / "a.mat")
+    assert set(ours) == set(content)
+    assert ours["word"] == theirs["word"].item() and list(ours["rows"]) == ["ab ", "cde"]
+    for key in {*content} - {"word", "rows", "cell"}:
+        np.testing.assert_array_equal(ours[key], theirs[key])
+    cell = ours["cell"]
+    assert cell.shape == (2, 2) and cell[0, 0] == "a" and cell[0, 1] == 1.5 and cell[1, 0] == ""
+    np.testing.assert_array_equal(cell[1, 1], [[0, 1, 2]])
+
+
+def test_a_large_variable_that_nobody_asked_for_is_passed_over(tmp_path, small_memory):
+    path = tmp_path / "a.mat"
+    path.write_bytes(HEADER + HOSTILE_MATS["bomb"] + matrix(6, [1, 1], element(9, struct.pack("<d", 5)), b"x"))
+    assert read_mat(path, {"x"}) == {"x": 5}
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "@sum", "-1+1", "a\nb", ""])
+def test_class_names_that_would_be_formulas(tmp_path, name):
+    names = np.array([[n] for n in [name, *"bcdefghi"]], dtype=object)
+    with pytest.raises(UserError, match=r"att_splits\.mat: .* is no class name"):
+        read_mat_files(*toy_mats(tmp_path, allclasses_names=names), TOY)
+
+
+def old_file(path: Path) -> Path:
+    """A file in DAZLE's layout."""
+    m = metadata()
+    arrays = {"labels": m.labels, "att": m.att, "feature_map": maps().astype(np.float32)}
+    arrays |= {key: getattr(m, key) for key in ("trainval_loc", "test_seen_loc", "test_unseen_loc")}
+    with h5py.File(path, "w") as file:
+        for key, value in arrays.items():
+            file.create_dataset(key, data=value)
+    return path
+
+
+def external_link(file: h5py.File) -> None:
+    file["labels"] = h5py.ExternalLink("other.hdf5", "labels")
+
+
+def soft_link(file: h5py.File) -> None:
+    file["labels"] = h5py.SoftLink("/att")
+
+
+def external_storage(file: h5py.File) -> None:
+    file.create_dataset("labels", (60,), "i8", external=[("/etc/hostname", 0, h5py.h5f.UNLIMITED)])
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((60,), "i8")
+    layout[:] = h5py.VirtualSource("other.hdf5", "labels", (60,))
+    file.create_virtual_dataset("labels", layout)
+
+
+def strange_filter(file: h5py.File) -> None:
+    file.create_dataset("labels", data=np.repeat(np.arange(6), 10), scaleoffset=0)
+
+
+def nothing_stored(file: h5py.File) -> None:
+    file.create_dataset("labels", (60,), "i8", chunks=(10,))
+
+
+def absurd_labels(file: h5py.File) -> None:
+    file.create_dataset("labels", (1 << 40,), "i8", chunks=(1 << 20,))
+
+
+def chunk_bomb(file: h5py.File) -> None:
+    file.create_dataset("labels", (60,), "i8", chunks=(1 << 28,), maxshape=(None,), compression="gzip")
+
+
+def group(file: h5py.File) -> None:
+    file.create_group("labels")
+
+
+def words(file: h5py.File) -> None:
+    file.create_dataset("labels", data=["a"] * 60)
+
+
+def compound(file: h5py.File) -> None:
+    file.create_dataset("labels", data=np.zeros(60, dtype=[("a", "i8")]))
+
+
+def not_whole(file: h5py.File) -> None:
+    file.create_dataset("labels", data=np.repeat(np.arange(6), 10) + 0.5)
+
+
+STRANGE = [external_link, soft_link, external_storage, virtual, strange_filter, nothing_stored, absurd_labels]
+STRANGE += [chunk_bomb, group, words, compound, not_whole]
+
+
+@pytest.mark.parametrize("make", STRANGE, ids=lambda make: make.__name__)
+def test_hostile_hdf5(tmp_path, monkeypatch, make, small_memory):
+    monkeypatch.setattr(feature_file, "_parse_in_child", lambda path, finished=True: None)  # has its own tests below
+    path = old_file(tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        del file["labels"]
+        make(file)
+    with pytest.raises(UserError, match=r"f\.hdf5"):
+        FeatureFile(path)
+
+
+@pytest.mark.parametrize("shape", [(60, 1 << 30, 7, 7), (1 << 40, 8, 7, 7), (60, 8, 7, 7)])
+def test_features_that_are_not_there(tmp_path, monkeypatch, shape, small_memory):
+    monkeypatch.setattr(feature_file, "_parse_in_child", lambda path, finished=True: None)
+    path = old_file(tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:
+        del file["feature_map"]
+        file.create_dataset("feature_map", shape, "f4", chunks=(1, 8, 7, 7))
+    with pytest.raises(UserError, match=r"f\.hdf5"):
+        FeatureFile(path)
+
+
+@pytest.mark.parametrize(("script", "message"), [("kill -SEGV $$", "crash"), ("sleep 9", "hang"), ("exit 1", "crash")])
+def test_a_file_that_breaks_the_hdf5_library_breaks_a_child_only(tmp_path, monkeypatch, script, message):
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    path = old_file(tmp_path / "f.hdf5")
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(feature_file, "_CHILD_SECONDS", 1)
+    with pytest.raises(UserError, match=rf"f\.hdf5 makes the HDF5 library .*{message}"):
+        FeatureFile(path)
+
+
+def test_the_child_reads_an_intact_file(tmp_path):
+    with FeatureFile(old_file(tmp_path / "f.hdf5")) as file:
+        np.testing.assert_array_equal(file.read(np.array([3]))[0], maps()[3].reshape(8, 49))
+
+
+def tar_of(path: Path, *members: tuple[str, bytes, str, int]) -> None:
+    with tarfile.open(path, "w:gz") as t:
+        for name, kind, link, size in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, link, size
+            t.addfile(info, io.BytesIO(bytes(size)))
+
+
+TARS = {
+    "absolute": ("/tmp/OWNED", tarfile.REGTYPE, "", 1),
+    "parent": ("top/../../OWNED", tarfile.REGTYPE, "", 1),
+    "symbolic link": ("top/a", tarfile.SYMTYPE, "b", 0),
+    "hard link": ("top/a", tarfile.LNKTYPE, "/etc/passwd", 0),
+    "device": ("top/a", tarfile.CHRTYPE, "", 0),
+    "block device": ("top/a", tarfile.BLKTYPE, "", 0),
+    "pipe": ("top/a", tarfile.FIFOTYPE, "", 0),
+    "extended header of 64 MiB": ("top/a", tarfile.XHDTYPE, "", 1 << 26),
+    "long name of 64 MiB": ("././@LongLink", tarfile.GNUTYPE_LONGNAME, "", 1 << 26),
+}
+
+
+@pytest.mark.parametrize("name", TARS)
+def test_hostile_tar(tmp_path, name, small_memory):
+    tar_of(tmp_path / "a.tgz", ("top/good", tarfile.REGTYPE, "", 3), TARS[name])
+    refused(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/tmp/OWNED", "C:\\OWNED", "\\OWNED", "..\\..\\OWNED", "pipe", "device"])
+def test_hostile_zip(tmp_path, name):
+    info = zipfile.ZipInfo(name)
+    kinds = {"pipe": stat.S_IFIFO, "device": stat.S_IFCHR}
+    info.external_attr = (kinds.get(name, stat.S_IFREG) | 0o644) << 16
+    with zipfile.ZipFile(tmp_path / "a.tgz", "w") as z:
+        z.writestr("top/good", b"1")
+        z.writestr(info, b"1")
+    refused(tmp_path)
+
+
+def test_too_many_empty_entries(tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "SIZE_LIMIT", 1 << 17)
+    tar_of(tmp_path / "a.tgz", *[(f"top/{i}", tarfile.REGTYPE, "", 0) for i in range(300)])
+    refused(tmp_path)
+
+
+def test_damaged_xz_and_locked_zip(tmp_path):
+    with tarfile.open(tmp_path / "a.tgz", "w:xz") as t:
+        t.addfile(tarfile.TarInfo("top"), io.BytesIO())
+    content = bytearray((tmp_path / "a.tgz").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "a.tgz").write_bytes(content)
+    refused(tmp_path)
+    with zipfile.ZipFile(tmp_path / "a.tgz", "w") as z:
+        z.writestr("top/a", b"1")
+    content = (tmp_path / "a.tgz").read_bytes()
+    (tmp_path / "a.tgz").write_bytes(
+        content.replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01")
+    )
+    refused(tmp_path)
+
+
+def refused(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot unpack .*a\.tgz"):
+        download.extract(folder / "a.tgz", folder / "in" / "to")
+    assert not list((folder / "in" / "to").iterdir())
+    assert sorted(p.name for p in folder.iterdir()) == ["a.tgz", "in"]
+    assert not Path("/tmp/OWNED").exists()
+
+
+def test_unpacking_clears_what_a_killed_process_left_and_refuses_a_second(tmp_path):
+    tar_of(tmp_path / "a.tgz", ("top/good", tarfile.REGTYPE, "", 3))
+    (tmp_path / "to" / ".unpack-killed" / "top").mkdir(parents=True)
+    lock = download.Lock(tmp_path / "to" / ".unpack")
+    with pytest.raises(UserError, match="another process"):
+        download.extract(tmp_path / "a.tgz", tmp_path / "to")
+    lock.release()
+    download.extract(tmp_path / "a.tgz", tmp_path / "to")
+    assert [p.name for p in (tmp_path / "to").iterdir()] == ["top"]
+
+
+def test_a_postscript_program_named_jpg_is_not_started(tmp_path):
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.eps")
+    os.rename(tmp_path / "a.eps", tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="UnidentifiedImageError"):
+        load_image(tmp_path / "a.jpg", 32)
+
+
+def test_an_image_bomb_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "a.png"
+    Image.new("1", (20_000, 20_000)).save(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match="pixels"):
+        load_image(path, 32)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+
+def test_a_pipe_or_device_as_image_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to("/dev/zero")
+    for name in ("a.jpg", "b.jpg"):
+        with pytest.raises(ValueError, match="not a file"):
+            load_image(tmp_path / name, 32)
+
+
+def test_the_fuzzer_runs_and_notices_crashes_and_hangs(tmp_path):
+    """A few inputs for each reader (thousands are run by hand), and readers that must be findings."""
+    command = [sys.executable, "fuzz/fuzz_readers.py", "--inputs", "10", "--findings", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("'findings': 0") == 11
+    broken = (
+        "import os, signal, time; from pathlib import Path; import fuzz.fuzz_readers as F; F.SECONDS = 1\n"
+        "bad = [lambda p, c: 1 / 0, lambda p, c: os.kill(os.getpid(), signal.SIGSEGV), lambda p, c: time.sleep(9),\n"
+        "       lambda p, c: bytes(1 << 32), lambda p, c: os._exit(3)]\n"
+        "for i, read in enumerate(bad):\n"
+        f"    folder = Path({str(tmp_path)!r}, str(i)); folder.mkdir()\n"
+        "    counts, found = F.fuzz(F.Target([b'abc'], read, '.x'), 'x', 0, range(2), folder)\n"
+        "    assert counts['findings'] == len(found) == 2, (i, found)\n"
+    )
+    subprocess.run([sys.executable, "-c", broken], cwd=ROOT, env=environment, check=True)

@@ -1,0 +1,95 @@
+"""reproduce_tables.py: runs, resuming, the CSV, the tables and their significance."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from core import reproduce as r
+from core.cli import Inputs
+from core.errors import UserError
+from core.experiment import _seal
+from core.features import RegionFeatures
+from core.reproduce_cli import main
+from core.tables import ABLATIONS, BEGIN, END, all_tables, insert_tables, paired, read_summary
+from tests.conftest import ToyFeatures
+from tests.test_training import RECIPES, W2V
+
+
+@pytest.fixture
+def toy_plan(toy, tmp_path, monkeypatch):
+    source = ToyFeatures(toy)
+    features = RegionFeatures(source, np.arange(len(toy.labels)), source.shape)
+    inputs = Inputs(toy, W2V, features, {"backbone": "toy", "regions": "9 regions", "file_sha256": "ab"}, None, "none")
+    monkeypatch.setattr(r, "_inputs", lambda *a: inputs)
+    recipes = RECIPES | {"eszsl-prepared": replace(RECIPES["eszsl"], prepared=True)}
+    monkeypatch.setattr(r, "recipe_of", lambda method, dataset: recipes[method])
+    methods = ("vsmr", "dazle", "vsmr-staged", "eszsl", "eszsl-prepared")
+    return r.Plan(("TOY",), methods, seeds=2, out=tmp_path / "results", epochs=2)
+
+
+def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypatch, capsys):
+    path = r.reproduce(toy_plan)
+    first = path.read_bytes()
+    table = read_summary(path)
+    assert len(table) == 2 * (5 + len(ABLATIONS))
+    plain = table[table.ablation == ""]
+    assert plain[["T1", "U", "S", "H", "AUSUC", "val_AUSUC", "test_H"]].notna().all().all()
+    assert table[table.ablation != ""]["T1"].isna().all()  # validation only
+
+    def forbidden(*a, **k):
+        raise AssertionError("a finished run was repeated")
+
+    monkeypatch.setattr("core.experiment.train", forbidden)
+    assert r.reproduce(toy_plan).read_bytes() == first
+    text = all_tables(table)
+    for words in ("**vsmr**", "SELECTED ON TEST", "PUBLISHED PROCEDURE", "E by gradient", "sign-flip", "optimistic"):
+        assert words in text
+    assert main(None, ["--tables-only", "--out", str(toy_plan.out)]) == 0
+    assert capsys.readouterr().out.strip() == text.strip()
+    for name in ("tables.md", "calibration_TOY.png", "per_class_TOY.png"):
+        assert (toy_plan.out / name).stat().st_size > 0
+
+
+def test_an_ablation_needs_no_test_image(toy_plan, toy, monkeypatch):
+    source = ToyFeatures(toy)
+    features = RegionFeatures(source, toy.trainval_loc, source.shape)
+    inputs = Inputs(toy, W2V, features, {"backbone": "toy"}, None, "none")
+    monkeypatch.setattr(r, "_inputs", lambda *a: inputs)
+    row = r.execute(toy_plan, r.Job("TOY", "vsmr", 1, "no whitening"), "cpu")
+    assert np.isfinite(row["val_AUSUC"])
+
+
+def test_results_of_another_code_are_refused(toy_plan):
+    r.reproduce(replace(toy_plan, methods=("eszsl",), seeds=1, ablation=False))
+    path = toy_plan.out / "TOY" / "eszsl" / "seed0" / "metrics.json"
+    content = json.loads(path.read_text())
+    content["config"]["code"] = "0.0.0-older"
+    path.write_text(json.dumps(_seal(content)))
+    with pytest.raises(UserError, match="other code"):
+        r.reproduce(replace(toy_plan, methods=("eszsl",), seeds=1, ablation=False))
+
+
+def test_paired_by_hand():
+    d = paired(np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0, 3.0]))
+    assert (d.mean, d.n) == (2.0, 3) and d.low == d.high == 2.0
+    assert d.p == pytest.approx(2 / 8) and d.verdict == "beyond noise"
+    d = paired(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0]))
+    assert d.mean == 0 and d.p == 1.0 and d.verdict == "within noise"
+    # t interval of (1, 2, 3): mean 2, standard error 1/√3, t(0.975, 2) = 4.303
+    d = paired(np.array([1.0, 2.0, 3.0]), np.zeros(3))
+    assert d.high - d.mean == pytest.approx(4.303 / 3**0.5, abs=1e-3)
+
+
+def test_tables_go_between_the_markers():
+    assert insert_tables(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\n\nnew\n{END}\nb"
+    with pytest.raises(ValueError, match="markers"):
+        insert_tables("nothing here", "new")
+
+
+def test_flags_that_do_not_fit(tmp_path):
+    with pytest.raises(UserError, match="single data set"):
+        main(None, ["--features", str(tmp_path / "f.hdf5")])
+    with pytest.raises(UserError, match="without --tables-only"):
+        main(None, ["--tables-only", "--out", str(tmp_path)])
