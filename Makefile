@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test install
+.PHONY: demo test install nightly
 
 .venv/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -20,3 +20,9 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# longer: 30 kills of extraction and training each, 20,000 damaged files for every reader, two hours in a loop
+nightly: install
+	KILLS=30 $(BIN)/python -m pytest tests/test_faults.py tests/test_training.py -k "kill"
+	$(BIN)/python fuzz/fuzz_readers.py --inputs 20000
+	$(BIN)/python fuzz/soak.py --minutes 120

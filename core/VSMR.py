@@ -75,6 +75,7 @@ class VSMR(nn.Module):
     P: Tensor
     weights: Tensor
     means: Tensor
+    encoded: Tensor
     sums: Tensor
     counts: Tensor
 
@@ -96,6 +97,7 @@ class VSMR(nn.Module):
         self.register_buffer("phi_mean", z.new_zeros(D))  # μ
         self.register_buffer("P", z.new_zeros(d, D))
         self.register_buffer("means", z.new_zeros(S, D))  # M
+        self.register_buffer("encoded", z.new_zeros(C, d))  # E(z̃) where it is ridge regression: it changes with M only
         self.register_buffer("sums", z.new_zeros(S, D))  # of φ over this epoch's batches
         self.register_buffer("counts", z.new_zeros(S))
 
@@ -131,11 +133,11 @@ class VSMR(nn.Module):
         self.means.copy_(torch.where(self.counts.unsqueeze(1) > 0, fresh, self.means))
         self.sums.zero_()
         self.counts.zero_()
+        self.encoded.copy_(F.normalize(self.weights @ (self.means @ self.P.T), dim=1))
 
     def prototypes(self) -> Tensor:
         """E(z̃) (C,d), unit rows."""
-        encoded = self.weights @ (self.means @ self.P.T) if self.E is None else self.E(self.z)
-        return F.normalize(encoded, dim=1)
+        return self.encoded if self.E is None else F.normalize(self.E(self.z), dim=1)
 
     def pooled(self, x: Tensor, a: Attended) -> Tensor:
         """φ (B,D): root of the saliency-weighted regions less its mean over the training images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from core.errors import UserError
 
 RESIDENT_BYTES = 8 << 30  # features are held in memory up to this size, streamed from the file beyond it
+_SHARE = 0.6  # of the memory that is free, at most
 _BLOCK = 256  # images per read while filling the memory
 
 
@@ -26,6 +28,17 @@ def normalise(raw: np.ndarray) -> Tensor:
     return torch.nn.functional.normalize(x, dim=2).half()
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be taken on a device without swapping; as much as one likes where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 1 << 62
+
+
 class RegionFeatures:
     """Batches of normalised region features by row number; the same values resident or streamed."""
 
@@ -35,12 +48,15 @@ class RegionFeatures:
         rows: np.ndarray,
         shape: tuple[int, int],
         device: torch.device | str = "cpu",
-        budget: int = RESIDENT_BYTES,
+        budget: int | None = None,
     ) -> None:
-        """Args: rows that will be asked for; shape (R,D); budget in bytes for holding them."""
+        """Args: rows that will be asked for; shape (R,D); budget in bytes for holding them (None: 8 GiB, or six tenths
+        of the memory that is free where that is less).
+        """
         self.source = source
         self.device = torch.device(device)
         self.R, self.D = shape
+        budget = min(RESIDENT_BYTES, int(_SHARE * free_bytes(self.device))) if budget is None else budget
         rows = np.unique(rows)
         self.resident: Tensor | None = None
         self._position = np.full(int(rows.max()) + 1, -1, dtype=np.int64)

@@ -1,6 +1,7 @@
 """The training loop: learns, is deterministic, resumes bit-identically, and never touches what it must not."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -126,19 +127,20 @@ def states(folder):
     return found
 
 
-def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path):
+@pytest.mark.parametrize("method", ["dazle", "vsmr"])
+def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path, method):
     toy_mats(tmp_path / "mats")
     script = (
         "import sys, pathlib; from tests import test_training as t; from tests.conftest import TOY;"
         "from core.xlsa17 import read_mat_files;"
         "d = pathlib.Path(sys.argv[1]);"
         "m = read_mat_files(d/'mats/res101.mat', d/'mats/att_splits.mat', TOY);"
-        "t.go('dazle', m, d/'killed', epochs=40)"
+        "t.go(sys.argv[2], m, d/'killed', epochs=40)"
     )
-    go("dazle", toy, tmp_path / "whole", epochs=40)
+    go(method, toy, tmp_path / "whole", epochs=40)
     rng, landed = np.random.default_rng(0), 0
-    for _ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stderr=subprocess.DEVNULL)
+    for _ in range(int(os.environ.get("KILLS", "3"))):
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), method], stderr=subprocess.DEVNULL)
         before = states(tmp_path / "killed")
         while process.poll() is None and states(tmp_path / "killed") == before:
             time.sleep(0.001)  # until this process has written a state of its own
@@ -147,7 +149,7 @@ def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path):
         process.wait()
         landed += bool(states(tmp_path / "killed")) and not (tmp_path / "killed/metrics.json").exists()
     assert landed >= 1, "no kill fell into the training"
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), method], check=True, capture_output=True)
     # the split file's hash is not part of this config, so both runs are the same run
     same(tmp_path / "whole", tmp_path / "killed")
 
@@ -236,6 +238,14 @@ def test_resident_and_streamed_features_are_the_same(toy):
     assert torch.equal(resident.batch(pick), streamed.batch(pick))
     torch.testing.assert_close(resident.batch(pick).norm(dim=2), torch.ones(4, 9), atol=1e-3, rtol=0)
     assert torch.equal(resident.pooled(pick), streamed.pooled(pick))
+
+
+def test_features_are_streamed_where_memory_is_short(toy, monkeypatch):
+    source = ToyFeatures(toy)
+    monkeypatch.setattr("core.features.free_bytes", lambda device: 1000)
+    assert RegionFeatures(source, np.arange(90), source.shape).resident is None
+    monkeypatch.setattr("core.features.free_bytes", lambda device: 1 << 30)
+    assert RegionFeatures(source, np.arange(90), source.shape).resident is not None
 
 
 @pytest.mark.parametrize("method", ["dazle", "vsmr", "vsmr-staged"])
