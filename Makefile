@@ -23,6 +23,6 @@ test: install
 
 # longer: 30 kills of extraction and training each, 20,000 damaged files for every reader, two hours in a loop
 nightly: install
-	KILLS=30 $(BIN)/python -m pytest tests/test_faults.py tests/test_training.py -k "kill"
+	KILLS=30 $(BIN)/python -m pytest tests/test_extraction.py tests/test_training.py -k "kill"
 	$(BIN)/python fuzz/fuzz_readers.py --inputs 20000
 	$(BIN)/python fuzz/soak.py --minutes 120

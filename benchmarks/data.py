@@ -11,7 +11,7 @@ import scipy.io
 from PIL import Image
 
 from core.datasets import DEMO
-from core.feature_file import Content, Writer
+from core.feature_writer import Content, Writer
 from core.xlsa17 import Metadata
 
 _DIFFERENT = 64  # different images or rows; the others repeat them

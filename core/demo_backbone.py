@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from core.datasets import DEMO, image_folder
-from core.demo import SIZE
+from core.demo_drawing import SIZE
 from core.errors import UserError
 from core.files import atomic_path
 from core.xlsa17 import Metadata, check_splits, read_metadata

@@ -30,7 +30,8 @@ from core.backbones import IMAGENET_MEAN as MEAN
 from core.backbones import IMAGENET_STD as STD
 from core.datasets import DATASETS, DataSet, image_folder
 from core.errors import UserError
-from core.feature_file import Content, FeatureFile, Writer
+from core.feature_file import FeatureFile
+from core.feature_writer import Content, Writer
 from core.files import sha256_file, write_bytes
 from core.xlsa17 import Metadata, read_metadata
 

@@ -39,7 +39,7 @@ import scipy.io
 import torch
 from PIL import Image
 
-from core import attributes, download, feature_file
+from core import attributes, download, feature_file, feature_writer
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.datasets import DataSet
 from core.errors import UserError
@@ -91,8 +91,8 @@ def mats(folder: Path, compress: bool) -> tuple[bytes, bytes]:
 def hdf5s(folder: Path) -> tuple[bytes, bytes]:
     """A sealed feature file, and one in DAZLE's layout."""
     m, maps = metadata(), np.random.default_rng(0).random((20, 2, 2, 2)).astype(np.float16)
-    content = feature_file.Content(m, {"dataset": "TOY", "input_size": 64}, np.ones((6, 3), np.float32))
-    with feature_file.Writer(folder / "new.hdf5", content, (2, 2, 2)) as writer:
+    content = feature_writer.Content(m, {"dataset": "TOY", "input_size": 64}, np.ones((6, 3), np.float32))
+    with feature_writer.Writer(folder / "new.hdf5", content, (2, 2, 2)) as writer:
         writer.write(np.arange(20), maps)
         new = writer.finish().read_bytes()
     with h5py.File(folder / "old.hdf5", "w") as file:
@@ -262,7 +262,7 @@ def read_one(target: Target, path: Path, content: bytes) -> tuple[str, str]:
 
 
 def fork_and_parse(path: Path, finished: bool = True) -> None:
-    """Stands in for feature_file._parse_in_child, which starts a Python: 0.4 s each."""
+    """Stands in for feature_file.parse_in_child, which starts a Python: 0.4 s each."""
     pid = os.fork()
     if not pid:
         with contextlib.suppress(BaseException):
@@ -279,7 +279,7 @@ def work(target: Target, name: str, seed: int, indices: range, folder: Path, rep
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    feature_file._parse_in_child = fork_and_parse
+    feature_file.parse_in_child = fork_and_parse
     download.tqdm = lambda entries, **_: entries
     read = refused = 0
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

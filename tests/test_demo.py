@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from core import demo, demo_backbone
+from core import demo, demo_backbone, demo_drawing
 from core.datasets import DEMO
 from core.errors import UserError
 from core.xlsa17 import read_metadata
@@ -41,9 +41,9 @@ def test_layout(root: Path) -> None:
     assert names == demo.attribute_names() and m.att.shape == (10, len(names)) and 40 <= len(names) <= 60
     assert "has_bill_shape::hooked" in names
     assert np.allclose(np.linalg.norm(m.att, axis=1), 1, atol=1e-5)
-    assert demo.read_part_locations(folder).shape == (50, len(demo.PARTS), 3)
+    assert demo.read_part_locations(folder).shape == (50, len(demo_drawing.PARTS), 3)
     parts = [line.split()[1] for line in (folder / "parts" / "parts.txt").read_text().splitlines()]
-    assert tuple(parts) == demo.PARTS
+    assert tuple(parts) == demo_drawing.PARTS
     assert not list(root.glob(".demo*"))
 
 
@@ -64,7 +64,7 @@ def test_same_seed_same_bytes_other_seed_other_images(root: Path, tmp_path: Path
 def test_processes_do_not_change_the_drawing() -> None:
     rng = np.random.default_rng(0)
     signature = demo.draw_signatures(8, 2, rng)[0][0]
-    first, second = (demo.draw_creature(signature, np.random.default_rng(5)) for _ in range(2))
+    first, second = (demo_drawing.draw_creature(signature, np.random.default_rng(5)) for _ in range(2))
     assert first.image.tobytes() == second.image.tobytes() and np.array_equal(first.part_locs, second.part_locs)
 
 
@@ -119,12 +119,12 @@ def test_part_locations_lie_on_the_part() -> None:
     checked = 0
     for signature in demo.draw_signatures(12, 2, rng)[0]:
         plain = signature | {"wing_pattern": "solid", "breast_pattern": "solid"}
-        drawing = demo.draw_creature(plain, rng, occlusion=False, lighting=False)
+        drawing = demo_drawing.draw_creature(plain, rng, occlusion=False, lighting=False)
         pixels = np.asarray(drawing.image, dtype=float)
-        for part, (x, y, visible) in zip(demo.PARTS, drawing.part_locs, strict=True):
+        for part, (x, y, visible) in zip(demo_drawing.PARTS, drawing.part_locs, strict=True):
             if not visible or part in ("leg", "bill"):  # too thin for a whole pixel of pure colour
                 continue
-            wanted = np.array(demo.COLOURS[plain[f"{part}_color"]])
+            wanted = np.array(demo_drawing.COLOURS[plain[f"{part}_color"]])
             near = pixels[max(int(y) - 1, 0) : int(y) + 2, max(int(x) - 1, 0) : int(x) + 2].reshape(-1, 3)
             assert np.abs(near - wanted).max(axis=1).min() < 75, (part, near, wanted)
             checked += 1
@@ -135,7 +135,7 @@ def test_occlusion_hides_parts() -> None:
     signature = demo.draw_signatures(8, 2, np.random.default_rng(0))[0][0]
     both = [
         sum(
-            demo.draw_creature(signature, np.random.default_rng(s), occlusion=o).part_locs[:, 2].sum()
+            demo_drawing.draw_creature(signature, np.random.default_rng(s), occlusion=o).part_locs[:, 2].sum()
             for s in range(25)
         )
         for o in (False, True)

@@ -177,8 +177,8 @@ _KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[3])
-import core.feature_file
-core.feature_file._FLUSH_ROWS = 8
+import core.feature_writer
+core.feature_writer._FLUSH_ROWS = 8
 from test_extraction import *
 extract(DEMO, Path(sys.argv[1]), Path(sys.argv[2]), **TINY)
 """

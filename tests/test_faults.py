@@ -26,7 +26,8 @@ from core.checkpoint import load_checkpoint, save_checkpoint
 from core.datasets import DEMO
 from core.errors import UserError
 from core.extraction import Normaliser, extract, load_image
-from core.feature_file import FeatureFile, Writer, verify
+from core.feature_file import FeatureFile, verify
+from core.feature_writer import Writer
 from core.features import RegionFeatures
 from core.files import atomic_path, write_bytes
 from tests.test_extraction import TINY, make_data

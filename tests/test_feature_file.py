@@ -16,7 +16,9 @@ import pytest
 
 from core.datasets import DEMO
 from core.errors import UserError
-from core.feature_file import Content, FeatureFile, Writer, fletcher32, verify
+from core.feature_file import FeatureFile, verify
+from core.feature_layout import fletcher32
+from core.feature_writer import Content, Writer
 from core.xlsa17 import Metadata
 
 SHAPE = (8, 7, 7)

@@ -276,7 +276,7 @@ STRANGE += [chunk_bomb, group, words, compound, not_whole]
 
 @pytest.mark.parametrize("make", STRANGE, ids=lambda make: make.__name__)
 def test_hostile_hdf5(tmp_path, monkeypatch, make, small_memory):
-    monkeypatch.setattr(feature_file, "_parse_in_child", lambda path, finished=True: None)  # has its own tests below
+    monkeypatch.setattr(feature_file, "parse_in_child", lambda path, finished=True: None)  # has its own tests below
     path = old_file(tmp_path / "f.hdf5")
     with h5py.File(path, "r+") as file:
         del file["labels"]
@@ -287,7 +287,7 @@ def test_hostile_hdf5(tmp_path, monkeypatch, make, small_memory):
 
 @pytest.mark.parametrize("shape", [(60, 1 << 30, 7, 7), (1 << 40, 8, 7, 7), (60, 8, 7, 7)])
 def test_features_that_are_not_there(tmp_path, monkeypatch, shape, small_memory):
-    monkeypatch.setattr(feature_file, "_parse_in_child", lambda path, finished=True: None)
+    monkeypatch.setattr(feature_file, "parse_in_child", lambda path, finished=True: None)
     path = old_file(tmp_path / "f.hdf5")
     with h5py.File(path, "r+") as file:
         del file["feature_map"]

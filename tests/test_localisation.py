@@ -8,7 +8,8 @@ import pytest
 
 from core.cli import demo, load_inputs
 from core.datasets import DEMO, image_folder
-from core.demo import PARTS, SIZE, attribute_parts, read_part_locations
+from core.demo import attribute_parts, read_part_locations
+from core.demo_drawing import PARTS, SIZE
 from core.figures import attention_maps
 from core.localisation import attention_on_parts
 
