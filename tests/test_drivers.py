@@ -230,7 +230,7 @@ def finite_shares(values: dict[str, float], keys: Iterable[str]) -> bool:
     return all(np.isfinite(values[k]) and 0 <= values[k] <= 1 for k in keys)
 
 
-@pytest.mark.parametrize("method", ["dazle", "vsmr-staged"])
+@pytest.mark.parametrize("method", ["dazle", "vsmr-staged", "vsmr"])
 @pytest.mark.parametrize("run", RUNS)
 def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     script, source, flags = RUNS[run]
@@ -258,7 +258,7 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     assert means["seen"] == pytest.approx(result["standard"]["S"], abs=1e-9)
     assert means["unseen"] == pytest.approx(result["standard"]["U"], abs=1e-9)
 
-    note = f"a subset of {source}, numbers do not compare with the literature"
+    note = f"a subset of {run}, numbers do not compare with the literature"
     assert any(line.startswith("note: ") and note in line for line in err.splitlines())  # before training
     assert any(line.startswith("note: ") and note in line for line in out.splitlines())  # under the table
     table = (folder / "table.md").read_text()
