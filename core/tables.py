@@ -126,7 +126,15 @@ def comparisons(part: pd.DataFrame, prefix: str) -> list[str]:
     if not lines:
         return []
     head = f"| vsmr against | metric | which | difference | 95 % interval | sign-flip p ({d.n} seeds) | |"
-    return [head, "|---|---|---|---|---|---|---|", *lines]
+    least = 2.0 ** (1 - d.n)
+    return [
+        head,
+        "|---|---|---|---|---|---|---|",
+        *lines,
+        "",
+        "Paired over seeds: the interval covers seeds and their validation splits, not the draw of the test classes; "
+        f"with {d.n} seeds p cannot be below {least:.3f}.",
+    ]
 
 
 def dataset_tables(summary: pd.DataFrame, dataset: str) -> str:
