@@ -20,11 +20,13 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 
-from benchmarks.common import SHAPES, Row, interleaved, milliseconds, parser, report, step_of
+from benchmarks.common import SHAPES, Row, Shape, interleaved, milliseconds, our_method, parser, report, step_of
 from benchmarks.data import make_feature_file
 from core.feature_file import FeatureFile
 from core.features import RegionFeatures
+from core.training import read_ahead
 
 D, GRID = 2048, (7, 7)
 R = GRID[0] * GRID[1]
@@ -63,6 +65,23 @@ def seconds(get: Callable[[np.ndarray], object], path: Path, n: int, args: argpa
     return median(taken)
 
 
+def epoch_seconds(features: RegionFeatures, shape: Shape, n: int, args: argparse.Namespace) -> float:
+    """Time of a training step whose batches come as the training loop has them: read ahead where they are streamed."""
+    phase = our_method(shape).phases[0]
+    y = torch.randint(shape.C - shape.unseen, (args.batch,), generator=torch.Generator().manual_seed(1))
+    rng = np.random.default_rng(3)
+    drawn = [rng.choice(n, args.batch, replace=False) for _ in range(args.repeats + 2)]
+    started = 0.0
+    for turn, (_, x) in enumerate(read_ahead(features.batch, ((r, r) for r in drawn), features.resident is None)):
+        if turn == 2:  # the first two warm up
+            started = time.perf_counter()
+        loss = phase.loss(x, y)["loss"]
+        phase.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        phase.optimizer.step()
+    return (time.perf_counter() - started) / args.repeats
+
+
 def rows(args: argparse.Namespace) -> list[Row]:
     """One row per way of getting a batch and training step."""
     n = max(24, args.batch, round(args.gigabytes * 1e9 / (D * R * 2)))
@@ -81,7 +100,20 @@ def rows(args: argparse.Namespace) -> list[Row]:
                 "read, cold": seconds(file.read, path, n, args, cold=True),
                 "batch, streamed, cold": seconds(streamed.batch, path, n, args, cold=True),
             }
-    return [
+            whole = {
+                name: (epoch_seconds(resident, s, min(n, 2000), args), epoch_seconds(streamed, s, n, args))
+                for name, s in SHAPES.items()
+            }
+    together = [
+        Row(
+            f"training step from a warm file, read ahead, against held features, {name}",
+            milliseconds(held),
+            milliseconds(ahead),
+            f"{ahead / held - 1:+.1%}",
+        )
+        for name, (held, ahead) in whole.items()
+    ]
+    return together + [
         Row(
             f"{how}, {args.batch} rows of {args.gigabytes:g} GB, share of the {shape} step",
             milliseconds(step),

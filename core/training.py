@@ -225,7 +225,7 @@ def train(
     return state.history
 
 
-def _ahead(
+def read_ahead(
     load: Callable[[np.ndarray], Tensor], batches: Iterable[tuple[np.ndarray, np.ndarray]], threaded: bool
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
     """(positions, loaded rows) of each batch; threaded: one batch is read from the file while the last is used."""
@@ -260,7 +260,7 @@ def _epoch(
     batches = (
         (positions, fold.train_rows[positions]) for positions in phase.batches.epoch(fold.train_labels, generator)
     )
-    for positions, x in _ahead(load, batches, features.resident is None):
+    for positions, x in read_ahead(load, batches, features.resident is None):
         if phase.lr_at:
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + steps / total)
