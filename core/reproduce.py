@@ -113,7 +113,7 @@ def row_of(job: Job, result: dict[str, Any]) -> dict[str, Any]:
         "seed": job.seed,
     }
     row |= {k: v for k, v in (result.get("standard") or {}).items()}
-    row["epochs"] = chosen["epochs"]
+    row |= {"most_epochs": config["epochs"], "epochs": chosen["epochs"]}
     row |= {f"val_{k}": v for k, v in chosen.get("validation", {}).items()}
     row |= {f"test_{k}": v for k, v in (result.get("selected_on_test") or {}).items()}
     row |= {f"published_{k}": v for k, v in (result.get("published_procedure") or {}).items()}

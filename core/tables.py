@@ -54,9 +54,9 @@ class Paired:
     n: int
 
     @property
-    def verdict(self) -> str:
+    def beyond_noise(self) -> bool:
         """Whether the interval excludes 0; with few seeds the exact test cannot go below 2^(1-n)."""
-        return "beyond noise" if self.low > 0 or self.high < 0 else "within noise"
+        return self.low > 0 or self.high < 0
 
 
 def paired(a: np.ndarray, b: np.ndarray) -> Paired:
@@ -103,37 +103,31 @@ def rows_table(part: pd.DataFrame, prefix: str, header: str) -> list[str]:
 
 
 def comparisons(part: pd.DataFrame, prefix: str) -> list[str]:
-    """vsmr against the best baseline as published and against the best with the same preparation, paired."""
-    lines = []
+    """vsmr against every other method with two or more seeds in common, paired; the strongest first."""
     mine = part[part.method == "vsmr"].set_index("seed")
-    for label, names in (
-        ("the best baseline as published", [m for m in part.method.unique() if m != "vsmr" and m not in PREPARED]),
-        ("the best baseline given the same preparation", [m for m in part.method.unique() if m in PREPARED]),
-    ):
+    lines: list[str] = []
+    most = 0
+    for method in _order(part, prefix + "AUSUC"):
+        other = part[part.method == method].set_index("seed")
+        shared = mine.index.intersection(other.index)
+        if method == "vsmr" or len(shared) < 2:
+            continue
+        cells = []
         for key in ("T1", "H", "AUSUC"):
-            column = prefix + key
-            others = part[part.method.isin(names)]
-            if mine.empty or others.empty:
-                continue
-            best = str(others.groupby("method")[column].mean().idxmax())
-            other = others[others.method == best].set_index("seed")
-            shared = mine.index.intersection(other.index)
-            if len(shared) < 2:
-                continue
-            d = paired(100 * mine.loc[shared, column], 100 * other.loc[shared, column])
-            interval = f"{d.low:+.1f} to {d.high:+.1f}"
-            lines.append(f"| {label} | {key} | {best} | {d.mean:+.1f} | {interval} | {d.p:.3f} | {d.verdict} |")
+            d = paired(100 * mine.loc[shared, prefix + key], 100 * other.loc[shared, prefix + key])
+            cells.append(f"{d.mean:+.1f} ({d.low:+.1f} to {d.high:+.1f}){'' if d.beyond_noise else ', within noise'}")
+        label = f"{method} (given vsmr's preparation)" if method in PREPARED else method
+        lines.append(f"| {label} | " + " | ".join(cells) + f" | {d.p:.3f} | {d.n} |")
+        most = max(most, d.n)
     if not lines:
         return []
-    head = f"| vsmr against | metric | which | difference | 95 % interval | sign-flip p ({d.n} seeds) | |"
-    least = 2.0 ** (1 - d.n)
     return [
-        head,
-        "|---|---|---|---|---|---|---|",
+        "| vsmr less | T1 | H | AUSUC | sign-flip p of AUSUC | seeds |",
+        "|---|---|---|---|---|---|",
         *lines,
         "",
-        "Paired over seeds: the interval covers seeds and their validation splits, not the draw of the test classes; "
-        f"with {d.n} seeds p cannot be below {least:.3f}.",
+        "Paired over seeds, 95 % intervals (t): they cover seeds and their validation splits, not the draw of the test",
+        f"classes. With n seeds p cannot be below 2^(1-n): {2.0 ** (1 - most):.3f} for {most}.",
     ]
 
 
@@ -184,6 +178,8 @@ def dataset_tables(summary: pd.DataFrame, dataset: str) -> str:
     lines += ["", *ablation_table(summary, dataset)]
     seconds = part.groupby("method").seconds.mean()
     lines += ["", "Seconds a run (choose, refit, test): " + ", ".join(f"{m} {s:.0f}" for m, s in seconds.items()) + "."]
+    offered = part.groupby("method").most_epochs.max()
+    lines += ["Most epochs offered to the selection: " + ", ".join(f"{m} {e:.0f}" for m, e in offered.items()) + "."]
     code = ", ".join(sorted(set(part.code)))
     lines += [f"Code {code}; features {first.features_sha256}; torch {first.torch}, {first.device}."]
     return "\n".join(lines)
@@ -209,7 +205,8 @@ def ablation_table(summary: pd.DataFrame, dataset: str) -> list[str]:
             lines.append(f"| {name} | {cells} | | | |")
             continue
         d = paired(100 * mine.loc[shared, "val_AUSUC"], 100 * whole.loc[shared, "val_AUSUC"])
-        lines.append(f"| {name} | {cells} | {d.mean:+.1f} | {d.low:+.1f} to {d.high:+.1f} | {d.verdict} |")
+        verdict = "beyond noise" if d.beyond_noise else "within noise"
+        lines.append(f"| {name} | {cells} | {d.mean:+.1f} | {d.low:+.1f} to {d.high:+.1f} | {verdict} |")
     return lines
 
 

@@ -74,9 +74,9 @@ def test_results_of_another_code_are_refused(toy_plan):
 def test_paired_by_hand():
     d = paired(np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0, 3.0]))
     assert (d.mean, d.n) == (2.0, 3) and d.low == d.high == 2.0
-    assert d.p == pytest.approx(2 / 8) and d.verdict == "beyond noise"
+    assert d.p == pytest.approx(2 / 8) and d.beyond_noise
     d = paired(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0]))
-    assert d.mean == 0 and d.p == 1.0 and d.verdict == "within noise"
+    assert d.mean == 0 and d.p == 1.0 and not d.beyond_noise
     # t interval of (1, 2, 3): mean 2, standard error 1/√3, t(0.975, 2) = 4.303
     d = paired(np.array([1.0, 2.0, 3.0]), np.zeros(3))
     assert d.high - d.mean == pytest.approx(4.303 / 3**0.5, abs=1e-3)
