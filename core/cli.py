@@ -45,7 +45,6 @@ _HELP = {
     "subtract_geometry": "encoder's geometry bias is taken off the products (1) or its logarithm added (0)",
     "feed_forward": "hidden width of the transformer's feed-forward parts",
     "dropout": "dropout while training",
-    "prepared": "inputs as vsmr takes them: roots taken, means away (1) or as published (0)",
     "alpha": "scale of the cosines, s1 and s2",
     "beta": "share of s2 in the score s1 + β s2",
     "ridge": "penalty of the ridge regression E, in mean eigenvalues",
@@ -74,7 +73,7 @@ _HELP = {
     "classes_per_batch": "stage 1: classes in a batch",
     "images_per_class": "stage 1: images of each class in a batch",
 }
-_APART = ("epochs", "batch_size", "visual_iterations")  # have flags of their own
+_APART = ("epochs", "batch_size", "visual_iterations", "prepared")  # have flags of their own, or are a method
 
 
 def parser(dataset: str, description: str | None) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,3 +94,11 @@ def test_flags_that_do_not_fit(tmp_path):
         main(None, ["--features", str(tmp_path / "f.hdf5")])
     with pytest.raises(UserError, match="without --tables-only"):
         main(None, ["--tables-only", "--out", str(tmp_path)])
+
+
+def test_the_readme_shows_what_the_csv_says():
+    top = Path(__file__).parent.parent
+    readme = (top / "README.md").read_text()
+    tables = all_tables(read_summary(top / "results" / "summary.csv"))
+    assert insert_tables(readme, tables) == readme
+    assert (top / "results" / "tables.md").read_text() == tables

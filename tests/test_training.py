@@ -17,7 +17,7 @@ from core.errors import UserError
 from core.ESZSL import EszslRecipe
 from core.experiment import RunConfig, run
 from core.features import RegionFeatures
-from core.recipes import DazleRecipe, StagedRecipe, build
+from core.recipes import DazleRecipe, MsdnRecipe, StagedRecipe, TransZeroRecipe, build
 from core.training import Batches, test_fold, train, validation_fold
 from core.verify import check
 from core.VSMR import JointRecipe
@@ -30,6 +30,8 @@ RECIPES = {
     ),
     "vsmr": JointRecipe(batch_size=16, width=8),
     "eszsl": EszslRecipe(),
+    "msdn": MsdnRecipe(lr=1e-3, batch_size=16),
+    "transzero": TransZeroRecipe(lr=1e-3, batch_size=16, width=12, feed_forward=16),
 }
 W2V = np.random.default_rng(3).normal(size=(8, 6)).astype(np.float32)
 fold_of = test_fold  # an alias that pytest does not take for a test
