@@ -26,7 +26,7 @@ from benchmarks.common import SHAPES, Row, Shape, interleaved, milliseconds, our
 from benchmarks.data import make_feature_file
 from core.feature_file import FeatureFile
 from core.features import RegionFeatures
-from core.training import read_ahead
+from core.training import read_ahead, reads_ahead
 
 D, GRID = 2048, (7, 7)
 R = GRID[0] * GRID[1]
@@ -66,13 +66,13 @@ def seconds(get: Callable[[np.ndarray], object], path: Path, n: int, args: argpa
 
 
 def epoch_seconds(features: RegionFeatures, shape: Shape, n: int, args: argparse.Namespace) -> float:
-    """Time of a training step whose batches come as the training loop has them: read ahead where they are streamed."""
+    """Time of a training step whose batches come as the training loop has them."""
     phase = our_method(shape).phases[0]
     y = torch.randint(shape.C - shape.unseen, (args.batch,), generator=torch.Generator().manual_seed(1))
     rng = np.random.default_rng(3)
     drawn = [rng.choice(n, args.batch, replace=False) for _ in range(args.repeats + 2)]
     started = 0.0
-    for turn, (_, x) in enumerate(read_ahead(features.batch, ((r, r) for r in drawn), features.resident is None)):
+    for turn, (_, x) in enumerate(read_ahead(features.batch, ((r, r) for r in drawn), reads_ahead(features))):
         if turn == 2:  # the first two warm up
             started = time.perf_counter()
         loss = phase.loss(x, y)["loss"]
@@ -106,7 +106,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
             }
     together = [
         Row(
-            f"training step from a warm file, read ahead, against held features, {name}",
+            f"training step from a warm file, against held features, {name}",
             milliseconds(held),
             milliseconds(ahead),
             f"{ahead / held - 1:+.1%}",

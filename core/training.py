@@ -9,6 +9,7 @@ ends bit-identical on a CPU.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -225,6 +226,15 @@ def train(
     return state.history
 
 
+def reads_ahead(features: RegionFeatures) -> bool:
+    """Whether a reading thread pays: features are streamed, and computing leaves a processor free.
+
+    Measured with every core computing: reading in between costs 13 to 40 % of a step, a competing thread 16 to 51 %.
+    """
+    idle = features.device.type == "cuda" or (os.cpu_count() or 1) > torch.get_num_threads()
+    return features.resident is None and idle
+
+
 def read_ahead(
     load: Callable[[np.ndarray], Tensor], batches: Iterable[tuple[np.ndarray, np.ndarray]], threaded: bool
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
@@ -260,7 +270,7 @@ def _epoch(
     batches = (
         (positions, fold.train_rows[positions]) for positions in phase.batches.epoch(fold.train_labels, generator)
     )
-    for positions, x in read_ahead(load, batches, features.resident is None):
+    for positions, x in read_ahead(load, batches, reads_ahead(features)):
         if phase.lr_at:
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + steps / total)

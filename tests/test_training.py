@@ -18,7 +18,7 @@ from core.ESZSL import EszslRecipe
 from core.experiment import RunConfig, run
 from core.features import RegionFeatures
 from core.recipes import DazleRecipe, MsdnRecipe, StagedRecipe, TransZeroRecipe, build
-from core.training import Batches, test_fold, train, validation_fold
+from core.training import Batches, read_ahead, test_fold, train, validation_fold
 from core.verify import check
 from core.VSMR import JointRecipe
 from tests.conftest import ToyFeatures, toy_mats
@@ -240,6 +240,24 @@ def test_resident_and_streamed_features_are_the_same(toy):
     assert torch.equal(resident.batch(pick), streamed.batch(pick))
     torch.testing.assert_close(resident.batch(pick).norm(dim=2), torch.ones(4, 9), atol=1e-3, rtol=0)
     assert torch.equal(resident.pooled(pick), streamed.pooled(pick))
+
+
+def test_reading_ahead_changes_nothing():
+    def load(rows):
+        return torch.from_numpy(rows * 2)
+
+    batches = [(np.array([i]), np.arange(i, i + 3)) for i in range(5)]
+    plain, threaded = (list(read_ahead(load, iter(batches), t)) for t in (False, True))
+    assert len(plain) == len(threaded) == 5
+    for (a, x), (b, y) in zip(plain, threaded, strict=True):
+        assert np.array_equal(a, b) and torch.equal(x, y)
+    assert list(read_ahead(load, iter([]), True)) == []
+
+    def failing(rows):
+        raise UserError("no such row")
+
+    with pytest.raises(UserError, match="no such row"):
+        list(read_ahead(failing, iter(batches), True))
 
 
 def test_features_are_streamed_where_memory_is_short(toy, monkeypatch):
