@@ -65,10 +65,17 @@ class RunConfig:
 
 def measure(method: Method, features: RegionFeatures, fold: Fold, gamma: float | None) -> Metrics:
     """Run the method's closing step and evaluate on the fold's seen and unseen images."""
+    return _evaluated(fold, *_scores(method, features, fold), gamma)
+
+
+def _scores(method: Method, features: RegionFeatures, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
     if method.finish:
         method.finish(features, fold)
     scores_s = class_scores(method.model, features, fold.seen_rows)
-    scores_u = class_scores(method.model, features, fold.unseen_rows)
+    return scores_s, class_scores(method.model, features, fold.unseen_rows)
+
+
+def _evaluated(fold: Fold, scores_s: np.ndarray, scores_u: np.ndarray, gamma: float | None) -> Metrics:
     seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
     return evaluate(scores_s, fold.seen_labels, scores_u, fold.unseen_labels, seen, unseen, gamma)
 
@@ -89,7 +96,66 @@ def run(
         UserError: another process is at work on ``out``, or what is there is of another run or damaged.
     """
     with _alone(out):
-        return _run(config, recipe, metadata, w2v, features, out, resume, diagnostics)
+        identity = asdict(config)
+        finished = out / "metrics.json"
+        if finished.exists() and resume:
+            return _finished(finished, identity)
+        if not resume:
+            for old in ("metrics.json", "validation.state", "refit.state"):
+                (out / old).unlink(missing_ok=True)
+        started = time.time()
+        device = str(features.device)
+
+        chosen: dict[str, Any] = {"epochs": config.epochs, "how": "fixed (--select last), the method's own calibration"}
+        if config.select == "val":
+            chosen = choose(config, recipe, validation_fold(metadata, w2v, config.seed), features, out, identity)
+            recipe = replace(recipe, **chosen["recipe"])
+
+        fold = test_fold(metadata, w2v)
+        shape = (features.R, features.D)
+        method = build(config.method, recipe, fold, shape, config.seed, chosen["epochs"], device, config.epochs)
+        best: dict[str, float] = {}
+
+        def diagnose(row: dict[str, Any]) -> None:
+            m = measure(method, features, fold, None)
+            row |= {f"selected_on_test_{k}": v for k, v in asdict(m).items()}
+
+        history = train(
+            method,
+            features,
+            fold,
+            config.seed,
+            out / "refit.state",
+            identity | {"fold": "test", "chosen": chosen},
+            on_epoch=diagnose if diagnostics else None,
+            label=f"{config.method} seed {config.seed} refit",
+            precision=config.precision,
+        )
+        gamma = float(chosen.get("gamma", method.model.gamma))  # type: ignore[arg-type]
+        scores = _scores(method, features, fold)
+        metrics = _evaluated(fold, *scores, gamma)
+        if diagnostics:
+            if not history:  # a closed form: one row
+                history.append({"epoch": 0})
+                diagnose(history[0])
+            rows = [r for r in history if "selected_on_test_H" in r]
+            top = max(rows, key=lambda r: r["selected_on_test_H"])
+            best = {k: top[f"selected_on_test_{k}"] for k in ("T1", "U", "S", "H", "AUSUC", "gamma")}
+            best["epoch"] = top["epoch"]
+        result: dict[str, Any] = {
+            "config": identity,
+            "chosen": chosen,
+            "standard": asdict(metrics),
+            "selected_on_test": best or None,
+            "published_procedure": None,
+            "notes": metadata.notes,
+            "seconds": round(time.time() - started, 1),
+            "where": {"torch": torch.__version__, "device": device, "machine": platform.machine()},
+        }
+        if isinstance(method.model, VSMRStaged):
+            result["published_procedure"] = published_procedure(method.model, features, fold)
+        _write(out, method, result, history, metadata, fold, scores, gamma)
+        return result
 
 
 @contextlib.contextmanager
@@ -101,77 +167,6 @@ def _alone(out: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _run(
-    config: RunConfig,
-    recipe: Any,
-    metadata: Metadata,
-    w2v: np.ndarray,
-    features: RegionFeatures,
-    out: Path,
-    resume: bool,
-    diagnostics: bool,
-) -> dict[str, Any]:
-    identity = asdict(config)
-    finished = out / "metrics.json"
-    if finished.exists() and resume:
-        return _finished(finished, identity)
-    if not resume:
-        for old in ("metrics.json", "validation.state", "refit.state"):
-            (out / old).unlink(missing_ok=True)
-    started = time.time()
-    device = str(features.device)
-
-    chosen: dict[str, Any] = {"epochs": config.epochs, "how": "fixed (--select last), the method's own calibration"}
-    if config.select == "val":
-        chosen = choose(config, recipe, validation_fold(metadata, w2v, config.seed), features, out, identity)
-        recipe = replace(recipe, **chosen["recipe"])
-
-    fold = test_fold(metadata, w2v)
-    shape = (features.R, features.D)
-    method = build(config.method, recipe, fold, shape, config.seed, chosen["epochs"], device, config.epochs)
-    best: dict[str, float] = {}
-
-    def diagnose(row: dict[str, Any]) -> None:
-        m = measure(method, features, fold, None)
-        row |= {f"selected_on_test_{k}": v for k, v in asdict(m).items()}
-
-    history = train(
-        method,
-        features,
-        fold,
-        config.seed,
-        out / "refit.state",
-        identity | {"fold": "test", "chosen": chosen},
-        on_epoch=diagnose if diagnostics else None,
-        label=f"{config.method} seed {config.seed} refit",
-        precision=config.precision,
-    )
-    gamma = float(chosen.get("gamma", method.model.gamma))  # type: ignore[arg-type]
-    metrics = measure(method, features, fold, gamma)
-    if diagnostics:
-        if not history:  # a closed form: one row
-            history.append({"epoch": 0})
-            diagnose(history[0])
-        rows = [r for r in history if "selected_on_test_H" in r]
-        top = max(rows, key=lambda r: r["selected_on_test_H"])
-        best = {k: top[f"selected_on_test_{k}"] for k in ("T1", "U", "S", "H", "AUSUC", "gamma")}
-        best["epoch"] = top["epoch"]
-    result: dict[str, Any] = {
-        "config": identity,
-        "chosen": chosen,
-        "standard": asdict(metrics),
-        "selected_on_test": best or None,
-        "published_procedure": None,
-        "notes": metadata.notes,
-        "seconds": round(time.time() - started, 1),
-        "where": {"torch": torch.__version__, "device": device, "machine": platform.machine()},
-    }
-    if isinstance(method.model, VSMRStaged):
-        result["published_procedure"] = published_procedure(method.model, features, fold)
-    _write(out, method, result, history, metadata, features, fold, gamma)
-    return result
 
 
 def validate(
@@ -314,17 +309,16 @@ def _write(
     result: dict[str, Any],
     history: list[dict[str, Any]],
     metadata: Metadata,
-    features: RegionFeatures,
     fold: Fold,
+    scores: tuple[np.ndarray, np.ndarray],
     gamma: float,
 ) -> None:
     """Everything a run leaves; metrics.json last, since it marks the run as finished."""
     _history(out / "history.csv", history)
     seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
     labels = np.concatenate([fold.seen_labels, fold.unseen_labels])
-    scores_s = class_scores(method.model, features, fold.seen_rows)
-    scores_u = class_scores(method.model, features, fold.unseen_rows)
-    predicted = predict(np.concatenate([scores_s, scores_u]), seen, unseen, gamma)
+    scores_s, scores_u = scores
+    predicted = predict(np.concatenate(scores), seen, unseen, gamma)
     classes = np.concatenate([seen, unseen])
     names = [metadata.class_names[c] for c in classes]
     accuracy = per_class_accuracy(predicted, labels, classes)

@@ -10,7 +10,6 @@ one (DAZLE's) is parsed in a child process first.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import resource
@@ -251,15 +250,6 @@ class FeatureFile:
         )
         note = f"train/val classes drawn with seed {VALIDATION_SEED}"
         return replace(metadata, train_loc=train, val_loc=val, notes=[*metadata.notes, note])
-
-    def identity(self) -> str:
-        """A cheap SHA-256 that tells files apart: size, attributes, labels, splits and 64 rows spread over the file."""
-        digest = hashlib.sha256(repr((self.shape, self.dtype.str, sorted(self.provenance.items()))).encode())
-        for array in (self.labels, self.att, *(self.locs[key] for key in sorted(self.locs))):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        rows = np.unique(np.linspace(0, self.shape[0] - 1, 64 if self._offsets is not None else 2).astype(np.int64))
-        digest.update(self.read(rows).tobytes())
-        return digest.hexdigest()
 
     def sha256(self) -> str:
         """SHA-256 of the whole file; reads all of it."""

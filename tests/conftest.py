@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+import torch
 
 from core.datasets import Counts, DataSet
+from core.DAZLE import ClassSpace
 from core.xlsa17 import read_mat_files
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -77,3 +79,15 @@ class ToyFeatures:
 @pytest.fixture
 def toy_features(toy):
     return ToyFeatures(toy)
+
+
+K, C, V = 11, 7, 5  # of ``space``
+
+
+@pytest.fixture
+def space() -> ClassSpace:
+    """Four seen and three unseen classes in float64, for comparison with textbook forms."""
+    g = torch.Generator().manual_seed(0)
+    att = torch.rand(C, K, generator=g, dtype=torch.float64) * (torch.rand(C, K, generator=g) > 0.4)
+    att[:, 0] += 0.1
+    return ClassSpace(att, torch.tensor([0, 1, 3, 5]), torch.tensor([2, 4, 6]), torch.randn(K, V, generator=g))

@@ -3,20 +3,13 @@
 import pytest
 import torch
 
-from core.DAZLE import DAZLE, ClassSpace, region_products, self_calibration
+from core.DAZLE import DAZLE, region_products, self_calibration
 from core.recipes import STAGED_RECIPES
 from core.VSMR_staged import VSMRStaged, visual_losses
 from tests import reference
+from tests.conftest import C, K
 
-B, R, D, K, C, V = 6, 9, 16, 11, 7, 5
-
-
-@pytest.fixture
-def space():
-    g = torch.Generator().manual_seed(0)
-    att = torch.rand(C, K, generator=g, dtype=torch.float64) * (torch.rand(C, K, generator=g) > 0.4)
-    att[:, 0] += 0.1
-    return ClassSpace(att, torch.tensor([0, 1, 3, 5]), torch.tensor([2, 4, 6]), torch.randn(K, V, generator=g))
+B, R, D = 6, 9, 16
 
 
 @pytest.fixture

@@ -7,21 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core.DAZLE import ClassSpace
 from core.ESZSL import ESZSL, EszslRecipe
 from core.preparation import prepared_attributes, ridge_weights, shrunk_whitening, signed_root
 from core.VSMR import VSMR, JointRecipe, closed_form_W1
+from tests.conftest import C, K
 
-B, R, D, K, C, V = 6, 9, 16, 11, 7, 5
+B, R, D = 6, 9, 16
 RECIPE = JointRecipe(width=8)
-
-
-@pytest.fixture
-def space():
-    g = torch.Generator().manual_seed(0)
-    att = torch.rand(C, K, generator=g, dtype=torch.float64) * (torch.rand(C, K, generator=g) > 0.4)
-    att[:, 0] += 0.1
-    return ClassSpace(att, torch.tensor([0, 1, 3, 5]), torch.tensor([2, 4, 6]), torch.randn(K, V, generator=g))
 
 
 def images(n=40):
