@@ -14,10 +14,9 @@ import argparse
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,15 +33,15 @@ from benchmarks.common import (
     report,
     step_of,
 )
-from benchmarks.data import random_maps
+from benchmarks.whole_runs import Generated, whole_runs
 from core.backbones import build_backbone
 from core.extraction import Normaliser
 from core.features import RegionFeatures
+from core.lockstep import drive
 from core.recipes import DAZLE_RECIPES, build
-from core.training import Fold, class_scores, train
+from core.training import Fold, class_scores, isolated, training
 
 TRAINVAL = 23527  # images of AWA2 that are trained on
-_BANK = 509  # different generated images; the others repeat them, rotated through the data set
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -132,16 +131,6 @@ def peaks(dtype: torch.dtype, args: argparse.Namespace) -> tuple[float, float]:
     return 2 * side**3 / times["product"], 2 * length / times["copy"]
 
 
-class Generated:
-    """A feature source of any number of rows that needs the memory of a few."""
-
-    def __init__(self, D: int, R: int) -> None:
-        self.bank = random_maps(_BANK, D, (R, 1)).reshape(_BANK, D, R)
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        return self.bank[np.asarray(rows) % _BANK]
-
-
 def run_rows(args: argparse.Namespace) -> list[Row]:
     """Training of AWA2's size from features resident in half precision, then scores of a third as many images."""
     shape = replace(SHAPES["AWA2"], D=64, R=9) if args.trial else SHAPES["AWA2"]
@@ -157,25 +146,34 @@ def run_rows(args: argparse.Namespace) -> list[Row]:
     made = [Row(f"{name}: features to memory, float16", "", milliseconds(loading), "", megabytes(size))]
     steps = args.epochs * -(-len(fold.train_rows) // DAZLE_RECIPES["AWA2"].batch_size)
     for count in args.seeds:
-        if args.device.startswith("cuda"):
-            torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
-        for seed in range(count):
-            one_run(seed, shape, fold, features, args)
-        wait()
-        taken = time.perf_counter() - started
-        peak = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else 0
-        per_step = f"{taken / count / steps * 1e3:.2f} ms per step"
-        made.append(Row(f"{name}: {count} seeds, one after another", "", f"{taken:.1f} s", per_step, megabytes(peak)))
+        for how in ("one after another", "in lockstep") if count > 1 else ("alone",):
+            if args.device.startswith("cuda"):
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            bundles = [range(count)] if how == "in lockstep" else [[seed] for seed in range(count)]
+            for seeds in bundles:
+                train_seeds(seeds, shape, fold, features, args)
+            wait()
+            taken = time.perf_counter() - started
+            peak = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else 0
+            per_step = f"{taken / count / steps * 1e3:.2f} ms per step and seed"
+            made.append(Row(f"{name}: {count} seeds {how}", "", f"{taken:.1f} s", per_step, megabytes(peak)))
     return made
 
 
-def one_run(seed: int, shape: Shape, fold: Fold, features: RegionFeatures, args: argparse.Namespace) -> None:
-    """One seed: build, train, score."""
+def train_seeds(
+    seeds: Iterable[int], shape: Shape, fold: Fold, features: RegionFeatures, args: argparse.Namespace
+) -> None:
+    """Build, train together, score."""
     recipe = DAZLE_RECIPES["AWA2"]
-    method = build("dazle", recipe, fold, (shape.R, shape.D), seed, epochs=args.epochs, device=args.device)
-    train(method, features, fold, seed)
-    class_scores(method.model, features, fold.train_rows[::3])
+    methods = {
+        seed: build("dazle", recipe, fold, (shape.R, shape.D), seed, epochs=args.epochs, device=args.device)
+        for seed in seeds
+    }
+    with isolated(features.device):
+        drive([training(method, features, fold, seed) for seed, method in methods.items()])
+    for method in methods.values():
+        class_scores(method.model, features, fold.train_rows[::3])
 
 
 def extraction_rows(args: argparse.Namespace) -> list[Row]:
@@ -221,10 +219,10 @@ def main() -> int:
         return 0
     shapes = list(SHAPES.values())
     if args.trial:
-        args.repeats, args.epochs, args.seeds = 2, 1, [1]
+        args.repeats, args.epochs, args.seeds = 2, 1, [1, 2]
         shapes = [replace(shape, D=64, R=9, B=8) for shape in shapes]
     made = [row for shape in shapes for row in step_rows(shape, args)]
-    return report([*made, *run_rows(args), *extraction_rows(args)], args)
+    return report([*made, *run_rows(args), *whole_runs(args.device, args.trial), *extraction_rows(args)], args)
 
 
 if __name__ == "__main__":

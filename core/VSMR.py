@@ -66,6 +66,7 @@ class VSMR(nn.Module):
     """Joint visual-semantic model; :meth:`prepare` must see the training images before the first step."""
 
     gamma = 0.0
+    written_by_loss = ("sums", "counts")  # core/lockstep.py
     z: Tensor
     seen: Tensor
     unseen: Tensor
@@ -124,7 +125,7 @@ class VSMR(nn.Module):
 
     def _accumulate(self, phi: Tensor, index: Tensor) -> None:
         self.sums.index_add_(0, index, phi)
-        self.counts.add_(torch.bincount(index, minlength=len(self.counts)))
+        self.counts.index_add_(0, index, torch.ones_like(index, dtype=self.counts.dtype))
 
     @torch.no_grad()
     def renew(self) -> None:

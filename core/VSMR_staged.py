@@ -43,6 +43,7 @@ class VSMRStaged(nn.Module):
     """The five published stages; training them is :mod:`core.training`'s and :meth:`finish`'s work."""
 
     gamma = 0.0  # no calibration was published
+    steps_alone = True  # core/lockstep.py: how many classes a batch holds decides the shapes of its loss
     A: Tensor
     presence: Tensor
     seen: Tensor

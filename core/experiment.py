@@ -24,9 +24,10 @@ from core.errors import UserError
 from core.evaluation import Metrics, calibration_curve, evaluate, per_class_accuracy, predict
 from core.features import RegionFeatures
 from core.files import Lock, atomic_path, read_json, sha256_file, write_bytes
+from core.lockstep import Run, drive
 from core.published import published_procedure
 from core.recipes import build
-from core.training import Fold, Method, class_scores, test_fold, train, validation_fold
+from core.training import Fold, Method, class_scores, isolated, test_fold, training, validation_fold
 from core.VSMR_staged import VSMRStaged
 from core.xlsa17 import Metadata
 
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 # the sources on which a run's numbers depend, beside its config
 _SOURCES = (
     *("DAZLE", "ESZSL", "MSDN", "TransZero", "VSMR", "VSMR_staged", "preparation", "features"),
-    *("evaluation", "experiment", "published", "recipes", "training"),
+    *("evaluation", "experiment", "lockstep", "published", "recipes", "training"),
 )
 THRESHOLDS = np.arange(0.05, 0.96, 0.05)  # of the predicted attribute mask, where it is chosen on validation
 
@@ -95,6 +96,22 @@ def run(
     Raises:
         UserError: another process is at work on ``out``, or what is there is of another run or damaged.
     """
+    with isolated(features.device):
+        return drive([running(config, recipe, metadata, w2v, features, out, resume, diagnostics)])[0]
+
+
+def running(
+    config: RunConfig,
+    recipe: Any,
+    metadata: Metadata,
+    w2v: np.ndarray,
+    features: RegionFeatures,
+    out: Path,
+    resume: bool = True,
+    diagnostics: bool = True,
+    beside: int = 0,
+) -> Run[dict[str, Any]]:
+    """:func:`run` as a coroutine, to be driven with ``beside`` others of the same recipe (core/lockstep.py)."""
     with _alone(out):
         identity = asdict(config)
         finished = out / "metrics.json"
@@ -108,7 +125,9 @@ def run(
 
         chosen: dict[str, Any] = {"epochs": config.epochs, "how": "fixed (--select last), the method's own calibration"}
         if config.select == "val":
-            chosen = choose(config, recipe, validation_fold(metadata, w2v, config.seed), features, out, identity)
+            chosen = yield from choosing(
+                config, recipe, validation_fold(metadata, w2v, config.seed), features, out, identity
+            )
             recipe = replace(recipe, **chosen["recipe"])
 
         fold = test_fold(metadata, w2v)
@@ -120,7 +139,7 @@ def run(
             m = measure(method, features, fold, None)
             row |= {f"selected_on_test_{k}": v for k, v in asdict(m).items()}
 
-        history = train(
+        history = yield from training(
             method,
             features,
             fold,
@@ -150,12 +169,17 @@ def run(
             "published_procedure": None,
             "notes": metadata.notes,
             "seconds": round(time.time() - started, 1),
-            "where": {"torch": torch.__version__, "device": device, "machine": platform.machine()},
+            "where": _where(device, beside),
         }
         if isinstance(method.model, VSMRStaged):
             result["published_procedure"] = published_procedure(method.model, features, fold)
         _write(out, method, result, history, metadata, fold, scores, gamma)
         return result
+
+
+def _where(device: str, beside: int) -> dict[str, Any]:
+    """On what the numbers were made; ``seconds`` of a run with others beside it are those of all of them."""
+    return {"torch": torch.__version__, "device": device, "machine": platform.machine(), "seeds_beside": beside}
 
 
 @contextlib.contextmanager
@@ -178,6 +202,20 @@ def validate(
     out: Path,
 ) -> dict[str, Any]:
     """The first half of :func:`run` alone: what validation says of one seed. No test image is read (ablations)."""
+    with isolated(features.device):
+        return drive([validating(config, recipe, metadata, w2v, features, out)])[0]
+
+
+def validating(
+    config: RunConfig,
+    recipe: Any,
+    metadata: Metadata,
+    w2v: np.ndarray,
+    features: RegionFeatures,
+    out: Path,
+    beside: int = 0,
+) -> Run[dict[str, Any]]:
+    """:func:`validate` as a coroutine, to be driven with ``beside`` others of the same recipe (core/lockstep.py)."""
     with _alone(out):
         identity = asdict(config)
         finished = out / "validation.json"
@@ -185,8 +223,15 @@ def validate(
             return _finished(finished, identity)
         started = time.time()
         fold = validation_fold(metadata, w2v, config.seed)
-        chosen = choose(config, recipe, fold, features, out, identity)
-        result = _seal({"config": identity, "chosen": chosen, "seconds": round(time.time() - started, 1)})
+        chosen = yield from choosing(config, recipe, fold, features, out, identity)
+        result = _seal(
+            {
+                "config": identity,
+                "chosen": chosen,
+                "seconds": round(time.time() - started, 1),
+                "where": _where(str(features.device), beside),
+            }
+        )
         write_bytes(finished, json.dumps(result, indent=1).encode())
         (out / "validation.state").unlink(missing_ok=True)
         return result
@@ -239,9 +284,9 @@ def _finished(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def choose(
+def choosing(
     config: RunConfig, recipe: Any, fold: Fold, features: RegionFeatures, out: Path, identity: dict[str, Any]
-) -> dict[str, Any]:
+) -> Run[dict[str, Any]]:
     """Epochs and settings (highest AUSUC), γ (highest H there), on the class-disjoint validation fold."""
     shape = (features.R, features.D)
     method = build(config.method, recipe, fold, shape, config.seed, config.epochs, str(features.device))
@@ -254,7 +299,7 @@ def choose(
             model.threshold.fill_(row["threshold"])
         row |= {f"val_{k}": v for k, v in asdict(measure(method, features, fold, None)).items()}
 
-    history = train(
+    history = yield from training(
         method,
         features,
         fold,

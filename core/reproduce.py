@@ -6,9 +6,10 @@ sources, sha256 of the feature file and of the vectors; results of another run u
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -22,10 +23,12 @@ from tqdm import tqdm
 from core.cli import Inputs, load_inputs
 from core.datasets import CUB50, DATASETS
 from core.errors import UserError
-from core.experiment import RunConfig, run, validate
+from core.experiment import RunConfig, running, validating
 from core.files import atomic_path
+from core.lockstep import Run, drive
 from core.recipes import METHODS, most_epochs, recipe_of
 from core.tables import ABLATIONS, read_summary
+from core.training import isolated
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,7 @@ class Plan:
     jobs: int = 1
     ablation: bool = True
     diagnostics: bool = True
+    together: int = 1  # seeds of a method trained in lockstep (core/lockstep.py)
     epochs: int | None = None  # most epochs of every method; None: each recipe's
 
 
@@ -81,24 +85,47 @@ def _inputs(dataset: str, data_root: Path, features: Path | None, w2v: Path | No
     return load_inputs(CUB50 if dataset == CUB50.name else DATASETS[dataset], data_root, features, w2v, device)
 
 
-def execute(plan: Plan, job: Job, device: str) -> dict[str, Any]:
-    """Do one run, or read it back; returns its row of the CSV."""
-    inputs = _inputs(job.dataset, plan.data_root, plan.features, plan.w2v, device)
-    recipe = recipe_of(job.method, job.dataset)
+def execute(plan: Plan, jobs: Sequence[Job], device: str) -> list[dict[str, Any] | UserError]:
+    """Do runs that differ in nothing but their seed, or read them back; a row of the CSV of each, or its error."""
+    inputs = _inputs(jobs[0].dataset, plan.data_root, plan.features, plan.w2v, device)
+    recipe = recipe_of(jobs[0].method, jobs[0].dataset)
     epochs = most_epochs(recipe)
     epochs = epochs if plan.epochs is None else min(epochs, plan.epochs)
-    changes = dict(ABLATIONS[job.ablation]) if job.ablation else {}
+    changes = dict(ABLATIONS[jobs[0].ablation]) if jobs[0].ablation else {}
     epochs = changes.pop("epochs", epochs)
     recipe = replace(recipe, **changes)
-    config = RunConfig(
-        job.dataset, job.method, job.seed, "val", epochs, asdict(recipe), inputs.provenance, inputs.vectors_sha256
-    )
-    out = folder_of(plan, job)
-    if job.ablation is not None:
-        result = validate(config, recipe, inputs.metadata, inputs.w2v, inputs.features, out)
-    else:
-        result = run(config, recipe, inputs.metadata, inputs.w2v, inputs.features, out, diagnostics=plan.diagnostics)
-    return row_of(job, result)
+
+    def run_of(job: Job, beside: int) -> Run[dict[str, Any]]:
+        config = RunConfig(
+            job.dataset, job.method, job.seed, "val", epochs, asdict(recipe), inputs.provenance, inputs.vectors_sha256
+        )
+        given = (config, recipe, inputs.metadata, inputs.w2v, inputs.features, folder_of(plan, job))
+        if job.ablation is not None:
+            return validating(*given, beside=beside)
+        return running(*given, diagnostics=plan.diagnostics, beside=beside)
+
+    with isolated(inputs.features.device):
+        if len(jobs) > 1:
+            with contextlib.suppress(UserError):  # of one run; the others are continued below
+                results = drive([run_of(job, len(jobs) - 1) for job in jobs])
+                return [row_of(job, result) for job, result in zip(jobs, results, strict=True)]
+        rows: list[dict[str, Any] | UserError] = []
+        for job in jobs:
+            try:
+                rows.append(row_of(job, drive([run_of(job, 0)])[0]))
+            except UserError as error:
+                rows.append(error)
+        return rows
+
+
+def bundles(plan: Plan, jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs as they are executed: ``plan.together`` seeds at a time, dropout's random numbers excepted."""
+    made: dict[tuple[str, str, str | None, int], list[Job]] = {}
+    for number, job in enumerate(jobs):
+        alone = plan.together == 1 or getattr(recipe_of(job.method, job.dataset), "dropout", 0) > 0
+        part = -1 - number if alone else job.seed // plan.together
+        made.setdefault((job.dataset, job.method, job.ablation, part), []).append(job)
+    return list(made.values())
 
 
 def row_of(job: Job, result: dict[str, Any]) -> dict[str, Any]:
@@ -122,6 +149,7 @@ def row_of(job: Job, result: dict[str, Any]) -> dict[str, Any]:
         "seconds": result["seconds"],
         "device": result.get("where", {}).get("device", ""),
         "torch": result.get("where", {}).get("torch", ""),
+        "seeds_beside": result.get("where", {}).get("seeds_beside", 0),
         "code": config["code"],
         "features_sha256": config["features"].get("file_sha256", "")[:16],
         "notes": " | ".join(result.get("notes", [])),
@@ -146,38 +174,33 @@ def reproduce(plan: Plan) -> Path:
     Raises:
         UserError: after all other runs are done, with what stopped those that failed.
     """
-    jobs = jobs_of(plan)
+    work = bundles(plan, jobs_of(plan))
     devices = _devices(plan)
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
-    with tqdm(total=len(jobs), desc="runs", disable=None) as bar:
+    with tqdm(total=sum(map(len, work)), desc="runs", disable=None) as bar:
 
-        def note(job: Job, outcome: Any) -> None:
-            if isinstance(outcome, dict):
-                rows.append(outcome)
-            else:
-                failures.append(f"{job.dataset} {job.method} {job.ablation or ''} seed {job.seed}: {outcome}")
-            bar.update()
-            bar.set_postfix_str(f"{job.dataset} {job.method}")
+        def note(jobs: Sequence[Job], outcomes: Sequence[dict[str, Any] | UserError]) -> None:
+            for job, outcome in zip(jobs, outcomes, strict=True):
+                if isinstance(outcome, UserError):
+                    failures.append(f"{job.dataset} {job.method} {job.ablation or ''} seed {job.seed}: {outcome}")
+                else:
+                    rows.append(outcome)
+            bar.update(len(jobs))
+            bar.set_postfix_str(f"{jobs[0].dataset} {jobs[0].method}")
 
         if plan.jobs == 1:
-            for job in jobs:
-                try:
-                    note(job, execute(plan, job, devices[0]))
-                except UserError as error:
-                    note(job, error)
+            for jobs in work:
+                note(jobs, execute(plan, jobs, devices[0]))
         else:
             threads = max(1, torch.get_num_threads() // plan.jobs)
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(plan.jobs, context, _worker_setup, (threads,)) as pool:
-                running = {
-                    pool.submit(execute, plan, job, devices[i % len(devices)]): job for i, job in enumerate(jobs)
+                begun = {
+                    pool.submit(execute, plan, jobs, devices[i % len(devices)]): jobs for i, jobs in enumerate(work)
                 }
-                for future in as_completed(running):
-                    try:
-                        note(running[future], future.result())
-                    except UserError as error:
-                        note(running[future], error)
+                for future in as_completed(begun):
+                    note(begun[future], future.result())
     path = write_summary(plan.out, rows)
     if failures:
         raise UserError("these runs did not finish:\n  " + "\n  ".join(failures))

@@ -34,6 +34,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, default=Path("results"), help="(results)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="cuda: every GPU there is (auto)")
     p.add_argument("--jobs", type=int, default=1, help="runs at a time; each holds its data set's features (1)")
+    p.add_argument("--together", type=int, default=1, help="seeds of a method trained in lockstep, for a GPU (1)")
     p.add_argument("--epochs", type=int, help="most epochs of any method (each recipe's own)")
     p.add_argument("--no-ablation", action="store_true", help="leave the ablation of vsmr out")
     p.add_argument("--no-diagnostics", action="store_true", help="leave out what is labelled 'selected on test'")
@@ -48,8 +49,8 @@ def main(description: str | None = None, argv: list[str] | None = None) -> int:
     datasets = ["DEMO"] if args.demo else args.datasets
     if len(datasets) > 1 and (args.features or args.w2v):
         raise UserError("--features and --w2v name one file; give a single data set with --datasets")
-    if args.seeds < 1 or args.jobs < 1:
-        raise UserError("--seeds and --jobs: at least one")
+    if min(args.seeds, args.jobs, args.together) < 1:
+        raise UserError("--seeds, --jobs and --together: at least one")
     plan = Plan(
         tuple(datasets),
         tuple(args.methods),
@@ -62,6 +63,7 @@ def main(description: str | None = None, argv: list[str] | None = None) -> int:
         args.jobs,
         not args.no_ablation,
         not args.no_diagnostics,
+        args.together,
         args.epochs,
     )
     if args.demo and not args.tables_only:

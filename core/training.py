@@ -25,9 +25,8 @@ from core.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, un
 from core.DAZLE import ClassSpace
 from core.errors import UserError
 from core.features import RegionFeatures
+from core.lockstep import Loss, Losses, Run, Step, drive
 from core.xlsa17 import Metadata, class_disjoint_split
-
-Loss = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -184,6 +183,25 @@ def train(
 ) -> list[dict[str, Any]]:
     """Run all phases; returns the history, one dict per epoch.
 
+    Args: as :func:`training`.
+    """
+    with isolated(features.device):
+        return drive([training(method, features, fold, seed, state_path, identity, on_epoch, label, precision)])[0]
+
+
+def training(
+    method: Method,
+    features: RegionFeatures,
+    fold: Fold,
+    seed: int,
+    state_path: Path | None = None,
+    identity: dict[str, Any] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    label: str = "train",
+    precision: str = "float32",
+) -> Run[list[dict[str, Any]]]:
+    """:func:`train` as a coroutine (core/lockstep.py). It seeds torch's generators: drive it within :func:`isolated`.
+
     Args:
         state_path: where the resumable state is kept; None keeps none.
         identity: what the run is; a state file of another run is refused.
@@ -195,34 +213,31 @@ def train(
     state = _State()
     row: dict[str, Any]
     generator = np.random.default_rng(seed)
-    device = features.device
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)  # of the forked generator: dropout
-        if state_path and state_path.exists():
-            _restore(state_path, method, state, generator, identity or {})
-        elif method.begin:
-            method.begin(features, fold)
-        total = sum(p.epochs for p in method.phases)
-        done = sum(p.epochs for p in method.phases[: state.phase]) + state.epoch
-        with tqdm(total=total, initial=done, desc=label, unit="epoch", leave=False, disable=None) as bar:
-            for index in range(state.phase, len(method.phases)):
-                phase = method.phases[index]
-                first = state.epoch if index == state.phase else 0
-                if on_epoch and phase.selectable and first == 0:
-                    row = {"phase": phase.name, "epoch": 0}
+    torch.manual_seed(seed)  # dropout
+    if state_path and state_path.exists():
+        _restore(state_path, method, state, generator, identity or {})
+    elif method.begin:
+        method.begin(features, fold)
+    total = sum(p.epochs for p in method.phases)
+    done = sum(p.epochs for p in method.phases[: state.phase]) + state.epoch
+    with tqdm(total=total, initial=done, desc=label, unit="epoch", leave=False, disable=None) as bar:
+        for index in range(state.phase, len(method.phases)):
+            phase = method.phases[index]
+            first = state.epoch if index == state.phase else 0
+            if on_epoch and phase.selectable and first == 0:
+                row = {"phase": phase.name, "epoch": 0}
+                on_epoch(row)
+                state.history.append(row)
+            for epoch in range(first, phase.epochs):
+                row = {"phase": phase.name, "epoch": epoch + 1}
+                row |= yield from _epoch(method.model, phase, epoch, features, fold, generator, PRECISIONS[precision])
+                if on_epoch and phase.selectable:
                     on_epoch(row)
-                    state.history.append(row)
-                for epoch in range(first, phase.epochs):
-                    row = {"phase": phase.name, "epoch": epoch + 1}
-                    row |= _epoch(method.model, phase, epoch, features, fold, generator, PRECISIONS[precision])
-                    if on_epoch and phase.selectable:
-                        on_epoch(row)
-                    state.history.append(row)
-                    state.phase, state.epoch = index, epoch + 1
-                    if state_path:
-                        _store(state_path, method, state, generator, identity or {})
-                    bar.update()
+                state.history.append(row)
+                state.phase, state.epoch = index, epoch + 1
+                if state_path:
+                    _store(state_path, method, state, generator, identity or {})
+                bar.update()
     return state.history
 
 
@@ -261,7 +276,7 @@ def _epoch(
     fold: Fold,
     generator: np.random.Generator,
     low: torch.dtype | None,
-) -> dict[str, float]:
+) -> Run[dict[str, float]]:
     model.train()
     sums: dict[str, Tensor] = {}
     steps = 0
@@ -275,13 +290,11 @@ def _epoch(
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + steps / total)
         y = torch.from_numpy(fold.train_labels[positions]).to(x.device)
-        with torch.autocast(x.device.type, low, enabled=low is not None):
-            losses = phase.loss(x, y)
         phase.optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()
+        losses: Losses = yield Step(model, phase.loss, x, y, low)
         phase.optimizer.step()
         for key, value in losses.items():  # summed on the device: no synchronisation inside the step
-            sums[key] = sums.get(key, torch.zeros((), device=x.device)) + value.detach()
+            sums[key] = sums.get(key, torch.zeros((), device=x.device)) + value
         steps += 1
     if phase.after_epoch:
         phase.after_epoch()
@@ -329,6 +342,13 @@ def class_scores(model: Any, features: RegionFeatures, rows: np.ndarray, batch: 
     model.eval()
     parts = [model.class_scores(features.batch(rows[i : i + batch])).cpu() for i in range(0, len(rows), batch)]
     return torch.cat(parts).numpy()
+
+
+@contextlib.contextmanager
+def isolated(device: torch.device) -> Iterator[None]:
+    """Leave the caller's random numbers as they are."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypa
     def forbidden(*a, **k):
         raise AssertionError("a finished run was repeated")
 
-    monkeypatch.setattr("core.experiment.train", forbidden)
+    monkeypatch.setattr("core.experiment.training", forbidden)
     assert r.reproduce(toy_plan).read_bytes() == first
     text = all_tables(table)
     for words in ("**vsmr**", "SELECTED ON TEST", "PUBLISHED PROCEDURE", "E by gradient", "sign-flip", "optimistic"):
@@ -58,7 +58,7 @@ def test_an_ablation_needs_no_test_image(toy_plan, toy, monkeypatch):
     features = RegionFeatures(source, toy.trainval_loc, source.shape)
     inputs = Inputs(toy, W2V, features, {"backbone": "toy"}, None, "none")
     monkeypatch.setattr(r, "_inputs", lambda *a: inputs)
-    row = r.execute(toy_plan, r.Job("TOY", "vsmr", 1, "no whitening"), "cpu")
+    (row,) = r.execute(toy_plan, [r.Job("TOY", "vsmr", 1, "no whitening")], "cpu")
     assert np.isfinite(row["val_AUSUC"])
 
 

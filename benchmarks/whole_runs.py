@@ -1,0 +1,150 @@
+"""Whole experiments of `vsmr` of the three data sets' sizes: validation, refit, test scores, every file written.
+
+    python -m benchmarks.whole_runs                        # 5 seeds each on a GPU, one after another and in lockstep
+    python -m benchmarks.whole_runs --device cpu --trial   # tiny sizes on the CPU: does the script run?
+
+The features are generated (their values do not matter for time), the classes and numbers of images are the real ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.common import SHAPES, Row, Shape, parser, report
+from benchmarks.data import random_maps
+from core.datasets import DATASETS
+from core.experiment import RunConfig, running
+from core.features import RegionFeatures
+from core.lockstep import drive
+from core.recipes import most_epochs, recipe_of
+from core.training import isolated
+from core.xlsa17 import VALIDATION_SEED, Metadata, class_disjoint_split
+
+SEEDS = 5
+IMAGES = {
+    "AWA2": (23527, 5882, 7913),
+    "CUB": (7057, 1764, 2967),
+    "SUN": (10320, 2580, 1440),
+}  # trainval, test s, test u
+_BANK = 509  # different generated images; the others repeat them, rotated through the data set
+
+
+class Generated:
+    """A feature source of any number of rows that needs the memory of a few."""
+
+    def __init__(self, D: int, R: int) -> None:
+        self.bank = random_maps(_BANK, D, (R, 1)).reshape(_BANK, D, R)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.bank[np.asarray(rows) % _BANK]
+
+
+def metadata_of(shape: Shape, images: tuple[int, int, int]) -> Metadata:
+    """Labels and splits of a data set's size, every class with images."""
+    rng = np.random.default_rng(0)
+    seen, unseen = np.arange(shape.C - shape.unseen), np.arange(shape.C - shape.unseen, shape.C)
+    labels = [rng.permutation(np.resize(classes, n)) for classes, n in zip((seen, seen, unseen), images, strict=True)]
+    bounds = np.cumsum([0, *images])
+    trainval, test_seen, test_unseen = (np.arange(a, b) for a, b in itertools.pairwise(bounds))
+    together = np.concatenate(labels)
+    train, val = class_disjoint_split(together, trainval, DATASETS[shape.name].val_share, VALIDATION_SEED)
+    att = rng.random((shape.C, shape.K), dtype=np.float32)
+    return Metadata(
+        name=shape.name,
+        image_files=[],
+        labels=together,
+        class_names=[f"class {c}" for c in range(shape.C)],
+        att=att,
+        original_att=att,
+        trainval_loc=trainval,
+        test_seen_loc=test_seen,
+        test_unseen_loc=test_unseen,
+        train_loc=train,
+        val_loc=val,
+        split_sha256="generated",
+        notes=["generated"],
+    )
+
+
+def whole_runs(device: str, trial: bool, seeds: int = SEEDS) -> list[Row]:
+    """Seconds of all seeds of each data set, the loading of the features included, and of all data sets."""
+    made = []
+    total = {"one after another": 0.0, "in lockstep": 0.0}
+    for shape in SHAPES.values():
+        images = IMAGES[shape.name]
+        if trial:
+            images, seeds = (20 * shape.C, 4 * shape.C, 4 * shape.unseen), 2
+            shape = replace(shape, D=32, R=4)
+        metadata = metadata_of(shape, images)
+        source, rows = Generated(shape.D, shape.R), np.arange(sum(images))
+        started = time.perf_counter()
+        features = RegionFeatures(source, rows, (shape.R, shape.D), device)
+        loading = time.perf_counter() - started
+        taken = {}
+        for how, bundle in (("one after another", 1), ("in lockstep", seeds)):
+            started = time.perf_counter()
+            for first in range(0, seeds, bundle):
+                experiment(shape, metadata, features, range(first, first + bundle))
+            taken[how] = loading + time.perf_counter() - started
+            total[how] += taken[how]
+        alone, lockstep = taken["one after another"], taken["in lockstep"]
+        made.append(
+            Row(
+                f"vsmr, {seeds} seeds of {shape}, {sum(images)} images: alone, in lockstep",
+                f"{alone:.1f} s",
+                f"{lockstep:.1f} s",
+                f"{alone / lockstep:.2f}x",
+            )
+        )
+    ratio = f"{total['one after another'] / total['in lockstep']:.2f}x"
+    made.append(Row("all of these", *(f"{seconds / 60:.1f} min" for seconds in total.values()), ratio))
+    return made
+
+
+def experiment(shape: Shape, metadata: Metadata, features: RegionFeatures, seeds: range) -> None:
+    """What reproduce_tables.py does for some seeds of a data set, in a folder that is thrown away."""
+    recipe = recipe_of("vsmr", shape.name)
+    w2v = np.random.default_rng(1).standard_normal((shape.K, shape.V), dtype=np.float32)
+    with tempfile.TemporaryDirectory() as folder, isolated(features.device):
+        runs = [
+            running(
+                RunConfig(shape.name, "vsmr", seed, "val", most_epochs(recipe), asdict(recipe), {}, "generated"),
+                recipe,
+                metadata,
+                w2v,
+                features,
+                Path(folder) / str(seed),
+                diagnostics=False,
+            )
+            for seed in seeds
+        ]
+        drive(runs)
+
+
+def arguments() -> argparse.ArgumentParser:
+    made = parser(__doc__)
+    made.add_argument("--device", default="cuda", help="default: %(default)s")
+    made.add_argument("--seeds", type=int, default=SEEDS, help="default: %(default)s")
+    made.add_argument("--trial", action="store_true", help="tiny sizes")
+    return made
+
+
+def main() -> int:
+    args = arguments().parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        print("no GPU: this PyTorch sees no CUDA device, so there is nothing to measure here")
+        return 0
+    return report(whole_runs(args.device, args.trial, args.seeds), args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
