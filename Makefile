@@ -21,8 +21,10 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-# longer: 30 kills of extraction and training each, 20,000 damaged files for every reader, two hours in a loop
+# longer: 30 kills and (as root) 30 power cuts of extraction and training each, 20,000 damaged files for every reader,
+# two hours in a loop
 nightly: install
 	KILLS=30 $(BIN)/python -m pytest tests/test_extraction.py tests/test_training.py -k "kill"
+	$(BIN)/python fuzz/power_loss.py --times 30 || test $$? = 2
 	$(BIN)/python fuzz/fuzz_readers.py --inputs 20000
 	$(BIN)/python fuzz/soak.py --minutes 120

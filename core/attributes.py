@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 V = 300
 _FIRST_LINE = 1 << 16  # bytes; 300 numbers take 4 kB
+_GZIP_RATIO = 1032  # no gzip file expands more
 NAMES_LIMIT = 1 << 20  # bytes of a list of attribute names; CUB's has 10 kB
 MODELS = ("glove-wiki-gigaword-300", "word2vec-google-news-300")
 
@@ -171,6 +172,8 @@ def _load_kv(path: Path) -> dict[str, np.ndarray]:
         vectors = np.load(beside, mmap_mode="r", allow_pickle=False)
     if not isinstance(words, list) or not isinstance(vectors, np.ndarray) or len(words) != len(vectors):
         raise ValueError(f"no gensim 4 index_to_key and vectors of equal length (is {beside.name} there?)")
+    if vectors.ndim != 2 or vectors.dtype.kind != "f":
+        raise ValueError(f"an array of {vectors.dtype} of shape {vectors.shape}, not one vector a word")
     return dict(zip(words, vectors, strict=True))
 
 
@@ -189,9 +192,13 @@ def load_vocabulary(source: str) -> Vocabulary:
             with gzip.open(path) if packed else open(path, "rb") as handle:
                 first = handle.readline(_FIRST_LINE).split()
             header = binary or len(first) == 2
-            # gensim sets aside what the header names
-            if header and not packed and 2 * int(first[0]) * int(first[1]) > path.stat().st_size:
-                raise ValueError(f"its header names {first[0].decode()} vectors, more than the file can hold")
+            if header:
+                count, size = int(first[0]), int(first[1])
+                if size != V:
+                    raise UserError(f"{source} has vectors of size {size}; {V} are needed")
+                # gensim sets aside what the header names, also of a file that holds less
+                if not 0 < 2 * count * size <= path.stat().st_size * (_GZIP_RATIO if packed else 1):
+                    raise ValueError(f"its header names {count} vectors, none or more than the file can hold")
             from gensim.models import KeyedVectors
 
             words = KeyedVectors.load_word2vec_format(
@@ -221,7 +228,7 @@ def sum_vectors(names: Sequence[str], vocabulary: Vocabulary) -> AttributeVector
     """Sum the vectors of each name's words -> (K,V) float32; words outside the vocabulary are logged and listed.
 
     Raises:
-        UserError: an attribute none of whose words is known.
+        UserError: an attribute none of whose words is known, or whose words' vectors are damaged.
     """
     vectors = np.zeros((len(names), V))
     words: list[list[str]] = []
@@ -236,6 +243,8 @@ def sum_vectors(names: Sequence[str], vocabulary: Vocabulary) -> AttributeVector
         if not used:
             raise UserError(f"no word of attribute {k + 1} ({name!r}) is among the word vectors; use another --source")
         vectors[k] = np.sum([np.asarray(vocabulary[w], dtype=np.float64) for w in used], axis=0)
+        if not (np.abs(vectors[k]) <= np.finfo(np.float32).max).all():  # NaN is not either
+            raise UserError(f"the word vectors of attribute {k + 1} ({name!r}) are not finite; use another --source")
         words.append(used)
     for name, missing in unknown.items():
         log.warning("%s: outside the vocabulary, left out: %s", name, ", ".join(missing))

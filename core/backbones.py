@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import mmap
+import pickletools
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 DEMO = "demo"
 RANDOM_SEED = 0
 _LARGEST = 8 << 30  # bytes of a weights file
+_OLD_PICKLES = 5  # in a file of PyTorch's old format, before the numbers
+# What a state dict is made of; PyTorch's own list has calls more, which set aside any amount of memory (bytearray).
+_PARTS = re.compile(
+    r"collections (OrderedDict|Counter)|torch (Size|device|\w+Storage|[a-z]\w*)|torch\._utils _rebuild_\w+"
+    r"|torch\.storage \w+|torch\.nn\.parameter Parameter|torch\.serialization _get_layout"
+)
 
 
 class FrozenBackbone(nn.Module):
@@ -141,10 +151,20 @@ def _load_into(network: nn.Module, path: Path) -> None:
             if keys
         ]
         raise UserError(f"{path} does not fit the network: {'; '.join(parts)}")
-    bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    odd = [k for k, v in state.items() if not _is_plain(v)]
+    if odd:
+        raise UserError(f"{path}: sparse, quantized or complex weights, or none at all, in {', '.join(odd[:3])}")
+    # as they will be stored: a float64 may be too large
+    bad = [k for k, v in state.items() if not torch.isfinite(v.to(own[k].dtype)).all()]
     if bad:
         raise UserError(f"{path}: NaN or infinity in {', '.join(bad[:3])}")
     network.load_state_dict(state, strict=False)
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Whether it can be copied into a network's parameter; a meta tensor has no numbers."""
+    dense = value.layout == torch.strided and not value.is_quantized and not value.is_nested
+    return dense and not value.is_complex() and value.device.type == "cpu"
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -155,7 +175,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+        _check_pickles(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch about its own formats, and about damaged ones
+            state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} is not a readable weights file ({reason})") from error
@@ -164,6 +187,37 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} holds no state dict (names to tensors)")
     return {str(k).removeprefix("module."): v for k, v in state.items()}
+
+
+def _check_pickles(path: Path) -> None:
+    """Refuse a .pth file that would take much more memory than it has bytes.
+
+    Raises:
+        ValueError: its pickle calls something that no state dict needs, or its parts are compressed or overlap.
+    """
+    with open(path, "rb") as handle:
+        if handle.read(4) != b"PK\x03\x04":  # as PyTorch tells its two formats apart
+            # a file sets aside as many bytes as it is asked for, a map gives what is there
+            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                for _ in range(_OLD_PICKLES):
+                    _check_calls(mapped)
+            return
+        with zipfile.ZipFile(handle) as archive:
+            entries = archive.infolist()
+            if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
+                raise ValueError("compressed, which PyTorch's files are not")
+            if sum(e.file_size for e in entries) > path.stat().st_size:
+                raise ValueError("parts of it overlap")
+            for entry in entries:
+                if entry.filename.endswith("data.pkl"):
+                    with archive.open(entry) as part:
+                        _check_calls(part)
+
+
+def _check_calls(stream: Any) -> None:
+    for operation, argument, _ in pickletools.genops(stream):
+        if operation.name in ("GLOBAL", "INST") and not _PARTS.fullmatch(str(argument)):
+            raise ValueError(f"it asks for {argument}, which is not part of a state dict; not loaded")
 
 
 def _state_sha256(network: nn.Module) -> str:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import io
 import logging
 import mmap
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -26,6 +28,7 @@ import sys
 import tarfile
 import tempfile
 import time
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -37,9 +40,11 @@ import h5py
 import numpy as np
 import scipy.io
 import torch
+from gensim.models import KeyedVectors
 from PIL import Image
+from torch import nn
 
-from core import attributes, download, feature_file, feature_writer
+from core import attributes, backbones, download, feature_file, feature_writer
 from core.checkpoint import load_checkpoint, save_checkpoint
 from core.datasets import DataSet
 from core.errors import UserError
@@ -85,7 +90,8 @@ def mats(folder: Path, compress: bool) -> tuple[bytes, bytes]:
     locs |= {"train_loc": m.train_loc[:, None] + 1.0, "val_loc": np.uint8(m.val_loc[:, None] + 1)}
     content = {"att": m.att.T, "original_att": m.att.T, "allclasses_names": names, **locs}
     scipy.io.savemat(second, content, do_compression=compress)
-    return first.getvalue(), second.getvalue()
+    comment = b"MATLAB 5.0 MAT-file".ljust(116)  # with the time of day otherwise
+    return comment + first.getvalue()[116:], comment + second.getvalue()[116:]
 
 
 def hdf5s(folder: Path) -> tuple[bytes, bytes]:
@@ -105,19 +111,17 @@ def hdf5s(folder: Path) -> tuple[bytes, bytes]:
 
 def archives() -> list[bytes]:
     """A tar.gz, a plain tar with a long name, and a zip."""
-    made = []
-    for mode in ("w:gz", "w"):
-        out = io.BytesIO()
-        with tarfile.open(fileobj=out, mode=mode) as t:
-            for name in ("top/a.jpg", "top/" + "long" * 40):
-                info = tarfile.TarInfo(name)
-                info.size = 300
-                t.addfile(info, io.BytesIO(bytes(range(100)) * 3))
-        made.append(out.getvalue())
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as z:
-        z.writestr("top/a.jpg", bytes(range(100)) * 3)
-        z.writestr("top/b.txt", "b")
+    with tarfile.open(fileobj=out, mode="w") as t:
+        for name in ("top/a.jpg", "top/" + "long" * 40):
+            info = tarfile.TarInfo(name)
+            info.size = 300
+            t.addfile(info, io.BytesIO(bytes(range(100)) * 3))
+    made = [gzip.compress(out.getvalue(), mtime=0), out.getvalue()]
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        for name, content in (("top/a.jpg", bytes(range(100)) * 3), ("top/b.txt", b"b")):
+            z.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
     return [*made, out.getvalue()]
 
 
@@ -137,6 +141,75 @@ def images() -> list[bytes]:
     tiled = io.BytesIO()
     noise.save(tiled, "TIFF", compression="tiff_lzw")
     return [*made, tiled.getvalue()]
+
+
+def network() -> nn.Module:
+    """Few weights, for reading them is what counts; a number that is not a float among them."""
+    return nn.Sequential(nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2))
+
+
+def weights() -> list[bytes]:
+    """Both of PyTorch's formats, as published files wrap them; tensors of every kind; a pickle that asks for memory."""
+    shapes = {k: v.shape for k, v in network().state_dict().items() if v.is_floating_point()}
+    parts = torch.linspace(0.1, 1, sum(s.numel() for s in shapes.values())).split([s.numel() for s in shapes.values()])
+    plain = {k: part.view(shape) for (k, shape), part in zip(shapes.items(), parts, strict=True)}
+    wrapped = {"state_dict": {f"module.{k}": v for k, v in plain.items()}, "epoch": 3, "best": [0.5]}
+    made = []
+    for state in (plain, wrapped):
+        out = io.BytesIO()
+        torch.save(state, out, _use_new_zipfile_serialization=False)
+        # the address of the storage, of which there is one for that reason, is another one each time
+        made.append(re.sub(rb"\d{13,16}", lambda found: b"7" * len(found[0]), out.getvalue()))
+    kinds = [plain["0.bias"].to_sparse(), torch.ones(2, device="meta"), torch.ones(2, dtype=torch.complex64)]
+    kinds += [torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), torch.ones(2).to(torch.float8_e5m2)]
+    kinds += [torch.ones(1).expand(2), torch.ones(1).expand(1 << 40), torch.tensor([1e300, 1], dtype=torch.float64)]
+    more = [{k: nn.Parameter(v.half()) for k, v in plain.items()}, {**plain, "1.num_batches_tracked": torch.tensor(3)}]
+    for state in (plain, wrapped, *more, *({**plain, "0.bias": kind} for kind in kinds)):
+        out = io.BytesIO()
+        torch.save(state, out)
+        made.append(out.getvalue())
+    hostile = io.BytesIO()
+    with zipfile.ZipFile(out) as old, zipfile.ZipFile(hostile, "w") as new:
+        for entry in old.infolist():  # with its date, which is the same each time
+            call = b"\x80\x02cbuiltins\nbytearray\n(J\0\0\0\x20tR."
+            new.writestr(entry, call if entry.filename.endswith("data.pkl") else old.read(entry))
+    return [*made, hostile.getvalue()]
+
+
+def word_vectors(folder: Path) -> dict[str, list[bytes]]:
+    """GloVe's and word2vec's text, word2vec's binary form, and gensim's pickle, by suffix."""
+    made: dict[str, list[bytes]] = {}
+    for size in (300, 2):
+        kv = KeyedVectors(size)
+        kv.lifecycle_events = None  # they hold the time of day
+        kv.add_vectors(["red", "ä", "new", "world"], np.random.default_rng(0).random((4, size)).astype(np.float32))
+        for suffix, options in {
+            ".txt": [{"binary": False, "write_header": False}, {"binary": False}],
+            ".bin": [{"binary": True}],
+        }.items():
+            for option in options:
+                kv.save_word2vec_format(str(folder / "w"), **option)
+                made.setdefault(suffix, []).append((folder / "w").read_bytes())
+        kv.save(str(folder / "w"), separately=[])
+        made.setdefault(".kv", []).append((folder / "w").read_bytes())
+    body = made[".txt"][1].split(b"\n", 1)[1]
+    made[".txt"] *= 2  # so that not most of it is refused as it is
+    made[".txt"] += [header + body for header in (b"99999999 0\n", b"-1 -300\n", b"4 2\n", b"999999999999 300\n")]
+    made[".bin"] += [b"99999999 0\n" + made[".bin"][0], b"red 1e99 nan inf\n"]
+    return made
+
+
+def sums(path: Path, _: bytes) -> None:
+    """Load word vectors and use them; what comes out is to be numbers."""
+    vectors = attributes.sum_vectors(["red", "newworld", "ä-red"], attributes.load_vocabulary(str(path))).vectors
+    assert vectors.shape == (3, 300) and np.isfinite(vectors).all(), vectors
+
+
+def packed_sums(path: Path, content: bytes) -> None:
+    """The same of a .gz; damaging that would only try gzip's own checksum."""
+    packed = path.with_name(path.name + ".gz")
+    packed.write_bytes(gzip.compress(content, 1))
+    sums(packed, content)
 
 
 def targets(folder: Path) -> dict[str, Target]:
@@ -181,6 +254,7 @@ def targets(folder: Path) -> dict[str, Target]:
         outside = {p.name for p in path.parent.iterdir()} - {path.name, "to"}
         assert not outside, outside
 
+    words = word_vectors(folder)
     small = [pickle.dumps(np.arange(12, dtype=t).reshape(3, 4), p) for t in ("f4", ">f8", "i2") for p in range(6)]
     small.append(pickle.dumps(np.asfortranarray(np.ones((3, 4))), 2))
     return {
@@ -200,6 +274,9 @@ def targets(folder: Path) -> dict[str, Target]:
         "archive": Target(archives(), unpack, ".tgz"),
         "hdf5": Target([new], features, ".hdf5", truth=features(folder / "new.hdf5", b"")),
         "hdf5-old": Target([old], features, ".hdf5"),
+        "pth": Target(weights(), lambda p, _: backbones._load_into(network(), p), ".pth"),
+        **{f"words{suffix}": Target(files, sums, suffix) for suffix, files in words.items()},
+        **{f"words{suffix}.gz": Target(words[suffix], packed_sums, suffix) for suffix in (".txt", ".bin")},
     }
 
 
@@ -341,6 +418,7 @@ def main() -> int:
     p.add_argument("--findings", type=Path, default=Path("results/fuzz"), help="default: %(default)s")
     a = p.parse_args()
     logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     total: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as made:

@@ -1,5 +1,6 @@
 """Attribute names, word vectors, and which words are in the published sums."""
 
+import gzip
 import json
 import logging
 import pickle
@@ -89,6 +90,33 @@ def test_missing_and_wrong_sources(tmp_path):
     (tmp_path / "s.txt").write_text("red 1 2 3\n")
     with pytest.raises(UserError, match="size 3"):
         A.load_vocabulary(str(tmp_path / "s.txt"))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("header", ["99999999 0", "-1 -300", "0 300", "999999999999 300", "4 2"])
+def test_what_a_header_promises_is_not_set_aside(tmp_path, words, header, packed):
+    write(tmp_path / "w.txt", words, "glove")
+    content = f"{header}\n".encode() + (tmp_path / "w.txt").read_bytes()
+    path = tmp_path / ("h.txt.gz" if packed else "h.txt")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(UserError, match="its header names|vectors of size"):
+        A.load_vocabulary(str(path))
+
+
+@pytest.mark.parametrize("bad", ["nan", "-inf", "1e99", "3e38"])
+def test_word_vectors_that_are_not_numbers(tmp_path, words, bad):
+    rows = [f"{word} {' '.join([bad] + ['1'] * 299)}\n" for word in words]
+    (tmp_path / "g.txt").write_text("".join(rows))
+    with pytest.raises(UserError, match=r"'newworld'\) are not finite"):  # twice 3e38 is no float32
+        A.sum_vectors(["newworld"], A.load_vocabulary(str(tmp_path / "g.txt")))
+
+
+@pytest.mark.parametrize("array", [np.ones((4, 300, 2), "f4"), np.ones((4, 300), "i8"), np.ones(4, "f4")])
+def test_a_kv_file_of_another_shape(tmp_path, words, array):
+    write(tmp_path / "a.kv", words, "kv-separate")
+    np.save(tmp_path / "a.kv.vectors.npy", array)
+    with pytest.raises(UserError, match="one vector a word"):
+        A.load_vocabulary(str(tmp_path / "a.kv"))
 
 
 def test_demo_round_trip_and_damage(tmp_path):

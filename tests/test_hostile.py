@@ -115,6 +115,43 @@ def test_weights_with_code_run_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
 
 
+def test_weights_that_ask_for_memory_are_refused(tmp_path, small_memory):
+    path, good = tmp_path / "w.pth", io.BytesIO()
+    torch.save({"a": torch.zeros(1 << 16)}, good)
+    call = b"\x80\x02cbuiltins\nbytearray\n(J\0\0\0\x40tR."
+    with zipfile.ZipFile(good) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    for how, change in {"asks": {"archive/data.pkl": call}, "compressed": {}, "overlap": {}}.items():
+        packing = zipfile.ZIP_DEFLATED if how == "compressed" else zipfile.ZIP_STORED
+        with zipfile.ZipFile(path, "w", packing) as new:
+            for name, content in (parts | change).items():
+                new.writestr(name, content)
+            if how == "overlap":  # a second name for the same bytes
+                new.filelist += [entry for entry in new.filelist if entry.filename.endswith("data/0")]
+        with pytest.raises(UserError, match=how):
+            build_backbone("squeezenet1_1", path)
+    path.write_bytes(call)
+    with pytest.raises(UserError, match="asks for builtins bytearray"):
+        build_backbone("squeezenet1_1", path)
+
+
+def test_weights_that_are_not_plain_numbers_are_refused(tmp_path):
+    path = tmp_path / "w.pth"
+    state = build_backbone("squeezenet1_1", "random").network.state_dict()
+    name, bias = next((k, v) for k, v in state.items() if k.endswith("bias"))
+    for kind in (bias.to_sparse(), bias.to("meta"), bias.to(torch.complex64)):
+        torch.save({**state, name: kind}, path)
+        with pytest.raises(UserError, match=f"sparse.* in {name}"):
+            build_backbone("squeezenet1_1", path)
+    torch.save({**state, name: bias.double() + 1e300}, path)
+    with pytest.raises(UserError, match=f"infinity in {name}"):
+        build_backbone("squeezenet1_1", path)
+    for zipped in (True, False):
+        torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, path,
+                   _use_new_zipfile_serialization=zipped)  # fmt: skip
+        assert torch.equal(build_backbone("squeezenet1_1", path).network.state_dict()[name], bias)
+
+
 def test_long_and_deep_json(tmp_path, small_memory):
     path = tmp_path / "a.json"
     path.write_bytes(b"[" * 100_000)
@@ -422,7 +459,7 @@ def test_the_fuzzer_runs_and_notices_crashes_and_hangs(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("'findings': 0") == 11
+    assert done.stdout.count("'findings': 0") == 17
     broken = (
         "import os, signal, time; from pathlib import Path; import fuzz.fuzz_readers as F; F.SECONDS = 1\n"
         "bad = [lambda p, c: 1 / 0, lambda p, c: os.kill(os.getpid(), signal.SIGSEGV), lambda p, c: time.sleep(9),\n"
