@@ -1,11 +1,12 @@
 """Random batches of 50 rows from a feature file, as a share of a training step.
 
-    python -m benchmarks.feature_reading                       # a file of 2 GB, under a minute
-    python -m benchmarks.feature_reading --gigabytes 10        # the size of the goal; larger than memory is best
+    python -m benchmarks.feature_reading                       # a file of 2 GB, a minute or two
+    python -m benchmarks.feature_reading --gigabytes 10        # the size of the goal: as much disk, memory as --hold
     python -m benchmarks.feature_reading --gigabytes 0.1 --repeats 5 --folder .
 
-Warm: the operating system holds the file in memory. Cold: it was told to drop the file (posix_fadvise) before every
-batch. "read" is FeatureFile.read alone; "batch" is RegionFeatures.batch, which also checks, normalises and converts.
+Warm: the operating system holds the file in memory, as far as it fits. Cold: it was told to drop the file
+(posix_fadvise) before every batch. "read" is FeatureFile.read alone; "batch, streamed" is RegionFeatures.batch where
+nothing is held, which also normalises and converts; "as trained" holds what RegionFeatures would by itself (--hold).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -30,12 +32,14 @@ from core.training import read_ahead, reads_ahead
 
 D, GRID = 2048, (7, 7)
 R = GRID[0] * GRID[1]
+EPOCH = 5  # steps; epochs of each kind take turns, so that what else the computer does falls on all
 
 
 def arguments() -> argparse.ArgumentParser:
     made = parser(__doc__)
     made.add_argument("--gigabytes", type=float, default=2.0, help="size of the file (default: %(default)s)")
     made.add_argument("--repeats", type=int, default=20, help="batches of each kind (default: %(default)s)")
+    made.add_argument("--hold", type=float, help="gigabytes held in memory (default: what RegionFeatures holds)")
     made.add_argument("--batch", type=int, default=50, help="rows of a batch (default: %(default)s)")
     made.add_argument("--folder", type=Path, default=None, help="where the file is made (default: a temporary folder)")
     return made
@@ -49,6 +53,12 @@ def drop(path: Path) -> None:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
+
+
+def warm(file: FeatureFile) -> None:
+    """Read every row, so that the operating system holds them and later readings need no checksum."""
+    for start in range(0, file.shape[0], 256):
+        file.read(np.arange(start, min(start + 256, file.shape[0])))
 
 
 def seconds(get: Callable[[np.ndarray], object], path: Path, n: int, args: argparse.Namespace, cold: bool) -> float:
@@ -65,21 +75,21 @@ def seconds(get: Callable[[np.ndarray], object], path: Path, n: int, args: argpa
     return median(taken)
 
 
-def epoch_seconds(features: RegionFeatures, shape: Shape, n: int, args: argparse.Namespace) -> float:
-    """Time of a training step whose batches come as the training loop has them."""
+def epoch(shape: Shape, args: argparse.Namespace) -> Callable[[RegionFeatures, int], None]:
+    """A function that trains on random batches of n rows, which come as the training loop has them."""
     phase = our_method(shape).phases[0]
     y = torch.randint(shape.C - shape.unseen, (args.batch,), generator=torch.Generator().manual_seed(1))
     rng = np.random.default_rng(3)
-    drawn = [rng.choice(n, args.batch, replace=False) for _ in range(args.repeats + 2)]
-    started = 0.0
-    for turn, (_, x) in enumerate(read_ahead(features.batch, ((r, r) for r in drawn), reads_ahead(features))):
-        if turn == 2:  # the first two warm up
-            started = time.perf_counter()
-        loss = phase.loss(x, y)["loss"]
-        phase.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        phase.optimizer.step()
-    return (time.perf_counter() - started) / args.repeats
+
+    def run(features: RegionFeatures, n: int) -> None:
+        drawn = (rng.choice(n, args.batch, replace=False) for _ in range(EPOCH))
+        for _, x in read_ahead(features.batch, ((r, r) for r in drawn), reads_ahead(features)):
+            loss = phase.loss(x, y)["loss"]
+            phase.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            phase.optimizer.step()
+
+    return run
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
@@ -89,30 +99,31 @@ def rows(args: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         path = make_feature_file(Path(folder) / "features.hdf5", n)
         with FeatureFile(path) as file:
-            streamed = RegionFeatures(file, np.arange(n), (R, D), budget=0)
-            resident = RegionFeatures(file, np.arange(min(n, 2000)), (R, D))
-            for start in range(0, n, 256):
-                file.read(np.arange(start, min(start + 256, n)))  # now warm
-            times = {
-                "read, warm": seconds(file.read, path, n, args, cold=False),
-                "batch, streamed, warm": seconds(streamed.batch, path, n, args, cold=False),
-                "batch, resident": seconds(resident.batch, path, min(n, 2000), args, cold=False),
-                "read, cold": seconds(file.read, path, n, args, cold=True),
-                "batch, streamed, cold": seconds(streamed.batch, path, n, args, cold=True),
-            }
-            whole = {
-                name: (epoch_seconds(resident, s, min(n, 2000), args), epoch_seconds(streamed, s, n, args))
-                for name, s in SHAPES.items()
-            }
-    together = [
-        Row(
-            f"training step from a warm file, against held features, {name}",
-            milliseconds(held),
-            milliseconds(ahead),
-            f"{ahead / held - 1:+.1%}",
-        )
-        for name, (held, ahead) in whole.items()
-    ]
+            few = min(n, 2000)  # what is held in full; more would take the memory that keeps the file warm
+            held = RegionFeatures(file, np.arange(few), (R, D))
+            times = {"batch, all held": seconds(held.batch, path, few, args, cold=False)}
+            warm(file)
+            times["read, warm"] = seconds(file.read, path, n, args, cold=False)
+            times["read, cold"] = seconds(file.read, path, n, args, cold=True)
+            together: list[Row] = []
+            for budget in (0, None if args.hold is None else int(args.hold * 1e9)):
+                features = RegionFeatures(file, np.arange(n), (R, D), budget=budget)
+                kind = f"as trained ({len(features.held) / n:.0%} held)" if budget != 0 else "streamed"
+                warm(file)
+                for name, shape in SHAPES.items():
+                    run = epoch(shape, args)
+                    works = {"held": partial(run, held, few), kind: partial(run, features, n)}
+                    taken = interleaved(works, -(-args.repeats // EPOCH))
+                    together.append(
+                        Row(
+                            f"training step from a warm file, {kind}, against held features, {name}",
+                            milliseconds(taken["held"] / EPOCH),
+                            milliseconds(taken[kind] / EPOCH),
+                            f"{taken[kind] / taken['held'] - 1:+.1%}",
+                        )
+                    )
+                times[f"batch, {kind}, warm"] = seconds(features.batch, path, n, args, cold=False)
+                times[f"batch, {kind}, cold"] = seconds(features.batch, path, n, args, cold=True)
     return together + [
         Row(
             f"{how}, {args.batch} rows of {args.gigabytes:g} GB, share of the {shape} step",

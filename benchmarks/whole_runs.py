@@ -47,6 +47,9 @@ class Generated:
     def read(self, rows: np.ndarray) -> np.ndarray:
         return self.bank[np.asarray(rows) % _BANK]
 
+    def expect(self, rows: np.ndarray) -> None:
+        """Nothing to fetch."""
+
 
 def metadata_of(shape: Shape, images: tuple[int, int, int]) -> Metadata:
     """Labels and splits of a data set's size, every class with images."""

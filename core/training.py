@@ -251,19 +251,33 @@ def reads_ahead(features: RegionFeatures) -> bool:
 
 
 def read_ahead(
-    load: Callable[[np.ndarray], Tensor], batches: Iterable[tuple[np.ndarray, np.ndarray]], threaded: bool
+    load: Callable[[np.ndarray], Tensor],
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    threaded: bool,
+    expect: Callable[[np.ndarray], None] = lambda rows: None,
 ) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(positions, loaded rows) of each batch; threaded: one batch is read from the file while the last is used."""
+    """(positions, loaded rows) of each batch.
+
+    While a batch is used the next one comes: ``threaded``, a thread loads it; else the disk is told through ``expect``.
+    """
     if not threaded:
-        yield from ((positions, load(rows)) for positions, rows in batches)
+        coming = iter(batches)
+        batch = next(coming, None)
+        while batch is not None:
+            loaded = load(batch[1])
+            following = next(coming, None)
+            if following is not None:
+                expect(following[1])
+            yield batch[0], loaded
+            batch = following
         return
     with ThreadPoolExecutor(1) as pool:
         waiting = None
         for positions, rows in batches:
-            following = (positions, pool.submit(load, rows))
+            submitted = (positions, pool.submit(load, rows))
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
-            waiting = following
+            waiting = submitted
         if waiting is not None:
             yield waiting[0], waiting[1].result()
 
@@ -285,7 +299,7 @@ def _epoch(
     batches = (
         (positions, fold.train_rows[positions]) for positions in phase.batches.epoch(fold.train_labels, generator)
     )
-    for positions, x in read_ahead(load, batches, reads_ahead(features)):
+    for positions, x in read_ahead(load, batches, reads_ahead(features), features.expect):
         if phase.lr_at:
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + steps / total)

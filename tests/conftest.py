@@ -75,6 +75,9 @@ class ToyFeatures:
     def read(self, rows):
         return self.maps[rows]
 
+    def expect(self, rows):
+        self.expected = rows
+
 
 @pytest.fixture
 def toy_features(toy):

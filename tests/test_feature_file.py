@@ -17,7 +17,7 @@ import pytest
 from core.datasets import DEMO
 from core.errors import UserError
 from core.feature_file import FeatureFile, verify
-from core.feature_layout import fletcher32
+from core.feature_layout import fletcher32, word_sum
 from core.feature_writer import Content, Writer
 from core.xlsa17 import Metadata
 
@@ -93,6 +93,7 @@ def test_written_file_reads_back_through_h5py_and_reader(tmp_path: Path) -> None
         np.testing.assert_array_equal(got, maps()[rows].reshape(4, 8, 49))
         m = file.to_metadata(DEMO)
         np.testing.assert_array_equal(m.val_loc, metadata().val_loc)
+        file.expect(np.array([5, 0]))  # a hint: nothing to see
         assert m.class_names == metadata().class_names and file.image_files == metadata().image_files
     assert [p.name for p in tmp_path.iterdir()] == ["f.hdf5"]
     verify(path)
@@ -241,3 +242,48 @@ def test_a_file_from_before_there_were_seals_is_read(tmp_path: Path) -> None:
     with FeatureFile(path) as file:
         assert file._seal is None and file._offsets is not None
         np.testing.assert_array_equal(file.read(np.array([7]))[0], maps()[7].reshape(8, 49))
+
+
+@pytest.mark.parametrize("spot", [0, 100, 783])
+def test_a_row_damaged_after_it_was_read_is_named(tmp_path: Path, spot: int) -> None:
+    path = write(tmp_path / "f.hdf5")
+    with FeatureFile(path) as file:
+        assert file._offsets is not None
+        file.read(np.array([11, 12]))
+        with open(path, "r+b") as raw:  # the file stays the same one to whoever has it open
+            raw.seek(int(file._offsets[11]) + spot)
+            byte = raw.read(1)[0]
+            raw.seek(-1, os.SEEK_CUR)
+            raw.write(bytes([byte ^ 1]))
+        file.read(np.array([12, 10]))
+        for rows in ([11], [12, 11], [11, 11]):
+            with pytest.raises(UserError, match=r"f\.hdf5: row 11 \(images/11\.png\) is damaged"):
+                file.read(np.array(rows))
+        os.truncate(path, int(file._offsets[12]) + 5)
+        with pytest.raises(UserError, match=r"truncated at row 12 \(images/12\.png\)"):
+            file.read(np.array([10, 12]))
+
+
+def test_nan_is_named_however_often_its_row_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.hdf5")
+    values = maps()[7]
+    values[3, 2, 1] = np.nan
+    with FeatureFile(path) as file:
+        assert file._offsets is not None
+        with open(path, "r+b") as raw:
+            raw.seek(int(file._offsets[7]))
+            raw.write(values.tobytes() + fletcher32(values).to_bytes(4, "little"))
+        for _ in range(2):
+            with pytest.raises(UserError, match=r"row 7 \(images/7\.png\) holds NaN"):
+                file.read(np.array([6, 7]))
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 98, 200704])
+def test_the_sum_of_words_notices_every_flipped_bit(n: int) -> None:
+    values = np.random.default_rng(0).integers(0, 256, n, dtype=np.uint8)
+    before = word_sum(values)
+    for bit in range(0, 8 * n, max(1, 8 * n // 50)):
+        values[bit // 8] ^= 1 << bit % 8
+        assert word_sum(values) != before
+        values[bit // 8] ^= 1 << bit % 8
+    assert word_sum(values) == before

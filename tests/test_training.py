@@ -242,6 +242,23 @@ def test_resident_and_streamed_features_are_the_same(toy):
     assert torch.equal(resident.pooled(pick), streamed.pooled(pick))
 
 
+@pytest.mark.parametrize("held", [1, 40, 89])
+def test_features_held_in_part_are_the_same(toy, held):
+    source = ToyFeatures(toy)
+    rows = np.concatenate([np.arange(30, 90), np.arange(45), [30, 31]])  # what comes first is held
+    streamed = RegionFeatures(source, rows, source.shape, budget=0)
+    partly = RegionFeatures(source, rows, source.shape, budget=(held + 1) * 9 * 12 * 2 - 1)
+    assert partly.resident is None and len(partly.held) == held
+    first = np.concatenate([np.arange(30, 90), np.arange(30)])[:held]
+    assert np.array_equal(np.flatnonzero(partly._position >= 0), np.sort(first))
+    for pick in (np.arange(90), np.arange(29, 34), np.array([3, 80, 3]), np.array([30, 30]), np.array([44, 2, 30, 29])):
+        assert torch.equal(partly.batch(pick), streamed.batch(pick))
+        assert torch.equal(partly.pooled(pick), streamed.pooled(pick))
+        source.expected = np.empty(0, dtype=np.int64)
+        partly.expect(pick)
+        assert np.array_equal(source.expected, pick[partly._position[pick] < 0])  # what is held is not fetched
+
+
 def test_reading_ahead_changes_nothing():
     def load(rows):
         return torch.from_numpy(rows * 2)
@@ -251,7 +268,11 @@ def test_reading_ahead_changes_nothing():
     assert len(plain) == len(threaded) == 5
     for (a, x), (b, y) in zip(plain, threaded, strict=True):
         assert np.array_equal(a, b) and torch.equal(x, y)
-    assert list(read_ahead(load, iter([]), True)) == []
+    assert list(read_ahead(load, iter([]), True)) == list(read_ahead(load, iter([]), False)) == []
+    told = []
+    for positions, _ in read_ahead(load, iter(batches), False, told.append):
+        assert len(told) == min(positions[0] + 1, 4)  # of the next batch, before this one is used
+    assert all(np.array_equal(rows, batch[1]) for rows, batch in zip(told, batches[1:], strict=True))
 
     def failing(rows):
         raise UserError("no such row")
