@@ -46,7 +46,7 @@ class JointRecipe:
     batch_size: int = 50
     balanced: bool = False
     alpha: float = 10.0
-    beta: float = 4.0
+    beta: float = 16.0
     ridge: float = 0.3
     width: int = 512
     shrinkage: float = 10.0
