@@ -176,11 +176,15 @@ def dataset_tables(summary: pd.DataFrame, dataset: str) -> str:
         ]
         lines += rows_table(part[part.published_H.notna()], "published_", "method, published procedure")
     lines += ["", *ablation_table(summary, dataset)]
-    seconds = part.groupby("method").seconds.mean()
-    lines += ["", "Seconds a run (choose, refit, test): " + ", ".join(f"{m} {s:.0f}" for m, s in seconds.items()) + "."]
+    seconds = part.groupby("method").seconds.median()
+    lines += [
+        "",
+        "Seconds a run (choose, refit, test; median): " + ", ".join(f"{m} {s:.0f}" for m, s in seconds.items()) + ".",
+    ]
     offered = part.groupby("method").most_epochs.max()
     lines += ["Most epochs offered to the selection: " + ", ".join(f"{m} {e:.0f}" for m, e in offered.items()) + "."]
-    code = ", ".join(sorted(set(part.code)))
+    codes = part.groupby("code").method.unique()
+    code = "; ".join(f"{c} ({', '.join(sorted(m))})" if len(codes) > 1 else str(c) for c, m in codes.items())
     lines += [f"Code {code}; features {first.features_sha256}; torch {first.torch}, {first.device}."]
     return "\n".join(lines)
 
