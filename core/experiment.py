@@ -24,10 +24,10 @@ from core.errors import UserError
 from core.evaluation import Metrics, calibration_curve, evaluate, per_class_accuracy, predict
 from core.features import RegionFeatures
 from core.files import Lock, atomic_path, read_json, sha256_file, write_bytes
-from core.lockstep import Run, drive
+from core.lockstep import Run, alone
 from core.published import published_procedure
 from core.recipes import build
-from core.training import Fold, Method, class_scores, isolated, test_fold, training, validation_fold
+from core.training import Fold, Method, class_scores, test_fold, training, validation_fold
 from core.VSMR_staged import VSMRStaged
 from core.xlsa17 import Metadata
 
@@ -81,25 +81,6 @@ def _evaluated(fold: Fold, scores_s: np.ndarray, scores_u: np.ndarray, gamma: fl
     return evaluate(scores_s, fold.seen_labels, scores_u, fold.unseen_labels, seen, unseen, gamma)
 
 
-def run(
-    config: RunConfig,
-    recipe: Any,
-    metadata: Metadata,
-    w2v: np.ndarray,
-    features: RegionFeatures,
-    out: Path,
-    resume: bool = True,
-    diagnostics: bool = True,
-) -> dict[str, Any]:
-    """Run one seed and return its metrics.json; a finished run is read back, an unfinished one continued.
-
-    Raises:
-        UserError: another process is at work on ``out``, or what is there is of another run or damaged.
-    """
-    with isolated(features.device):
-        return drive([running(config, recipe, metadata, w2v, features, out, resume, diagnostics)])[0]
-
-
 def running(
     config: RunConfig,
     recipe: Any,
@@ -111,7 +92,13 @@ def running(
     diagnostics: bool = True,
     beside: int = 0,
 ) -> Run[dict[str, Any]]:
-    """:func:`run` as a coroutine, to be driven with ``beside`` others of the same recipe (core/lockstep.py)."""
+    """Run one seed and return its metrics.json; a finished run is read back, an unfinished one continued.
+
+    A coroutine, to be driven with ``beside`` others of the same recipe (core/lockstep.py), or alone by :func:`run`.
+
+    Raises:
+        UserError: another process is at work on ``out``, or what is there is of another run or damaged.
+    """
     with _alone(out):
         identity = asdict(config)
         finished = out / "metrics.json"
@@ -177,6 +164,9 @@ def running(
         return result
 
 
+run = alone(running)
+
+
 def _where(device: str, beside: int) -> dict[str, Any]:
     """On what the numbers were made; ``seconds`` of a run with others beside it are those of all of them."""
     return {"torch": torch.__version__, "device": device, "machine": platform.machine(), "seeds_beside": beside}
@@ -193,19 +183,6 @@ def _alone(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def validate(
-    config: RunConfig,
-    recipe: Any,
-    metadata: Metadata,
-    w2v: np.ndarray,
-    features: RegionFeatures,
-    out: Path,
-) -> dict[str, Any]:
-    """The first half of :func:`run` alone: what validation says of one seed. No test image is read (ablations)."""
-    with isolated(features.device):
-        return drive([validating(config, recipe, metadata, w2v, features, out)])[0]
-
-
 def validating(
     config: RunConfig,
     recipe: Any,
@@ -215,7 +192,7 @@ def validating(
     out: Path,
     beside: int = 0,
 ) -> Run[dict[str, Any]]:
-    """:func:`validate` as a coroutine, to be driven with ``beside`` others of the same recipe (core/lockstep.py)."""
+    """The first half of :func:`running` alone: what validation says of one seed. No test image is read (ablations)."""
     with _alone(out):
         identity = asdict(config)
         finished = out / "validation.json"

@@ -8,10 +8,11 @@ run's own optimizer moves its own parameters. Runs need not be in the same epoch
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.func import functional_call, stack_module_state, vmap
 
 Losses = dict[str, Tensor]
 Loss = Callable[[Tensor, Tensor], Losses]
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -50,7 +52,26 @@ Run = Generator[Step, Losses, T]
 
 
 def drive(runs: Sequence[Run[T]]) -> list[T]:
-    """Advance all runs to their ends and return their results, in order; an error in one ends all."""
+    """Advance all runs to their ends and return their results, in order; an error in one ends all.
+
+    Torch's random numbers are as before afterwards, so that a run may seed them (dropout).
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
+        return _drive(runs)
+
+
+def alone(coroutine: Callable[P, Run[T]]) -> Callable[P, T]:
+    """The same as a plain function: drives one run to its end."""
+
+    @functools.wraps(coroutine)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return drive([coroutine(*args, **kwargs)])[0]
+
+    return call
+
+
+def _drive(runs: Sequence[Run[T]]) -> list[T]:
     results: dict[int, T] = {}
     waiting: dict[int, Step] = {}
 

@@ -28,7 +28,6 @@ from core.files import atomic_path
 from core.lockstep import Run, drive
 from core.recipes import METHODS, most_epochs, recipe_of
 from core.tables import ABLATIONS, read_summary
-from core.training import isolated
 
 log = logging.getLogger(__name__)
 
@@ -104,18 +103,17 @@ def execute(plan: Plan, jobs: Sequence[Job], device: str) -> list[dict[str, Any]
             return validating(*given, beside=beside)
         return running(*given, diagnostics=plan.diagnostics, beside=beside)
 
-    with isolated(inputs.features.device):
-        if len(jobs) > 1:
-            with contextlib.suppress(UserError):  # of one run; the others are continued below
-                results = drive([run_of(job, len(jobs) - 1) for job in jobs])
-                return [row_of(job, result) for job, result in zip(jobs, results, strict=True)]
-        rows: list[dict[str, Any] | UserError] = []
-        for job in jobs:
-            try:
-                rows.append(row_of(job, drive([run_of(job, 0)])[0]))
-            except UserError as error:
-                rows.append(error)
-        return rows
+    if len(jobs) > 1:
+        with contextlib.suppress(UserError):  # of one run; the others are continued below
+            results = drive([run_of(job, len(jobs) - 1) for job in jobs])
+            return [row_of(job, result) for job, result in zip(jobs, results, strict=True)]
+    rows: list[dict[str, Any] | UserError] = []
+    for job in jobs:
+        try:
+            rows.append(row_of(job, drive([run_of(job, 0)])[0]))
+        except UserError as error:
+            rows.append(error)
+    return rows
 
 
 def bundles(plan: Plan, jobs: Sequence[Job]) -> list[list[Job]]:

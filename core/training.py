@@ -25,7 +25,7 @@ from core.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, un
 from core.DAZLE import ClassSpace
 from core.errors import UserError
 from core.features import RegionFeatures
-from core.lockstep import Loss, Losses, Run, Step, drive
+from core.lockstep import Loss, Losses, Run, Step, alone
 from core.xlsa17 import Metadata, class_disjoint_split
 
 
@@ -170,25 +170,6 @@ class _State:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def train(
-    method: Method,
-    features: RegionFeatures,
-    fold: Fold,
-    seed: int,
-    state_path: Path | None = None,
-    identity: dict[str, Any] | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    label: str = "train",
-    precision: str = "float32",
-) -> list[dict[str, Any]]:
-    """Run all phases; returns the history, one dict per epoch.
-
-    Args: as :func:`training`.
-    """
-    with isolated(features.device):
-        return drive([training(method, features, fold, seed, state_path, identity, on_epoch, label, precision)])[0]
-
-
 def training(
     method: Method,
     features: RegionFeatures,
@@ -200,7 +181,7 @@ def training(
     label: str = "train",
     precision: str = "float32",
 ) -> Run[list[dict[str, Any]]]:
-    """:func:`train` as a coroutine (core/lockstep.py). It seeds torch's generators: drive it within :func:`isolated`.
+    """Run all phases; returns the history, one dict per epoch. A coroutine (core/lockstep.py); :func:`train` drives it.
 
     Args:
         state_path: where the resumable state is kept; None keeps none.
@@ -241,10 +222,13 @@ def training(
     return state.history
 
 
+train = alone(training)
+
+
 def reads_ahead(features: RegionFeatures) -> bool:
     """Whether a reading thread pays: features are streamed, and computing leaves a processor free.
 
-    Measured with every core computing: reading in between costs 13 to 40 % of a step, a competing thread 16 to 51 %.
+    Measured with every core computing: reading in between costs 9 to 13 % of a step; a competing thread was dearer.
     """
     idle = features.device.type == "cuda" or (os.cpu_count() or 1) > torch.get_num_threads()
     return features.resident is None and idle
@@ -356,13 +340,6 @@ def class_scores(model: Any, features: RegionFeatures, rows: np.ndarray, batch: 
     model.eval()
     parts = [model.class_scores(features.batch(rows[i : i + batch])).cpu() for i in range(0, len(rows), batch)]
     return torch.cat(parts).numpy()
-
-
-@contextlib.contextmanager
-def isolated(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random numbers as they are."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
 
 
 @contextlib.contextmanager
