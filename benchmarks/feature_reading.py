@@ -83,7 +83,8 @@ def epoch(shape: Shape, args: argparse.Namespace) -> Callable[[RegionFeatures, i
 
     def run(features: RegionFeatures, n: int) -> None:
         drawn = (rng.choice(n, args.batch, replace=False) for _ in range(EPOCH))
-        for _, x in read_ahead(features.batch, ((r, r) for r in drawn), reads_ahead(features)):
+        batches = ((r, r) for r in drawn)
+        for _, x in read_ahead(features.batch, batches, reads_ahead(features), features.expect):
             loss = phase.loss(x, y)["loss"]
             phase.optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -35,13 +35,12 @@ from benchmarks.common import (
 )
 from benchmarks.whole_runs import Generated, whole_runs
 from core.backbones import build_backbone
+from core.datasets import DATASETS
 from core.extraction import Normaliser
 from core.features import RegionFeatures
 from core.lockstep import drive
 from core.recipes import DAZLE_RECIPES, build
-from core.training import Fold, class_scores, isolated, training
-
-TRAINVAL = 23527  # images of AWA2 that are trained on
+from core.training import Fold, class_scores, training
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -134,7 +133,9 @@ def peaks(dtype: torch.dtype, args: argparse.Namespace) -> tuple[float, float]:
 def run_rows(args: argparse.Namespace) -> list[Row]:
     """Training of AWA2's size from features resident in half precision, then scores of a third as many images."""
     shape = replace(SHAPES["AWA2"], D=64, R=9) if args.trial else SHAPES["AWA2"]
-    fold = fold_of(shape, 500 if args.trial else TRAINVAL)
+    counts = DATASETS["AWA2"].counts
+    assert counts is not None
+    fold = fold_of(shape, 500 if args.trial else counts.trainval)
     wait = waiter(args.device)
     started = time.perf_counter()
     features = RegionFeatures(Generated(shape.D, shape.R), fold.rows, (shape.R, shape.D), args.device, budget=1 << 40)
@@ -170,8 +171,7 @@ def train_seeds(
         seed: build("dazle", recipe, fold, (shape.R, shape.D), seed, epochs=args.epochs, device=args.device)
         for seed in seeds
     }
-    with isolated(features.device):
-        drive([training(method, features, fold, seed) for seed, method in methods.items()])
+    drive([training(method, features, fold, seed) for seed, method in methods.items()])
     for method in methods.values():
         class_scores(method.model, features, fold.train_rows[::3])
 
