@@ -28,7 +28,6 @@ from benchmarks.common import SHAPES, Row, Shape, interleaved, milliseconds, our
 from benchmarks.data import make_feature_file
 from core.feature_file import FeatureFile
 from core.features import RegionFeatures
-from core.training import read_ahead, reads_ahead
 
 D, GRID = 2048, (7, 7)
 R = GRID[0] * GRID[1]
@@ -82,9 +81,7 @@ def epoch(shape: Shape, args: argparse.Namespace) -> Callable[[RegionFeatures, i
     rng = np.random.default_rng(3)
 
     def run(features: RegionFeatures, n: int) -> None:
-        drawn = (rng.choice(n, args.batch, replace=False) for _ in range(EPOCH))
-        batches = ((r, r) for r in drawn)
-        for _, x in read_ahead(features.batch, batches, reads_ahead(features), features.expect):
+        for x in features.batches([rng.choice(n, args.batch, replace=False) for _ in range(EPOCH)]):
             loss = phase.loss(x, y)["loss"]
             phase.optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -9,9 +9,7 @@ ends bit-identical on a CPU.
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from tqdm import tqdm
 from core.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from core.DAZLE import ClassSpace
 from core.errors import UserError
-from core.features import RegionFeatures
+from core.features import RegionFeatures, on_device
 from core.lockstep import Loss, Losses, Run, Step, alone
 from core.xlsa17 import Metadata, class_disjoint_split
 
@@ -225,47 +223,6 @@ def training(
 train = alone(training)
 
 
-def reads_ahead(features: RegionFeatures) -> bool:
-    """Whether a reading thread pays: features are streamed, and computing leaves a processor free.
-
-    Measured with every core computing: reading in between costs 9 to 13 % of a step; a competing thread was dearer.
-    """
-    idle = features.device.type == "cuda" or (os.cpu_count() or 1) > torch.get_num_threads()
-    return features.resident is None and idle
-
-
-def read_ahead(
-    load: Callable[[np.ndarray], Tensor],
-    batches: Iterable[tuple[np.ndarray, np.ndarray]],
-    threaded: bool,
-    expect: Callable[[np.ndarray], None] = lambda rows: None,
-) -> Iterator[tuple[np.ndarray, Tensor]]:
-    """(positions, loaded rows) of each batch.
-
-    While a batch is used the next one comes: ``threaded``, a thread loads it; else the disk is told through ``expect``.
-    """
-    if not threaded:
-        coming = iter(batches)
-        batch = next(coming, None)
-        while batch is not None:
-            loaded = load(batch[1])
-            following = next(coming, None)
-            if following is not None:
-                expect(following[1])
-            yield batch[0], loaded
-            batch = following
-        return
-    with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for positions, rows in batches:
-            submitted = (positions, pool.submit(load, rows))
-            if waiting is not None:
-                yield waiting[0], waiting[1].result()
-            waiting = submitted
-        if waiting is not None:
-            yield waiting[0], waiting[1].result()
-
-
 def _epoch(
     model: nn.Module,
     phase: Phase,
@@ -278,21 +235,19 @@ def _epoch(
     model.train()
     sums: dict[str, Tensor] = {}
     steps = 0
-    total = phase.batches.count(len(fold.train_labels))
-    load = features.pooled if phase.pooled else features.batch
-    batches = (
-        (positions, fold.train_rows[positions]) for positions in phase.batches.epoch(fold.train_labels, generator)
-    )
-    for positions, x in read_ahead(load, batches, reads_ahead(features), features.expect):
+    drawn = list(phase.batches.epoch(fold.train_labels, generator))
+    rows = [fold.train_rows[positions] for positions in drawn]
+    xs = map(features.pooled, rows) if phase.pooled else features.batches(rows)
+    labels = on_device(torch.from_numpy(fold.train_labels[np.concatenate(drawn)]), features.device)
+    for x, y in zip(xs, labels.split([len(positions) for positions in drawn]), strict=True):
         if phase.lr_at:
             for group in phase.optimizer.param_groups:
-                group["lr"] = phase.lr_at(epoch + steps / total)
-        y = torch.from_numpy(fold.train_labels[positions]).to(x.device)
+                group["lr"] = phase.lr_at(epoch + steps / len(drawn))
         phase.optimizer.zero_grad(set_to_none=True)
         losses: Losses = yield Step(model, phase.loss, x, y, low)
         phase.optimizer.step()
         for key, value in losses.items():  # summed on the device: no synchronisation inside the step
-            sums[key] = sums.get(key, torch.zeros((), device=x.device)) + value
+            sums[key] = sums[key] + value if key in sums else value
         steps += 1
     if phase.after_epoch:
         phase.after_epoch()
@@ -338,8 +293,8 @@ def _restore(
 def class_scores(model: Any, features: RegionFeatures, rows: np.ndarray, batch: int = 256) -> np.ndarray:
     """(N,C) float32 scores of the images in ``rows``, in evaluation mode."""
     model.eval()
-    parts = [model.class_scores(features.batch(rows[i : i + batch])).cpu() for i in range(0, len(rows), batch)]
-    return torch.cat(parts).numpy()
+    blocks = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    return torch.cat([model.class_scores(x) for x in features.batches(blocks)]).cpu().numpy()
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ from core.checkpoint import load_checkpoint, save_checkpoint
 from core.errors import UserError
 from core.ESZSL import EszslRecipe
 from core.experiment import RunConfig, run
-from core.features import RegionFeatures
+from core.features import RegionFeatures, read_ahead
 from core.recipes import DazleRecipe, MsdnRecipe, StagedRecipe, TransZeroRecipe, build
-from core.training import Batches, read_ahead, test_fold, train, validation_fold
+from core.training import Batches, test_fold, train, validation_fold
 from core.verify import check
 from core.VSMR import JointRecipe
 from tests.conftest import ToyFeatures, toy_mats
@@ -263,22 +263,22 @@ def test_reading_ahead_changes_nothing():
     def load(rows):
         return torch.from_numpy(rows * 2)
 
-    batches = [(np.array([i]), np.arange(i, i + 3)) for i in range(5)]
-    plain, threaded = (list(read_ahead(load, iter(batches), t)) for t in (False, True))
+    batches = [np.arange(i, i + 3) for i in range(5)]
+    plain, threaded = (list(read_ahead(load, batches, t)) for t in (False, True))
     assert len(plain) == len(threaded) == 5
-    for (a, x), (b, y) in zip(plain, threaded, strict=True):
-        assert np.array_equal(a, b) and torch.equal(x, y)
-    assert list(read_ahead(load, iter([]), True)) == list(read_ahead(load, iter([]), False)) == []
+    for rows, x, y in zip(batches, plain, threaded, strict=True):
+        assert torch.equal(x, load(rows)) and torch.equal(y, x)
+    assert list(read_ahead(load, [], True)) == list(read_ahead(load, [], False)) == []
     told = []
-    for positions, _ in read_ahead(load, iter(batches), False, told.append):
-        assert len(told) == min(positions[0] + 1, 4)  # of the next batch, before this one is used
-    assert all(np.array_equal(rows, batch[1]) for rows, batch in zip(told, batches[1:], strict=True))
+    for number, _ in enumerate(read_ahead(load, batches, False, told.append)):
+        assert len(told) == min(number + 1, 4)  # of the next batch, before this one is used
+    assert all(np.array_equal(rows, batch) for rows, batch in zip(told, batches[1:], strict=True))
 
     def failing(rows):
         raise UserError("no such row")
 
     with pytest.raises(UserError, match="no such row"):
-        list(read_ahead(failing, iter(batches), True))
+        list(read_ahead(failing, batches, True))
 
 
 def test_features_are_streamed_where_memory_is_short(toy, monkeypatch):
