@@ -66,7 +66,6 @@ class VSMR(nn.Module):
     """Joint visual-semantic model; :meth:`prepare` must see the training images before the first step."""
 
     gamma = 0.0
-    written_by_loss = ("sums", "counts")  # core/lockstep.py
     z: Tensor
     seen: Tensor
     unseen: Tensor

@@ -28,9 +28,9 @@ def widest(monkeypatch):
     sizes = []
     real = lockstep.gradients
 
-    def counting(steps):
+    def counting(steps, stack=None):
         sizes.append(len(steps))
-        return real(steps)
+        return real(steps, stack)
 
     monkeypatch.setattr(lockstep, "gradients", counting)
     return lambda: max(sizes, default=0)
