@@ -91,10 +91,9 @@ def calibration_curve(
     # an image flips from seen to unseen prediction where γ passes its margin
     weight_s = _weights(labels_seen, seen)
     weight_u = _weights(labels_unseen, unseen)
-    margin_s = scores_seen[:, seen].max(axis=1) - scores_seen[:, unseen].max(axis=1)
-    margin_u = scores_unseen[:, seen].max(axis=1) - scores_unseen[:, unseen].max(axis=1)
-    right_s = seen[scores_seen[:, seen].argmax(axis=1)] == labels_seen
-    right_u = unseen[scores_unseen[:, unseen].argmax(axis=1)] == labels_unseen
+    margin_s, seen_s, _ = _best_two(scores_seen, seen, unseen)
+    margin_u, _, unseen_u = _best_two(scores_unseen, seen, unseen)
+    right_s, right_u = seen_s == labels_seen, unseen_u == labels_unseen
 
     thresholds = np.unique(np.concatenate([margin_s[right_s], margin_u[right_u]]).astype(np.float64))
     lost = np.bincount(
@@ -106,6 +105,14 @@ def calibration_curve(
     s = weight_s[right_s].sum() - np.concatenate([[0.0], np.cumsum(lost)])
     u = np.concatenate([[0.0], np.cumsum(won)])
     return CalibrationCurve(thresholds, np.clip(u, 0.0, 1.0), np.clip(s, 0.0, 1.0))
+
+
+def _best_two(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By how much the best seen class is ahead of the best unseen one (N,), and these two classes (N,) each."""
+    rows = np.arange(len(scores))
+    # take leaves rows contiguous; indexing with [:, group] leaves columns so, which is three times slower here
+    first, second = (group[scores.take(group, axis=1).argmax(axis=1)] for group in (seen, unseen))
+    return scores[rows, first] - scores[rows, second], first, second
 
 
 def _weights(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -141,7 +148,7 @@ def evaluate(
     curve = calibration_curve(scores_seen, labels_seen, scores_unseen, labels_unseen, seen, unseen)
     gamma = curve.best() if gamma is None else gamma
     u, s = curve.at(gamma)
-    zsl = unseen[scores_unseen[:, unseen].argmax(axis=1)]
+    zsl = unseen[scores_unseen.take(unseen, axis=1).argmax(axis=1)]
     t1 = float(per_class_accuracy(zsl, labels_unseen, unseen).mean())
     return Metrics(T1=t1, U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=float(gamma))
 
