@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
 
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from benchmarks.reference import ReferenceDAZLE
 from core.DAZLE import DAZLE, ClassSpace
-from core.recipes import DAZLE_RECIPES, build
+from core.recipes import DAZLE_RECIPES, build, recipe_of
 from core.training import Fold, Method
+from core.VSMR import VSMR
 
 ROOT = Path(__file__).resolve().parent.parent
 Work = Callable[[], object]
@@ -59,6 +60,7 @@ class Shape:
 
 
 SHAPES = {s.name: s for s in (Shape("CUB", 312, 200, 50), Shape("AWA2", 85, 50, 10), Shape("SUN", 102, 717, 72))}
+TRIAL = {name: replace(shape, B=8, R=9, D=64, V=16) for name, shape in SHAPES.items()}
 
 
 def fold_of(shape: Shape, images: int = 0) -> Fold:
@@ -83,9 +85,15 @@ def batch_of(shape: Shape, device: str = "cpu") -> tuple[Tensor, Tensor]:
     return x.to(device), y.to(device)
 
 
-def our_method(shape: Shape, device: str = "cpu") -> Method:
-    """core's DAZLE with the optimiser its recipe gives it."""
-    return build("dazle", DAZLE_RECIPES["CUB"], fold_of(shape), (shape.R, shape.D), seed=0, device=device)
+def our_method(shape: Shape, device: str = "cpu", method: str = "dazle", seed: int = 0) -> Method:
+    """core's model with the optimiser its recipe for CUB gives it, ready for its first step."""
+    fold = fold_of(shape)
+    made = build(method, recipe_of(method, "CUB"), fold, (shape.R, shape.D), seed, device=device)
+    if isinstance(made.model, VSMR):  # its closed forms need images of every class
+        classes = fold.space.seen.repeat(2)
+        pooled = torch.randn(len(classes), shape.D, generator=torch.Generator().manual_seed(2))
+        made.model.prepare(F.normalize(pooled, dim=1).to(device), classes.to(device))
+    return made
 
 
 def step_of(
@@ -95,11 +103,12 @@ def step_of(
     autocast: torch.dtype | None = None,
     warm_optimizer: bool = False,
 ) -> Callable[[], Tensor]:
-    """One training step (forward, loss, backward, optimiser) of "ours" or of the "reference", on a fixed batch.
+    """One training step (forward, loss, backward, optimiser) of a method or of the "reference", on a fixed batch.
 
-    With ``warm_optimizer`` the optimiser's state is allocated before the first step.
+    The reference is the textbook form of "dazle", its parameters a copy. With ``warm_optimizer`` the optimiser's state
+    is allocated before the first step.
     """
-    method = our_method(shape, device)
+    method = our_method(shape, device, "dazle" if form == "reference" else form)
     model, phase = method.model, method.phases[0]
     loss, optimizer = phase.loss, phase.optimizer
     if form == "reference":
@@ -238,6 +247,7 @@ def _cpu(*keys: str) -> str:
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The flags every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--trial", action="store_true", help="tiny sizes: does it run? The figures mean nothing")
     made.add_argument("--csv", type=Path, default=None, help="write the rows there too (default: print only)")
     return made
 

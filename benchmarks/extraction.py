@@ -126,6 +126,8 @@ def rows(args: argparse.Namespace) -> list[Row]:
 
 def main() -> int:
     args = arguments().parse_args()
+    if args.trial:
+        args.backbone, args.input_size, args.images, args.plain, args.forwards = "mobilenet_v2", 64, (24, 64), 24, 1
     if args.run is not None:
         print(extract_here(args))
         return 0

@@ -2,7 +2,7 @@
 
     python -m benchmarks.feature_reading                       # a file of 2 GB, a minute or two
     python -m benchmarks.feature_reading --gigabytes 10        # the size of the goal: as much disk, memory as --hold
-    python -m benchmarks.feature_reading --gigabytes 0.1 --repeats 5 --folder .
+    python -m benchmarks.feature_reading --folder /other/disk
 
 Warm: the operating system holds the file in memory, as far as it fits. Cold: it was told to drop the file
 (posix_fadvise) before every batch. "read" is FeatureFile.read alone; "batch, streamed" is RegionFeatures.batch where
@@ -18,19 +18,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from math import isqrt
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 
-from benchmarks.common import SHAPES, Row, Shape, interleaved, milliseconds, our_method, parser, report, step_of
+from benchmarks.common import SHAPES, TRIAL, Row, Shape, interleaved, milliseconds, our_method, parser, report, step_of
 from benchmarks.data import make_feature_file
 from core.feature_file import FeatureFile
 from core.features import RegionFeatures
 
-D, GRID = 2048, (7, 7)
-R = GRID[0] * GRID[1]
 EPOCH = 5  # steps; epochs of each kind take turns, so that what else the computer does falls on all
 
 
@@ -92,10 +91,13 @@ def epoch(shape: Shape, args: argparse.Namespace) -> Callable[[RegionFeatures, i
 
 def rows(args: argparse.Namespace) -> list[Row]:
     """One row per way of getting a batch and training step."""
+    shapes = TRIAL if args.trial else SHAPES
+    D, side = shapes["CUB"].D, isqrt(shapes["CUB"].R)
+    R = side * side
     n = max(24, args.batch, round(args.gigabytes * 1e9 / (D * R * 2)))
-    steps = {name: interleaved({"ours": step_of("ours", SHAPES[name])}, args.repeats)["ours"] for name in SHAPES}
+    steps = interleaved({name: step_of("dazle", shape) for name, shape in shapes.items()}, args.repeats)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-        path = make_feature_file(Path(folder) / "features.hdf5", n)
+        path = make_feature_file(Path(folder) / "features.hdf5", n, D, (side, side))
         with FeatureFile(path) as file:
             few = min(n, 2000)  # what is held in full; more would take the memory that keeps the file warm
             held = RegionFeatures(file, np.arange(few), (R, D))
@@ -108,7 +110,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
                 features = RegionFeatures(file, np.arange(n), (R, D), budget=budget)
                 kind = f"as trained ({len(features.held) / n:.0%} held)" if budget != 0 else "streamed"
                 warm(file)
-                for name, shape in SHAPES.items():
+                for name, shape in shapes.items():
                     run = epoch(shape, args)
                     works = {"held": partial(run, held, few), kind: partial(run, features, n)}
                     taken = interleaved(works, -(-args.repeats // EPOCH))
@@ -136,6 +138,8 @@ def rows(args: argparse.Namespace) -> list[Row]:
 
 def main() -> int:
     args = arguments().parse_args()
+    if args.trial:
+        args.gigabytes, args.repeats, args.batch = 1e-4, 2, TRIAL["CUB"].B
     return report(rows(args), args)
 
 

@@ -14,14 +14,15 @@ import argparse
 import contextlib
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from benchmarks.common import (
     SHAPES,
+    TRIAL,
     Row,
     Shape,
     against,
@@ -38,7 +39,7 @@ from core.backbones import build_backbone
 from core.datasets import DATASETS
 from core.extraction import Normaliser
 from core.features import RegionFeatures
-from core.lockstep import drive
+from core.lockstep import drive, gradients
 from core.recipes import DAZLE_RECIPES, build
 from core.training import Fold, class_scores, training
 
@@ -51,7 +52,6 @@ def arguments() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=20, help="of the AWA2-sized run (default: %(default)s)")
     add("--seeds", type=int, nargs="+", default=[1, 5], help="numbers of seeds, one after another (default: 1 5)")
     add("--images", type=int, default=37322, help="images of the extraction (default: %(default)s, all of AWA2)")
-    add("--trial", action="store_true", help="tiny sizes")
     return made
 
 
@@ -93,12 +93,12 @@ def step_rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
         ("bf16 autocast", "highest", torch.bfloat16),
     ):
         with matmul_precision(precision):
-            works = {form: step_of(form, shape, args.device, autocast) for form in ("reference", "ours")}
+            works = {form: step_of(form, shape, args.device, autocast) for form in ("reference", "dazle")}
             times = interleaved(works, args.repeats, wait)
             memory = " -> ".join(megabytes(extra_memory(work, args.device)) for work in works.values())
             what = f"step, {shape}, {name}"
-            made.append(against(f"{what}, both in that type", times["reference"], times["ours"], memory))
-            made.append(peak_row(what, shape, times["ours"], autocast or torch.float32, args))
+            made.append(against(f"{what}, both in that type", times["reference"], times["dazle"], memory))
+            made.append(peak_row(what, shape, times["dazle"], autocast or torch.float32, args))
     return made
 
 
@@ -132,7 +132,7 @@ def peaks(dtype: torch.dtype, args: argparse.Namespace) -> tuple[float, float]:
 
 def run_rows(args: argparse.Namespace) -> list[Row]:
     """Training of AWA2's size from features resident in half precision, then scores of a third as many images."""
-    shape = replace(SHAPES["AWA2"], D=64, R=9) if args.trial else SHAPES["AWA2"]
+    shape = (TRIAL if args.trial else SHAPES)["AWA2"]
     counts = DATASETS["AWA2"].counts
     assert counts is not None
     fold = fold_of(shape, 500 if args.trial else counts.trainval)
@@ -145,6 +145,7 @@ def run_rows(args: argparse.Namespace) -> list[Row]:
     size = features.resident.numel() * features.resident.element_size()
     name = f"AWA2-sized run ({len(fold.train_rows)} x {shape.R} x {shape.D}, K={shape.K}, {args.epochs} epochs)"
     made = [Row(f"{name}: features to memory, float16", "", milliseconds(loading), "", megabytes(size))]
+    made.append(waiting_row(name, fold, features, args))
     steps = args.epochs * -(-len(fold.train_rows) // DAZLE_RECIPES["AWA2"].batch_size)
     for count in args.seeds:
         for how in ("one after another", "in lockstep") if count > 1 else ("alone",):
@@ -160,6 +161,27 @@ def run_rows(args: argparse.Namespace) -> list[Row]:
             per_step = f"{taken / count / steps * 1e3:.2f} ms per step and seed"
             made.append(Row(f"{name}: {count} seeds {how}", "", f"{taken:.1f} s", per_step, megabytes(peak)))
     return made
+
+
+def waiting_row(name: str, fold: Fold, features: RegionFeatures, args: argparse.Namespace) -> Row:
+    """How often the host waits for the device in five steps of training; tests/test_device.py promises never."""
+    method = build("dazle", DAZLE_RECIPES["AWA2"], fold, (features.R, features.D), 0, epochs=1, device=args.device)
+    run = training(method, features, fold, 0)
+    step = next(run)
+    cuda = args.device.startswith("cuda")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if cuda:
+            torch.cuda.set_sync_debug_mode("warn")
+        try:
+            for _ in range(5):
+                step = run.send(gradients([step])[0])
+        finally:
+            if cuda:
+                torch.cuda.set_sync_debug_mode("default")
+    run.close()
+    waits = sum("synchroniz" in str(warning.message) for warning in caught)
+    return Row(f"{name}: the host waits in five steps", "0", str(waits) if cuda else "not seen on a CPU")
 
 
 def train_seeds(
@@ -217,11 +239,9 @@ def main() -> int:
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("no GPU: this PyTorch sees no CUDA device, so there is nothing to measure here")
         return 0
-    shapes = list(SHAPES.values())
     if args.trial:
         args.repeats, args.epochs, args.seeds = 2, 1, [1, 2]
-        shapes = [replace(shape, D=64, R=9, B=8) for shape in shapes]
-    made = [row for shape in shapes for row in step_rows(shape, args)]
+    made = [row for shape in (TRIAL if args.trial else SHAPES).values() for row in step_rows(shape, args)]
     return report([*made, *run_rows(args), *whole_runs(args.device, args.trial), *extraction_rows(args)], args)
 
 

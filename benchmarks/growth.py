@@ -1,7 +1,7 @@
 """How cost grows: a training step with K, C and R, evaluation with N; drawn as curves.
 
     python -m benchmarks.growth                                   # about 3 minutes; images/benchmarks_growth.png
-    python -m benchmarks.growth --scale 0.1 --repeats 3 --out growth.png     # every size a tenth: a trial
+    python -m benchmarks.growth --trial --out growth.png          # does it run?
 
 The exponent is the slope between the two largest sizes on logarithmic axes: 1 is linear, less is better.
 """
@@ -19,7 +19,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 
-from benchmarks.common import SHAPES, Row, interleaved, milliseconds, parser, report, step_of
+from benchmarks.common import SHAPES, TRIAL, Row, Shape, interleaved, milliseconds, parser, report, step_of
 from core.evaluation import evaluate
 
 SIZES = {
@@ -33,7 +33,6 @@ SIZES = {
 def arguments() -> argparse.ArgumentParser:
     made = parser(__doc__)
     made.add_argument("--repeats", type=int, default=9, help="timed runs of each size (default: %(default)s)")
-    made.add_argument("--scale", type=float, default=1.0, help="multiplies every size (default: %(default)s)")
     made.add_argument("--out", type=Path, default=Path("images/benchmarks_growth.png"), help="default: %(default)s")
     return made
 
@@ -49,16 +48,15 @@ def evaluation_of(n: int, classes: int = 200, unseen: int = 50) -> Callable[[], 
     return lambda: evaluate(scores[0], labels[0], scores[1], labels[1], seen, rest, None)
 
 
-def curve(what: str, sizes: Sequence[int], repeats: int) -> list[float]:
+def curve(what: str, sizes: Sequence[int], base: Shape, repeats: int) -> list[float]:
     """Median seconds at each size; the sizes take turns, so that a slow moment meets all of them."""
-    base = SHAPES["CUB"]
     if what == "N":
         works = {str(n): evaluation_of(n) for n in sizes}
     else:
         works = {}
         for size in sizes:
             shape = replace(base, **{what: size})  # type: ignore[arg-type]
-            works[str(size)] = step_of("ours", replace(shape, unseen=shape.C // 4))
+            works[str(size)] = step_of("dazle", replace(shape, unseen=shape.C // 4))
     return list(interleaved(works, repeats).values())
 
 
@@ -82,9 +80,11 @@ def main() -> int:
     args = arguments().parse_args()
     matplotlib.use("Agg")
     curves, rows = {}, []
+    base, scale = (TRIAL["CUB"], 0.1) if args.trial else (SHAPES["CUB"], 1.0)
+    repeats = 1 if args.trial else args.repeats
     for what, (meaning, unscaled) in SIZES.items():
-        sizes = sorted({max(8, round(size * args.scale)) for size in unscaled})
-        taken = curve(what, sizes, args.repeats)
+        sizes = sorted({max(8, round(size * scale)) for size in unscaled})
+        taken = curve(what, sizes, base, repeats)
         curves[what] = (sizes, taken)
         exponent = log(taken[-1] / taken[-2]) / log(sizes[-1] / sizes[-2])
         work = "evaluation" if what == "N" else "training step"

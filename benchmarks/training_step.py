@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_step                                    # about 3 minutes on 2 CPU cores
     python -m benchmarks.training_step --shapes AWA2 --repeats 3          # a quick look
-    python -m benchmarks.training_step --memory-of ours --shapes CUB      # bytes, in this process (used by itself)
+    python -m benchmarks.training_step --memory-of dazle --shapes CUB      # bytes, in this process (used by itself)
 
 The forms take turns in one process (A B A B). Memory is measured in a fresh process for each: model, optimiser state
 and batch are there already, so what counts is what the step itself adds. That includes the gradients, which both forms
@@ -19,6 +19,7 @@ import torch
 from benchmarks.common import (
     EXACT_MEMORY,
     SHAPES,
+    TRIAL,
     PeakMemory,
     Row,
     Shape,
@@ -33,7 +34,7 @@ from benchmarks.common import (
     step_of,
 )
 
-FORMS = {"reference": ("reference", None), "ours": ("ours", None), "ours bf16": ("ours", torch.bfloat16)}
+FORMS = {"reference": ("reference", None), "dazle": ("dazle", None), "dazle bf16": ("dazle", torch.bfloat16)}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -55,15 +56,15 @@ def memory_of(form: str, shape: Shape) -> int:
     return memory.rise
 
 
-def rows(shape: Shape, repeats: int) -> list[Row]:
+def rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
     """The float32 row of a shape, and the bf16 row where the CPU has it."""
-    forms = [form for form in FORMS if form != "ours bf16" or has_bfloat16()]
+    forms = [form for form in FORMS if form != "dazle bf16" or has_bfloat16()]
     works = {form: step_of(FORMS[form][0], shape, autocast=FORMS[form][1]) for form in forms}
     losses = {form: float(works[form]()) for form in forms}  # of the same parameters and batch
-    if abs(losses["ours"] - losses["reference"]) > 1e-4 * abs(losses["reference"]):
+    if abs(losses["dazle"] - losses["reference"]) > 1e-4 * abs(losses["reference"]):
         raise SystemExit(f"{shape}: the forms disagree, losses {losses}")
-    times = interleaved(works, repeats)
-    flags = ("--shapes", shape.name, "--memory-of")
+    times = interleaved(works, args.repeats)
+    flags = ("--shapes", shape.name, *(["--trial"] if args.trial else []), "--memory-of")
     extra = {f: int(in_fresh_process("training_step", *flags, f, environment=EXACT_MEMORY)) for f in forms}
     gradients = sum(p.numel() * p.element_size() for p in our_method(shape).model.parameters() if p.requires_grad)
     made = []
@@ -71,17 +72,18 @@ def rows(shape: Shape, repeats: int) -> list[Row]:
         whole, beyond = ((extra["reference"] - g) / (extra[form] - g) for g in (0, gradients))
         memory = f"{megabytes(extra['reference'])} -> {megabytes(extra[form])} (1/{whole:.1f}; "
         memory += f"1/{beyond:.1f} beyond the {megabytes(gradients)} of gradients)"
-        name = "bf16 autocast" if form == "ours bf16" else "float32"
+        name = "bf16 autocast" if form == "dazle bf16" else "float32"
         made.append(against(f"training step, {shape}, {name}", times["reference"], times[form], memory))
     return made
 
 
 def main() -> int:
     args = arguments().parse_args()
+    shapes = [(TRIAL if args.trial else SHAPES)[name] for name in args.shapes]
     if args.memory_of:
-        print(memory_of(args.memory_of, SHAPES[args.shapes[0]]))
+        print(memory_of(args.memory_of, shapes[0]))
         return 0
-    return report([row for name in args.shapes for row in rows(SHAPES[name], args.repeats)], args)
+    return report([row for shape in shapes for row in rows(shape, args)], args)
 
 
 if __name__ == "__main__":

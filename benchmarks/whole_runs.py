@@ -81,7 +81,7 @@ def whole_runs(device: str, trial: bool, seeds: int = SEEDS) -> list[Row]:
         assert counts is not None
         images = (counts.trainval, counts.test_seen, counts.test_unseen)
         if trial:
-            images, seeds = (20 * shape.C, 4 * shape.C, 4 * shape.unseen), 2
+            images, seeds = (6 * shape.C, 2 * shape.C, 2 * shape.unseen), 2
             shape = replace(shape, D=32, R=4)
         metadata = metadata_of(shape, images)
         source, rows = Generated(shape.D, shape.R), np.arange(sum(images))
@@ -133,7 +133,6 @@ def arguments() -> argparse.ArgumentParser:
     made = parser(__doc__)
     made.add_argument("--device", default="cuda", help="default: %(default)s")
     made.add_argument("--seeds", type=int, default=SEEDS, help="default: %(default)s")
-    made.add_argument("--trial", action="store_true", help="tiny sizes")
     return made
 
 
