@@ -48,7 +48,11 @@ _CHILD_MEMORY, _CHILD_SECONDS, _REFUSED = 4 << 30, 60, 65
 
 
 class FeatureFile:
-    """Reads a finished feature file, new layout or DAZLE's; rows on demand, never the whole array."""
+    """Reads a finished feature file, new layout or DAZLE's; rows on demand, never the whole array.
+
+    Worker processes may read it too: a forked one shares the descriptor, whose position no reading uses, one that is
+    given a pickled reader opens the file anew.
+    """
 
     def __init__(self, path: Path | str) -> None:
         """Open and check everything but the features.
@@ -123,6 +127,9 @@ class FeatureFile:
             raise ValueError("its seal is of other features")
         self._whole = np.zeros(n, dtype=bool)  # rows whose checksum was right when they were first read
         self._sums = np.zeros(n, dtype=np.uint64)  # of their words then
+
+    def __reduce__(self) -> tuple[type[FeatureFile], tuple[Path]]:
+        return FeatureFile, (self.path.absolute(),)
 
     def _names(self, file: h5py.File, key: str) -> list[str] | None:
         if key not in file:

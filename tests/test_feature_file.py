@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -287,3 +289,37 @@ def test_the_sum_of_words_notices_every_flipped_bit(n: int) -> None:
         assert word_sum(values) != before
         values[bit // 8] ^= 1 << bit % 8
     assert word_sum(values) == before
+
+
+_inherited: FeatureFile | None = None
+
+
+def _read(given: FeatureFile | None, seed: int) -> np.ndarray:
+    """What a worker process does; without a reader of its own it uses the one it was forked with."""
+    file = given or _inherited
+    assert file is not None
+    rng = np.random.default_rng(seed)
+    return np.concatenate([file.read(rng.integers(0, 60, 20)) for _ in range(30)])
+
+
+@pytest.mark.parametrize("layout", ["new", "old"])
+@pytest.mark.parametrize("how", ["fork", "spawn", "inherited"])
+def test_worker_processes_read_what_the_parent_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, layout: str
+) -> None:
+    path = write(tmp_path / "new.hdf5")
+    if layout == "old":
+        with h5py.File(path) as new, h5py.File(tmp_path / "old.hdf5", "w") as old:
+            for key in ("labels", "trainval_loc", "test_seen_loc", "test_unseen_loc", "att"):
+                old[key] = new[key][()]
+            old.create_dataset("feature_map", data=new["feature_map"][()].astype(np.float32), compression="gzip")
+        path = tmp_path / "old.hdf5"
+    context = multiprocessing.get_context("spawn" if how == "spawn" else "fork")
+    with FeatureFile(path) as file:
+        expected = [_read(file, seed) for seed in range(4)]
+        monkeypatch.setattr(sys.modules[__name__], "_inherited", file if how == "inherited" else None)
+        with ProcessPoolExecutor(2, context) as pool:
+            found = pool.map(_read, [None if how == "inherited" else file] * 4, range(4))
+            for seed, (a, b) in enumerate(zip(expected, found, strict=True)):
+                assert np.array_equal(a, b), seed
+                assert np.array_equal(a, _read(file, seed))  # the parent reads meanwhile
