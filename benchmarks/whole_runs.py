@@ -1,6 +1,7 @@
 """Whole experiments of `vsmr` of the three data sets' sizes: validation, refit, test scores, every file written.
 
     python -m benchmarks.whole_runs                        # 5 seeds each on a GPU, one after another and in lockstep
+    python -m benchmarks.whole_runs --device cpu --seeds 1 # one seed each on the CPU; needs 10 GB of memory
     python -m benchmarks.whole_runs --device cpu --trial   # tiny sizes on the CPU: does the script run?
 
 The features are generated (their values do not matter for time), the classes and numbers of images are the real ones.
@@ -74,14 +75,22 @@ def metadata_of(shape: Shape, images: tuple[int, int, int]) -> Metadata:
 
 def whole_runs(device: str, trial: bool, seeds: int = SEEDS) -> list[Row]:
     """Seconds of all seeds of each data set, the loading of the features included, and of all data sets."""
-    made = []
-    total = {"one after another": 0.0, "in lockstep": 0.0}
+    if trial:
+        seeds = 2
+    ways = {"one after another": 1} | ({"in lockstep": seeds} if seeds > 1 else {})  # seeds at a time
+    made, total = [], dict.fromkeys(ways, 0.0)
+
+    def row(what: str, taken: dict[str, float], unit: float, name: str) -> Row:
+        alone, *lockstep = taken.values()
+        figures = [f"{alone / unit:.1f} {name}", *(f"{t / unit:.1f} {name}" for t in lockstep)]
+        return Row(f"{what}: {', '.join(ways)}", *figures, *(f"{alone / t:.2f}x" for t in lockstep))
+
     for shape in SHAPES.values():
         counts = DATASETS[shape.name].counts
         assert counts is not None
         images = (counts.trainval, counts.test_seen, counts.test_unseen)
         if trial:
-            images, seeds = (6 * shape.C, 2 * shape.C, 2 * shape.unseen), 2
+            images = (6 * shape.C, 2 * shape.C, 2 * shape.unseen)
             shape = replace(shape, D=32, R=4)
         metadata = metadata_of(shape, images)
         source, rows = Generated(shape.D, shape.R), np.arange(sum(images))
@@ -89,24 +98,14 @@ def whole_runs(device: str, trial: bool, seeds: int = SEEDS) -> list[Row]:
         features = RegionFeatures(source, rows, (shape.R, shape.D), device)
         loading = time.perf_counter() - started
         taken = {}
-        for how, bundle in (("one after another", 1), ("in lockstep", seeds)):
+        for how, bundle in ways.items():
             started = time.perf_counter()
             for first in range(0, seeds, bundle):
                 experiment(shape, metadata, features, range(first, first + bundle))
             taken[how] = loading + time.perf_counter() - started
             total[how] += taken[how]
-        alone, lockstep = taken["one after another"], taken["in lockstep"]
-        made.append(
-            Row(
-                f"vsmr, {seeds} seeds of {shape}, {sum(images)} images: alone, in lockstep",
-                f"{alone:.1f} s",
-                f"{lockstep:.1f} s",
-                f"{alone / lockstep:.2f}x",
-            )
-        )
-    alone, lockstep = total["one after another"], total["in lockstep"]
-    made.append(Row("all of these", f"{alone / 60:.1f} min", f"{lockstep / 60:.1f} min", f"{alone / lockstep:.2f}x"))
-    return made
+        made.append(row(f"vsmr, {seeds} seeds of {shape}, {sum(images)} images", taken, 1, "s"))
+    return [*made, row("all of these", total, 60, "min")]
 
 
 def experiment(shape: Shape, metadata: Metadata, features: RegionFeatures, seeds: range) -> None:
