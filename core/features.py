@@ -16,7 +16,6 @@ from core.errors import UserError
 
 RESIDENT_BYTES = 8 << 30  # features are held in memory up to this size, the rest is streamed from the file
 _SHARE = 0.6  # of the memory that is free, at most
-_BLOCK = 256  # images per read while filling the memory
 _CACHED = 4  # images normalised at a time: their 3 MB stay in the processor's cache (256 take half as long again)
 
 
@@ -72,6 +71,9 @@ class RegionFeatures:
         """
         self.source = source
         self.device = torch.device(device)
+        # images taken at a time where no gradient is needed; glibc gives tensors above 32 MB back to the system after
+        # each use, and taking them anew cost up to half of the time (AWA2's sizes, blocks of 256)
+        self.block = 64 if self.device.type == "cpu" else 256
         self.R, self.D = shape
         budget = min(RESIDENT_BYTES, int(_SHARE * free_bytes(self.device))) if budget is None else budget
         unique, first = np.unique(rows, return_index=True)
@@ -79,8 +81,8 @@ class RegionFeatures:
         self._position = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # in held; -1: streamed
         self._position[held] = np.arange(len(held))
         self.held = torch.empty(len(held), self.R, self.D, dtype=torch.float16, device=self.device)
-        for start in range(0, len(held), _BLOCK):
-            block = held[start : start + _BLOCK]
+        for start in range(0, len(held), self.block):
+            block = held[start : start + self.block]
             self.held[start : start + len(block)] = self._load(block, torch.float16)
         self.resident = self.held if len(held) == len(unique) else None
         self._index = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # in _means
@@ -109,6 +111,11 @@ class RegionFeatures:
         elif len(rows):
             positions = on_device(torch.from_numpy(self._position[np.concatenate(rows)]), self.device)
             yield from map(self._pick, positions.split([len(r) for r in rows]))
+
+    def blocks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """All of ``rows`` in blocks, for what needs no gradient: their numbers and :meth:`batch`."""
+        blocks = [rows[start : start + self.block] for start in range(0, len(rows), self.block)]
+        yield from zip(blocks, self.batches(blocks), strict=True)
 
     def _pick(self, positions: Tensor) -> Tensor:
         return self.held.index_select(0, positions).float()
@@ -151,8 +158,7 @@ class RegionFeatures:
         """(B,D) mean over regions, each row computed once."""
         index = self._index[rows]
         missing = np.unique(rows[~self._has_mean[index]])
-        blocks = [missing[start : start + _BLOCK] for start in range(0, len(missing), _BLOCK)]
-        for block, x in zip(blocks, self.batches(blocks), strict=True):
+        for block, x in self.blocks(missing):
             self._means[torch.from_numpy(self._index[block]).to(self.device)] = x.mean(dim=1)
             self._has_mean[self._index[block]] = True
         return self._means.index_select(0, on_device(torch.from_numpy(index), self.device))

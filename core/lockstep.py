@@ -112,7 +112,7 @@ def _drive(runs: Sequence[Run[T]]) -> list[T]:
             for number, step in waiting.items():
                 key = step.stackable() if len(runs) > 1 else None
                 groups[number if key is None else key].append(number)
-            for numbers in groups.values():
+            for numbers in map(sorted, groups.values()):  # in the stack's order, however they came
                 steps = [waiting.pop(number) for number in numbers]
                 stack = stack_of(numbers, [step.model for step in steps])
                 for number, losses in zip(numbers, gradients(steps, stack), strict=True):

@@ -54,10 +54,7 @@ def published_procedure(model: VSMRStaged, features: RegionFeatures, fold: Fold)
     model.eval()
 
     def image_features(rows: np.ndarray) -> torch.Tensor:
-        parts = []
-        for start in range(0, len(rows), 256):
-            x = features.batch(rows[start : start + 256])
-            parts.append(model.image_features(x, model.predicted_mask(x)))
+        parts = [model.image_features(x, model.predicted_mask(x)) for _, x in features.blocks(rows)]
         return F.normalize(torch.cat(parts), dim=1)
 
     f_unseen = image_features(fold.unseen_rows)  # (N,D)

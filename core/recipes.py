@@ -322,10 +322,9 @@ def _staged(r: StagedRecipe, space: ClassSpace, D: int, seed: int, epochs: int, 
     def finish(features: RegionFeatures, fold: Fold) -> None:
         total = torch.zeros_like(model.prototypes)
         model.eval()
-        for start in range(0, len(fold.train_rows), 256):
-            rows = fold.train_rows[start : start + 256]
-            labels = torch.from_numpy(fold.train_labels[start : start + 256]).to(total.device)
-            model.accumulate(features.batch(rows), labels, total)
+        labels = torch.from_numpy(fold.train_labels).to(total.device).split(features.block)
+        for (_, x), y in zip(features.blocks(fold.train_rows), labels, strict=True):
+            model.accumulate(x, y, total)
         counts = torch.from_numpy(np.bincount(fold.train_labels, minlength=len(total))).to(total)
         model.finish(total, counts)
 

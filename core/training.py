@@ -290,11 +290,10 @@ def _restore(
 
 
 @torch.no_grad()
-def class_scores(model: Any, features: RegionFeatures, rows: np.ndarray, batch: int = 256) -> np.ndarray:
+def class_scores(model: Any, features: RegionFeatures, rows: np.ndarray) -> np.ndarray:
     """(N,C) float32 scores of the images in ``rows``, in evaluation mode."""
     model.eval()
-    blocks = [rows[i : i + batch] for i in range(0, len(rows), batch)]
-    return torch.cat([model.class_scores(x) for x in features.batches(blocks)]).cpu().numpy()
+    return torch.cat([model.class_scores(x) for _, x in features.blocks(rows)]).cpu().numpy()
 
 
 @contextlib.contextmanager

@@ -68,6 +68,7 @@ def test_a_crossing_is_seen(features):
 def test_scores_are_brought_back_in_one_piece(toy, features):
     fold = fold_of(toy, W2V)
     model = build("dazle", RECIPES["dazle"], fold, (features.R, features.D), 0, device="meta").model
+    features.block = 16
     with Crossings() as crossings, pytest.raises(NotImplementedError, match="no data"):  # the first one back
-        class_scores(model, features, np.arange(90), batch=16)
+        class_scores(model, features, np.arange(90))
     assert crossings.seen == ["aten._to_copy.default"]  # the row numbers, of all batches
