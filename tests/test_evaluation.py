@@ -99,3 +99,18 @@ def test_a_class_of_neither_side_is_never_predicted():
     scores = np.array([[0.1, 0.2, 9.0, 0.3]])  # class 2 has no images on either side
     assert predict(scores, np.array([0, 1]), np.array([3]), 0.0).tolist() == [3]
     assert predict(scores, np.array([0, 1]), np.array([3]), -1.0).tolist() == [1]
+
+
+@pytest.mark.parametrize("n", [511, 512, 513, 1300])
+def test_more_images_than_are_taken_at_a_time(n):
+    rng = np.random.default_rng(n)
+    scores = rng.normal(size=(n, 9))
+    seen, unseen = np.array([0, 3, 4, 7, 8]), np.array([1, 2, 5])
+    ys, yu = np.resize(seen, n), np.resize(unseen, n)
+    m = evaluate(scores, ys, scores[::-1], yu, seen, unseen, 0.3)
+    said_s = predict(scores, seen, unseen, 0.3)
+    said_u = predict(scores[::-1], seen, unseen, 0.3)
+    assert np.isclose(m.S, per_class_accuracy(said_s, ys, seen).mean())
+    assert np.isclose(m.U, per_class_accuracy(said_u, yu, unseen).mean())
+    best = unseen[scores[::-1][:, unseen].argmax(axis=1)]
+    assert np.isclose(m.T1, per_class_accuracy(best, yu, unseen).mean())
