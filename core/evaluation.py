@@ -54,6 +54,11 @@ class CalibrationCurve:
     S: np.ndarray  # (T+1,) never rises
 
     @property
+    def T1(self) -> float:
+        """Accuracy among unseen classes alone, which is U where γ excludes the seen ones."""
+        return float(self.U[-1])
+
+    @property
     def area(self) -> float:
         """AUSUC: exact area, by trapezoids between the points of the curve, from U = 0 on."""
         u = np.concatenate([[0.0], self.U])
@@ -156,9 +161,7 @@ def evaluate(
     curve = calibration_curve(scores_seen, labels_seen, scores_unseen, labels_unseen, seen, unseen)
     gamma = curve.best() if gamma is None else gamma
     u, s = curve.at(gamma)
-    zsl = unseen[scores_unseen.take(unseen, axis=1).argmax(axis=1)]
-    t1 = float(per_class_accuracy(zsl, labels_unseen, unseen).mean())
-    return Metrics(T1=t1, U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=float(gamma))
+    return Metrics(T1=curve.T1, U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=float(gamma))
 
 
 def predict(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import UserError
-from core.evaluation import calibration_curve, evaluate, harmonic, per_class_accuracy, predict
+from core.evaluation import _CACHED, calibration_curve, evaluate, harmonic, per_class_accuracy, predict
 
 SEEN, UNSEEN = np.array([0, 2]), np.array([1, 3])
 
@@ -101,7 +101,7 @@ def test_a_class_of_neither_side_is_never_predicted():
     assert predict(scores, np.array([0, 1]), np.array([3]), -1.0).tolist() == [1]
 
 
-@pytest.mark.parametrize("n", [511, 512, 513, 1300])
+@pytest.mark.parametrize("n", [_CACHED - 1, _CACHED, _CACHED + 1, 2 * _CACHED + 276])
 def test_more_images_than_are_taken_at_a_time(n):
     rng = np.random.default_rng(n)
     scores = rng.normal(size=(n, 9))
