@@ -1,6 +1,6 @@
 """All benchmarks, one table: results/benchmarks.md and results/benchmarks.csv.
 
-    python -m benchmarks.run                # on a machine that does nothing else; 13 minutes on 2 CPU cores
+    python -m benchmarks.run                # on a machine that does nothing else; 9 minutes on 2 CPU cores
     python -m benchmarks.run --trial        # tiny sizes: does everything run? The figures mean nothing
 
 Each benchmark runs in a process of its own, so none meets the memory or the threads of another. The columns: reference
