@@ -7,11 +7,11 @@
     python AWA2_ours.py                                     # vsmr, one seed
     python AWA2_ours.py --method dazle --seeds 5            # mean ± std over five seeds
 
-The course of events is core/cli.py:drive, the model core/VSMR.py on core/DAZLE.py, the numbers core/recipes.py.
+The course of events is core/commands/train.py:drive; the method is core/VSMR.py on core/DAZLE.py.
 """
 
-from core.cli import drive
-from core.errors import run_cli
+from core.commands.train import drive
+from core.files.errors import run_cli
 
 if __name__ == "__main__":
     raise SystemExit(run_cli(lambda: drive("AWA2", __doc__)))

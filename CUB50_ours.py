@@ -8,11 +8,11 @@
     python CUB50_ours.py --method dazle --seeds 5            # mean ± std over five seeds
     python CUB50_ours.py --split cub50               # the authors' 40+10 class subset
 
-The course of events is core/cli.py:drive, the model core/VSMR.py on core/DAZLE.py, the numbers core/recipes.py.
+The course of events is core/commands/train.py:drive; the method is core/VSMR.py on core/DAZLE.py.
 """
 
-from core.cli import drive
-from core.errors import run_cli
+from core.commands.train import drive
+from core.files.errors import run_cli
 
 if __name__ == "__main__":
     raise SystemExit(run_cli(lambda: drive("CUB", __doc__)))

@@ -24,7 +24,7 @@ from torch import Tensor
 from benchmarks.reference import ReferenceDAZLE
 from core.DAZLE import DAZLE, ClassSpace
 from core.recipes import DAZLE_RECIPES, build, recipe_of
-from core.training import Fold, Method
+from core.training.loop import Fold, Method
 from core.VSMR import VSMR
 
 ROOT = Path(__file__).resolve().parent.parent

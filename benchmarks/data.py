@@ -10,9 +10,9 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from core.datasets import DEMO
-from core.feature_writer import Content, Writer
-from core.xlsa17 import Metadata
+from core.datasets.registry import DEMO
+from core.datasets.xlsa17 import Metadata
+from core.features.writer import Content, Writer
 
 _DIFFERENT = 64  # different images or rows; the others repeat them
 

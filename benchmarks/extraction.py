@@ -26,10 +26,10 @@ import torch
 from benchmarks.common import Row, in_fresh_process, megabytes, parser, report
 from benchmarks.data import make_images
 from benchmarks.reference import plain_extraction
-from core.backbones import FrozenBackbone, build_backbone
-from core.datasets import DEMO
-from core.extraction import BATCH_SIZE, DTYPES, extract
-from core.feature_file import FeatureFile
+from core.datasets.registry import DEMO
+from core.features.backbones import FrozenBackbone, build_backbone
+from core.features.extraction import BATCH_SIZE, DTYPES, extract
+from core.features.feature_file import FeatureFile
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -27,8 +27,8 @@ import torch
 
 from benchmarks.common import SHAPES, TRIAL, Row, Shape, interleaved, milliseconds, our_method, parser, report, step_of
 from benchmarks.data import make_feature_file
-from core.feature_file import FeatureFile
-from core.features import RegionFeatures
+from core.features.feature_file import FeatureFile
+from core.features.regions import RegionFeatures
 
 EPOCH = 5  # steps; epochs of each kind take turns, so that what else the computer does falls on all
 

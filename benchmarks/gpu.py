@@ -35,13 +35,13 @@ from benchmarks.common import (
     step_of,
 )
 from benchmarks.whole_runs import Generated, whole_runs
-from core.backbones import build_backbone
-from core.datasets import DATASETS
-from core.extraction import Normaliser
-from core.features import RegionFeatures
+from core.datasets.registry import DATASETS
+from core.features.backbones import build_backbone
+from core.features.extraction import Normaliser
+from core.features.regions import RegionFeatures
 from core.lockstep import drive, gradients
 from core.recipes import DAZLE_RECIPES, build
-from core.training import Fold, class_scores, training
+from core.training.loop import Fold, class_scores, training
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from benchmarks.common import SHAPES, TRIAL, Row, Shape, interleaved, milliseconds, parser, report, step_of
-from core.evaluation import evaluate
+from core.training.evaluation import evaluate
 
 SIZES = {
     "K": ("attributes", (40, 80, 160, 320, 640)),

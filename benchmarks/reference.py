@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision import transforms
 
-from core.backbones import IMAGENET_MEAN, IMAGENET_STD
 from core.DAZLE import DAZLE
+from core.features.backbones import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ReferenceDAZLE(nn.Module):

@@ -22,12 +22,12 @@ import torch
 
 from benchmarks.common import SHAPES, Row, Shape, parser, report
 from benchmarks.data import random_maps
-from core.datasets import DATASETS
-from core.experiment import RunConfig, running
-from core.features import RegionFeatures
+from core.datasets.registry import DATASETS
+from core.datasets.xlsa17 import VALIDATION_SEED, Metadata, class_disjoint_split
+from core.experiments.run import RunConfig, running
+from core.features.regions import RegionFeatures
 from core.lockstep import drive
 from core.recipes import most_epochs, recipe_of
-from core.xlsa17 import VALIDATION_SEED, Metadata, class_disjoint_split
 
 SEEDS = 5
 _BANK = 509  # different generated images; the others repeat them, rotated through the data set

@@ -47,7 +47,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.DAZLE import Attended, ClassSpace
-from core.errors import UserError
+from core.files.errors import UserError
 from core.MSDN import classification_losses, margins
 
 _FREQUENCIES = 8  # of the sinusoids of each of the four numbers

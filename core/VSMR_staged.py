@@ -7,7 +7,7 @@ Journal of Electronic Imaging 33(5) 053041, 2024. Reading order is the order of 
     2 seen visual prototypes  P_c = mean of f over the class's training images
     3 semantic transfer       autoencoder E, D of class attributes with E(A_c) near P_c
     4 prediction              cosine of f with P (seen) and E(A) (unseen)
-    5 transductive            unseen prototypes averaged with nearest test features (core/published.py, never headline)
+    5 transductive            unseen prototypes averaged with nearest test features (never headline)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class StagedRecipe:
 
 
 class VSMRStaged(nn.Module):
-    """The five published stages; training them is :mod:`core.training`'s and :meth:`finish`'s work."""
+    """The five published stages; training them is :mod:`core.training.loop`'s and :meth:`finish`'s work."""
 
     gamma = 0.0  # no calibration was published
     steps_alone = True  # core/lockstep.py: how many classes a batch holds decides the shapes of its loss

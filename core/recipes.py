@@ -11,10 +11,10 @@ import torch
 
 from core.DAZLE import DAZLE, ClassSpace
 from core.ESZSL import ESZSL, GRID, EszslRecipe
-from core.features import RegionFeatures
+from core.features.regions import RegionFeatures
 from core.MSDN import MSDN
 from core.preparation import prepared_attributes
-from core.training import Batches, Fold, Method, Phase, seeded
+from core.training.loop import Batches, Fold, Method, Phase, seeded
 from core.TransZero import TransZero
 from core.VSMR import VSMR, JointRecipe
 from core.VSMR_staged import StagedRecipe, VSMRStaged

@@ -3,8 +3,8 @@
 An interrupted download continues with the same command. Pages beside this file say what each data set is.
 """
 
-from core.download import main
-from core.errors import run_cli
+from core.datasets.download import main
+from core.files.errors import run_cli
 
 if __name__ == "__main__":
     raise SystemExit(run_cli(main))

@@ -7,9 +7,9 @@
 writes w2v/SUN_attribute.pkl and, beside it, a .json with source, words and out-of-vocabulary words.
 """
 
-from core.attributes import main
-from core.datasets import SUN
-from core.errors import run_cli
+from core.datasets.attributes import main
+from core.datasets.registry import SUN
+from core.files.errors import run_cli
 
 if __name__ == "__main__":
     raise SystemExit(run_cli(lambda: main(SUN)))

@@ -6,9 +6,9 @@ reads the images and xlsa17's .mat files under data/ (see data/AWA2.md) and writ
 data/AWA2/feature_map_ResNet_101_AWA2.hdf5. Interrupted? The same command continues. --help lists every option.
 """
 
-from core.datasets import AWA2
-from core.errors import run_cli
-from core.extraction import main
+from core.datasets.registry import AWA2
+from core.features.extraction import main
+from core.files.errors import run_cli
 
 if __name__ == "__main__":
     raise SystemExit(run_cli(lambda: main(AWA2)))

@@ -6,9 +6,9 @@ reads the images and xlsa17's .mat files under data/ (see data/CUB.md) and write
 data/CUB/feature_map_ResNet_101_CUB.hdf5. Interrupted? The same command continues. --help lists every option.
 """
 
-from core.datasets import CUB
-from core.errors import run_cli
-from core.extraction import main
+from core.datasets.registry import CUB
+from core.features.extraction import main
+from core.files.errors import run_cli
 
 if __name__ == "__main__":
     raise SystemExit(run_cli(lambda: main(CUB)))

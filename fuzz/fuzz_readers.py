@@ -44,13 +44,15 @@ from gensim.models import KeyedVectors
 from PIL import Image
 from torch import nn
 
-from core import attributes, backbones, download, feature_file, feature_writer
-from core.checkpoint import load_checkpoint, save_checkpoint
-from core.datasets import DataSet
-from core.errors import UserError
-from core.extraction import load_image
-from core.files import load_array_pickle
-from core.xlsa17 import Metadata, read_mat_files
+from core.datasets import attributes, download
+from core.datasets.registry import DataSet
+from core.datasets.xlsa17 import Metadata, read_mat_files
+from core.features import backbones, feature_file
+from core.features import writer as feature_writer
+from core.features.extraction import load_image
+from core.files.atomic import load_array_pickle
+from core.files.errors import UserError
+from core.training.checkpoint import load_checkpoint, save_checkpoint
 
 MEMORY = 2 << 30  # bytes of address space a worker may add
 SECONDS = 15  # for one input; reading the corpus itself takes milliseconds

@@ -276,18 +276,18 @@ def cuts(work: Work, times: int, seed: int, folder: Path, control: bool, keep: P
 
 def works(folder: Path) -> list[Work]:
     """A small extraction and a small training run, those that the tests kill."""
-    import core.feature_writer
-    from core.checkpoint import load_checkpoint
-    from core.datasets import DEMO
-    from core.experiment import code_version
-    from core.extraction import extract
-    from core.verify import check
-    from core.xlsa17 import read_mat_files
+    import core.features.writer
+    from core.commands.verify import check
+    from core.datasets.registry import DEMO
+    from core.datasets.xlsa17 import read_mat_files
+    from core.experiments.run import code_version
+    from core.features.extraction import extract
+    from core.training.checkpoint import load_checkpoint
     from tests import test_training
     from tests.conftest import TOY, toy_mats
     from tests.test_extraction import TINY, make_data
 
-    core.feature_writer._FLUSH_ROWS = 8
+    core.features.writer._FLUSH_ROWS = 8
     code_version()  # once for all runs: a source edited meanwhile is no power cut
     options: dict[str, Any] = dict(TINY)
     data = make_data(folder / "data", 150)

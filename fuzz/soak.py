@@ -25,12 +25,12 @@ import scipy.io
 import torch
 from PIL import Image
 
-from core.checkpoint import load_checkpoint, save_checkpoint
-from core.datasets import DEMO
-from core.errors import UserError
-from core.extraction import extract
-from core.feature_file import FeatureFile, verify
-from core.features import RegionFeatures
+from core.datasets.registry import DEMO
+from core.features.extraction import extract
+from core.features.feature_file import FeatureFile, verify
+from core.features.regions import RegionFeatures
+from core.files.errors import UserError
+from core.training.checkpoint import load_checkpoint, save_checkpoint
 
 IMAGES = 240
 WARM_UP = 20  # rounds after which allocators have what they keep

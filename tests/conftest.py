@@ -7,9 +7,9 @@ import pytest
 import scipy.io
 import torch
 
-from core.datasets import Counts, DataSet
+from core.datasets.registry import Counts, DataSet
+from core.datasets.xlsa17 import read_mat_files
 from core.DAZLE import ClassSpace
-from core.xlsa17 import read_mat_files
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import attributes as A
-from core.datasets import AWA2, CUB, SUN
-from core.errors import UserError
-from core.files import load_array_pickle
+from core.datasets import attributes as A
+from core.datasets.registry import AWA2, CUB, SUN
+from core.files.atomic import load_array_pickle
+from core.files.errors import UserError
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not (SHARED / "w2v").is_dir(), reason="no ../shared/data")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from core.DAZLE import ClassSpace
-from core.errors import UserError
+from core.files.errors import UserError
 from core.MSDN import MSDN, classification_losses, distillation, margins
 from core.TransZero import TransZero, relative_geometry
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from core.cli import check_same_split, drive
-from core.errors import UserError
+from core.commands.train import check_same_split, drive
+from core.files.errors import UserError
 from tests.conftest import TOY, toy_mats
 
 

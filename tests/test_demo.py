@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from core import demo, demo_backbone, demo_drawing
-from core.datasets import DEMO
-from core.errors import UserError
-from core.xlsa17 import read_metadata
+from core.datasets.registry import DEMO
+from core.datasets.xlsa17 import read_metadata
+from core.demo import backbone as demo_backbone
+from core.demo import dataset as demo
+from core.demo import drawing as demo_drawing
+from core.files.errors import UserError
 
 SIZES = {"images_per_class": 5, "seen": 8, "unseen": 2}
 

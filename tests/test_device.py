@@ -10,10 +10,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from core.features import RegionFeatures
+from core.features.regions import RegionFeatures
 from core.lockstep import gradients
 from core.recipes import build
-from core.training import class_scores, training
+from core.training.loop import class_scores, training
 from tests.conftest import ToyFeatures
 from tests.test_training import RECIPES, W2V, fold_of
 

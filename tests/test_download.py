@@ -12,8 +12,8 @@ import zipfile
 
 import pytest
 
-from core import download as D
-from core.errors import UserError
+from core.datasets import download as D
+from core.files.errors import UserError
 
 CONTENT = bytes(range(256)) * 400
 

@@ -25,8 +25,8 @@ import scipy.io
 from PIL import Image
 from safetensors.torch import save_file
 
-from core.backbones import build_backbone
-from core.datasets import CUB50_SEEN, CUB50_UNSEEN, DATASETS
+from core.datasets.registry import CUB50_SEEN, CUB50_UNSEEN, DATASETS
+from core.features.backbones import build_backbone
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")

@@ -9,8 +9,8 @@ import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import UserError
-from core.evaluation import _CACHED, calibration_curve, evaluate, harmonic, per_class_accuracy, predict
+from core.files.errors import UserError
+from core.training.evaluation import _CACHED, calibration_curve, evaluate, harmonic, per_class_accuracy, predict
 
 SEEN, UNSEEN = np.array([0, 2]), np.array([1, 3])
 

@@ -21,12 +21,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
 
-from core.backbones import build_backbone, file_form
-from core.datasets import CUB, DEMO
-from core.errors import UserError
-from core.extraction import extract, load_image
-from core.feature_file import FeatureFile
-from core.xlsa17 import read_metadata
+from core.datasets.registry import CUB, DEMO
+from core.datasets.xlsa17 import read_metadata
+from core.features.backbones import build_backbone, file_form
+from core.features.extraction import extract, load_image
+from core.features.feature_file import FeatureFile
+from core.files.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -176,8 +176,8 @@ def test_no_image_at_all_is_said_at_once(tmp_path: Path) -> None:
 _KILLED = """
 import sys
 from pathlib import Path
-import core.feature_writer
-core.feature_writer._FLUSH_ROWS = 8
+import core.features.writer
+core.features.writer._FLUSH_ROWS = 8
 from tests.test_extraction import *
 extract(DEMO, Path(sys.argv[1]), Path(sys.argv[2]), **TINY)
 """

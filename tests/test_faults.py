@@ -20,16 +20,17 @@ import scipy.io
 import torch
 from PIL import Image
 
-from core import attributes, files
-from core.backbones import build_backbone
-from core.checkpoint import load_checkpoint, save_checkpoint
-from core.datasets import DEMO
-from core.errors import UserError
-from core.extraction import Normaliser, extract, load_image
-from core.feature_file import FeatureFile, verify
-from core.feature_writer import Writer
-from core.features import RegionFeatures
-from core.files import atomic_path, write_bytes
+from core.datasets import attributes
+from core.datasets.registry import DEMO
+from core.features.backbones import build_backbone
+from core.features.extraction import Normaliser, extract, load_image
+from core.features.feature_file import FeatureFile, verify
+from core.features.regions import RegionFeatures
+from core.features.writer import Writer
+from core.files import atomic as files
+from core.files.atomic import atomic_path, write_bytes
+from core.files.errors import UserError
+from core.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.test_extraction import TINY, make_data
 from tests.test_feature_file import SHAPE, content, maps, metadata, write
 

@@ -16,12 +16,12 @@ import h5py
 import numpy as np
 import pytest
 
-from core.datasets import DEMO
-from core.errors import UserError
-from core.feature_file import FeatureFile, verify
-from core.feature_layout import fletcher32, word_sum
-from core.feature_writer import Content, Writer
-from core.xlsa17 import Metadata
+from core.datasets.registry import DEMO
+from core.datasets.xlsa17 import Metadata
+from core.features.feature_file import FeatureFile, verify
+from core.features.layout import fletcher32, word_sum
+from core.features.writer import Content, Writer
+from core.files.errors import UserError
 
 SHAPE = (8, 7, 7)
 

@@ -5,8 +5,8 @@ import pickle
 import numpy as np
 import pytest
 
-from core.errors import UserError, run_cli
-from core.files import atomic_path, load_array_pickle, write_bytes
+from core.files.atomic import atomic_path, load_array_pickle, write_bytes
+from core.files.errors import UserError, run_cli
 
 
 def test_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):

@@ -23,14 +23,15 @@ import scipy.io
 import torch
 from PIL import Image
 
-from core import attributes, download, feature_file
-from core.backbones import build_backbone
-from core.errors import UserError
-from core.extraction import load_image
-from core.feature_file import FeatureFile
-from core.files import load_array_pickle, read_json
-from core.matfile import read_mat
-from core.xlsa17 import read_mat_files
+from core.datasets import attributes, download
+from core.datasets.xlsa17 import read_mat_files
+from core.features import feature_file
+from core.features.backbones import build_backbone
+from core.features.extraction import load_image
+from core.features.feature_file import FeatureFile
+from core.files.atomic import load_array_pickle, read_json
+from core.files.errors import UserError
+from core.files.matfile import read_mat
 from tests.conftest import TOY, toy_mats
 from tests.test_feature_file import maps, metadata
 

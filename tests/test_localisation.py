@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.cli import demo, load_inputs
-from core.datasets import DEMO, image_folder
-from core.demo import attribute_parts, read_part_locations
-from core.demo_drawing import PARTS, SIZE
-from core.figures import attention_maps
-from core.localisation import attention_on_parts
+from core.commands.train import demo, load_inputs
+from core.datasets.registry import DEMO, image_folder
+from core.demo.dataset import attribute_parts, read_part_locations
+from core.demo.drawing import PARTS, SIZE
+from core.reporting.figures import attention_maps
+from core.reporting.localisation import attention_on_parts
 
 
 def test_mass_by_hand():

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from core import lockstep
-from core import reproduce as r
-from core.errors import UserError
-from core.experiment import run, running
-from core.files import Lock
+from core.experiments import sweep as r
+from core.experiments.run import run, running
+from core.files.atomic import Lock
+from core.files.errors import UserError
 from core.lockstep import Step, drive, gradients
 from core.recipes import build
-from core.training import training
+from core.training.loop import training
 from tests.test_reproduce import toy_plan  # noqa: F401 (a fixture)
 from tests.test_training import RECIPES, W2V, config, fold_of, same, setup
 

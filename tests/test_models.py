@@ -96,7 +96,7 @@ def test_staged_training_sees_the_label_mask_and_testing_does_not(space, batch):
 
 
 def test_building_a_model_leaves_the_callers_random_numbers_alone(space):
-    from core.training import seeded
+    from core.training.loop import seeded
 
     torch.manual_seed(5)
     expected = torch.rand(1)

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core import reproduce as r
-from core.cli import Inputs
-from core.errors import UserError
-from core.experiment import _seal
-from core.features import RegionFeatures
-from core.reproduce_cli import main
-from core.tables import ABLATIONS, BEGIN, END, all_tables, insert_tables, paired, read_summary
+from core.commands.reproduce import main
+from core.commands.train import Inputs
+from core.experiments import sweep as r
+from core.experiments.run import _seal
+from core.features.regions import RegionFeatures
+from core.files.errors import UserError
+from core.reporting.tables import ABLATIONS, BEGIN, END, all_tables, insert_tables, paired, read_summary
 from tests.conftest import ToyFeatures
 from tests.test_training import RECIPES, W2V
 
@@ -42,7 +42,7 @@ def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypa
     def forbidden(*a, **k):
         raise AssertionError("a finished run was repeated")
 
-    monkeypatch.setattr("core.experiment.training", forbidden)
+    monkeypatch.setattr("core.experiments.run.training", forbidden)
     assert r.reproduce(toy_plan).read_bytes() == first
     text = all_tables(table)
     for words in ("**vsmr**", "SELECTED ON TEST", "PUBLISHED PROCEDURE", "E by gradient", "sign-flip", "optimistic"):

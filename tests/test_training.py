@@ -12,14 +12,14 @@ import pandas as pd
 import pytest
 import torch
 
-from core.checkpoint import load_checkpoint, save_checkpoint
-from core.errors import UserError
+from core.commands.verify import check
 from core.ESZSL import EszslRecipe
-from core.experiment import RunConfig, run
-from core.features import RegionFeatures, read_ahead
+from core.experiments.run import RunConfig, run
+from core.features.regions import RegionFeatures, read_ahead
+from core.files.errors import UserError
 from core.recipes import DazleRecipe, MsdnRecipe, StagedRecipe, TransZeroRecipe, build
-from core.training import Batches, test_fold, train, validation_fold
-from core.verify import check
+from core.training.checkpoint import load_checkpoint, save_checkpoint
+from core.training.loop import Batches, test_fold, train, validation_fold
 from core.VSMR import JointRecipe
 from tests.conftest import ToyFeatures, toy_mats
 
@@ -85,7 +85,7 @@ def test_dazle_learns_the_toy(toy):
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
 def test_stopped_and_resumed_is_bit_identical(toy, tmp_path, monkeypatch, method, stop):
     go(method, toy, tmp_path / "whole")
-    import core.training as t
+    import core.training.loop as t
 
     real, calls = t._store, []
 
@@ -134,7 +134,7 @@ def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path, method):
     toy_mats(tmp_path / "mats")
     script = (
         "import sys, pathlib; from tests import test_training as t; from tests.conftest import TOY;"
-        "from core.xlsa17 import read_mat_files;"
+        "from core.datasets.xlsa17 import read_mat_files;"
         "d = pathlib.Path(sys.argv[1]);"
         "m = read_mat_files(d/'mats/res101.mat', d/'mats/att_splits.mat', TOY);"
         "t.go(sys.argv[2], m, d/'killed', epochs=40)"
@@ -158,7 +158,7 @@ def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path, method):
 
 def test_a_second_process_on_a_run_is_refused_and_a_dead_one_is_no_obstacle(toy, tmp_path):
     script = (
-        "import sys, pathlib, time; from core.files import Lock;"
+        "import sys, pathlib, time; from core.files.atomic import Lock;"
         "lock = Lock(pathlib.Path(sys.argv[1]) / 'run'); print('held', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
@@ -283,9 +283,9 @@ def test_reading_ahead_changes_nothing():
 
 def test_features_are_streamed_where_memory_is_short(toy, monkeypatch):
     source = ToyFeatures(toy)
-    monkeypatch.setattr("core.features.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("core.features.regions.free_bytes", lambda device: 1000)
     assert RegionFeatures(source, np.arange(90), source.shape).resident is None
-    monkeypatch.setattr("core.features.free_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr("core.features.regions.free_bytes", lambda device: 1 << 30)
     assert RegionFeatures(source, np.arange(90), source.shape).resident is not None
 
 

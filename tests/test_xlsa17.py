@@ -5,9 +5,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.datasets import AWA2, CUB, CUB50, SUN
-from core.errors import UserError
-from core.xlsa17 import class_disjoint_split, read_mat_files, read_metadata
+from core.datasets.registry import AWA2, CUB, CUB50, SUN
+from core.datasets.xlsa17 import class_disjoint_split, read_mat_files, read_metadata
+from core.files.errors import UserError
 from tests.conftest import TOY, toy_mats
 
 

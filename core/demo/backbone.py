@@ -1,0 +1,214 @@
+"""The demo's backbone: a small network whose weights come from nowhere but the demo's own seen classes.
+
+It learns the seen classes and their attributes from the trainval images, and never opens any other image: the same
+rule that keeps a proposed split honest (no unseen class in the backbone's training set).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from core.datasets.registry import DEMO, image_folder
+from core.datasets.xlsa17 import Metadata, check_splits, read_metadata
+from core.demo.drawing import SIZE
+from core.files.atomic import atomic_path
+from core.files.errors import UserError
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raise it when the network or its training changes
+CHANNELS = 128  # D of the feature map
+SHIFT = 8  # pixels, the largest shift of the augmentation
+
+
+class DemoBackbone(nn.Module):
+    """RGB images in [0,1], (B,3,112,112) -> feature map (B,D,7,7), non-negative. It normalises its input itself."""
+
+    def __init__(self, channels: int = CHANNELS) -> None:
+        super().__init__()
+        self.channels = channels
+        self.body = nn.Sequential(
+            _block(3, 48, 4, kernel=6),  # (B,48,28,28): a coarse stem, because large maps are what costs time on a CPU
+            _block(48, 64, 2),  # (B,64,14,14)
+            _block(64, 96, 1),
+            _block(96, channels, 2),  # (B,D,7,7)
+            _block(channels, channels, 1),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.body((images - 0.5) / 0.25)
+        return features
+
+
+def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+def load_demo_backbone(path: Path | str) -> DemoBackbone:
+    """The trained backbone in evaluation mode.
+
+    Raises:
+        UserError: no such file, or not one written by :func:`train_demo_backbone`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no backbone weights at {path}; train_demo_backbone writes them")
+    try:
+        weights = load_file(path)
+        model = DemoBackbone(next(reversed([w for w in weights.values() if w.ndim == 4])).shape[0])
+        model.load_state_dict(weights)
+    except (SafetensorError, RuntimeError, StopIteration, OSError) as error:
+        raise UserError(f"{path} does not hold the demo backbone's weights ({error})") from error
+    return model.eval().requires_grad_(False)
+
+
+def load_images(folder: Path | str, files: list[str]) -> torch.Tensor:
+    """The named images below ``folder`` as uint8, (N,3,112,112), in memory.
+
+    Raises:
+        UserError: an image that cannot be read, or of another size; names it.
+    """
+    out = torch.empty(len(files), 3, SIZE, SIZE, dtype=torch.uint8)
+    for i, name in enumerate(files):
+        path = Path(folder) / name
+        try:
+            with Image.open(path) as image:
+                pixels = np.array(image.convert("RGB"))
+        except OSError as error:
+            raise UserError(f"cannot read the image {path} ({error})") from error
+        if pixels.shape != (SIZE, SIZE, 3):
+            raise UserError(f"the image {path} is {pixels.shape[1]}x{pixels.shape[0]}, expected {SIZE}x{SIZE}")
+        out[i] = torch.from_numpy(pixels).permute(2, 0, 1)
+    return out
+
+
+def train_demo_backbone(
+    data_root: Path | str,
+    out_path: Path | str,
+    seed: int = 0,
+    epochs: int = 20,
+    batch_size: int = 32,
+    lr: float = 4e-3,
+    channels: int = CHANNELS,
+    attribute_weight: float = 4.0,
+    threads: int = 1,
+) -> Path:
+    """Train a :class:`DemoBackbone` on the demo's trainval images on the CPU and save its weights to ``out_path``.
+
+    The loss is cross-entropy on the seen classes plus ``attribute_weight`` times BCE on their attributes. Weights
+    trained with the same arguments on the same split are kept. One thread by default: the maps are so small that
+    threads on a busy machine wait for each other longer than they compute, and the result is the same anywhere.
+
+    Raises:
+        UserError: the demo data set is missing, or its splits would leak test images into the training.
+    """
+    metadata = read_metadata(data_root, DEMO)
+    settings = json.dumps(
+        {"format": FORMAT, "seed": seed, "epochs": epochs, "batch_size": batch_size, "lr": lr, "channels": channels}
+        | {"attribute_weight": attribute_weight, "threads": threads, "split_sha256": metadata.split_sha256},
+        sort_keys=True,
+    )
+    out_path = Path(out_path)
+    if _saved_settings(out_path) == settings:
+        log.info("the demo backbone is already in %s", out_path)
+        return out_path
+
+    loc = _training_images(metadata)
+    folder = image_folder(Path(data_root), DEMO)
+    images = load_images(folder, [metadata.image_files[i] for i in loc])  # (N,3,112,112)
+    seen = metadata.seen
+    classes = torch.from_numpy(np.searchsorted(seen, metadata.labels[loc]))  # (N,)
+    attributes = torch.from_numpy((metadata.original_att[seen] > 50).astype(np.float32))  # (S,K)
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):  # the modules' own initialisation must not move the global generator
+        backbone = DemoBackbone(channels)
+        heads = nn.Linear(channels, len(seen) + attributes.shape[1])
+    _initialise(backbone, heads, generator)
+    backbone = backbone.to(memory_format=torch.channels_last).train()
+    parameters = [*backbone.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
+    steps = epochs * -(-len(loc) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.2)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for epoch in tqdm(range(epochs), desc="demo backbone", disable=None):
+            total = 0.0
+            for rows in torch.randperm(len(loc), generator=generator).split(batch_size):
+                batch = _augment(images[rows], generator)
+                pooled = backbone(batch).mean(dim=(2, 3))  # (B,D)
+                logits = heads(pooled)  # (B,S+K)
+                class_logits, attribute_logits = logits[:, : len(seen)], logits[:, len(seen) :]
+                target = classes[rows]
+                bce = F.binary_cross_entropy_with_logits(attribute_logits, attributes[target])
+                loss = F.cross_entropy(class_logits, target, label_smoothing=0.1) + attribute_weight * bce
+                optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(loss)
+                optimizer.step()
+                schedule.step()
+                total += loss.item() * len(rows)
+            log.info("demo backbone: epoch %d/%d, loss %.3f", epoch + 1, epochs, total / len(loc))
+    finally:
+        torch.set_num_threads(before)
+
+    weights = {k: v.detach().contiguous() for k, v in backbone.state_dict().items()}
+    with atomic_path(out_path) as temporary:
+        save_file(
+            weights, temporary, metadata={"settings": settings, "images": str(len(loc)), "torch": torch.__version__}
+        )
+    return out_path
+
+
+def _training_images(metadata: Metadata) -> np.ndarray:
+    """The rows of trainval, after making sure that no test image and no unseen class is among them."""
+    check_splits(metadata, DEMO.name)
+    loc = metadata.trainval_loc
+    test = np.concatenate([metadata.test_seen_loc, metadata.test_unseen_loc])
+    assert not np.intersect1d(loc, test).size, "a test image among the backbone's training images"
+    assert not np.isin(metadata.labels[loc], metadata.unseen).any(), "an unseen class in the backbone's training set"
+    return loc
+
+
+def _initialise(backbone: nn.Module, heads: nn.Linear, generator: torch.Generator) -> None:
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+    nn.init.normal_(heads.weight, std=0.02, generator=generator)
+    nn.init.zeros_(heads.bias)
+
+
+def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Random flip and shift of each image, edges repeated: uint8 (B,3,S,S) -> float32 in [0,1], (B,3,S,S).
+
+    One gather on bytes; the result is already in channels_last order.
+    """
+    count, _, side, _ = images.shape
+    shift = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1), generator=generator)
+    flip = torch.rand(count, 1, generator=generator) < 0.5
+    along = torch.arange(side).expand(count, side)
+    y = (along + shift[0]).clamp(0, side - 1)  # (B,S)
+    x = (torch.where(flip, side - 1 - along, along) + shift[1]).clamp(0, side - 1)
+    picked = images.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], y[:, :, None], x[:, None, :]]  # (B,S,S,3)
+    return picked.float().div_(255).permute(0, 3, 1, 2)
+
+
+def _saved_settings(path: Path) -> str | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("settings")
+    except (OSError, SafetensorError):
+        return None

@@ -1,0 +1,192 @@
+"""Region features as the models want them: (B,R,D), L2-normalised over D, held in half precision or streamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.files.errors import UserError
+
+RESIDENT_BYTES = 8 << 30  # features are held in memory up to this size, the rest is streamed from the file
+_SHARE = 0.6  # of the memory that is free, at most
+_CACHED = 4  # images normalised at a time: their 3 MB stay in the processor's cache (256 take half as long again)
+
+
+class FeatureSource(Protocol):
+    """What is asked of a feature file: raw maps of the given rows, (n,D,R)."""
+
+    def read(self, rows: np.ndarray) -> np.ndarray: ...
+
+    def expect(self, rows: np.ndarray) -> None:
+        """These rows will be read next; a source may use the time until then."""
+
+
+def normalise(raw: np.ndarray) -> Tensor:
+    """(n,D,R) maps to (n,R,D) float16, each region of unit length (all-zero regions stay zero)."""
+    x = torch.from_numpy(np.ascontiguousarray(raw)).transpose(1, 2).contiguous().float()  # (n,R,D); moved while small
+    return torch.nn.functional.normalize(x, dim=2).half()
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that can be taken on a device without swapping; as much as one likes where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return 1 << 62
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """The values of a CPU tensor on a device, without waiting for what the device was given before."""
+    if device.type == "cuda":  # from pageable memory the host would wait for the stream
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
+class RegionFeatures:
+    """Batches of normalised region features by row number; the same values held in memory or streamed.
+
+    As many rows as the budget allows are held, the first ones asked for; the others are read whenever they are needed.
+    """
+
+    def __init__(
+        self,
+        source: FeatureSource,
+        rows: np.ndarray,
+        shape: tuple[int, int],
+        device: torch.device | str = "cpu",
+        budget: int | None = None,
+    ) -> None:
+        """Args: rows that will be asked for, those needed most often first; shape (R,D); budget in bytes for holding
+        them (None: 8 GiB, or six tenths of the memory that is free where that is less).
+        """
+        self.source = source
+        self.device = torch.device(device)
+        # images taken at a time where no gradient is needed; glibc gives tensors above 32 MB back to the system after
+        # each use, and taking them anew cost up to half of the time (AWA2's sizes, blocks of 256)
+        self.block = 64 if self.device.type == "cpu" else 256
+        self.R, self.D = shape
+        budget = min(RESIDENT_BYTES, int(_SHARE * free_bytes(self.device))) if budget is None else budget
+        unique, first = np.unique(rows, return_index=True)
+        held = np.sort(rows[np.sort(first)[: budget // (self.R * self.D * 2)]])
+        self._position = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # in held; -1: streamed
+        self._position[held] = np.arange(len(held))
+        self.held = torch.empty(len(held), self.R, self.D, dtype=torch.float16, device=self.device)
+        for start in range(0, len(held), self.block):
+            block = held[start : start + self.block]
+            self.held[start : start + len(block)] = self._load(block, torch.float16)
+        self.resident = self.held if len(held) == len(unique) else None
+        self._index = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # in _means
+        self._index[unique] = np.arange(len(unique))
+        self._means = torch.empty(len(unique), self.D, device=self.device)  # over regions; taken up as they are needed
+        self._has_mean = np.zeros(len(unique), dtype=bool)
+
+    def batch(self, rows: np.ndarray) -> Tensor:
+        """(B,R,D) float32 on the device."""
+        position = self._position[rows]
+        away = np.flatnonzero(position < 0)
+        if len(away) == len(rows):
+            return self._streamed(rows)
+        x = self._pick(on_device(torch.from_numpy(position.clip(0)), self.device))
+        if len(away):
+            x[on_device(torch.from_numpy(away), self.device)] = self._streamed(rows[away])
+        return x
+
+    def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
+        """:meth:`batch` of each of ``rows``, one after another; what they need of the host or the disk comes ahead.
+
+        Where all is held the row numbers go to the device at once, so that no batch makes the host wait for it.
+        """
+        if self.resident is None:
+            yield from read_ahead(self.batch, rows, self._reads_ahead(), self.expect)
+        elif len(rows):
+            positions = on_device(torch.from_numpy(self._position[np.concatenate(rows)]), self.device)
+            yield from map(self._pick, positions.split([len(r) for r in rows]))
+
+    def blocks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """All of ``rows`` in blocks, for what needs no gradient: their numbers and :meth:`batch`."""
+        blocks = [rows[start : start + self.block] for start in range(0, len(rows), self.block)]
+        yield from zip(blocks, self.batches(blocks), strict=True)
+
+    def _pick(self, positions: Tensor) -> Tensor:
+        return self.held.index_select(0, positions).float()
+
+    def _reads_ahead(self) -> bool:
+        """Whether a reading thread pays: computing leaves a processor free.
+
+        Measured with every core computing: reading in between costs 9 to 13 % of a step; a competing thread was dearer.
+        """
+        return self.device.type == "cuda" or (os.cpu_count() or 1) > torch.get_num_threads()
+
+    def expect(self, rows: np.ndarray) -> None:
+        """A batch of these rows comes next: those that are streamed are fetched from the disk meanwhile."""
+        away = rows[self._position[rows] < 0]
+        if len(away):
+            self.source.expect(away)
+
+    def _streamed(self, rows: np.ndarray) -> Tensor:
+        dtype = torch.float32 if self.device.type == "cpu" else torch.float16  # moved while small
+        return on_device(self._load(rows, dtype), self.device).float()
+
+    def _load(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
+        """(n,R,D) in memory, of float16 values."""
+        raw = self._read(rows)
+        x = torch.empty(len(rows), self.R, self.D, dtype=dtype)
+        for start in range(0, len(rows), _CACHED):
+            x[start : start + _CACHED] = normalise(raw[start : start + _CACHED])
+        return x
+
+    def _read(self, rows: np.ndarray) -> np.ndarray:
+        raw = self.source.read(rows)
+        if raw.shape != (len(rows), self.D, self.R):
+            raise UserError(
+                f"features of shape {raw.shape} for {len(rows)} images; ({len(rows)}, {self.D}, {self.R}) is needed: "
+                "the feature file is of another backbone or resolution"
+            )
+        return raw
+
+    def pooled(self, rows: np.ndarray) -> Tensor:
+        """(B,D) mean over regions, each row computed once."""
+        index = self._index[rows]
+        missing = np.unique(rows[~self._has_mean[index]])
+        for block, x in self.blocks(missing):
+            self._means[torch.from_numpy(self._index[block]).to(self.device)] = x.mean(dim=1)
+            self._has_mean[self._index[block]] = True
+        return self._means.index_select(0, on_device(torch.from_numpy(index), self.device))
+
+
+def read_ahead(
+    load: Callable[[np.ndarray], Tensor],
+    batches: Sequence[np.ndarray],
+    threaded: bool,
+    expect: Callable[[np.ndarray], None] = lambda rows: None,
+) -> Iterator[Tensor]:
+    """What ``load`` makes of the rows of each batch.
+
+    While a batch is used the next one comes: ``threaded``, a thread loads it; else the disk is told through ``expect``.
+    """
+    if not threaded:
+        for number, rows in enumerate(batches):
+            loaded = load(rows)
+            if number + 1 < len(batches):
+                expect(batches[number + 1])
+            yield loaded
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for rows in batches:
+            submitted = pool.submit(load, rows)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = submitted
+        if waiting is not None:
+            yield waiting.result()
