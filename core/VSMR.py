@@ -36,7 +36,6 @@ from core.method import (
     AttentionOutput,
     Batches,
     ClassSpace,
-    Images,
     Losses,
     Method,
     Phase,

@@ -2,7 +2,7 @@
 
 A method is one file. It holds the equations (its docstring), the model (a :class:`ZeroShotModel`), the recipe (a
 dataclass of :func:`hp` fields, where every default stands once) and a function under :func:`method` that puts them
-together. Flags, help texts, ranges and their error messages come from the fields. docs/adding.md shows the smallest one.
+together. Flags, help texts, ranges and their messages come from the fields. docs/adding.md shows the smallest one.
 
 B images · R regions · D channels · K attributes · C classes (S seen + U unseen) · V word-vector size
 """
@@ -360,10 +360,10 @@ def methods() -> dict[str, Registered]:
         if path.stem == "__init__":
             continue
         module = importlib.import_module(f"core.{path.stem}")
-        models = [o for o in vars(module).values() if inspect.isclass(o) and issubclass(o, ZeroShotModel)]
-        if any(o.__module__ == module.__name__ and not inspect.isabstract(o) for o in models):
-            if not any(r.file == path.resolve() for r in _REGISTRY.values()):
-                raise UserError(f"{path} defines a model but registers no method: put @method(...) above its build")
+        own = [o for o in vars(module).values() if inspect.isclass(o) and o.__module__ == module.__name__]
+        models = [o for o in own if issubclass(o, ZeroShotModel) and not inspect.isabstract(o)]
+        if models and all(r.file != path.resolve() for r in _REGISTRY.values()):
+            raise UserError(f"{path} defines a model but registers no method: put @method(...) above its build")
     order = sorted(_REGISTRY, key=lambda name: (name != "vsmr", _REGISTRY[name].given_preparation, name))
     return {name: _REGISTRY[name] for name in order}
 
