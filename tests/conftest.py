@@ -1,17 +1,28 @@
-"""Small data that every test can make, and the shared real data where it is there."""
+"""Fixtures of several test modules, and the line that says what was skipped. What is no fixture is in helpers.py."""
 
+from __future__ import annotations
+
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.io
 import torch
 
-from core.datasets.registry import Counts, DataSet
 from core.datasets.xlsa17 import read_mat_files
 from core.DAZLE import ClassSpace
+from tests import helpers_xlsa17 as xlsa17
+from tests.helpers import TOY, C, K, ToyFeatures, V, extraction, run_here, toy_mats, weights_file, word_vectors
+from tests.helpers_xlsa17 import PARTS, Drawn, Maker
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests were skipped, by reason: nothing is left out in silence."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(r.longrepr[2].removeprefix("Skipped: ") if r.longrepr else "no reason" for r in skipped)
+    said = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+    terminalreporter.write_line(f"{len(skipped)} skipped: {said}" if skipped else "0 skipped")
 
 
 @pytest.fixture(scope="session")
@@ -21,70 +32,14 @@ def shared() -> Path:
     return SHARED
 
 
-TOY = DataSet("TOY", "TOY", "TOY_images", ("TOY/TOY_images",), 0.34, None, "attributes.txt")
-TOY_COUNTS = Counts(6, 3, 8, 90, 48, 12, 30)
-
-
-def toy_mats(folder: Path, **changes) -> tuple[Path, Path]:
-    """xlsa17-format files of 6+3 classes x 10 images; ``changes`` replace variables (None removes)."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(1, 10), 10)
-    att = rng.random((8, 9)) * (rng.random((8, 9)) > 0.3) + 0.01
-    per_class = np.arange(90).reshape(9, 10) + 1
-    content = {
-        "labels": labels[:, None],
-        "image_files": _cells([f"/a/b//TOY_images/c{y}/{i}.jpg" for i, y in enumerate(labels)]),
-        "att": att / np.linalg.norm(att, axis=0),
-        "original_att": att,
-        "allclasses_names": _cells([f"class{c}" for c in range(9)]),
-        "trainval_loc": per_class[:6, :8].reshape(-1, 1),
-        "test_seen_loc": per_class[:6, 8:].reshape(-1, 1),
-        "test_unseen_loc": per_class[6:].reshape(-1, 1),
-    } | changes
-    folder.mkdir(parents=True, exist_ok=True)
-    first, second = folder / "res101.mat", folder / "att_splits.mat"
-    images = {"labels", "image_files"}
-    scipy.io.savemat(first, {k: v for k, v in content.items() if k in images and v is not None})
-    scipy.io.savemat(second, {k: v for k, v in content.items() if k not in images and v is not None})
-    return first, second
-
-
-def _cells(values):
-    out = np.empty((len(values), 1), dtype=object)
-    out[:, 0] = values
-    return out
-
-
 @pytest.fixture
 def toy(tmp_path):
     return read_mat_files(*toy_mats(tmp_path / "toy"), TOY)
 
 
-class ToyFeatures:
-    """Region maps (n,D,R) whose class is told by a few regions, so that training has something to learn."""
-
-    def __init__(self, metadata, D=12, R=9):
-        rng = np.random.default_rng(1)
-        mix = rng.normal(size=(metadata.att.shape[1], D))
-        base = rng.normal(size=(len(metadata.labels), D, R)) * 0.5
-        spot = rng.integers(0, R, len(metadata.labels))
-        base[np.arange(len(base)), :, spot] += 4 * (metadata.att @ mix)[metadata.labels]
-        self.maps = base.astype(np.float16)
-        self.shape = (R, D)
-
-    def read(self, rows):
-        return self.maps[rows]
-
-    def expect(self, rows):
-        self.expected = rows
-
-
 @pytest.fixture
 def toy_features(toy):
     return ToyFeatures(toy)
-
-
-K, C, V = 11, 7, 5  # of ``space``
 
 
 @pytest.fixture
@@ -94,3 +49,30 @@ def space() -> ClassSpace:
     att = torch.rand(C, K, generator=g, dtype=torch.float64) * (torch.rand(C, K, generator=g) > 0.4)
     att[:, 0] += 0.1
     return ClassSpace(att, torch.tensor([0, 1, 3, 5]), torch.tensor([2, 4, 6]), torch.randn(K, V, generator=g))
+
+
+@pytest.fixture(scope="session")
+def glove(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Vectors of every word in the drawn attribute names, in GloVe's format."""
+    return xlsa17.write_glove(tmp_path_factory.mktemp("glove") / "glove.small.300d.txt")
+
+
+@pytest.fixture(scope="session")
+def made(glove: Path, tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    """A data set drawn, with vectors and features made by the repository's scripts, once a session: its folder."""
+    done: dict[str, tuple[Path, Drawn]] = {}
+
+    def make(name: str) -> tuple[Path, Drawn]:
+        if name not in done:
+            place, part = tmp_path_factory.mktemp(name), PARTS[name]
+            drawn = xlsa17.draw(place / "data", name, part.images, cub50=part.cub50)
+            xlsa17.paint(drawn)
+            weights = weights_file(place, part.backbone)
+            options = ["--backbone", part.backbone, "--weights", weights, "--input-size", part.input_size]
+            for script, flags in ((word_vectors(name), ["--source", glove]), (extraction(name), options)):
+                code, _, err = run_here(place, script, *map(str, flags))
+                assert code == 0, err
+            done[name] = place, drawn
+        return done[name]
+
+    return make

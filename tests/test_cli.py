@@ -4,7 +4,7 @@ import pytest
 
 from core.commands.train import check_same_split, drive
 from core.files.errors import UserError
-from tests.conftest import TOY, toy_mats
+from tests.helpers import TOY, toy_mats
 
 
 class Recorded:

@@ -3,54 +3,25 @@ sees where something is missing or damaged."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import logging
-import os
 import re
-import runpy
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.io
 from PIL import Image
-from safetensors.torch import save_file
 
-from core.datasets.registry import CUB50_SEEN, CUB50_UNSEEN, DATASETS
-from core.features.backbones import build_backbone
+from core.datasets.registry import DATASETS
+from tests.helpers import extraction, refused, run_apart, run_here, weights_file
+from tests.helpers_xlsa17 import PARTS, SPLITS, Maker, Part, below, class_names, draw, paint
 
-ROOT = Path(__file__).resolve().parents[1]
-SPLITS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
 METRICS = ("T1", "U", "S", "H", "AUSUC")
 STAGED = {"classes-per-batch": 8, "images-per-class": 4, "hidden": 64, "predictor-epochs": 2, "semantic-epochs": 2}
-
-
-@dataclass(frozen=True)
-class Part:
-    """How much of a data set is taken, and what its features are made with."""
-
-    images: tuple[int, int, int]  # of each class in SPLITS
-    backbone: str
-    input_size: int
-    grid: tuple[int, int, int]  # (D,h,w) of its features
-    classes: tuple[int, ...] | None = None  # official numbers (CUB's, in front of its class names); None: all
-
-
-PARTS = {
-    "AWA2": Part((3, 1, 2), "squeezenet1_1", 224, (1000, 13, 13)),
-    "CUB": Part((10, 3, 13), "mobilenet_v3_small", 224, (576, 7, 7), CUB50_SEEN + CUB50_UNSEEN),
-    "SUN": Part((2, 1, 1), "shufflenet_v2_x0_5", 96, (1024, 3, 3)),
-}
-SMALL = Part((2, 1, 1), "squeezenet1_1", 64, (1000, 3, 3))
+SMALL = Part((2, 1, 1), "shufflenet_v2_x0_5", 64, (1024, 2, 2))
 RUNS = {
     "AWA2": ("AWA2_ours.py", "AWA2", ()),
     "CUB": ("CUB50_ours.py", "CUB", ()),
@@ -59,162 +30,17 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def real(shared: Path) -> Path:
-    if not (shared / "xlsa17").is_dir() or not (shared / "w2v").is_dir():
-        pytest.skip("xlsa17's split files and the published vectors are not in ../shared/data")
-    return shared
-
-
-def lay_out(real: Path, place: Path, name: str, part: Part) -> dict[str, set[str]]:
-    """Write place/data/: a seeded subset of xlsa17's two files and an image at each path it names.
-
-    Returns the image paths (as in res101.mat) of each split.
-    """
-    source = real / "xlsa17" / "data" / name
-    images, splits = (scipy.io.loadmat(source / f"{file}.mat") for file in ("res101", "att_splits"))
-    labels = images["labels"].ravel()
-    class_names = [c.item() for c in splits["allclasses_names"].ravel()]
-    kept = np.arange(1, len(class_names) + 1)
-    if part.classes is not None:
-        kept = np.array([c for c in kept if int(class_names[c - 1].split(".")[0]) in part.classes])
-    rng = np.random.default_rng(0)
-    rows = {key: np.empty(0, dtype=np.int64) for key in SPLITS}
-    for key, count in zip(SPLITS, part.images, strict=True):
-        loc = splits[key].ravel().astype(np.int64)
-        for c in kept:
-            rows[key] = np.append(rows[key], rng.permutation(loc[labels[loc - 1] == c])[:count])
-    every = np.sort(np.concatenate(list(rows.values())))  # counted from 1, as the files count
-    files = images["image_files"][every - 1]
-    folder = place / "data" / "xlsa17" / "data" / name
-    folder.mkdir(parents=True)
-    new_labels = np.searchsorted(kept, labels[every - 1]) + 1
-    scipy.io.savemat(folder / "res101.mat", {"labels": new_labels[:, None], "image_files": files})
-    content = {key: splits[key][:, kept - 1] for key in ("att", "original_att")}
-    content["allclasses_names"] = splits["allclasses_names"][kept - 1]
-    content |= {key: np.searchsorted(every, np.sort(loc))[:, None] + 1 for key, loc in rows.items()}
-    scipy.io.savemat(folder / "att_splits.mat", content)
-
-    paths = [f.item() for f in files.ravel()]
-    colours = np.random.default_rng(1).integers(40, 216, (len(class_names) + 1, 3))
-    for path, label in zip(paths, new_labels, strict=True):
-        target = place / "data" / DATASETS[name].folders[0] / below(path, name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        pixels = colours[label] + rng.integers(-40, 40, (36, 44, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(target, format="JPEG")
-    return {key: {paths[i] for i in np.searchsorted(every, loc)} for key, loc in rows.items()}
-
-
-def below(path: str, name: str) -> str:
-    """An xlsa17 image path from below the data set's own folder on."""
-    return path.split(f"/{DATASETS[name].anchor}/")[1].lstrip("/")
-
-
-def weights_file(place: Path, backbone: str) -> Path:
-    """Random weights of a torchvision network in a local file."""
-    path = place / f"{backbone}.safetensors"
-    save_file(build_backbone(backbone, "random").network.state_dict(), path)
-    return path
-
-
-def run_here(place: Path, script: str, *arguments: str | Path) -> tuple[int, str, str]:
-    """Run a script of this repository in this process, in folder ``place``: (exit code, stdout, stderr)."""
-    out, err = io.StringIO(), io.StringIO()
-    root, handler = logging.getLogger(), logging.StreamHandler(err)
-    level = root.level
-    with (
-        contextlib.chdir(place),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(sys, "argv", [script, *map(str, arguments)])
-        root.addHandler(handler)  # logging is set up already where pytest runs, so the scripts' own set-up is void
-        root.setLevel(logging.INFO)
-        try:
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        finally:
-            root.removeHandler(handler)
-            root.setLevel(level)
-    return code, out.getvalue(), err.getvalue()
-
-
-def run_apart(place: Path, script: str, *arguments: str | Path) -> tuple[int, str, str]:
-    """The same in a process of its own: exactly what a user sees."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
-        cwd=place,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
-def refused(result: tuple[int, str, str], *said: str) -> str:
-    """Check that a command ended with an error that says all of ``said`` and shows no traceback; the message."""
-    code, out, err = result
-    assert code == 2, (code, err)
-    assert "Traceback" not in out + err
-    message = err[err.index("error: ") :]
-    for words in said:
-        assert words in message, message
-    return message
-
-
-def extraction(name: str) -> str:
-    return f"extract_feature/extract_feature_map_ResNet_101_{name}.py"
-
-
-Maker = Callable[[str], tuple[Path, dict[str, set[str]]]]
-
-
-@pytest.fixture(scope="module")
-def made(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    """Per data set, once: images, vectors and features made by the repository's scripts; the folder and the splits."""
-    done: dict[str, tuple[Path, dict[str, set[str]]]] = {}
-
-    def make(name: str) -> tuple[Path, dict[str, set[str]]]:
-        if name in done:
-            return done[name]
-        place, part = tmp_path_factory.mktemp(name), PARTS[name]
-        splits = lay_out(real, place, name, part)
-        names = real / "attributes" / name
-        code, _, err = run_here(
-            place,
-            f"extract_feature/extract_attribute_w2v_{name}.py",
-            "--source",
-            real / "w2v" / f"{name}_attribute.pkl",
-            "--attributes",
-            names,
-        )
-        assert code == 0, err
-        weights = weights_file(place, part.backbone)
-        options = ["--backbone", part.backbone, "--weights", weights, "--input-size", part.input_size]
-        code, _, err = run_here(place, extraction(name), *options, "--device", "cpu")
-        assert code == 0, err
-        done[name] = place, splits
-        return done[name]
-
-    return make
-
-
 @pytest.mark.parametrize("name", PARTS)
 def test_the_feature_file_says_what_xlsa17_says(made: Maker, name: str) -> None:
-    place, splits = made(name)
-    part = PARTS[name]
+    place, drawn = made(name)
+    part, splits = PARTS[name], drawn.splits
     folder = place / "data" / DATASETS[name].source
-    files = [p.name for p in folder.iterdir() if p.is_file()]
+    files = [p.name for p in folder.iterdir() if p.is_file() and p.name != DATASETS[name].attribute_file]
     assert files == [f"feature_map_{part.backbone}_{name}.hdf5"]  # no .partial, no .lock
     with h5py.File(folder / files[0]) as file:
         paths = list(file["image_files"].asstr()[()])
         classes = list(file["allclasses_names"].asstr()[()])
-        assert file["feature_map"].shape == (sum(map(len, splits.values())), *part.grid)
+        assert file["feature_map"].shape == (drawn.images, *part.grid)
         assert file["feature_map"].dtype == np.float16 and file.attrs["complete"]
         for key in SPLITS:
             assert {paths[row] for row in file[key][()]} == {below(p, name) for p in splits[key]}
@@ -236,7 +62,7 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     script, source, flags = RUNS[run]
     place, _ = made(source)
     part = PARTS[source]
-    counts = DATASETS["CUB50" if source == "CUB" else run].counts  # CUB's part: 40+10 classes in either split
+    counts = DATASETS[run].counts
     assert counts is not None
     flags = (*flags, "--method", method, "--epochs", "1", "--seeds", "1")
     if method == "vsmr-staged":  # its recipe takes minutes
@@ -284,26 +110,36 @@ def test_missing_data_are_named_with_what_makes_them(tmp_path: Path, name: str) 
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_images_are_named(real: Path, tmp_path: Path) -> None:
-    lay_out(real, tmp_path, "AWA2", SMALL)
+def test_missing_images_are_named(tmp_path: Path) -> None:
+    draw(tmp_path / "data", "AWA2", SMALL.images)
     folder = tmp_path / "data" / "AWA2" / "Animals_with_Attributes2"
-    shutil.rmtree(folder)
+    shutil.rmtree(folder)  # the attribute names lie in it
     refused(run_here(tmp_path, extraction("AWA2")), str(folder.relative_to(tmp_path)), "See data/AWA2.md")
     folder.mkdir()
-    refused(run_here(tmp_path, extraction("AWA2")), "none of the 130 images", "JPEGImages/antelope/antelope_1")
+    first = class_names("AWA2")[0][0]
+    refused(run_here(tmp_path, extraction("AWA2")), "none of the 130 images", f"JPEGImages/{first}/{first}_1")
     assert not list((tmp_path / "data" / "AWA2").glob("feature_map*"))
 
 
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """130 images of AWA2's 50 classes and the weights of a small network."""
+    place = tmp_path_factory.mktemp("small")
+    paint(draw(place / "data", "AWA2", SMALL.images))
+    weights_file(place, SMALL.backbone)
+    return place
+
+
 @pytest.fixture
-def small(real: Path, tmp_path: Path) -> tuple[Path, list[str | Path]]:
-    """A folder with 130 AWA2 images, and the flags of a fast extraction."""
-    lay_out(real, tmp_path, "AWA2", SMALL)
-    weights = weights_file(tmp_path, SMALL.backbone)
-    flags = ["--backbone", SMALL.backbone, "--weights", weights.name, "--input-size", str(SMALL.input_size)]
-    return tmp_path, [*flags, "--device", "cpu"]
+def small(small_data: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A copy of the small data, and the flags of a fast extraction."""
+    place = tmp_path / "place"
+    shutil.copytree(small_data, place)
+    flags = ["--backbone", SMALL.backbone, "--weights", f"{SMALL.backbone}.safetensors"]
+    return place, [*flags, "--input-size", str(SMALL.input_size), "--device", "cpu"]
 
 
-def test_a_corrupt_image_is_listed_and_no_final_file_is_left(small: tuple[Path, list[str | Path]]) -> None:
+def test_a_corrupt_image_is_listed_and_no_final_file_is_left(small: tuple[Path, list[str]]) -> None:
     place, flags = small
     bad = sorted((place / "data" / "AWA2").rglob("*.jpg"))[50]
     content = bad.read_bytes()
@@ -322,7 +158,7 @@ def test_a_corrupt_image_is_listed_and_no_final_file_is_left(small: tuple[Path, 
     assert [p.name for p in final.parent.iterdir() if p.is_file()] == [final.name]
 
 
-def test_a_half_written_feature_file_is_refused(small: tuple[Path, list[str | Path]]) -> None:
+def test_a_half_written_feature_file_is_refused(small: tuple[Path, list[str]]) -> None:
     place, flags = small
     assert run_here(place, extraction("AWA2"), *flags, "--limit", "64")[0] == 0
     final = place / "data" / "AWA2" / f"feature_map_{SMALL.backbone}_AWA2.hdf5"

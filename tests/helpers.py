@@ -1,0 +1,154 @@
+"""What several test modules use: a toy data set, and running the repository's scripts as a user does."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from safetensors.torch import save_file
+
+from core.datasets.registry import DataSet
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TOY = DataSet(
+    name="TOY",
+    source="TOY",
+    anchor="TOY_images",
+    folders=("TOY/TOY_images",),
+    val_share=0.34,
+    counts=None,
+    attribute_file="attributes.txt",
+)
+K, C, V = 11, 7, 5  # attributes, classes, vector size of the fixture ``space``
+
+
+def cells(values: list[str]) -> np.ndarray:
+    """A MATLAB column of texts, as xlsa17's files hold names."""
+    out = np.empty((len(values), 1), dtype=object)
+    out[:, 0] = values
+    return out
+
+
+def toy_mats(folder: Path, **changes) -> tuple[Path, Path]:
+    """xlsa17-format files of 6+3 classes x 10 images; ``changes`` replace variables (None removes)."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(1, 10), 10)
+    att = rng.random((8, 9)) * (rng.random((8, 9)) > 0.3) + 0.01
+    per_class = np.arange(90).reshape(9, 10) + 1
+    content = {
+        "labels": labels[:, None],
+        "image_files": cells([f"/a/b//TOY_images/c{y}/{i}.jpg" for i, y in enumerate(labels)]),
+        "att": att / np.linalg.norm(att, axis=0),
+        "original_att": att,
+        "allclasses_names": cells([f"class{c}" for c in range(9)]),
+        "trainval_loc": per_class[:6, :8].reshape(-1, 1),
+        "test_seen_loc": per_class[:6, 8:].reshape(-1, 1),
+        "test_unseen_loc": per_class[6:].reshape(-1, 1),
+    } | changes
+    folder.mkdir(parents=True, exist_ok=True)
+    first, second = folder / "res101.mat", folder / "att_splits.mat"
+    images = {"labels", "image_files"}
+    scipy.io.savemat(first, {k: v for k, v in content.items() if k in images and v is not None})
+    scipy.io.savemat(second, {k: v for k, v in content.items() if k not in images and v is not None})
+    return first, second
+
+
+class ToyFeatures:
+    """Region maps (n,D,R) whose class is told by a few regions, so that training has something to learn."""
+
+    def __init__(self, metadata, D=12, R=9):
+        rng = np.random.default_rng(1)
+        mix = rng.normal(size=(metadata.att.shape[1], D))
+        base = rng.normal(size=(len(metadata.labels), D, R)) * 0.5
+        spot = rng.integers(0, R, len(metadata.labels))
+        base[np.arange(len(base)), :, spot] += 4 * (metadata.att @ mix)[metadata.labels]
+        self.maps = base.astype(np.float16)
+        self.shape = (R, D)
+
+    def read(self, rows):
+        return self.maps[rows]
+
+    def expect(self, rows):
+        self.expected = rows
+
+
+Ended = tuple[int, str, str]  # exit code, stdout, stderr
+
+
+def run_here(place: Path, script: str, *arguments: str | Path) -> Ended:
+    """Run a script of this repository in this process, in folder ``place``."""
+    out, err = io.StringIO(), io.StringIO()
+    root, handler = logging.getLogger(), logging.StreamHandler(err)
+    level = root.level
+    with (
+        contextlib.chdir(place),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(sys, "argv", [script, *map(str, arguments)])
+        root.addHandler(handler)  # logging is set up already where pytest runs, so the scripts' own set-up is void
+        root.setLevel(logging.INFO)
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+            code = 0
+        except SystemExit as end:
+            code = (end.code or 0) if isinstance(end.code, int | None) else 1
+        finally:
+            root.removeHandler(handler)
+            root.setLevel(level)
+    return code, out.getvalue(), err.getvalue()
+
+
+def run_apart(place: Path, script: str, *arguments: str | Path) -> Ended:
+    """The same in a process of its own: exactly what a user sees, and the seconds of imports that a user waits."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *map(str, arguments)],
+        cwd=place,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(result: Ended, *said: str) -> str:
+    """Check that a command ended with an error that says all of ``said`` and shows no traceback; the message."""
+    code, out, err = result
+    assert code == 2, (code, err)
+    assert "Traceback" not in out + err
+    message = err[err.index("error: ") :]
+    for words in said:
+        assert words in message, message
+    return message
+
+
+def extraction(name: str) -> str:
+    """The script that makes a data set's features."""
+    return f"extract_feature/extract_feature_map_ResNet_101_{name}.py"
+
+
+def word_vectors(name: str) -> str:
+    """The script that makes the vectors of a data set's attributes."""
+    return f"extract_feature/extract_attribute_w2v_{name}.py"
+
+
+def weights_file(place: Path, backbone: str) -> Path:
+    """Random weights of a torchvision network in a local file."""
+    from core.features.backbones import build_backbone
+
+    path = place / f"{backbone}.safetensors"
+    save_file(build_backbone(backbone, "random").network.state_dict(), path)
+    return path
