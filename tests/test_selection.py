@@ -100,7 +100,10 @@ class Recipe:
 # AUSUC is their product: on validation highest after epoch 1, where H, T1, U, S and the last epoch say otherwise
 VALIDATION = [(0.2, 0.2), (0.5, 1.0), (0.66, 0.72), (1.0, 0.3), (0.4, 1.0)]
 FINAL = [(0.1, 0.1), (0.6, 0.4), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)]
-LEAD = {8 + 4: 1.5, C: 3.0}  # by number of classes, how much higher seen classes score: γ is needed, another on each fold
+LEAD = {
+    8 + 4: 1.5,
+    C: 3.0,
+}  # by number of classes, how much higher seen classes score: γ is needed, another on each fold
 
 
 class Scripted(ZeroShotModel):
@@ -290,7 +293,9 @@ def test_hooks_see_training_images_only_and_diagnose_the_test_images(go, inputs)
             def hook(*parts):
                 for part in parts:
                     rows = decode(part.pooled())[1]
-                    assert torch.equal(part.labels, torch.from_numpy(inputs.metadata.labels[rows])) or len(model.att) < C
+                    assert (
+                        torch.equal(part.labels, torch.from_numpy(inputs.metadata.labels[rows])) or len(model.att) < C
+                    )
                     shown.setdefault(name, []).append(set(rows.tolist()))
                 return {"T1": 0.5, "U": 0.25, "S": 0.75, "H": 0.375}
 

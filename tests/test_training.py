@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+import core.experiments.run as experiment
 import core.training.loop as loop
 from core.commands.verify import check
 from core.experiments.identity import run_config
@@ -75,18 +76,14 @@ def go(method, toy, out, epochs=2, seed=0, **kw):
     return run(config_of(method, inputs, seed, epochs), inputs, out, **kw)
 
 
-@pytest.fixture
-def trained(monkeypatch):
-    """Validation then prefers the last epoch, so that the refit trains as long (AUSUC of an untrained toy may win)."""
-    import core.experiments.run as experiment
-
-    real, count = experiment._evaluate, iter(range(1, 10**6))
-
-    def rising(fold, *scores_and_gamma):
-        m = real(fold, *scores_and_gamma)
-        return replace(m, AUSUC=next(count) / 10**6) if len(fold.space.att) < 9 else m
-
-    monkeypatch.setattr(experiment, "_evaluate", rising)
+def go_to_the_end(method, toy, out, epochs=2):
+    """A run whose refit trains for all epochs: validation of a toy may prefer the untrained model."""
+    with pytest.MonkeyPatch.context() as patch:
+        real = experiment.choose
+        patch.setattr(experiment, "choose", lambda config, *a: real(config, *a) | {"epochs": config.epochs})
+        result = go(method, toy, out, epochs)
+    assert result["chosen"]["epochs"] == epochs
+    return result
 
 
 def test_every_method_is_run_here():
@@ -135,9 +132,8 @@ CASES = [(method, stop) for method in SMALL if method != "eszsl" for stop in (1,
 
 
 @pytest.mark.parametrize(("method", "stop"), CASES)
-def test_stopped_and_resumed_is_bit_identical(toy, tmp_path, monkeypatch, trained, method, stop):
-    whole = go(method, toy, tmp_path / "whole")
-    assert whole["chosen"]["epochs"] == 2, "the refit must train for this test to mean anything"
+def test_stopped_and_resumed_is_bit_identical(toy, tmp_path, monkeypatch, method, stop):
+    go_to_the_end(method, toy, tmp_path / "whole")
     real, calls = loop._store, []
 
     def stopping(path, *a, **k):
@@ -148,12 +144,12 @@ def test_stopped_and_resumed_is_bit_identical(toy, tmp_path, monkeypatch, traine
 
     monkeypatch.setattr(loop, "_store", stopping)
     with pytest.raises(KeyboardInterrupt):
-        go(method, toy, tmp_path / "cut")
+        go_to_the_end(method, toy, tmp_path / "cut")
     assert not (tmp_path / "cut/metrics.json").exists()
     in_refit = stop > (4 if method == "vsmr-staged" else 2)
     assert calls[-1] == ("refit.state" if in_refit else "validation.state")
     monkeypatch.setattr(loop, "_store", real)
-    go(method, toy, tmp_path / "cut")
+    go_to_the_end(method, toy, tmp_path / "cut")
     same(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -190,10 +186,9 @@ def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path, method):
         "from core.datasets.xlsa17 import read_mat_files;"
         "d = pathlib.Path(sys.argv[1]);"
         "m = read_mat_files(d/'mats/res101.mat', d/'mats/att_splits.mat', TOY);"
-        "t.go(sys.argv[2], m, d/'killed', epochs=40)"
+        "t.go_to_the_end(sys.argv[2], m, d/'killed', epochs=40)"
     )
-    whole = go(method, toy, tmp_path / "whole", epochs=40)
-    assert whole["chosen"]["epochs"] > 0, "the refit must train for this test to mean anything"
+    go_to_the_end(method, toy, tmp_path / "whole", epochs=40)
     rng, landed = np.random.default_rng(0), 0
     for _ in range(int(os.environ.get("KILLS", "3"))):
         process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), method], stderr=subprocess.DEVNULL)
@@ -261,8 +256,11 @@ def test_a_run_of_another_kind_is_refused(toy, tmp_path):
 
 def test_a_finished_run_is_made_anew_where_asked(toy, tmp_path):
     first = go("eszsl", toy, tmp_path)
-    again = go("eszsl", toy, tmp_path, resume=False)
-    assert again["standard"] == first["standard"] and again["sha256"] != first["sha256"]
+    written = (tmp_path / "metrics.json").stat().st_mtime_ns
+    assert go("eszsl", toy, tmp_path) == first
+    assert (tmp_path / "metrics.json").stat().st_mtime_ns == written
+    assert go("eszsl", toy, tmp_path, resume=False)["standard"] == first["standard"]
+    assert (tmp_path / "metrics.json").stat().st_mtime_ns > written
 
 
 @pytest.mark.parametrize("what", ["file", "read-only"])
