@@ -34,7 +34,7 @@ def log_epoch(out: Path, config: RunConfig, fold: str, row: dict[str, Any]) -> N
     parts = [f"loss {row['loss']:.4g}"] if "loss" in row else []
     if fold == "validation":  # the test sets' numbers are not to be watched while anything is still running
         parts += [f"{key} {100 * row[prefix + key]:.1f}" for key in ("AUSUC", "H") if prefix + key in row]
-    settings = [f"{k} {v:g}" for k, v in row.items() if k in config.recipe]
+    settings = [f"{k[4:]} {v:g}" for k, v in row.items() if k.startswith("set_")]
     log.info(
         "%s seed %d %s: epoch %d of %d%s %s",
         config.method,

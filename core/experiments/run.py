@@ -81,13 +81,11 @@ def choose(config: RunConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
     fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
     features = inputs.features
     method = build(config, config.recipe, fold, inputs)
-    tuned: set[str] = set()
 
     def measure(row: dict[str, Any]) -> None:
         if method.tune:
             method.model.eval()
-            row |= (settings := method.tune(fold.unseen_images(features)))
-            tuned.update(settings)
+            row |= {f"set_{k}": v for k, v in method.tune(fold.unseen_images(features)).items()}
         row |= {f"val_{k}": v for k, v in asdict(_evaluate(fold, *_scores(method, inputs, fold), None)).items()}
         results.log_epoch(out, config, "validation", row)
 
@@ -105,16 +103,17 @@ def choose(config: RunConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
     for setting in method.grid:
         assert method.set_params is not None
         method.set_params(setting)
-        row: dict[str, Any] = {"epoch": 0, **setting}
+        row: dict[str, Any] = {"epoch": 0} | {f"set_{k}": v for k, v in setting.items()}
         measure(row)
         history.append(row)
     results.write_history(out / "history_validation.csv", history)
     best = max((r for r in history if "val_AUSUC" in r), key=lambda r: r["val_AUSUC"])
-    settings = tuned | {key for setting in method.grid for key in setting}
+    # from the history alone: what a resumed run did not measure itself must be chosen from too
+    settings = {key.removeprefix("set_"): value for key, value in best.items() if key.startswith("set_")}
     return {
         "epochs": best["epoch"],
         "gamma": best["val_gamma"],
-        "recipe": {key: best[key] for key in sorted(settings)},
+        "recipe": dict(sorted(settings.items())),
         "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
         "configurations": sum("val_AUSUC" in r for r in history),
         "split": config.seed,
