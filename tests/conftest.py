@@ -75,8 +75,8 @@ class ToyFeatures:
     def read(self, rows):
         return self.maps[rows]
 
-    def expect(self, rows):
-        self.expected = rows
+    def prefetch(self, rows):
+        self.prefetched = rows
 
 
 @pytest.fixture
