@@ -61,28 +61,23 @@ def _group_bytes(root: Path) -> list[int]:
     Of what a group uses, files that were not read lately (inactive_file) are given back when memory is needed.
     """
     found = []
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             number, controllers, path = line.split(":", 2)
-            if number == "0":  # version 2; its mount is unified/ where version 1 is there too
-                mounts, limit_name, used_name, inactive = ["", "unified"], "memory.max", "memory.current", ""
-            elif "memory" in controllers.split(","):
-                mounts, limit_name, used_name, inactive = (
-                    ["memory"],
-                    "memory.limit_in_bytes",
-                    "memory.usage_in_bytes",
-                    "total_",
-                )
-            else:
-                continue
             own = PurePosixPath(path.lstrip("/"))
             # in a container the path may be the host's: then only the mount itself is there
-            for folder in [root / "sys/fs/cgroup" / mount / p for mount in mounts for p in (own, *own.parents)]:
-                if (limit := _number(folder / limit_name)) is not None:
-                    used = (_number(folder / used_name) or 0) - _entry(
-                        folder / "memory.stat", f"{inactive}inactive_file"
-                    )
-                    found.append(limit - max(0, used))
+            folders = [*(own / "x").parents]
+            if number == "0":  # version 2; its mount is unified/ where version 1 is there too
+                mounts, limit, used, inactive = ("", "unified"), "memory.max", "memory.current", "inactive_file"
+            elif "memory" in controllers.split(","):
+                mounts, limit, used = ("memory", "memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
+                inactive = "total_inactive_file"
+            else:
+                continue
+            for group in [root / "sys/fs/cgroup" / mount / folder for mount in mounts for folder in folders]:
+                if (most := _number(group / limit)) is not None:
+                    reclaimable = _entry(group / "memory.stat", inactive)
+                    found.append(most - max(0, (_number(group / used) or 0) - reclaimable))
     return found
 
 
