@@ -9,12 +9,8 @@ one (DAZLE's) is parsed in a child process first.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import resource
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -38,13 +34,14 @@ from core.features.layout import (
     seal_sha256,
     word_sum,
 )
+from core.files import sandbox
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
 
 _OPTIONAL = ("original_att", "w2v_att", "allclasses_names", "image_files", "train_loc", "val_loc")
 _REQUIRED = ("feature_map", "labels", "trainval_loc", "test_seen_loc", "test_unseen_loc", "att")
 _ROW = 64 << 20  # bytes of one image's features; ResNet-101's have 200 kB
-_CHILD_MEMORY, _CHILD_SECONDS, _REFUSED = 4 << 30, 60, 65
+_CHILD_SECONDS = 60
 
 
 class FeatureFile:
@@ -329,46 +326,16 @@ def parse_in_child(path: Path, finished: bool = True) -> None:
     Raises:
         UserError: what the child found wrong, or that the HDF5 library crashes or hangs there.
     """
-    modules = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
-    command = (
-        "import sys; from core.features.feature_file import _child; "
-        "sys.exit(_child(sys.argv[1], sys.argv[2] == 'True'))"
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", command, os.path.abspath(path), str(finished)],
-            env={**os.environ, "PYTHONPATH": modules, "PYTHONUTF8": "1"},
-            timeout=_CHILD_SECONDS,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{path} makes the HDF5 library hang: it is damaged; get it again") from None
-    if done.returncode == _REFUSED:
-        raise UserError(done.stdout.decode("utf-8", "replace"))
-    if done.returncode:
-        raise UserError(f"{path} makes the HDF5 library crash: it is damaged; get it again")
+    sandbox.call("core.features.feature_file:examine", str(path), finished, kind="HDF5 file", timeout=_CHILD_SECONDS)
 
 
-def _child(path: str, finished: bool) -> int:
-    """Exit code; the reason goes to standard output, which the parent reads."""
-    with contextlib.suppress(ValueError, OSError):  # where there is no such limit, or a lower one
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (_CHILD_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    try:
-        examine(Path(path), finished)
-    except UserError as error:
-        sys.stdout.write(str(error))
-        return _REFUSED
-    return 0
-
-
-def examine(path: Path, finished: bool = True) -> None:
+def examine(path: Path | str, finished: bool = True) -> None:
     """Parse what :class:`FeatureFile` (unfinished: :class:`Writer`) will.
 
     Raises:
         UserError: anything is wrong, too little memory included.
     """
+    path = Path(path)
     reader = FeatureFile.__new__(FeatureFile)
     reader.path, reader._seal = path, None
     try:
