@@ -9,14 +9,10 @@ has any.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import math
 import os
-import resource
 import shlex
-import subprocess
-import sys
 import zlib
 from collections.abc import Iterable
 from dataclasses import replace
@@ -27,9 +23,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from core.datasets import xlsa17
+from core.datasets.metadata import SPLITS, Metadata, clip_negative, cub50
 from core.datasets.registry import CUB50, DATASETS, DataSet
-from core.datasets.xlsa17 import VALIDATION_SEED, Metadata
+from core.datasets.xlsa17 import compare_counts
 from core.features.layout import (
     DIGEST,
     FORMAT_VERSION,
@@ -40,15 +36,14 @@ from core.features.layout import (
     plain,
     read_header,
     sha256_outside,
-    what_it_is,
 )
+from core.files import sandbox
 from core.files.errors import UserError
 
-_LOCS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
-_REQUIRED = ("feature_map", "labels", *_LOCS, "att")
+_REQUIRED = ("feature_map", "labels", *SPLITS, "att")
 _OPTIONAL = ("original_att", "w2v_att", "allclasses_names", "image_files", "train_loc", "val_loc", "row_crc32")
 _ROW = 64 << 20  # bytes of one image's features; ResNet-101's have 200 kB
-_CHILD_MEMORY, _CHILD_SECONDS, _REFUSED = 4 << 30, 60, 65
+_CHILD_SECONDS = 60
 _TOLERANCE = 1e-4  # to which attributes of the file and of the data root agree
 
 
@@ -78,8 +73,6 @@ class FeatureFile:
             self._header: Header | None = read_header(self._descriptor)
             self._state: tuple[int, ...] = _state(self._descriptor)
             if self._header is None:
-                if other := what_it_is(self._descriptor):
-                    raise UserError(f"{self.path} is not an HDF5 file: {other}")
                 parse_in_child(self.path)
             elif sha256_outside(self._descriptor, DIGEST, self._header.span) != self._header.sha256:
                 raise ValueError("its checksum does not match")
@@ -132,45 +125,27 @@ class FeatureFile:
                 raise ValueError("its header is of other features")
 
     def _read_metadata(self, file: h5py.File) -> Metadata:
-        """Labels, attributes and splits, checked one by one; how they fit together is seen in :meth:`to_metadata`."""
+        """Labels, attributes and splits as they are in the file, checked."""
         att = _matrix(file["att"][()])
-        negative = int((att < 0).sum())
-        locs = {key: np.sort(_integers(file[key][()])) for key in (*_LOCS, "train_loc", "val_loc") if key in file}
+        labels = _integers(file["labels"][()])
+        if len(labels) != self.shape[0]:
+            raise UserError(f"{self.path}: {len(labels)} labels for {self.shape[0]} feature maps")
+        if self.w2v_att is not None and (len(self.w2v_att) != att.shape[1] or not np.isfinite(self.w2v_att).all()):
+            of = f"is of {len(self.w2v_att)} attributes, att of {att.shape[1]}"
+            raise UserError(f"{self.path}: w2v_att {of}, or holds NaN or infinity")
+        keys = (*SPLITS, "train_loc", "val_loc")
         m = Metadata(
             name=str(self.provenance.get("dataset", "unknown")),
             image_files=self.image_files or [],
-            labels=_integers(file["labels"][()]),
+            labels=labels,
             class_names=self.class_names or [f"class {c}" for c in range(len(att))],
-            att=np.maximum(att, 0.0),
-            original_att=_matrix(file["original_att"][()]) if "original_att" in file else np.maximum(att, 0.0),
-            **{"train_loc": np.empty(0, np.int64), "val_loc": np.empty(0, np.int64), **locs},
+            att=att,
+            original_att=_matrix(file["original_att"][()]) if "original_att" in file else att,
+            **{key: np.sort(_integers(file[key][()])) if key in file else np.empty(0, np.int64) for key in keys},
             split_sha256=str(self.provenance.get("split_sha256", "unknown")),
-            notes=[f"{negative} negative attributes of the feature file are taken as 0"] if negative else [],
+            notes=[str(self.provenance["notes"])] if self.provenance.get("notes") else [],
         )
-        n, classes = self.shape[0], len(att)
-        wrong = []
-        for key, found, count in (
-            ("labels", len(m.labels), n),
-            ("entries in allclasses_names", len(m.class_names), classes),
-            ("entries in image_files", n if self.image_files is None else len(self.image_files), n),
-            ("rows of w2v_att", att.shape[1] if self.w2v_att is None else len(self.w2v_att), att.shape[1]),
-        ):
-            if found != count:
-                wrong.append(f"{found} {key}, expected {count}")
-        if m.labels.size and (m.labels.min() < 0 or m.labels.max() >= classes):
-            wrong.append(f"labels outside 0..{classes - 1}")
-        for key, values in (("att", att), ("original_att", m.original_att), ("w2v_att", self.w2v_att)):
-            if values is not None and not np.isfinite(values).all():
-                wrong.append(f"{key} holds NaN or infinity")
-        if m.original_att.shape != att.shape:
-            wrong.append(f"original_att is {m.original_att.shape}, att {att.shape}")
-        if len(zero := np.flatnonzero(~(m.att > 0).any(axis=1))):
-            wrong.append(f"no attribute is present in the classes {zero[:5].tolist()} (counted from 0)")
-        for key, loc in locs.items():
-            if len(loc) and (loc[0] < 0 or loc[-1] >= n or len(np.unique(loc)) != len(loc)):
-                wrong.append(f"{key} has rows outside 0..{n - 1}, or the same row twice")
-        if wrong:
-            raise UserError(f"{self.path}: {wrong[0]}")
+        m.check(str(self.path))
         return m
 
     def __reduce__(self) -> tuple[type[FeatureFile], tuple[Path]]:
@@ -297,14 +272,18 @@ class FeatureFile:
             "class": (names, metadata.class_names),
         }
         compared |= {"label": (mine.labels, metadata.labels)}
-        compared |= {f"row of {key}": (getattr(mine, key), getattr(metadata, key)) for key in (*_LOCS, *recorded)}
+        compared |= {f"row of {key}": (getattr(mine, key), getattr(metadata, key)) for key in (*SPLITS, *recorded)}
         compared |= {"image file": (self.image_files or metadata.image_files, metadata.image_files)}
         wrong = [text for what, (a, b) in compared.items() if (text := _first_difference(what, list(a), list(b)))]
         for key in ("att", "original_att") if not wrong else ():
             a, b = getattr(mine, key), getattr(metadata, key)
             if a.shape != b.shape:
                 wrong.append(f"its {key} is {a.shape}, the split file's {b.shape}")
-            elif len(off := np.argwhere(~np.isclose(a, b, rtol=_TOLERANCE, atol=_TOLERANCE))):
+            elif len(
+                off := np.argwhere(
+                    ~np.isclose(np.where(b >= 0, np.maximum(a, 0), a), b, rtol=_TOLERANCE, atol=_TOLERANCE)
+                )
+            ):
                 c, k = off[0].tolist()
                 at = f"{key} of {names[c]}, attribute {k + 1},"
                 wrong.append(f"its {at} is {a[c, k]:.6g}, the split file's {b[c, k]:.6g}")
@@ -325,41 +304,31 @@ class FeatureFile:
         Raises:
             UserError: splits that overlap, or another data set's file.
         """
-        where, m = str(self.path), replace(self.metadata, name=dataset.source, notes=list(self.metadata.notes))
+        where, m = str(self.path), self.metadata
         made_for = self.provenance.get("dataset", dataset.source)
         if made_for != dataset.source:
             raise UserError(f"{where} holds the features of {made_for}, not of {dataset.source}")
-        if dataset.counts and dataset.counts.attributes != m.att.shape[1]:
-            raise UserError(f"{where}: {m.att.shape[1]} attributes, but {dataset.name} has {dataset.counts.attributes}")
         names, images = self.class_names, self.image_files
         if root_metadata is not None and np.array_equal(root_metadata.labels, m.labels):
             names = root_metadata.class_names if names is None and len(root_metadata.att) == len(m.att) else names
             images = root_metadata.image_files if images is None else images
-        m = replace(m, class_names=names or m.class_names, image_files=images or [])
         if dataset.name == CUB50.name and names is None:
             raise UserError(
                 f"{where} has no class names, which CUB50 needs; --data-root must hold CUB's att_splits.mat"
             )
-        if self.provenance.get("notes"):
-            m.notes.append(str(self.provenance["notes"]))
-        if empty := [key for key in _LOCS if not len(getattr(m, key))]:
-            raise UserError(f"{where}: {empty[0]} is empty")
-        xlsa17.check_splits(m, where)
+        att, notes = clip_negative(m.att, dataset)
+        m = replace(
+            m,
+            name=dataset.source,
+            class_names=names or m.class_names,
+            image_files=images or [],
+            att=att,
+            notes=[*m.notes, *notes],
+        )
+        m.check(where)
         if "notes" not in self.provenance:  # extraction has noted what is to be said of its files
-            xlsa17._check_counts(m, dataset, self.path)
-        absent = np.setdiff1d(np.arange(len(m.att)), np.concatenate([m.seen, m.unseen]))
-        if len(absent):
-            m.notes.append(
-                f"incomplete: {len(absent)} of {len(m.att)} classes have no image in any split, such as "
-                f"{m.class_names[absent[0]]}; numbers do not compare with the literature"
-            )
-        if dataset.name == CUB50.name:
-            m = xlsa17.cub50(m)
-        elif _usable_validation(m):
-            return m
-        train, val = xlsa17.class_disjoint_split(m.labels, m.trainval_loc, dataset.val_share, VALIDATION_SEED)
-        note = f"train/val classes drawn with seed {VALIDATION_SEED}"
-        return replace(m, train_loc=train, val_loc=val, notes=[*m.notes, note])
+            compare_counts(m, dataset, self.path)
+        return (cub50(m) if dataset.name == CUB50.name else m).with_validation(dataset.val_share)
 
     def close(self) -> None:
         """Close the file."""
@@ -387,74 +356,26 @@ def verify(path: Path | str) -> None:
             file.read(np.arange(start, min(start + 64, file.shape[0])))
 
 
-def _usable_validation(m: Metadata) -> bool:
-    """Whether train_loc and val_loc lie inside trainval, filled and class-disjoint."""
-    both = np.concatenate([m.train_loc, m.val_loc])
-    return bool(
-        len(m.train_loc)
-        and len(m.val_loc)
-        and np.isin(both, m.trainval_loc).all()
-        and not np.intersect1d(m.labels[m.train_loc], m.labels[m.val_loc]).size
-    )
-
-
 def parse_in_child(path: Path, finished: bool = True) -> None:
     """Let a child process with bounded memory and time parse a file first, as this process will.
 
     Raises:
         UserError: what the child found wrong, or that the HDF5 library crashes or hangs there.
     """
-    modules = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
-    command = (
-        "import sys; from core.features.feature_file import _child; "
-        "sys.exit(_child(sys.argv[1], sys.argv[2] == 'True'))"
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", command, os.path.abspath(path), str(finished)],
-            env={**os.environ, "PYTHONPATH": modules, "PYTHONUTF8": "1"},
-            timeout=_CHILD_SECONDS,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{path} makes the HDF5 library hang: it is damaged; get it again") from None
-    if done.returncode == _REFUSED:
-        raise UserError(done.stdout.decode("utf-8", "replace"))
-    if done.returncode:
-        raise UserError(f"{path} makes the HDF5 library crash: it is damaged; get it again")
+    sandbox.call("core.features.feature_file:examine", str(path), finished, kind="HDF5 file", timeout=_CHILD_SECONDS)
 
 
-def _child(path: str, finished: bool) -> int:
-    """Exit code; the reason goes to standard output, which the parent reads."""
-    with contextlib.suppress(ValueError, OSError):  # where there is no such limit, or a lower one
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (_CHILD_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    try:
-        examine(Path(path), finished)
-    except UserError as error:
-        sys.stdout.write(str(error))
-        return _REFUSED
-    return 0
-
-
-def examine(path: Path, finished: bool = True) -> None:
-    """Parse what :class:`FeatureFile` (unfinished: :class:`Writer`) will.
-
-    Raises:
-        UserError: anything is wrong, too little memory included.
-    """
+def examine(path: Path | str, finished: bool = True) -> None:
+    """Parse what :class:`FeatureFile` (unfinished: :class:`Writer`) will; raises nearly anything."""
     reader = FeatureFile.__new__(FeatureFile)
-    reader.path, reader._header, reader.provenance = path, None, {}
+    reader.path, reader._header, reader.provenance = Path(path), None, {}
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
             reader._load(file, finished)
             if finished:
                 reader._read_h5py(np.array([0, reader.shape[0] - 1]))
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises nearly anything
-        raise UserError(reader._reason(error)) from error
+    except OSError as error:
+        raise UserError(reader._reason(error)) if error.errno else error from None
 
 
 def _state(descriptor: int) -> tuple[int, ...]:

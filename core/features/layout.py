@@ -22,7 +22,6 @@ HEADER_BYTES = 512
 DIGEST = (32, 64)  # bytes of the header that hold the SHA-256
 _HEADER = struct.Struct("<8sQQQ32s")  # magic, offset of row 0, rows, bytes of a row, SHA-256
 _MAGIC = b"VSMRFEAT"
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _BESIDE = 256 << 20  # bytes of any dataset beside the features; CUB's longest is 2 MB
 _FILTERS = {1, 2, 3, 32000}  # gzip, shuffle, fletcher32, lzf: others may be plug-ins, which are code
 
@@ -76,23 +75,6 @@ def sha256_outside(descriptor: int, *skipped: tuple[int, int]) -> bytes:
             at += len(piece)
         at = stop
     return digest.digest()
-
-
-def what_it_is(descriptor: int) -> str | None:
-    """None for an HDF5 file; else what the file seems to be, and what then helps."""
-    size, at = os.fstat(descriptor).st_size, 0
-    while at + len(_SIGNATURE) <= size:  # HDF5 allows 0, 512, 1024, 2048, ...
-        if os.pread(descriptor, len(_SIGNATURE), at) == _SIGNATURE:
-            return None
-        at = max(HEADER_BYTES, 2 * at)
-    start = os.pread(descriptor, 64, 0)
-    if not size:
-        return "it is empty"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer; fetch the file itself with: git lfs pull"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "it is a web page; download the file itself"
-    return f"it begins with {start[:16]!r}"
 
 
 def check_axes(shape: tuple[int, ...]) -> None:

@@ -21,7 +21,7 @@ from types import TracebackType
 import h5py
 import numpy as np
 
-from core.datasets.xlsa17 import Metadata
+from core.datasets.metadata import Metadata
 from core.features.feature_file import parse_in_child
 from core.features.layout import (
     DIGEST,
