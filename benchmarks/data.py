@@ -12,7 +12,7 @@ from PIL import Image
 
 from core.datasets.registry import DEMO
 from core.datasets.xlsa17 import Metadata
-from core.features.writer import Content, Writer
+from core.features.writer import FeatureFileMetadata, Writer
 
 _DIFFERENT = 64  # different images or rows; the others repeat them
 
@@ -92,7 +92,7 @@ def make_feature_file(path: Path, n: int, D: int = 2048, grid: tuple[int, int] =
         test_unseen_loc=splits["test_unseen_loc"],
     )
     block = random_maps(_DIFFERENT, D, grid)
-    with Writer(path, Content(metadata, {"dataset": DEMO.source}), (D, *grid)) as writer:
+    with Writer(path, FeatureFileMetadata(metadata, {"dataset": DEMO.source}), (D, *grid)) as writer:
         for start in range(0, n, len(block)):
             rows = np.arange(start, min(start + len(block), n))
             writer.write(rows, block[: len(rows)])

@@ -42,7 +42,7 @@ class Generated:
     def read(self, rows: np.ndarray) -> np.ndarray:
         return self.bank[np.asarray(rows) % _BANK]
 
-    def expect(self, rows: np.ndarray) -> None:
+    def prefetch(self, rows: np.ndarray) -> None:
         """Nothing to fetch."""
 
 

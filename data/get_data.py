@@ -3,6 +3,11 @@
 An interrupted download continues with the same command. Pages beside this file say what each data set is.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's core, whatever else is installed
+
 from core.datasets.download import main
 from core.files.errors import run_cli
 

@@ -7,8 +7,13 @@
 writes w2v/AWA2_attribute.pkl and, beside it, a .json with source, words and out-of-vocabulary words.
 """
 
-from core.datasets.attributes import main
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's core, whatever else is installed
+
 from core.datasets.registry import AWA2
+from core.datasets.vectors import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":

@@ -6,6 +6,11 @@ reads the images and xlsa17's .mat files under data/ (see data/AWA2.md) and writ
 data/AWA2/feature_map_ResNet_101_AWA2.hdf5. Interrupted? The same command continues. --help lists every option.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's core, whatever else is installed
+
 from core.datasets.registry import AWA2
 from core.features.extraction import main
 from core.files.errors import run_cli

@@ -6,6 +6,11 @@ reads the images and xlsa17's .mat files under data/ (see data/SUN.md) and write
 data/SUN/feature_map_ResNet_101_SUN.hdf5. Interrupted? The same command continues. --help lists every option.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's core, whatever else is installed
+
 from core.datasets.registry import SUN
 from core.features.extraction import main
 from core.files.errors import run_cli

@@ -97,9 +97,9 @@ def mats(folder: Path, compress: bool) -> tuple[bytes, bytes]:
 
 
 def hdf5s(folder: Path) -> tuple[bytes, bytes]:
-    """A sealed feature file, and one in DAZLE's layout."""
+    """A feature file, and one in DAZLE's layout."""
     m, maps = metadata(), np.random.default_rng(0).random((20, 2, 2, 2)).astype(np.float16)
-    content = feature_writer.Content(m, {"dataset": "TOY", "input_size": 64}, np.ones((6, 3), np.float32))
+    content = feature_writer.FeatureFileMetadata(m, {"dataset": "TOY", "input_size": 64}, np.ones((6, 3), np.float32))
     with feature_writer.Writer(folder / "new.hdf5", content, (2, 2, 2)) as writer:
         writer.write(np.arange(20), maps)
         new = writer.finish().read_bytes()

@@ -318,7 +318,12 @@ def works(folder: Path) -> list[Work]:
         test_training.same(whole / "run", place / "run")
 
     extraction = Work(
-        "extraction", lambda p: extract(DEMO, data, p / "f.hdf5", **options), whole_file, same_file, "*.rows", "f.hdf5"
+        "extraction",
+        lambda p: extract(DEMO, data, p / "f.hdf5", **options),
+        whole_file,
+        same_file,
+        "*.partial",
+        "f.hdf5",
     )
     training = Work("training", train, whole_run, same_run, "run/*.state", "run/metrics.json")
     reference = folder / "reference"

@@ -78,8 +78,8 @@ class ToyFeatures:
     def read(self, rows):
         return self.maps[rows]
 
-    def expect(self, rows):
-        self.expected = rows
+    def prefetch(self, rows):
+        self.prefetched = rows
 
 
 Ended = tuple[int, str, str]  # exit code, stdout, stderr

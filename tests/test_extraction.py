@@ -186,11 +186,11 @@ extract(DEMO, Path(sys.argv[1]), Path(sys.argv[2]), **TINY)
 def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 150)
     clean = extract(DEMO, data, tmp_path / "clean.hdf5", **TINY)
-    out, journal, new = (tmp_path / f"f.hdf5{end}" for end in ("", ".partial.rows", ".partial.new"))
+    out, partial, new = (tmp_path / f"f.hdf5{end}" for end in ("", ".partial", ".partial.new"))
     command = [sys.executable, "-c", _KILLED, str(data), str(out)]
 
     def written() -> list[tuple[int, int]]:
-        return [(p.stat().st_size, p.stat().st_mtime_ns) for p in (journal, new) if p.exists()]
+        return [(p.stat().st_size, p.stat().st_mtime_ns) for p in (partial, new) if p.exists()]
 
     rng = np.random.default_rng(0)
     killed = 0

@@ -115,8 +115,7 @@ def test_one_report_names_every_bad_image_and_good_rows_belong_to_their_image(tm
     with h5py.File(tmp_path / "f.hdf5.partial") as file:
         for row, name in enumerate(images):
             if Path(name).name in bad:
-                with pytest.raises(OSError):  # h5py too is told that this row was never written
-                    file["feature_map"][row]
+                assert not file["row_crc32"][row]  # never written
                 continue
             expected = network(normalise(torch.from_numpy(load_image(folder / name, 64)[None].copy())))[0]
             np.testing.assert_allclose(file["feature_map"][row], expected.numpy(), atol=0.02, rtol=0.01, err_msg=name)
@@ -179,7 +178,18 @@ def fails_with(number: int, after: int = 0):
     return call
 
 
-@pytest.mark.parametrize(("name", "after"), [("pwrite", 0), ("pwrite", 30), ("fsync", 0), ("fsync", 2), ("write", 0)])
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [
+        ("posix_fallocate", 0),
+        ("pwrite", 0),
+        ("pwrite", 31),
+        ("pwrite", 60),
+        ("pwrite", 121),
+        ("fsync", 0),
+        ("fsync", 2),
+    ],
+)
 def test_a_full_disk_while_rows_are_written_leaves_what_the_next_run_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: int
 ) -> None:
@@ -244,9 +254,8 @@ def test_a_disk_that_takes_no_more_bytes(tmp_path: Path) -> None:
     command = [sys.executable, "-c", _LIMITED, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     nothing = ["features", "checkpoint", "bytes"]
-    left = [f"{name} f.hdf5.partial f.hdf5.partial.rows" for name in nothing]  # only the seal did not fit
     found = [" ".join([line.split()[0], *sorted(line.split()[1:])]) for line in done.stdout.splitlines()]
-    assert found == nothing * 2 + left, done.stdout + done.stderr
+    assert found == nothing * 3, done.stdout + done.stderr
     assert done.returncode == 0, done.stderr
 
 
@@ -348,9 +357,9 @@ def test_one_flipped_byte_anywhere_in_a_feature_file(tmp_path: Path) -> None:
     path = write(tmp_path / "f.hdf5")
     good = path.read_bytes()
     with FeatureFile(path) as file:
-        offset = int(file._offsets[30])
-    seal = len(good) - 64
-    places = [*range(0, len(good), 149), *range(offset - 9, offset + 800, 53), seal, *range(seal + 8, len(good), 5)]
+        rows, crcs = file.row_offset(0), good.index(file._row_crc32.tobytes())
+    places = [*range(0, len(good), 149), *range(64), *range(505, 530), *range(crcs, crcs + 240, 7)]
+    places += [*range(rows - 60, rows + 900, 31), *range(len(good) - 20, len(good))]
     for at in places:
         path.write_bytes(flipped(good, at))
         with pytest.raises(UserError, match=r"f\.hdf5"):
@@ -360,16 +369,19 @@ def test_one_flipped_byte_anywhere_in_a_feature_file(tmp_path: Path) -> None:
 
 
 def test_a_row_in_the_place_of_another_is_noticed(tmp_path: Path) -> None:
-    """Both rows keep their checksums; the seal holds the index."""
+    """Alone, and with its checksum: the header holds those."""
     path = write(tmp_path / "f.hdf5")
     with FeatureFile(path) as file:
-        first, second = (int(file._offsets[row]) for row in (3, 40))
-    good = path.read_bytes()
-    a, b = (np.int64(o).tobytes() for o in (first, second))
-    for where in range(2):  # in HDF5's index, and in the seal
-        at = good.index(a) if where == 0 else good.rindex(a)
-        path.write_bytes(good[:at] + b + good[at + 8 :])
-        with pytest.raises(UserError, match=r"f\.hdf5 is damaged"):
+        rows, crcs = (file.row_offset(3), file.row_offset(40)), path.read_bytes().index(file._row_crc32.tobytes())
+    changed = path.read_bytes()
+    for (a, b), size, message in (
+        (rows, 784, "row 3 .*is damaged"),
+        ((crcs + 12, crcs + 160), 4, "was changed after it was finished"),
+    ):
+        first, second = changed[a : a + size], changed[b : b + size]
+        changed = changed[:a] + second + changed[a + size : b] + first + changed[b + size :]
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=rf"f\.hdf5.*{message}"):
             verify(path)
 
 
@@ -378,22 +390,31 @@ def test_one_flipped_byte_in_a_partial_file_costs_its_row_only(tmp_path: Path) -
     with Writer(path, content(), SHAPE) as writer:
         writer.write(np.arange(60), maps())
         writer.flush()
-        offset, end = int(writer._offsets[11]), os.fstat(writer._data).st_size
+        offset, crcs = writer.row_offset(11), writer._crcs[0]
     partial = tmp_path / "f.hdf5.partial"
     good = partial.read_bytes()
-    partial.write_bytes(flipped(good, offset + 5))
-    with Writer(path, content(), SHAPE) as writer:
-        assert np.flatnonzero(~writer.done).tolist() == [11]
-    where = good.index(metadata().att.tobytes())
-    for at in (where, end // 2 * 0 + 8, good.index(b"images/30.png")):
+    for at in (offset + 5, crcs + 4 * 11 + 2):
         partial.write_bytes(flipped(good, at))
-        with pytest.raises(UserError, match=r"f\.hdf5\.partial"):
+        with Writer(path, content(), SHAPE) as writer:
+            assert np.flatnonzero(~writer.done).tolist() == [11]
+    for at in (good.index(metadata().att.tobytes()), 520, good.index(b"images/30.png"), *range(512, crcs, 997)):
+        partial.write_bytes(flipped(good, at))
+        with pytest.raises(UserError, match=r"f\.hdf5\.partial (is damaged|was begun)"):
             Writer(path, content(), SHAPE)
 
 
-def test_a_run_that_ended_between_sealing_and_renaming_ends_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("change", ["longer", "shorter", "empty"])
+def test_a_partial_file_of_another_length_is_refused(tmp_path: Path, change: str) -> None:
+    path, partial = tmp_path / "f.hdf5", tmp_path / "f.hdf5.partial"
+    with Writer(path, content(), SHAPE) as writer:
+        writer.write(np.arange(60), maps())
+    good = partial.read_bytes()
+    partial.write_bytes({"longer": good + b"x", "shorter": good[:-1], "empty": b""}[change])
+    with pytest.raises(UserError, match=r"f\.hdf5\.partial is damaged.*delete it"):
+        Writer(path, content(), SHAPE)
+
+
+def test_a_run_that_ended_before_renaming_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, real = tmp_path / "f.hdf5", os.replace
 
     def killed(source, target):
@@ -410,12 +431,12 @@ def test_a_run_that_ended_between_sealing_and_renaming_ends_the_same(
     assert path.read_bytes() == write(tmp_path / "other" / "f.hdf5").read_bytes()
 
 
-def test_a_seal_that_was_cut_off_half_written_is_written_anew(tmp_path: Path) -> None:
+def test_a_header_that_was_cut_off_half_written_is_written_anew(tmp_path: Path) -> None:
     path = tmp_path / "f.hdf5"
     with Writer(path, content(), SHAPE) as writer:
         writer.write(np.arange(60), maps())
-    with open(tmp_path / "f.hdf5.partial", "ab") as handle:
-        handle.write(b"\1" * 333)
+    with open(tmp_path / "f.hdf5.partial", "r+b") as handle:
+        handle.write(b"VSMRFEAT" + b"\1" * 33)
     fill(path)
     (tmp_path / "other").mkdir()
     assert path.read_bytes() == write(tmp_path / "other" / "f.hdf5").read_bytes()

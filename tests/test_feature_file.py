@@ -1,29 +1,38 @@
-"""The feature file: checksums as HDF5's, crash-safety, damage that is noticed, DAZLE's old layout."""
+"""The feature file: crash-safety, damage that is noticed, whose data it holds, older layouts."""
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import re
+import resource
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from core.datasets.registry import DEMO
+from core.datasets.registry import DEMO, Counts
 from core.datasets.xlsa17 import Metadata
+from core.features import feature_file
 from core.features.feature_file import FeatureFile, verify
-from core.features.layout import fletcher32, word_sum
-from core.features.writer import Content, Writer
+from core.features.layout import check_axes
+from core.features.regions import free_bytes
+from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
 
 SHAPE = (8, 7, 7)
+zlib_crc32 = zlib.crc32
 
 
 def metadata(n: int = 60) -> Metadata:
@@ -47,8 +56,9 @@ def metadata(n: int = 60) -> Metadata:
     )
 
 
-def content(n: int = 60, **other: str | int) -> Content:
-    return Content(metadata(n), {"dataset": "DEMO", "backbone": "tiny", **other}, np.ones((5, 3), np.float32))
+def content(n: int = 60, **other: str | int) -> FeatureFileMetadata:
+    provenance = {"dataset": "DEMO", "backbone": "tiny", **other}
+    return FeatureFileMetadata(metadata(n), provenance, np.ones((5, 3), np.float32))
 
 
 def maps(n: int = 60) -> np.ndarray:
@@ -61,33 +71,27 @@ def write(path: Path, n: int = 60) -> Path:
         return writer.finish()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("fill", ["random", "zeros", "ones_bits", "one_word", "65535"])
-def test_fletcher_equals_hdf5s(tmp_path: Path, dtype: str, fill: str) -> None:
-    values = np.random.default_rng(2).standard_normal((1, 64, 7, 7)).astype(dtype)
-    raw = values.reshape(-1).view(np.uint16)
-    if fill != "random":
-        raw[:] = 0xFFFF if fill == "ones_bits" else 0
-        raw[-1] = {"one_word": 1, "65535": 0xFFFF}.get(fill, raw[-1])
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        dataset = file.create_dataset("x", data=values, chunks=values.shape, fletcher32=True)
-        chunk = dataset.id.read_direct_chunk((0, 0, 0, 0))[1]
-    assert int.from_bytes(chunk[-4:], "little") == fletcher32(values)
-
-
-def test_fletcher_of_a_very_long_row_equals_hdf5s(tmp_path: Path) -> None:
-    values = np.random.default_rng(3).integers(0, 1 << 16, 500_000).astype(np.uint16)
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        dataset = file.create_dataset("x", data=values, chunks=values.shape, fletcher32=True)
-        chunk = dataset.id.read_direct_chunk((0,))[1]
-    assert int.from_bytes(chunk[-4:], "little") == fletcher32(values)
+def version_2(path: Path, n: int = 60) -> Path:
+    """A file as format 2 was: one chunk with a fletcher32 a row, and a seal behind the HDF5 data."""
+    whole = content(n)
+    with h5py.File(path, "w") as file:
+        for key, value in {**whole.provenance, "format_version": 2, "complete": True}.items():
+            file.attrs[key] = value
+        file.create_dataset("feature_map", data=maps(n), chunks=(1, *SHAPE), fletcher32=True)
+        for key, values in whole.arrays().items():
+            text = values.dtype == object
+            file.create_dataset(key, data=values, dtype=h5py.string_dtype() if text else None)
+    with open(path, "ab") as raw:
+        raw.write(b"VSMRSEAL".rjust(500, b"x").ljust(556, b"x"))
+    return path
 
 
 def test_written_file_reads_back_through_h5py_and_reader(tmp_path: Path) -> None:
     path = write(tmp_path / "f.hdf5")
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["feature_map"][()], maps())
-        assert file["feature_map"].fletcher32 and file.attrs["complete"]
+        assert file["feature_map"].chunks is None and file.attrs["format_version"] == 3
+        assert file["row_crc32"][5] == zlib.crc32(maps()[5].tobytes())
     with FeatureFile(path) as file:
         rows = np.array([5, 0, 59, 5])
         got = file.read(rows)
@@ -95,7 +99,7 @@ def test_written_file_reads_back_through_h5py_and_reader(tmp_path: Path) -> None
         np.testing.assert_array_equal(got, maps()[rows].reshape(4, 8, 49))
         m = file.to_metadata(DEMO)
         np.testing.assert_array_equal(m.val_loc, metadata().val_loc)
-        file.expect(np.array([5, 0]))  # a hint: nothing to see
+        file.prefetch(np.array([5, 0]))  # a hint: nothing to see
         assert m.class_names == metadata().class_names and file.image_files == metadata().image_files
     assert [p.name for p in tmp_path.iterdir()] == ["f.hdf5"]
     verify(path)
@@ -106,8 +110,6 @@ def test_resume_keeps_flushed_rows_and_equals_one_run(tmp_path: Path) -> None:
     with Writer(path, content(), SHAPE) as writer:
         writer.write(np.arange(20), maps()[:20])
     assert not path.exists()
-    with open(tmp_path / "f.hdf5.partial.rows", "ab") as handle:
-        handle.write(b"torn tail")
     with Writer(path, content(), SHAPE) as writer:
         assert writer.done.sum() == 20
         with pytest.raises(UserError, match="40 rows"):
@@ -118,12 +120,12 @@ def test_resume_keeps_flushed_rows_and_equals_one_run(tmp_path: Path) -> None:
     assert path.read_bytes() == write(tmp_path / "other" / "f.hdf5").read_bytes()
 
 
-def test_a_row_that_the_journal_names_but_the_disk_lost_is_done_again(tmp_path: Path) -> None:
+def test_a_row_that_the_disk_lost_is_done_again(tmp_path: Path) -> None:
     path = tmp_path / "f.hdf5"
     with Writer(path, content(), SHAPE) as writer:
         writer.write(np.arange(20), maps()[:20])
         writer.flush()
-        os.pwrite(writer._data, b"\0" * 16, writer._offsets[7])
+        os.pwrite(writer._data, b"\0" * 16, writer.row_offset(7))
     with Writer(path, content(), SHAPE) as writer:
         assert writer.done.sum() == 19 and not writer.done[7]
 
@@ -155,12 +157,12 @@ with Writer(Path(sys.argv[1]), content(600), SHAPE) as writer:
 
 def test_killed_at_random_moments_equals_one_run(tmp_path: Path) -> None:
     path = tmp_path / "f.hdf5"
-    partial = tmp_path / "f.hdf5.partial.rows"
+    partial = tmp_path / "f.hdf5.partial"
     command = [sys.executable, "-c", _KILLED, str(path)]
     for wait in (0.0, 0.05, 0.1):
-        before = partial.stat().st_size if partial.exists() else 0
+        before = partial.stat().st_mtime_ns if partial.exists() else 0
         process = subprocess.Popen(command)
-        while process.poll() is None and (not partial.exists() or partial.stat().st_size <= before):
+        while process.poll() is None and (not partial.exists() or partial.stat().st_mtime_ns <= before):
             time.sleep(0.002)
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
@@ -173,8 +175,7 @@ def test_killed_at_random_moments_equals_one_run(tmp_path: Path) -> None:
 def test_flipped_byte_truncation_and_junk_are_named(tmp_path: Path) -> None:
     path = write(tmp_path / "f.hdf5")
     with FeatureFile(path) as file:
-        assert file._offsets is not None
-        offset = int(file._offsets[11])
+        offset = file.row_offset(11)
     good = path.read_bytes()
     bad = bytearray(good)
     bad[offset + 100] ^= 1
@@ -223,37 +224,63 @@ def test_incomplete_and_overlapping_splits_are_refused(tmp_path: Path) -> None:
         writer.finish()
     with FeatureFile(path) as file, pytest.raises(UserError, match="share 1 images"):
         file.to_metadata(DEMO)
-    with h5py.File(path, "r+") as file:
+    with h5py.File(version_2(tmp_path / "g.hdf5"), "r+") as file:
         file.attrs.modify("complete", False)
     with pytest.raises(UserError, match="not complete"):
-        FeatureFile(path)
+        FeatureFile(tmp_path / "g.hdf5")
 
 
-def test_a_file_changed_by_another_program_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["a", "r+"])
+def test_a_file_opened_for_writing_and_closed_is_the_same_file(tmp_path: Path, mode: str) -> None:
     path = write(tmp_path / "f.hdf5")
+    before = path.read_bytes()
+    h5py.File(path, mode).close()
+    assert path.read_bytes() == before
+    verify(path)
+
+
+def test_a_changed_file_is_refused_and_resuming_keeps_its_whole_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.hdf5")
+    good = path.read_bytes()
     with h5py.File(path, "r+") as file:
         file["labels"][0] = 1
-    with pytest.raises(UserError, match="changed after it was written"):
+    with pytest.raises(UserError, match="changed after it was finished") as caught:
         FeatureFile(path)
+    assert "delete" not in str(caught.value) and f"mv {path} {path}.partial" in str(caught.value)
+    damaged = bytearray(good)
+    with FeatureFile(write(tmp_path / "g.hdf5")) as file:
+        damaged[file.row_offset(7) + 3] ^= 4
+    path.unlink()
+    (tmp_path / "f.hdf5.partial").write_bytes(damaged)
+    with Writer(path, content(), SHAPE) as writer:
+        assert np.flatnonzero(~writer.done).tolist() == [7]
+        writer.write(np.array([7]), maps()[[7]])
+        assert writer.finish().read_bytes() == good
 
 
-def test_a_file_from_before_there_were_seals_is_read(tmp_path: Path) -> None:
-    path = write(tmp_path / "f.hdf5")
-    with h5py.File(path, "r+") as file:  # which takes off the seal
-        file.attrs.modify("format_version", 1)
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_the_formats_before_are_read_and_their_rows_checked(tmp_path: Path, version: int) -> None:
+    path = version_2(tmp_path / "f.hdf5")
+    with h5py.File(path, "r+") as file:  # another program takes off the seal: no loss
+        file.attrs.modify("format_version", version)
+        at = file["feature_map"].id.get_chunk_info(7).byte_offset
     with FeatureFile(path) as file:
-        assert file._seal is None and file._offsets is not None
-        np.testing.assert_array_equal(file.read(np.array([7]))[0], maps()[7].reshape(8, 49))
+        np.testing.assert_array_equal(file.read(np.array([7, 3])), maps()[[7, 3]].reshape(2, 8, 49))
+        assert file.to_metadata(DEMO).class_names == metadata().class_names
+    content = bytearray(path.read_bytes())
+    content[at + 9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"row 7 \(images/7\.png\) is damaged"):
+        verify(path)
 
 
 @pytest.mark.parametrize("spot", [0, 100, 783])
 def test_a_row_damaged_after_it_was_read_is_named(tmp_path: Path, spot: int) -> None:
     path = write(tmp_path / "f.hdf5")
     with FeatureFile(path) as file:
-        assert file._offsets is not None
         file.read(np.array([11, 12]))
         with open(path, "r+b") as raw:  # the file stays the same one to whoever has it open
-            raw.seek(int(file._offsets[11]) + spot)
+            raw.seek(file.row_offset(11) + spot)
             byte = raw.read(1)[0]
             raw.seek(-1, os.SEEK_CUR)
             raw.write(bytes([byte ^ 1]))
@@ -261,7 +288,7 @@ def test_a_row_damaged_after_it_was_read_is_named(tmp_path: Path, spot: int) -> 
         for rows in ([11], [12, 11], [11, 11]):
             with pytest.raises(UserError, match=r"f\.hdf5: row 11 \(images/11\.png\) is damaged"):
                 file.read(np.array(rows))
-        os.truncate(path, int(file._offsets[12]) + 5)
+        os.truncate(path, file.row_offset(12) + 5)
         with pytest.raises(UserError, match=r"truncated at row 12 \(images/12\.png\)"):
             file.read(np.array([10, 12]))
 
@@ -271,24 +298,226 @@ def test_nan_is_named_however_often_its_row_is_read(tmp_path: Path) -> None:
     values = maps()[7]
     values[3, 2, 1] = np.nan
     with FeatureFile(path) as file:
-        assert file._offsets is not None
         with open(path, "r+b") as raw:
-            raw.seek(int(file._offsets[7]))
-            raw.write(values.tobytes() + fletcher32(values).to_bytes(4, "little"))
+            raw.seek(file.row_offset(7))
+            raw.write(values.tobytes())
+        file._row_crc32[7] = zlib.crc32(values.tobytes())
         for _ in range(2):
             with pytest.raises(UserError, match=r"row 7 \(images/7\.png\) holds NaN"):
                 file.read(np.array([6, 7]))
 
 
-@pytest.mark.parametrize("n", [2, 4, 8, 98, 200704])
-def test_the_sum_of_words_notices_every_flipped_bit(n: int) -> None:
-    values = np.random.default_rng(0).integers(0, 256, n, dtype=np.uint8)
-    before = word_sum(values)
-    for bit in range(0, 8 * n, max(1, 8 * n // 50)):
-        values[bit // 8] ^= 1 << bit % 8
-        assert word_sum(values) != before
-        values[bit // 8] ^= 1 << bit % 8
-    assert word_sum(values) == before
+def test_later_readings_of_an_untouched_file_need_no_checksum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, compared = write(tmp_path / "f.hdf5"), []
+    monkeypatch.setattr(feature_file.zlib, "crc32", lambda data: compared.append(1) or zlib_crc32(data))
+    with FeatureFile(path) as file:
+        for rows, new in (([3, 4, 3], 2), ([4, 3], 0), ([5], 1)):
+            compared.clear()
+            file.read(np.array(rows))
+            assert len(compared) == new
+        os.utime(path, (1, 1))  # someone may have written to it
+        compared.clear()
+        file.read(np.array([3, 4, 5]))
+        assert len(compared) == 3
+
+
+NAMELESS = ("labels", "att", "trainval_loc", "test_seen_loc", "test_unseen_loc", "feature_map")
+
+
+def dazle(path: Path, m: Metadata, **changes: np.ndarray) -> Path:
+    """A file in DAZLE's layout, without names."""
+    arrays = {"feature_map": maps(len(m.labels)).astype(np.float32)}
+    with h5py.File(path, "w") as file:
+        for key, values in (arrays | {key: getattr(m, key) for key in NAMELESS[:-1]} | changes).items():
+            file[key] = values
+    return path
+
+
+@pytest.mark.parametrize("layout", ["new", "dazle"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ["class 0", "class 1", "cat", "class 3", "class 4", "class 5"]}, "class 3 is class 2, .* cat"),
+        ({"class_names": [f"class {c}" for c in range(5)]}, r"it has 6 \(class: class 0, class 1, .*class 5\), .* 5"),
+        ({"labels": np.repeat(np.arange(6), 10)[::-1].copy()}, "label 1 is 0, the split file's 5"),
+        ({"labels": np.arange(48)}, r"it has 60 \(image: .* the split file 48"),
+        ({"test_seen_loc": np.arange(3)}, "row of test_seen_loc"),
+        ({"trainval_loc": metadata().trainval_loc + 1}, "row of trainval_loc 1 is 1, the split file's 2"),
+        ({"image_files": [f"images/{i + (i > 8)}.png" for i in range(60)]}, "image file 10 is images/9.png"),
+        ({"att": metadata().att + np.eye(6, 5, dtype=np.float32) / 1000}, "att of class 0, attribute 1, is 0.6"),
+        ({"att": np.ones((6, 4), np.float32)}, r"att is \(6, 5\), the split file's \(6, 4\)"),
+    ],
+)
+def test_a_file_of_other_data_than_the_root_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str, layout: str
+) -> None:
+    path = write(tmp_path / "f.hdf5") if layout == "new" else dazle(tmp_path / "f.hdf5", metadata())
+    root = replace(metadata(), **changes)
+    with FeatureFile(path) as file:
+        file.check_belongs(replace(metadata(), att=metadata().att + 1e-6, original_att=file.metadata.original_att), "x")
+        if layout == "dazle" and ("class_names" in changes or "image_files" in changes):
+            return  # it has no names
+        with pytest.raises(UserError, match=rf"f\.hdf5 does not belong to root/att_splits\.mat: .*{message}") as caught:
+            file.check_belongs(root, "root/att_splits.mat", "root")
+    assert "--data-root" in str(caught.value) and "anew with: python " in str(caught.value)
+
+
+def test_names_that_a_file_lacks_come_from_the_root_where_the_labels_agree(tmp_path: Path) -> None:
+    m = replace(metadata(), class_names=[*"abcdef"])
+    with FeatureFile(dazle(tmp_path / "f.hdf5", m)) as file:
+        assert file.to_metadata(DEMO).class_names[2] == "class 2"
+        assert file.to_metadata(DEMO, m).class_names == m.class_names
+        assert file.to_metadata(DEMO, m).image_files == m.image_files
+        other = replace(m, labels=m.labels[::-1].copy())
+        assert file.to_metadata(DEMO, other).class_names[2] == "class 2"
+
+
+def test_classes_that_are_missing_and_negative_attributes_are_noted(tmp_path: Path) -> None:
+    m = metadata()
+    att = np.r_[m.att, m.att]
+    att[0, 0] = -1
+    path = dazle(tmp_path / "f.hdf5", m, att=att)
+    with FeatureFile(path) as file:
+        notes = " ".join(file.to_metadata(DEMO).notes)
+        assert "6 of 12 classes have no image" in notes and "1 negative" in notes
+        known = replace(DEMO, counts=Counts(9, 4, 5, 90, 48, 12, 30))
+        assert "a subset of DEMO" in " ".join(file.to_metadata(known).notes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "mend"),
+    [
+        ((60, 7, 7, 2048), r"\(0, 3, 1, 2\)"),
+        ((60, 7, 2048, 7), r"\(0, 2, 1, 3\)"),
+        ((60, 7, 10, 512), r"\(0, 3, 1, 2\)"),
+        ((60, 49, 2048), r"\(0, 2, 1\)"),
+        ((60, 49, 64), r"\(0, 2, 1\)"),
+        ((60, 50, 64), r"maps\[:, 1:\], \(0, 2, 1\)"),
+        ((60, 197, 768), r"maps\[:, 1:\], \(0, 2, 1\)"),
+    ],
+)
+def test_axes_that_cannot_be_are_refused_with_the_transposition(
+    tmp_path: Path, shape: tuple[int, ...], mend: str
+) -> None:
+    path = dazle(tmp_path / "f.hdf5", metadata(), feature_map=np.ones(shape, np.float16))
+    with pytest.raises(UserError, match=rf"cannot be \(N,D,h,w\).*transpose\(.*{mend}"):
+        FeatureFile(path)
+
+
+@pytest.mark.parametrize("shape", [(2048, 7, 7), (512, 7, 10), (2, 7, 7), (2048, 49), (20, 49), (2, 2, 2), (64, 1, 1)])
+def test_axes_that_can_be_are_taken(shape: tuple[int, ...]) -> None:
+    check_axes((60, *shape))
+
+
+def test_the_command_that_makes_a_file_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "my features.hdf5"
+    recorded = {"dataset": "CUB", "backbone": "resnet50", "weights": "my weights.pth", "input_size": 448}
+    with Writer(path, replace(content(), provenance=recorded), SHAPE, "float32") as writer:
+        writer.write(np.arange(60), maps())
+        writer.finish()
+    with FeatureFile(path) as file:
+        assert file.extraction_command("a root") == (
+            f"python extract_feature/extract_feature_map_ResNet_101_CUB.py --out '{path}' --data-root 'a root' "
+            "--backbone resnet50 --weights 'my weights.pth' --input-size 448 --store float32"
+        )
+    with FeatureFile(dazle(tmp_path / "feature_map_ResNet_101_SUN.hdf5", metadata())) as file:
+        command = file.extraction_command()
+        assert command == f"python extract_feature/extract_feature_map_ResNet_101_SUN.py --out {file.path}"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.EAGAIN])
+@pytest.mark.parametrize("call", ["open", "preadv", "pread"])
+def test_errors_of_the_system_are_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    path = write(tmp_path / "f.hdf5")
+
+    def fails(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(UserError, match=rf"cannot read .*f\.hdf5: {os.strerror(number)}") as caught:
+        verify(path)
+    assert not re.search("damaged|delete|anew", str(caught.value))
+
+
+def test_a_file_that_another_program_has_open_for_writing_is_said_to_be(tmp_path: Path) -> None:
+    path = dazle(tmp_path / "f.hdf5", metadata())
+    with h5py.File(path, "a"):
+        command = f"from core.features.feature_file import verify; verify({str(path)!r})"
+        done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert "close the program that has it open for writing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "LFS"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"", "empty"),
+        (b"junk", ""),
+    ],
+)
+def test_what_is_no_hdf5_file_is_not_called_damaged(tmp_path: Path, start: bytes, what: str) -> None:
+    path = tmp_path / "f.hdf5"
+    path.write_bytes(start)
+    with pytest.raises(UserError, match=rf"f\.hdf5 is not an HDF5 file.*{what}") as caught:
+        FeatureFile(path)
+    assert "delete" not in str(caught.value)
+
+
+def tree(root: Path, files: dict[str, object]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(str(text))
+    return root
+
+
+GiB = 1 << 30
+V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
+HOST = {"proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {40 << 20} kB\n", "proc/self/statm": "100 50"}
+
+
+@pytest.mark.parametrize(
+    ("files", "gib"),
+    [
+        ({}, 40),
+        ({"proc/meminfo": ""}, 1 << 32),
+        ({"proc/self/cgroup": "0::/", f"{V2}/memory.max": 3 * GiB, f"{V2}/memory.current": GiB}, 2),
+        ({"proc/self/cgroup": "0::/", f"{V2}/memory.max": "max", f"{V2}/memory.current": GiB}, 40),
+        (  # a parent's limit is the tighter one; what the page cache holds can be had back
+            {
+                "proc/self/cgroup": "0::/slurm/job_1/step\n",
+                f"{V2}/slurm/job_1/step/memory.max": "max",
+                f"{V2}/slurm/job_1/memory.max": 8 * GiB,
+                f"{V2}/slurm/job_1/memory.current": 7 * GiB,
+                f"{V2}/slurm/job_1/memory.stat": f"anon 5\ninactive_file {4 * GiB}\n",
+            },
+            5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/a\n4:memory:/docker/abc\n0::/",
+                f"{V1}/memory.limit_in_bytes": 2 * GiB,
+                f"{V1}/memory.usage_in_bytes": GiB,
+                f"{V1}/memory.stat": f"inactive_file 7\ntotal_inactive_file {GiB // 2}\n",
+            },
+            1.5,
+        ),
+        ({"proc/self/cgroup": "4:cpu,memory:/", f"{V1}/memory.limit_in_bytes": 9223372036854771712}, 40),
+        ({"proc/self/cgroup": "0::/", f"{V2}/memory.max": GiB, f"{V2}/memory.current": 2 * GiB}, 0),
+        ({"proc/self/cgroup": "0::/x\n", "sys/fs/cgroup/unified/x/memory.max": GiB}, 1),
+        ({"proc/self/cgroup": "junk"}, 40),
+    ],
+)
+def test_the_memory_limit_of_a_container_or_job_is_seen(tmp_path: Path, files: dict[str, object], gib: float) -> None:
+    assert free_bytes(torch.device("cpu"), tree(tmp_path, HOST | files)) == int(gib * GiB)
+
+
+def test_the_limit_of_the_address_space_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (GiB, GiB))
+    left = free_bytes(torch.device("cpu"), tree(tmp_path, HOST))
+    assert left == GiB - 100 * resource.getpagesize()
 
 
 _inherited: FeatureFile | None = None

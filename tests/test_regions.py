@@ -33,9 +33,9 @@ def test_features_held_in_part_are_the_same(toy, held):
     for pick in (np.arange(90), np.arange(29, 34), np.array([3, 80, 3]), np.array([30, 30]), np.array([44, 2, 30, 29])):
         assert torch.equal(partly.batch(pick), streamed.batch(pick))
         assert torch.equal(partly.pooled(pick), streamed.pooled(pick))
-        source.expected = np.empty(0, dtype=np.int64)
-        partly.expect(pick)
-        assert np.array_equal(source.expected, pick[partly._position[pick] < 0])  # what is held is not fetched
+        source.prefetched = np.empty(0, dtype=np.int64)
+        partly.prefetch(pick)
+        assert np.array_equal(source.prefetched, pick[partly._position[pick] < 0])  # what is held is not fetched
 
 
 def test_reading_ahead_changes_nothing():

@@ -73,10 +73,10 @@ class Source:
     def read(self, rows):
         return self.maps[rows]
 
-    def expect(self, rows):
+    def prefetch(self, rows):
         pass
 
-    prefetch = expect
+    
 
 
 def decode(x: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:

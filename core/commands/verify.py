@@ -13,8 +13,8 @@ from core.commands.flags import Parser
 from core.datasets.attributes import load_attribute_vectors
 from core.experiments.results import read_result, verify_run
 from core.features.feature_file import verify
-from core.files.atomic import load_array_pickle
 from core.files.errors import UserError, run_cli
+from core.files.pickles import load_array_pickle
 from core.training.checkpoint import load_checkpoint
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ CUB50_SEEN = (
 CUB50_UNSEEN = (110, 120, 121, 134, 138, 139, 141, 161, 182, 189)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Counts:
     """Published sizes: classes, attributes and images (the table in README.md)."""
 
@@ -30,73 +31,116 @@ class Counts:
     test_unseen: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Where one data set lives under a data root and what it must contain."""
+    """Where one data set lives under a data root, and what is published about it."""
 
     name: str
-    source: str  # the data set whose images, features and word vectors it uses
+    source: str = ""  # the data set whose images, features and word vectors it uses; its own
     anchor: str  # folder in xlsa17's image paths from which they are resolved
-    folders: tuple[str, ...]  # where that folder may lie under the data root
-    val_share: float  # share of the seen classes that xlsa17 holds out for validation
-    counts: Counts | None  # None: any size (the demo, a person's own data)
-    attribute_file: str  # attribute names, below the anchor folder
+    folders: tuple[str, ...] = ()  # where that folder may lie under the data root; <source>/<anchor> and <anchor>
+    val_share: float = 1 / 3  # share of the seen classes held out for validation
+    counts: Counts | None = None  # None: any size
+    clip_negative: bool = False  # xlsa17's rule for the benchmarks: a negative attribute stands for a missing one, 0
+    attribute_file: str = "attributes.txt"  # attribute names, below the anchor folder
     caveat: str = ""  # printed with every result
+
+    def __post_init__(self) -> None:
+        source = self.source or self.name
+        object.__setattr__(self, "source", source)
+        object.__setattr__(self, "folders", self.folders or (f"{source}/{self.anchor}", self.anchor))
 
     def feature_file(self, backbone: str = "ResNet_101") -> str:
         """Name of the feature file; DAZLE's name for ResNet-101."""
         return f"feature_map_{backbone}_{self.source}.hdf5"
 
 
-AWA2 = DataSet(
-    "AWA2",
-    "AWA2",
-    "Animals_with_Attributes2",
-    ("AWA2/Animals_with_Attributes2", "Animals_with_Attributes2"),
-    13 / 40,
-    Counts(40, 10, 85, 37322, 23527, 5882, 7913),
-    "predicates.txt",
-)
-CUB = DataSet(
-    "CUB",
-    "CUB",
-    "CUB_200_2011",
-    ("CUB/CUB_200_2011", "CUB_200_2011"),
-    50 / 150,
-    Counts(150, 50, 312, 11788, 7057, 1764, 2967),
-    "attributes/attributes.txt",
-)
-CUB50 = DataSet(
-    "CUB50", "CUB", CUB.anchor, CUB.folders, 10 / 40, Counts(40, 10, 312, 2936, 1938, 400, 598), CUB.attribute_file
-)
-SUN = DataSet("SUN", "SUN", "SUN", ("SUN",), 65 / 645, Counts(645, 72, 102, 14340, 10320, 2580, 1440), "attributes.mat")
-DEMO = DataSet(
-    "DEMO",
-    "DEMO",
-    "DEMO_creatures",
-    ("DEMO/DEMO_creatures",),
-    0.25,
-    None,
-    "attributes.txt",
-    "the demo shows that the pipeline runs, it is no evidence for a method: the training length of its backbone was "
-    "settled while looking at accuracy on its unseen TEST classes, and the backbone knows the validation classes",
-)
+DATASETS: dict[str, DataSet] = {}
+_PLACES: dict[str, str] = {}
 
-DATASETS = {d.name: d for d in (AWA2, CUB, CUB50, SUN, DEMO)}
+
+def register(dataset: DataSet) -> DataSet:
+    """Make a data set known by its name; returns it.
+
+    Raises:
+        UserError: the name is taken; names both places.
+    """
+    caller = sys._getframe(1)
+    place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+    if dataset.name in DATASETS:
+        raise UserError(f"two data sets are named {dataset.name}: one in {_PLACES[dataset.name]}, one in {place}")
+    DATASETS[dataset.name], _PLACES[dataset.name] = dataset, place
+    return dataset
+
+
+def names() -> list[str]:
+    """Names of the registered data sets."""
+    return list(DATASETS)
+
+
+AWA2 = register(
+    DataSet(
+        name="AWA2",
+        anchor="Animals_with_Attributes2",
+        val_share=13 / 40,
+        counts=Counts(
+            seen=40, unseen=10, attributes=85, images=37322, trainval=23527, test_seen=5882, test_unseen=7913
+        ),
+        clip_negative=True,
+        attribute_file="predicates.txt",
+    )
+)
+CUB = register(
+    DataSet(
+        name="CUB",
+        anchor="CUB_200_2011",
+        val_share=50 / 150,
+        counts=Counts(
+            seen=150, unseen=50, attributes=312, images=11788, trainval=7057, test_seen=1764, test_unseen=2967
+        ),
+        clip_negative=True,
+        attribute_file="attributes/attributes.txt",
+    )
+)
+CUB50 = register(
+    DataSet(
+        name="CUB50",
+        source="CUB",
+        anchor=CUB.anchor,
+        val_share=10 / 40,
+        counts=Counts(seen=40, unseen=10, attributes=312, images=2936, trainval=1938, test_seen=400, test_unseen=598),
+        clip_negative=True,
+        attribute_file=CUB.attribute_file,
+    )
+)
+SUN = register(
+    DataSet(
+        name="SUN",
+        anchor="SUN",
+        folders=("SUN",),
+        val_share=65 / 645,
+        counts=Counts(
+            seen=645, unseen=72, attributes=102, images=14340, trainval=10320, test_seen=2580, test_unseen=1440
+        ),
+        clip_negative=True,
+        attribute_file="attributes.mat",
+    )
+)
+DEMO = register(
+    DataSet(
+        name="DEMO",
+        anchor="DEMO_creatures",
+        folders=("DEMO/DEMO_creatures",),
+        val_share=0.25,
+        caveat="the demo shows that the pipeline runs, it is no evidence for a method: the training length of its "
+        "backbone was settled while looking at accuracy on its unseen TEST classes, and the backbone knows the "
+        "validation classes",
+    )
+)
 
 
 def image_folder(data_root: Path, dataset: DataSet) -> Path:
-    """The data set's own folder under ``data_root``.
+    """:func:`core.datasets.paths.image_folder`, by its former name."""
+    from core.datasets import paths
 
-    Raises:
-        UserError: it is in none of the places we look; names them all.
-    """
-    tried = [data_root / folder for folder in dataset.folders]
-    for folder in tried:
-        if folder.is_dir():
-            return folder
-    raise UserError(
-        f"the images of {dataset.source} are not there. Looked for the folders: "
-        + ", ".join(str(t) for t in tried)
-        + f". See data/{dataset.source}.md for where to get them and where to unpack them."
-    )
+    return paths.image_folder(data_root, dataset)

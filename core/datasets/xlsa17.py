@@ -1,68 +1,37 @@
-"""Reader for xlsa17's res101.mat + att_splits.mat, with every trap of those files checked.
-
-Two versions of att_splits.mat circulate. In one, train_loc + val_loc contain all of test_seen; in the other they are
-absent. They are always intersected with trainval_loc here, and drawn (seeded, class-disjoint) where absent.
-"""
+"""Reader for xlsa17's res101.mat + att_splits.mat; what they must hold is :meth:`Metadata.check`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.datasets.registry import CUB50, CUB50_SEEN, CUB50_UNSEEN, DataSet
+from core.datasets.metadata import SPLITS, VALIDATION_SEED, Metadata, class_disjoint_split, clip_negative, cub50
+from core.datasets.paths import xlsa17_folder
+from core.datasets.registry import CUB50, DataSet
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
-from core.files.matfile import read_mat
+from core.files.matfile import read_mats
 
-VALIDATION_SEED = 0
-_SPLITS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
+__all__ = [
+    "VALIDATION_SEED",
+    "Metadata",
+    "class_disjoint_split",
+    "compare_counts",
+    "cub50",
+    "read_mat_files",
+    "read_metadata",
+]
 
-
-@dataclass
-class Metadata:
-    """Labels, attributes and splits of a data set; every index 0-based."""
-
-    name: str
-    image_files: list[str]  # (N,) below the data set's own folder, '/'-separated
-    labels: np.ndarray  # (N,) int64
-    class_names: list[str]  # (C,)
-    att: np.ndarray  # (C,K) float32, negatives set to 0
-    original_att: np.ndarray  # (C,K) float32
-    trainval_loc: np.ndarray
-    test_seen_loc: np.ndarray
-    test_unseen_loc: np.ndarray
-    train_loc: np.ndarray  # class-disjoint from val_loc, inside trainval
-    val_loc: np.ndarray
-    split_sha256: str
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def seen(self) -> np.ndarray:
-        """Sorted seen classes (those of trainval)."""
-        return np.unique(self.labels[self.trainval_loc])
-
-    @property
-    def unseen(self) -> np.ndarray:
-        """Sorted unseen classes (those of test_unseen)."""
-        return np.unique(self.labels[self.test_unseen_loc])
+find_xlsa17 = xlsa17_folder
 
 
-def find_xlsa17(data_root: Path, dataset: DataSet) -> Path:
-    """The folder with the data set's two .mat files."""
-    tried = [data_root / "xlsa17" / "data" / dataset.source, data_root / dataset.source]
-    for folder in tried:
-        if (folder / "att_splits.mat").is_file() and (folder / "res101.mat").is_file():
-            return folder
-    raise UserError(
-        f"xlsa17's res101.mat and att_splits.mat of {dataset.source} are not there. Looked in: "
-        + ", ".join(str(t) for t in tried)
-        + f". See data/{dataset.source}.md, or point --data-root at the folder that holds xlsa17/."
-    )
+def check_splits(metadata: Metadata, where: str) -> None:
+    """:meth:`Metadata.check`, by its former name."""
+    metadata.check(where)
 
 
 def read_metadata(data_root: Path | str, dataset: DataSet) -> Metadata:
@@ -71,183 +40,81 @@ def read_metadata(data_root: Path | str, dataset: DataSet) -> Metadata:
     Raises:
         UserError: files missing, or anything in them inconsistent; names the file and the cause.
     """
-    folder = find_xlsa17(Path(data_root), dataset)
+    folder = xlsa17_folder(Path(data_root), dataset)
     return read_mat_files(folder / "res101.mat", folder / "att_splits.mat", dataset)
 
 
 def read_mat_files(res101: Path | str, att_splits: Path | str, dataset: DataSet) -> Metadata:
     """As :func:`read_metadata`, from two named files; res101.mat may lack its features."""
     res101, att_splits = Path(res101), Path(att_splits)
-    images = _load(res101, ("labels", "image_files"))
-    splits = _load(att_splits, ("att", "allclasses_names", *_SPLITS), optional=("original_att", "train_loc", "val_loc"))
+    required, optional = ("att", "allclasses_names", *SPLITS), ("original_att", "train_loc", "val_loc")
+    images, splits = read_mats({res101: ("labels", "image_files"), att_splits: (*required, *optional)})
+    for path, found, keys in ((res101, images, ("labels", "image_files")), (att_splits, splits, required)):
+        if missing := [key for key in keys if key not in found]:
+            raise UserError(f"{path} lacks {', '.join(missing)}; is it xlsa17's file of that name?")
 
-    class_names = _strings(splits["allclasses_names"], att_splits)
-    for name in class_names:
-        if not name or re.match(r"[=@+-]", name) or re.search(r"[\x00-\x1f]", name):
-            raise UserError(
-                f"{att_splits}: {name!r} is no class name (it is empty, holds control characters, or would be a "
-                "formula in the result tables); get the file again"
-            )
-    if len(set(class_names)) != len(class_names):
-        twice = sorted({n for n in class_names if class_names.count(n) > 1})
-        raise UserError(f"{att_splits}: the class names {twice[:5]} stand in allclasses_names more than once")
-    image_files = [_below_anchor(p, dataset.anchor, res101) for p in _strings(images["image_files"], res101)]
-    labels = _labels(images["labels"], len(image_files), len(class_names), res101)
-    att = _attributes(splits["att"], "att", class_names, att_splits)
-    original = _attributes(splits.get("original_att", splits["att"]), "original_att", class_names, att_splits)
-    if original.shape != att.shape:
-        raise UserError(f"{att_splits}: att is {att.T.shape}, but original_att {original.T.shape}")
-    att = np.maximum(att, 0.0)
-    if not (att > 0).any(axis=1).all():
-        bad = [class_names[c] for c in np.flatnonzero(~(att > 0).any(axis=1))]
-        raise UserError(f"{att_splits}: no attribute is present in the classes {bad[:5]}")
-
-    locs = {key: _indices(splits[key], key, len(labels), att_splits) for key in _SPLITS}
+    class_names = _names(splits["allclasses_names"], "allclasses_names", att_splits)
+    image_files = _names(images["image_files"], "image_files", res101)
+    att, notes = _attributes(splits["att"], "att", len(class_names), att_splits)
+    original, _ = _attributes(splits.get("original_att", splits["att"]), "original_att", len(class_names), att_splits)
+    att, clipped = clip_negative(att, dataset)
+    locs = {
+        key: np.sort(_whole_numbers(splits[key], key, att_splits) - 1) if key in splits else np.empty(0, np.int64)
+        for key in (*SPLITS, "train_loc", "val_loc")
+    }
     metadata = Metadata(
         name=dataset.name,
-        image_files=image_files,
-        labels=labels,
+        image_files=[_below_anchor(file, dataset.anchor, res101) for file in image_files],
+        labels=_whole_numbers(images["labels"], "labels", res101) - 1,
         class_names=class_names,
         att=att,
         original_att=original,
-        train_loc=locs["trainval_loc"],
-        val_loc=np.empty(0, dtype=np.int64),
-        trainval_loc=locs["trainval_loc"],
-        test_seen_loc=locs["test_seen_loc"],
-        test_unseen_loc=locs["test_unseen_loc"],
+        **locs,
         split_sha256=sha256_file(att_splits),
+        notes=notes + clipped,
     )
-    check_splits(metadata, str(att_splits))
-    left = np.setdiff1d(np.arange(len(class_names)), np.concatenate([metadata.seen, metadata.unseen]))
-    if left.size:
-        raise UserError(
-            f"{att_splits}: the classes {[class_names[c] for c in left[:5]]} have no image in any split, so their "
-            "accuracy is undefined; leave them out of allclasses_names and att, or get the file again"
-        )
-    if duplicates := len(image_files) - len(set(image_files)):
-        raise UserError(f"{res101}: {duplicates} image files are named more than once")
+    metadata.check(str(att_splits), images=str(res101), first=1)
     _check_class_order(metadata, res101, att_splits)
-    _check_counts(metadata, dataset, att_splits)
-    if dataset.name == CUB50.name:
-        metadata = cub50(metadata)
-    return _with_validation(metadata, dataset, splits, att_splits)
+    compare_counts(metadata, dataset, att_splits)
+    return (cub50(metadata) if dataset.name == CUB50.name else metadata).with_validation(dataset.val_share)
 
 
-def check_splits(metadata: Metadata, where: str) -> None:
-    """Raise unless the three splits are disjoint and the seen and unseen classes are too."""
-    m = metadata
-    for first, second in (
-        ("trainval_loc", "test_seen_loc"),
-        ("trainval_loc", "test_unseen_loc"),
-        ("test_seen_loc", "test_unseen_loc"),
-    ):
-        if common := np.intersect1d(getattr(m, first), getattr(m, second)).size:
-            raise UserError(f"{where}: {first} and {second} share {common} images; this is not a usable split")
-    if both := np.intersect1d(m.seen, m.unseen).size:
-        raise UserError(f"{where}: {both} unseen classes have images in trainval; this is not a zero-shot split")
-    if strangers := np.setdiff1d(m.labels[m.test_seen_loc], m.seen).size:
-        raise UserError(f"{where}: {strangers} classes of test_seen have no image in trainval")
-    if missing := np.setdiff1d(m.seen, m.labels[m.test_seen_loc]).size:
-        raise UserError(f"{where}: {missing} seen classes have no test image, so their accuracy is undefined")
+def attribute_count(data_root: Path | str, dataset: DataSet) -> int | None:
+    """K: of att_splits.mat where it is there, else as published, else None."""
+    try:
+        path = xlsa17_folder(Path(data_root), dataset) / "att_splits.mat"
+    except UserError:
+        return dataset.counts.attributes if dataset.counts else None
+    (content,) = read_mats({path: ("att", "allclasses_names")})
+    classes = len(_names(content.get("allclasses_names", []), "allclasses_names", path))
+    return _attributes(content.get("att"), "att", classes, path)[0].shape[1]
 
 
-def cub50(metadata: Metadata, seed: int = VALIDATION_SEED) -> Metadata:
-    """The authors' 40+10 class subset of CUB: 10 seeded test images from each seen class, the rest for training.
-
-    Which images the authors tested on was not published; their counts (1938/400/598) are met exactly.
-    """
-    m = metadata
-    number = {int(name.split(".")[0]): c for c, name in enumerate(m.class_names) if name.split(".")[0].isdigit()}
-    if lost := [n for n in CUB50_SEEN + CUB50_UNSEEN if n not in number]:
-        raise UserError(f"CUB50 needs the CUB classes {lost[:8]}..., which this copy of CUB does not have")
-    seen = [number[n] for n in CUB50_SEEN]
-    unseen = [number[n] for n in CUB50_UNSEEN]
-    rng = np.random.default_rng(seed)
-    test_seen = np.concatenate([rng.permutation(np.flatnonzero(m.labels == c))[:10] for c in seen])
-    trainval = np.setdiff1d(np.flatnonzero(np.isin(m.labels, seen)), test_seen)
-    kept = np.array(sorted(seen + unseen))
-    new_label = np.full(len(m.class_names), -1, dtype=np.int64)
-    new_label[kept] = np.arange(len(kept))
-    subset = replace(
-        m,
-        name=CUB50.name,
-        labels=new_label[m.labels],
-        class_names=[m.class_names[c] for c in kept],
-        att=m.att[kept],
-        original_att=m.original_att[kept],
-        trainval_loc=trainval,
-        test_seen_loc=np.sort(test_seen),
-        test_unseen_loc=np.flatnonzero(np.isin(m.labels, unseen)),
-        # what was noted of the proposed split does not hold here
-        notes=[f"CUB50: 10 test images per seen class drawn with seed {seed}"],
-    )
-    check_splits(subset, "CUB50")
-    counts = CUB50.counts
-    found = (len(subset.trainval_loc), len(subset.test_seen_loc), len(subset.test_unseen_loc))
-    if counts and found != (published := (counts.trainval, counts.test_seen, counts.test_unseen)):
-        if len(m.labels) == 11788:
-            raise UserError(f"CUB50 has {found} images, expected {published}")
-        subset.notes.append(
-            "a subset of CUB50, numbers do not compare with the literature: trainval, test_seen, test_unseen are "
-            f"{found[0]}, {found[1]}, {found[2]} (published {published[0]}, {published[1]}, {published[2]})"
-        )
-    return subset
+def _names(values: Any, key: str, where: Path) -> list[str]:
+    names = []
+    for value in values if isinstance(values, list) else [values]:
+        while isinstance(value, list) and len(value) == 1:  # cells within cells
+            value = value[0]
+        name = "" if value == [] else value
+        if not isinstance(name, str):
+            raise UserError(f"{where}: {key} holds something that is not a name; a cell array of names is expected")
+        names.append(name.strip())
+    return names
 
 
-def class_disjoint_split(labels: np.ndarray, loc: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split ``loc`` by class: ``share`` of its classes (at least one, never all) go to the second part."""
-    classes = np.unique(labels[loc])
-    if len(classes) < 2:
-        raise UserError("a class-disjoint validation split needs at least two seen classes")
-    count = min(max(1, round(share * len(classes))), len(classes) - 1)
-    held = np.random.default_rng(seed).permutation(classes)[:count]
-    inside = np.isin(labels[loc], held)
-    return loc[~inside], loc[inside]
-
-
-def _with_validation(metadata: Metadata, dataset: DataSet, splits: dict[str, Any], where: Path) -> Metadata:
-    """Fill train_loc and val_loc: the file's own where they are usable, drawn where not."""
-    m = metadata
-    why = "the split file has none"
-    if dataset.name != CUB50.name and "train_loc" in splits and "val_loc" in splits:
-        train, val = (_indices(splits[key], key, len(m.labels), where) for key in ("train_loc", "val_loc"))
-        outside = np.setdiff1d(np.concatenate([train, val]), m.trainval_loc).size
-        train, val = np.intersect1d(train, m.trainval_loc), np.intersect1d(val, m.trainval_loc)
-        shared = np.intersect1d(m.labels[train], m.labels[val]).size
-        if len(train) and len(val) and not shared:
-            note = f"train/val classes of the split file; {outside} of its images lie outside trainval and are dropped"
-            return replace(m, train_loc=train, val_loc=val, notes=[*m.notes, note])
-        why = f"the split file's share {shared} classes"
-    train, val = class_disjoint_split(m.labels, m.trainval_loc, dataset.val_share, VALIDATION_SEED)
-    note = f"train/val classes drawn with seed {VALIDATION_SEED} ({why})"
-    return replace(m, train_loc=train, val_loc=val, notes=[*m.notes, note])
-
-
-def _load(path: Path, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    content = read_mat(path, {*required, *optional})
-    if missing := [key for key in required if key not in content]:
-        raise UserError(f"{path} lacks {', '.join(missing)}; is it xlsa17's file of that name?")
-    return content
-
-
-def _strings(values: Any, where: Path) -> list[str]:
-    names = [str(v).strip() if isinstance(v, str) else None for v in np.ravel(values)]
-    if any(n is None for n in names):
-        raise UserError(f"{where}: a list of names holds something that is not a name")
-    return [n for n in names if n is not None]
-
-
-def _attributes(values: Any, key: str, class_names: list[str], where: Path) -> np.ndarray:
-    """(C,K) float32"""
+def _attributes(values: Any, key: str, classes: int, where: Path) -> tuple[np.ndarray, list[str]]:
+    """(C,K) float32, and a note if the file has it so (xlsa17's have (K,C))."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "iuf" or values.ndim != 2:
         raise UserError(f"{where}: {key} is not a matrix of numbers")
+    if classes not in values.shape:
+        raise UserError(
+            f"{where}: {key} is {values.shape}, but there are {classes} class names; attributes x classes is expected"
+        )
     with np.errstate(over="ignore"):  # to infinity, which is refused
-        att: np.ndarray = values.astype(np.float32).T
-    if att.shape[0] != len(class_names):
-        raise UserError(f"{where}: {key} is {att.T.shape}, but there are {len(class_names)} class names")
-    if not np.isfinite(att).all():
-        raise UserError(f"{where}: {key} holds NaN or infinity")
-    return att
+        att: np.ndarray = values.astype(np.float32)
+    if values.shape[1] == classes:
+        return att.T, []
+    return att, [f"{key} is classes x attributes {att.shape} in {where.name}, the transpose of xlsa17's; read as such"]
 
 
 def _check_class_order(metadata: Metadata, res101: Path, att_splits: Path) -> None:
@@ -280,34 +147,14 @@ def _letters(name: str) -> str:
 def _below_anchor(path: str, anchor: str, where: Path) -> str:
     parts = [p for p in path.replace("\\", "/").split("/") if p not in ("", ".")]
     if anchor not in parts:
-        raise UserError(f"{where}: the image path {path!r} has no folder {anchor!r}; is it of another data set?")
+        raise UserError(f"{where}: the image path {path[:200]!r} has no folder {anchor!r}; is it of another data set?")
     below = parts[parts.index(anchor) + 1 :]
     if not below or ".." in below:
-        raise UserError(f"{where}: the image path {path!r} names no file below {anchor!r}")
+        raise UserError(f"{where}: the image path {path[:200]!r} names no file below {anchor!r}")
     return "/".join(below)
 
 
-def _labels(values: np.ndarray, images: int, classes: int, where: Path) -> np.ndarray:
-    labels = _whole_numbers(values, "labels", where)
-    if len(labels) != images:
-        raise UserError(f"{where}: {len(labels)} labels for {images} image files")
-    if labels.min() < 1 or labels.max() > classes:
-        raise UserError(
-            f"{where}: labels run from {labels.min()} to {labels.max()}, expected 1 to {classes} (MATLAB counts from 1)"
-        )
-    return labels - 1
-
-
-def _indices(values: np.ndarray, key: str, images: int, where: Path) -> np.ndarray:
-    loc = _whole_numbers(values, key, where)
-    if loc.min() < 1 or loc.max() > images:
-        raise UserError(f"{where}: {key} runs from {loc.min()} to {loc.max()}, expected 1 to {images} (counted from 1)")
-    if duplicates := len(loc) - len(np.unique(loc)):
-        raise UserError(f"{where}: {key} names {duplicates} images twice")
-    return np.sort(loc - 1)
-
-
-def _whole_numbers(values: np.ndarray, key: str, where: Path) -> np.ndarray:
+def _whole_numbers(values: Any, key: str, where: Path) -> np.ndarray:
     flat = np.asarray(values).ravel()
     # 2**53: what a MATLAB number counts to, and far from what an int64 cannot hold
     if flat.size == 0 or flat.dtype.kind not in "iuf" or not (np.abs(flat) < 2**53).all() or (flat % 1 != 0).any():
@@ -315,7 +162,7 @@ def _whole_numbers(values: np.ndarray, key: str, where: Path) -> np.ndarray:
     return flat.astype(np.int64)
 
 
-def _check_counts(metadata: Metadata, dataset: DataSet, where: Path) -> None:
+def compare_counts(metadata: Metadata, dataset: DataSet, where: Path) -> None:
     """Hold a full copy of a published data set against its published counts; note a subset."""
     counts = dataset.counts if dataset.name != CUB50.name else None
     if counts is None:
@@ -324,17 +171,17 @@ def _check_counts(metadata: Metadata, dataset: DataSet, where: Path) -> None:
     found = {
         "seen": len(m.seen),
         "unseen": len(m.unseen),
-        "attributes": m.att.shape[1],
         "images": len(m.labels),
         "trainval": len(m.trainval_loc),
         "test_seen": len(m.test_seen_loc),
         "test_unseen": len(m.test_unseen_loc),
+        "attributes": m.att.shape[1],
     }
-    if found["attributes"] != counts.attributes:
-        raise UserError(f"{where}: {found['attributes']} attributes, but {dataset.name} has {counts.attributes}")
-    wrong = [f"{k} {v} (published {getattr(counts, k)})" for k, v in found.items() if v != getattr(counts, k)]
-    if not wrong:
-        return
-    if found["images"] == counts.images:
-        raise UserError(f"{where}: not the proposed split of {dataset.name}: " + ", ".join(wrong))
-    m.notes.append(f"a subset of {dataset.name}, numbers do not compare with the literature: " + ", ".join(wrong))
+    wrong = {k: f"{k} {v} (published {getattr(counts, k)})" for k, v in found.items() if v != getattr(counts, k)}
+    if found["images"] == counts.images and wrong.keys() - {"attributes"}:
+        raise UserError(f"{where}: not the proposed split of {dataset.name}: {', '.join(wrong.values())}")
+    if wrong:
+        what = "a subset of" if wrong.keys() - {"attributes"} else "other attributes than"
+        m.notes.append(
+            f"{what} {dataset.name}, numbers do not compare with the literature: {', '.join(wrong.values())}"
+        )

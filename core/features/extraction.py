@@ -31,7 +31,7 @@ from core.features.backbones import DEFAULT_WEIGHTS, FrozenBackbone, build_backb
 from core.features.backbones import IMAGENET_MEAN as MEAN
 from core.features.backbones import IMAGENET_STD as STD
 from core.features.feature_file import FeatureFile
-from core.features.writer import Content, Writer
+from core.features.writer import FeatureFileMetadata, Writer
 from core.files.atomic import sha256_file, write_bytes
 from core.files.errors import UserError
 
@@ -193,7 +193,7 @@ def extract(
         _log.warning(
             "%d images are missing, the first is %s; going on with the others", len(missing), paths[missing[0]]
         )
-    with Writer(final, Content(metadata, provenance, vectors), (channels, height, width), store) as writer:
+    with Writer(final, FeatureFileMetadata(metadata, provenance, vectors), (channels, height, width), store) as writer:
         failed = _run(writer, network, normalise, paths, size, batch_size, workers, limit)
         report = writer.partial.with_name(writer.partial.name + ".bad_images.txt")
         if failed:

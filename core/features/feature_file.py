@@ -1,20 +1,20 @@
 """The feature file: region features of a whole data set on disk, read row by row.
 
-DAZLE's dataset names, so files travel both ways. New files: float16, one image per chunk, fletcher32, no compression.
-:mod:`core.features.writer` makes them, :mod:`core.features.layout` is what both agree on.
-
-The seal is compared before HDF5 parses anything, since the HDF5 library crashes on some damaged files; a file without
-one (DAZLE's) is parsed in a child process first.
+DAZLE's dataset names, so files travel both ways. New files (format 3) have contiguous float16 rows and checksums of
+everything: :mod:`core.features.writer` makes them, :mod:`core.features.layout` is what both agree on. Their checksum is
+compared before HDF5 parses anything, since the HDF5 library crashes on some damaged files. Older ones (format 2, and
+DAZLE's in any layout) are parsed in a child process first and read through h5py, whose filters check rows if the file
+has any.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import math
 import os
-import resource
-import subprocess
-import sys
+import shlex
+import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -23,32 +23,32 @@ from typing import Any
 import h5py
 import numpy as np
 
-from core.datasets import xlsa17
-from core.datasets.registry import CUB50, DataSet
-from core.datasets.xlsa17 import VALIDATION_SEED, Metadata
+from core.datasets.metadata import SPLITS, Metadata, clip_negative, cub50
+from core.datasets.registry import CUB50, DATASETS, DataSet
+from core.datasets.xlsa17 import compare_counts
 from core.features.layout import (
-    CHECKSUM_BYTES,
+    DIGEST,
     FORMAT_VERSION,
+    Header,
+    check_axes,
     check_stored,
     first_not_finite,
-    fletcher32,
     plain,
-    read_seal,
-    row_offsets,
-    seal_sha256,
-    word_sum,
+    read_header,
+    sha256_outside,
 )
-from core.files.atomic import sha256_file
+from core.files import sandbox
 from core.files.errors import UserError
 
-_OPTIONAL = ("original_att", "w2v_att", "allclasses_names", "image_files", "train_loc", "val_loc")
-_REQUIRED = ("feature_map", "labels", "trainval_loc", "test_seen_loc", "test_unseen_loc", "att")
+_REQUIRED = ("feature_map", "labels", *SPLITS, "att")
+_OPTIONAL = ("original_att", "w2v_att", "allclasses_names", "image_files", "train_loc", "val_loc", "row_crc32")
 _ROW = 64 << 20  # bytes of one image's features; ResNet-101's have 200 kB
-_CHILD_MEMORY, _CHILD_SECONDS, _REFUSED = 4 << 30, 60, 65
+_CHILD_SECONDS = 60
+_TOLERANCE = 1e-4  # to which attributes of the file and of the data root agree
 
 
 class FeatureFile:
-    """Reads a finished feature file, new layout or DAZLE's; rows on demand, never the whole array.
+    """Reads a finished feature file of any format; rows on demand, never the whole array.
 
     Worker processes may read it too: a forked one shares the descriptor, whose position no reading uses, one that is
     given a pickled reader opens the file anew.
@@ -58,42 +58,44 @@ class FeatureFile:
         """Open and check everything but the features.
 
         Raises:
-            UserError: missing, unfinished, truncated or damaged file; names file and cause.
+            UserError: missing, unfinished, truncated or damaged file, or one that cannot be read now; names the cause.
         """
         self.path = Path(path)
+        self.provenance: dict[str, Any] = {}
         self._descriptor = -1
         self._file: h5py.File | None = None
-        if not self.path.is_file():
+        if not self.path.exists():
             partial = self.path.with_name(self.path.name + ".partial")
             hint = f" There is an unfinished {partial.name}: run the extraction again." if partial.exists() else ""
             raise UserError(f"no feature file at {self.path}.{hint}")
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY)
-            self._seal = read_seal(self._descriptor)
-            if self._seal is None:
+            self._header: Header | None = read_header(self._descriptor)
+            self._state: tuple[int, ...] = _state(self._descriptor)
+            if self._header is None:
                 parse_in_child(self.path)
-            elif seal_sha256(self._descriptor, self._seal) != self._seal.sha256:
+            elif sha256_outside(self._descriptor, DIGEST, self._header.span) != self._header.sha256:
                 raise ValueError("its checksum does not match")
             # 64 MiB: automatic chunks of the old layout are read many times with HDF5's default cache
-            self._file = h5py.File(self.path, "r", rdcc_nbytes=64 << 20)
+            self._file = h5py.File(self.path, "r", rdcc_nbytes=64 << 20, locking="best-effort")
             self._load(self._file)
         except UserError:
             self.close()
             raise
         except Exception as error:  # a damaged file raises nearly anything
             self.close()
-            raise UserError(_damaged(self.path, error)) from error
+            raise UserError(self._reason(error)) from error
 
     def _load(self, file: h5py.File, finished: bool = True) -> None:
         if missing := [key for key in _REQUIRED if key not in file]:
             raise UserError(f"{self.path} lacks {', '.join(missing)}: not a feature file")
-        self.provenance: dict[str, Any] = {k: plain(v) for k, v in file.attrs.items()}
-        if finished and not self.provenance.get("complete", True):
-            raise UserError(f"{self.path} is not complete; run the extraction again")
+        self.provenance = {k: plain(v) for k, v in file.attrs.items()}
         if (version := self.provenance.get("format_version", 0)) > FORMAT_VERSION:
             raise UserError(f"{self.path} has format version {version}, newer than this program's {FORMAT_VERSION}")
-        if finished and version >= 2 and self._seal is None:
-            raise UserError(f"{self.path} was cut or changed after it was written (no seal); extract it again")
+        if finished and not self.provenance.get("complete", True):  # formats before 3
+            raise UserError(f"{self.path} is not complete; run the extraction again")
+        if finished and version >= 3 and self._header is None:
+            raise UserError(f"{self.path} was never finished, or lost its header. {self._mend()}")
         for key in (*_REQUIRED, *_OPTIONAL):
             if key in file:
                 check_stored(file, key)
@@ -101,190 +103,232 @@ class FeatureFile:
         if self._maps.ndim not in (3, 4) or self._maps.dtype.kind != "f" or 0 in self._maps.shape:
             raise UserError(f"{self.path}: feature_map is {self._maps.shape} {self._maps.dtype}, expected (N,D,h,w)")
         n, d, *grid = self._maps.shape
-        row_bytes = math.prod((d, *grid)) * self._maps.dtype.itemsize
+        self.dtype: np.dtype[Any] = self._maps.dtype.newbyteorder("=")
+        row_bytes = math.prod((d, *grid)) * self.dtype.itemsize
         if row_bytes > _ROW:
             raise UserError(f"{self.path}: {row_bytes} bytes of features an image, more than {_ROW}")
+        try:
+            check_axes(self._maps.shape)
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}") from None
         self.grid: tuple[int, ...] = tuple(grid)  # (h,w)
-        self.shape: tuple[int, int, int] = (n, d, int(np.prod(grid)))  # (N,D,R)
-        self.dtype: np.dtype[Any] = self._maps.dtype
-        self.labels = _integers(file["labels"][()])  # (N,)
-        self.att = np.maximum(_matrix(file["att"][()]), 0.0)  # (C,K)
-        self.original_att = _matrix(file["original_att"][()]) if "original_att" in file else self.att
+        self.shape: tuple[int, int, int] = (n, d, math.prod(grid))  # (N,D,R)
         self.w2v_att = _matrix(file["w2v_att"][()]) if "w2v_att" in file else None  # (K,V)
-        self.class_names: list[str] | None = self._names(file, "allclasses_names")
-        self.image_files: list[str] | None = self._names(file, "image_files")
-        self.locs: dict[str, np.ndarray] = {}
-        for key in ("trainval_loc", "test_seen_loc", "test_unseen_loc", "train_loc", "val_loc"):
-            if key in file:
-                self.locs[key] = np.sort(_integers(file[key][()]))
-        self._check()
-        self._offsets: np.ndarray | None  # None: rows are read through h5py
-        if self._seal is None:
-            self._offsets = row_offsets(self._maps)
-        elif len(self._seal.offsets) == n and self._seal.row_bytes == row_bytes:
-            self._offsets = self._seal.offsets
-        else:
-            raise ValueError("its seal is of other features")
-        self._whole = np.zeros(n, dtype=bool)  # rows whose checksum was right when they were first read
-        self._sums = np.zeros(n, dtype=np.uint64)  # of their words then
+        self.class_names = _names(file, "allclasses_names")
+        self.image_files = _names(file, "image_files")
+        self.metadata = self._read_metadata(file)
+        if self._header is not None:
+            self._row_crc32 = file["row_crc32"][()]
+            self._verified = np.zeros(n, dtype=bool)  # rows whose checksum was right since the file last changed
+            stored = Header(self._maps.id.get_offset() or 0, n, row_bytes, self._header.sha256)
+            if self._header != stored or self._row_crc32.shape != (n,) or self._maps.dtype.str not in ("<f2", "<f4"):
+                raise ValueError("its header is of other features")
+
+    def _read_metadata(self, file: h5py.File) -> Metadata:
+        """Labels, attributes and splits as they are in the file, checked."""
+        att = _matrix(file["att"][()])
+        labels = _integers(file["labels"][()])
+        if len(labels) != self.shape[0]:
+            raise UserError(f"{self.path}: {len(labels)} labels for {self.shape[0]} feature maps")
+        if self.w2v_att is not None and (len(self.w2v_att) != att.shape[1] or not np.isfinite(self.w2v_att).all()):
+            of = f"is of {len(self.w2v_att)} attributes, att of {att.shape[1]}"
+            raise UserError(f"{self.path}: w2v_att {of}, or holds NaN or infinity")
+        keys = (*SPLITS, "train_loc", "val_loc")
+        m = Metadata(
+            name=str(self.provenance.get("dataset", "unknown")),
+            image_files=self.image_files or [],
+            labels=labels,
+            class_names=self.class_names or [f"class {c}" for c in range(len(att))],
+            att=att,
+            original_att=_matrix(file["original_att"][()]) if "original_att" in file else att,
+            **{key: np.sort(_integers(file[key][()])) if key in file else np.empty(0, np.int64) for key in keys},
+            split_sha256=str(self.provenance.get("split_sha256", "unknown")),
+            notes=[str(self.provenance["notes"])] if self.provenance.get("notes") else [],
+        )
+        m.check(str(self.path))
+        return m
 
     def __reduce__(self) -> tuple[type[FeatureFile], tuple[Path]]:
         return FeatureFile, (self.path.absolute(),)
 
-    def _names(self, file: h5py.File, key: str) -> list[str] | None:
-        if key not in file:
-            return None
-        values = file[key][()].ravel()
-        return [v.decode() if isinstance(v, bytes) else str(v) for v in values]
-
-    def _check(self) -> None:
-        n, classes = self.shape[0], len(self.att)
-        if len(self.labels) != n:
-            raise UserError(f"{self.path}: {len(self.labels)} labels for {n} feature maps")
-        if self.labels.min() < 0 or self.labels.max() >= classes:
-            raise UserError(f"{self.path}: labels outside 0..{classes - 1}")
-        for key, values in (("att", self.att), ("original_att", self.original_att), ("w2v_att", self.w2v_att)):
-            if values is not None and not np.isfinite(values).all():
-                raise UserError(f"{self.path}: {key} holds NaN or infinity; extract it again")
-        if self.original_att.shape != self.att.shape:
-            raise UserError(f"{self.path}: original_att is {self.original_att.shape}, att {self.att.shape}")
-        if len(zero := np.flatnonzero(~(self.att > 0).any(axis=1))):
-            raise UserError(f"{self.path}: no attribute is present in the classes {zero[:5].tolist()} (counted from 0)")
-        for key, loc in self.locs.items():
-            if len(loc) and (loc[0] < 0 or loc[-1] >= n or len(np.unique(loc)) != len(loc)):
-                raise UserError(f"{self.path}: {key} has rows outside 0..{n - 1}, or the same row twice")
-        for key, names, count in (
-            ("allclasses_names", self.class_names, classes),
-            ("image_files", self.image_files, n),
-        ):
-            if names is not None and len(names) != count:
-                raise UserError(f"{self.path}: {len(names)} entries in {key}, expected {count}")
-        if self.w2v_att is not None and len(self.w2v_att) != self.att.shape[1]:
-            raise UserError(f"{self.path}: w2v_att is of {len(self.w2v_att)} attributes, att of {self.att.shape[1]}")
+    def row_offset(self, row: int) -> int:
+        """Byte offset of a row in a file of format 3."""
+        if self._header is None:
+            raise ValueError(f"{self.path} has no rows of fixed places")
+        return self._header.row_offset(row)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Features of the given rows in their order, (n,D,R) in the stored type; rows may repeat.
 
-        The first time a row is read here it is compared with its checksum and looked through for NaN. From then on its
-        words are summed, a twentieth of that work, and only another sum than the first one brings the full comparison.
-        So a page that the disk returns damaged later is noticed too, unless the damage keeps the sum.
+        The first time a row is read here it is compared with its crc32 and looked through for NaN. Later readings check
+        that it is there in full and that nobody has written to the file meanwhile (its size and times): if so, every
+        row is compared anew. What a failing disk returns on a second reading of an untouched file is not noticed;
+        :func:`verify` would.
 
         Raises:
-            UserError: a damaged or truncated chunk, or NaN; names file and row.
+            UserError: a damaged or truncated row, NaN, or a failing disk; names file and row.
         """
         rows = np.asarray(rows, dtype=np.int64).ravel()
         if len(rows) and (rows.min() < 0 or rows.max() >= self.shape[0]):
             raise IndexError(f"rows outside 0..{self.shape[0] - 1}")
-        if self._offsets is not None:
-            return self._read_chunks(rows, self._offsets)
-        out = self._read_h5py(rows)
-        self._check_finite(rows, out)
+        if self._header is None:
+            return self._read_h5py(rows)
+        if (state := _state(self._descriptor)) != self._state:
+            self._state, self._verified[:] = state, False
+        out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
+        self.prefetch(rows)  # the disk works on all at once: a cold batch is read in two thirds of the time
+        for i, row in enumerate(rows.tolist()):
+            target = out[i].reshape(-1).view(np.uint8)
+            try:
+                got = os.preadv(self._descriptor, [target.data], self.row_offset(row))
+            except OSError as error:
+                raise UserError(self._reason(error)) from error
+            if got != len(target):
+                raise UserError(f"{self.path} is truncated at row {row}{self._image(row)}. {self._mend()}")
+            if not self._verified[row]:
+                if zlib.crc32(target) != self._row_crc32[row]:
+                    raise UserError(f"{self.path}: row {row}{self._image(row)} is damaged (checksum). {self._mend()}")
+                self._check_finite(row, out[i])
+                self._verified[row] = True
         return out
 
-    def expect(self, rows: np.ndarray) -> None:
+    def prefetch(self, rows: np.ndarray) -> None:
         """Have the system fetch rows from the disk while something else is done; a hint that changes no value."""
-        if self._offsets is not None and hasattr(os, "posix_fadvise"):  # not on macOS
-            size = self.shape[1] * self.shape[2] * self.dtype.itemsize + CHECKSUM_BYTES
-            for at in self._offsets[rows].tolist():
-                os.posix_fadvise(self._descriptor, at, size, os.POSIX_FADV_WILLNEED)
-
-    def _read_chunks(self, rows: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-        out, places = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype), offsets[rows].tolist()
-        size = self.shape[1] * self.shape[2] * self.dtype.itemsize
-        self.expect(rows)  # the disk works on all at once: a cold batch is read in two thirds of the time
-        checksum = bytearray(CHECKSUM_BYTES)
-        for i, (row, at) in enumerate(zip(rows.tolist(), places, strict=True)):
-            got = os.preadv(self._descriptor, [out[i].reshape(-1).view(np.uint8).data, checksum], at)
-            if got != size + CHECKSUM_BYTES:
-                raise UserError(f"{self.path} is truncated at row {row}{self._image(row)}; extract it again")
-            total = word_sum(out[i])
-            if self._whole[row] and self._sums[row] == total:
-                continue
-            if fletcher32(out[i]) != int.from_bytes(checksum, "little"):
-                raise UserError(f"{self.path}: row {row}{self._image(row)} is damaged (checksum); extract it again")
-            self._check_finite(rows[i : i + 1], out[i : i + 1])
-            self._sums[row], self._whole[row] = total, True
-        return out
-
-    def _check_finite(self, rows: np.ndarray, maps: np.ndarray) -> None:
-        if (bad := first_not_finite(maps)) is not None:
-            raise UserError(f"{self.path}: row {rows[bad]}{self._image(rows[bad])} holds NaN or infinity")
+        if self._header is not None and hasattr(os, "posix_fadvise"):  # not on macOS
+            for row in rows.tolist():
+                os.posix_fadvise(self._descriptor, self.row_offset(row), self._header.row_bytes, os.POSIX_FADV_WILLNEED)
 
     def _read_h5py(self, rows: np.ndarray) -> np.ndarray:
         unique, back = np.unique(rows, return_inverse=True)
-        try:
-            values = self._maps[unique] if len(unique) else np.empty((0, *self._maps.shape[1:]), self.dtype)
-        except Exception as error:  # filters raise nearly anything
-            raise UserError(
-                f"{self.path}: a chunk holding the rows {self._bad_rows(unique)} is damaged or truncated ({error}); "
-                "get the file again"
-            ) from error
-        return np.asarray(values).reshape(len(unique), *self.shape[1:])[back]
-
-    def _bad_rows(self, rows: np.ndarray) -> str:
-        bad = []
-        for row in rows:
+        out = np.empty((len(unique), *self.shape[1:]), dtype=self.dtype)
+        for i, row in enumerate(unique.tolist()):
             try:
-                self._maps[int(row)]
-            except Exception:
-                bad.append(int(row))
-                if len(bad) == 5:
-                    break
-        return ", ".join(map(str, bad))
+                out[i] = self._maps[row].reshape(self.shape[1:])
+            except Exception as error:  # filters raise nearly anything
+                raise UserError(
+                    f"{self.path}: row {row}{self._image(row)} is damaged or truncated ({error}). {self._mend()}"
+                ) from error
+            self._check_finite(row, out[i])
+        return out[back]
+
+    def _check_finite(self, row: int, maps: np.ndarray) -> None:
+        if first_not_finite(maps[None]) is not None:
+            raise UserError(f"{self.path}: row {row}{self._image(row)} holds NaN or infinity")
 
     def _image(self, row: int) -> str:
-        return f" ({self.image_files[int(row)]})" if self.image_files else ""
+        return f" ({self.image_files[row]})" if self.image_files else ""
 
-    def to_metadata(self, dataset: DataSet) -> Metadata:
+    def extraction_command(self, data_root: Path | str | None = None) -> str:
+        """The complete command that makes this file, from what it records; a general one where it records nothing."""
+        given = self.provenance
+        names = [d.source for d in DATASETS.values() if self.path.stem.endswith(f"_{d.source}")]
+        source = str(given.get("dataset", names[0] if names else "<data set>"))
+        root = [] if data_root is None else ["--data-root", str(data_root)]
+        if source == "DEMO":
+            return shlex.join(["python", "DEMO_ours.py", *root])
+        command = ["--out", str(self.path), *root]
+        for key in ("backbone", "weights", "input_size", "dtype", "batch_size"):
+            if key in given:
+                command += [f"--{key.replace('_', '-')}", str(given[key])]
+        if "backbone" in given and hasattr(self, "dtype"):
+            command += ["--store", self.dtype.name]
+        return f"python extract_feature/extract_feature_map_ResNet_101_{source}.py {shlex.join(command)}"
+
+    def _mend(self) -> str:
+        """What to do about damage. Rows of format 3 are known by their checksums, whatever happened to the others."""
+        if self._header is None and self.provenance.get("format_version", 0) < 3:
+            return f"Get it again, or make it anew with: {self.extraction_command()}"
+        move = shlex.join(["mv", str(self.path), f"{self.path}.partial"])
+        return f"To keep every row that is whole: {move}, then run what made it: {self.extraction_command()}"
+
+    def _reason(self, error: Exception) -> str:
+        """What an error says of this file: only what is proved is called damage."""
+        if isinstance(error, MemoryError):
+            return f"too little memory to read {self.path}; close other programs or ask the job for more"
+        if isinstance(error, OSError) and error.errno:
+            busy = "; close the program that has it open for writing" if error.errno == errno.EAGAIN else ""
+            return f"cannot read {self.path}: {os.strerror(error.errno)}{busy}"
+        if getattr(self, "_header", None) is not None:
+            what = "was changed after it was finished, by damage or by a program that wrote to it"
+        else:
+            what = "is damaged or truncated"
+        return f"{self.path} {what} ({error}). {self._mend()}"
+
+    def check_belongs(self, metadata: Metadata, where: Path | str, data_root: Path | str | None = None) -> None:
+        """Refuse a file whose images, classes, labels, splits or attributes are others than those of the data root.
+
+        Args:
+            metadata: of the whole data set (CUB's for CUB50), as the data root has it. where: its split file.
+            data_root: for the command in the error.
+
+        Raises:
+            UserError: the first difference; names both files and the command that mends it.
+        """
+        mine, n = self.metadata, len(self.metadata.labels)
+        recorded = ("train_loc", "val_loc") if "split_sha256" in self.provenance else ()
+        names = [name.strip() for name in self.class_names] if self.class_names else metadata.class_names
+        compared: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
+            "image": (range(n), range(len(metadata.labels))),
+            "class": (names, metadata.class_names),
+        }
+        compared |= {"label": (mine.labels, metadata.labels)}
+        compared |= {f"row of {key}": (getattr(mine, key), getattr(metadata, key)) for key in (*SPLITS, *recorded)}
+        compared |= {"image file": (self.image_files or metadata.image_files, metadata.image_files)}
+        wrong = [text for what, (a, b) in compared.items() if (text := _first_difference(what, list(a), list(b)))]
+        for key in ("att", "original_att") if not wrong else ():
+            a, b = getattr(mine, key), getattr(metadata, key)
+            if a.shape != b.shape:
+                wrong.append(f"its {key} is {a.shape}, the split file's {b.shape}")
+            elif len(
+                off := np.argwhere(
+                    ~np.isclose(np.where(b >= 0, np.maximum(a, 0), a), b, rtol=_TOLERANCE, atol=_TOLERANCE)
+                )
+            ):
+                c, k = off[0].tolist()
+                at = f"{key} of {names[c]}, attribute {k + 1},"
+                wrong.append(f"its {at} is {a[c, k]:.6g}, the split file's {b[c, k]:.6g}")
+        if wrong:
+            raise UserError(
+                f"{self.path} does not belong to {where}: {wrong[0]}. Choose the right one with --features or "
+                "--data-root, or move the feature file away and make it anew with: "
+                f"{self.extraction_command(data_root)}"
+            )
+
+    def to_metadata(self, dataset: DataSet, root_metadata: Metadata | None = None) -> Metadata:
         """The file's labels, attributes and splits; train/val are drawn where an old file has none.
+
+        Args:
+            root_metadata: of the whole data set, as the data root has it; gives the names that a file in DAZLE's layout
+                lacks, where the labels agree.
 
         Raises:
             UserError: splits that overlap, or another data set's file.
         """
-        where, notes, locs = str(self.path), [], dict(self.locs)
+        where, m = str(self.path), self.metadata
         made_for = self.provenance.get("dataset", dataset.source)
         if made_for != dataset.source:
             raise UserError(f"{where} holds the features of {made_for}, not of {dataset.source}")
-        if dataset.counts and dataset.counts.attributes != self.att.shape[1]:
+        names, images = self.class_names, self.image_files
+        if root_metadata is not None and np.array_equal(root_metadata.labels, m.labels):
+            names = root_metadata.class_names if names is None and len(root_metadata.att) == len(m.att) else names
+            images = root_metadata.image_files if images is None else images
+        if dataset.name == CUB50.name and names is None:
             raise UserError(
-                f"{where}: {self.att.shape[1]} attributes, but {dataset.name} has {dataset.counts.attributes}"
+                f"{where} has no class names, which CUB50 needs; --data-root must hold CUB's att_splits.mat"
             )
-        if dataset.name == CUB50.name and self.class_names is None:
-            raise UserError(f"{where} has no class names, which CUB50 needs; extract the features again")
-        recorded = self.provenance.get("notes")
-        if recorded:
-            notes.append(str(recorded))
-        metadata = Metadata(
+        att, notes = clip_negative(m.att, dataset)
+        m = replace(
+            m,
             name=dataset.source,
-            image_files=self.image_files or [],
-            labels=self.labels,
-            class_names=self.class_names or [f"class {c}" for c in range(len(self.att))],
-            att=self.att,
-            original_att=self.original_att,
-            trainval_loc=locs["trainval_loc"],
-            test_seen_loc=locs["test_seen_loc"],
-            test_unseen_loc=locs["test_unseen_loc"],
-            train_loc=locs.get("train_loc", np.empty(0, np.int64)),
-            val_loc=locs.get("val_loc", np.empty(0, np.int64)),
-            split_sha256=str(self.provenance.get("split_sha256", "unknown")),
-            notes=notes,
+            class_names=names or m.class_names,
+            image_files=images or [],
+            att=att,
+            notes=[*m.notes, *notes],
         )
-        if min(len(metadata.trainval_loc), len(metadata.test_seen_loc), len(metadata.test_unseen_loc)) == 0:
-            raise UserError(f"{where}: one of the splits is empty")
-        xlsa17.check_splits(metadata, where)
-        if dataset.name == CUB50.name:
-            metadata = xlsa17.cub50(metadata)
-        elif _usable_validation(metadata):
-            return metadata
-        train, val = xlsa17.class_disjoint_split(
-            metadata.labels, metadata.trainval_loc, dataset.val_share, VALIDATION_SEED
-        )
-        note = f"train/val classes drawn with seed {VALIDATION_SEED}"
-        return replace(metadata, train_loc=train, val_loc=val, notes=[*metadata.notes, note])
-
-    def sha256(self) -> str:
-        """SHA-256 of the whole file; reads all of it."""
-        return sha256_file(self.path)
+        m.check(where)
+        if "notes" not in self.provenance:  # extraction has noted what is to be said of its files
+            compare_counts(m, dataset, self.path)
+        return (cub50(m) if dataset.name == CUB50.name else m).with_validation(dataset.val_share)
 
     def close(self) -> None:
         """Close the file."""
@@ -312,81 +356,50 @@ def verify(path: Path | str) -> None:
             file.read(np.arange(start, min(start + 64, file.shape[0])))
 
 
-def _usable_validation(m: Metadata) -> bool:
-    """Whether train_loc and val_loc lie inside trainval, filled and class-disjoint."""
-    both = np.concatenate([m.train_loc, m.val_loc])
-    return bool(
-        len(m.train_loc)
-        and len(m.val_loc)
-        and np.isin(both, m.trainval_loc).all()
-        and not np.intersect1d(m.labels[m.train_loc], m.labels[m.val_loc]).size
-    )
-
-
 def parse_in_child(path: Path, finished: bool = True) -> None:
     """Let a child process with bounded memory and time parse a file first, as this process will.
 
     Raises:
         UserError: what the child found wrong, or that the HDF5 library crashes or hangs there.
     """
-    modules = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
-    command = (
-        "import sys; from core.features.feature_file import _child; "
-        "sys.exit(_child(sys.argv[1], sys.argv[2] == 'True'))"
-    )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", command, os.path.abspath(path), str(finished)],
-            env={**os.environ, "PYTHONPATH": modules, "PYTHONUTF8": "1"},
-            timeout=_CHILD_SECONDS,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        raise UserError(f"{path} makes the HDF5 library hang: it is damaged; get it again") from None
-    if done.returncode == _REFUSED:
-        raise UserError(done.stdout.decode("utf-8", "replace"))
-    if done.returncode:
-        raise UserError(f"{path} makes the HDF5 library crash: it is damaged; get it again")
+    sandbox.call("core.features.feature_file:examine", str(path), finished, kind="HDF5 file", timeout=_CHILD_SECONDS)
 
 
-def _child(path: str, finished: bool) -> int:
-    """Exit code; the reason goes to standard output, which the parent reads."""
-    with contextlib.suppress(ValueError, OSError):  # where there is no such limit, or a lower one
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_AS, (_CHILD_MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    try:
-        examine(Path(path), finished)
-    except UserError as error:
-        sys.stdout.write(str(error))
-        return _REFUSED
-    return 0
-
-
-def examine(path: Path, finished: bool = True) -> None:
-    """Parse what :class:`FeatureFile` (unfinished: :class:`Writer`) will.
-
-    Raises:
-        UserError: anything is wrong, too little memory included.
-    """
+def examine(path: Path | str, finished: bool = True) -> None:
+    """Parse what :class:`FeatureFile` (unfinished: :class:`Writer`) will; raises nearly anything."""
     reader = FeatureFile.__new__(FeatureFile)
-    reader.path, reader._seal = path, None
+    reader.path, reader._header, reader.provenance = Path(path), None, {}
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking="best-effort") as file:
             reader._load(file, finished)
             if finished:
                 reader._read_h5py(np.array([0, reader.shape[0] - 1]))
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises nearly anything
-        raise UserError(_damaged(path, error)) from error
+    except OSError as error:
+        raise UserError(reader._reason(error)) if error.errno else error from None
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    return (
-        f"{path} is damaged, truncated or not an HDF5 file ({type(error).__name__}: {error}); delete it and extract "
-        "it again"
-    )
+def _state(descriptor: int) -> tuple[int, ...]:
+    """What changes when a file is written to."""
+    now = os.fstat(descriptor)
+    return now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+
+def _first_difference(what: str, mine: list[Any], other: list[Any]) -> str:
+    """Where two lists differ first, counted from 1; empty if nowhere."""
+    if len(mine) != len(other):
+        return f"it has {len(mine)} ({what}: {_few(mine)}), the split file {len(other)} ({_few(other)})"
+    pairs = enumerate(zip(mine, other, strict=True), start=1)
+    return next((f"its {what} {i} is {a}, the split file's {b}" for i, (a, b) in pairs if a != b), "")
+
+
+def _few(values: list[Any]) -> str:
+    return ", ".join(map(str, values if len(values) < 5 else [*values[:3], "...", values[-1]]))
+
+
+def _names(file: h5py.File, key: str) -> list[str] | None:
+    if key not in file:
+        return None
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in file[key][()].ravel()]
 
 
 def _matrix(values: np.ndarray) -> np.ndarray:

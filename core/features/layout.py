@@ -1,7 +1,8 @@
 """Where the bytes of a feature file lie, and what vouches for them: what its reader and its writer must agree on.
 
-Every byte of a finished file is covered: rows by their fletcher32, all else by a SHA-256 in a seal behind the HDF5 data
-(HDF5 programs do not see it).
+Format 3 is a header of 512 bytes (HDF5's user block, which HDF5 programs pass over and leave as it is) and HDF5 data in
+which the rows of feature_map stand one behind another. The crc32 of each row stands in the dataset row_crc32; a SHA-256
+in the header is of every other byte. The bytes follow from the content alone: no times, no process numbers.
 """
 
 from __future__ import annotations
@@ -16,115 +17,95 @@ from typing import Any
 import h5py
 import numpy as np
 
-FORMAT_VERSION = 2  # 2: sealed
-CHECKSUM_BYTES = 4
-_SEAL = struct.Struct("<8sQQQ32s")  # magic, end of the HDF5 data, rows, bytes of a row, SHA-256; before it: the offsets
-_MAGIC = b"VSMRSEAL"
+FORMAT_VERSION = 3  # 2: one chunk with a fletcher32 a row; 0: DAZLE's
+HEADER_BYTES = 512
+DIGEST = (32, 64)  # bytes of the header that hold the SHA-256
+_HEADER = struct.Struct("<8sQQQ32s")  # magic, offset of row 0, rows, bytes of a row, SHA-256
+_MAGIC = b"VSMRFEAT"
 _BESIDE = 256 << 20  # bytes of any dataset beside the features; CUB's longest is 2 MB
 _FILTERS = {1, 2, 3, 32000}  # gzip, shuffle, fletcher32, lzf: others may be plug-ins, which are code
-_EXACT_WORDS = 400_000  # above this many 16-bit words the weighted sum may pass 2**53
-
-
-def fletcher32(data: np.ndarray) -> int:
-    """HDF5's fletcher32 of an array's bytes (their number must be even).
-
-    HDF5 reads big-endian 16-bit words. Modulo 65535 swapping the bytes of a word is multiplying it by 256, so the sums
-    are taken over the words as they lie in memory. A sum that is not zero but divisible by 65535 is kept as 65535.
-    """
-    words = np.ascontiguousarray(data).reshape(-1).view(np.uint8).view("<u2")
-    n = len(words)
-    if n <= _EXACT_WORDS:
-        sums = _weights(n) @ words.astype(np.float64)  # exact: below 2**53
-        first, second = int(sums[0]), int(sums[1])
-    else:
-        first = int(words.sum(dtype=np.int64))
-        second = int(np.dot(words.astype(np.int64), np.arange(n, 0, -1, dtype=np.int64)))
-    low, high = ((s * 256) % 65535 or (65535 if s else 0) for s in (first, second))
-    return (high << 16) | low
-
-
-def word_sum(data: np.ndarray) -> np.uint64:
-    """Sum modulo 2**64 of a contiguous array's bytes as words, in a twentieth of fletcher32's time."""
-    octets = data.reshape(-1).view(np.uint8)
-    return np.uint64(np.add.reduce(octets.view(np.uint64 if len(octets) % 8 == 0 else np.uint16)))
-
-
-_WEIGHTS: dict[int, np.ndarray] = {}
-
-
-def _weights(n: int) -> np.ndarray:
-    """(2,n): ones, and n, n-1, ..., 1."""
-    if n not in _WEIGHTS:
-        _WEIGHTS.clear()
-        _WEIGHTS[n] = np.stack([np.ones(n), np.arange(n, 0, -1, dtype=np.float64)])
-    return _WEIGHTS[n]
 
 
 @dataclass(frozen=True)
-class Seal:
-    """What stands behind the HDF5 data of a finished file."""
+class Header:
+    """What the first bytes of a finished file say."""
 
-    end: int  # bytes of the HDF5 data
-    offsets: np.ndarray  # (N,) byte offset of each row
-    row_bytes: int  # without the checksum
-    sha256: bytes  # of every byte of the file outside the rows, but itself and the magic
+    base: int  # byte offset of row 0
+    rows: int
+    row_bytes: int
+    sha256: bytes = bytes(32)  # of every byte of the file but the rows and itself
+
+    def row_offset(self, row: int) -> int:
+        """Byte offset of a row."""
+        return self.base + row * self.row_bytes
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Byte offsets where the rows begin and end."""
+        return self.base, self.row_offset(self.rows)
+
+    def pack(self) -> bytes:
+        """As bytes."""
+        return _HEADER.pack(_MAGIC, self.base, self.rows, self.row_bytes, self.sha256)
 
 
-def read_seal(descriptor: int) -> Seal | None:
-    """The seal, not yet compared; None where there is none."""
-    size = os.fstat(descriptor).st_size
-    tail = os.pread(descriptor, _SEAL.size, max(0, size - _SEAL.size))
-    if len(tail) < _SEAL.size or not tail.startswith(_MAGIC):
+def read_header(descriptor: int) -> Header | None:
+    """The header, not yet compared; None where there is none (unfinished files, older formats)."""
+    start = os.pread(descriptor, _HEADER.size, 0)
+    if len(start) < _HEADER.size or not start.startswith(_MAGIC):
         return None
-    _, end, rows, row_bytes, digest = _SEAL.unpack(tail)
-    if end + 8 * rows + _SEAL.size != size:
-        raise ValueError("its seal does not fit its length")
-    offsets = np.frombuffer(os.pread(descriptor, 8 * rows, end), "<i8").astype(np.int64)
-    return Seal(end, offsets, row_bytes, digest)
+    return Header(*_HEADER.unpack(start)[1:])
 
 
-def seal_sha256(descriptor: int, seal: Seal) -> bytes:
-    """SHA-256 of the HDF5 data outside the rows, the offsets and the sizes."""
-    digest = hashlib.sha256()
-    at, block = 0, seal.row_bytes + CHECKSUM_BYTES
-    for offset in [*np.sort(seal.offsets).tolist(), seal.end]:
-        if not at <= offset <= seal.end:
-            raise ValueError("its seal names rows that overlap or lie outside it")
-        while at < offset:
-            piece = os.pread(descriptor, min(offset - at, 1 << 20), at)
+def sha256_outside(descriptor: int, *skipped: tuple[int, int]) -> bytes:
+    """SHA-256 of a file's bytes outside the skipped spans (start, stop).
+
+    Raises:
+        ValueError: the spans overlap or lie outside the file.
+    """
+    digest, at, size = hashlib.sha256(), 0, os.fstat(descriptor).st_size
+    for start, stop in (*sorted(skipped), (size, size)):
+        if not at <= start <= stop <= size:
+            raise ValueError("it is cut short, or its header is damaged")
+        while at < start:
+            piece = os.pread(descriptor, min(start - at, 1 << 20), at)
             if not piece:
                 raise ValueError("it is cut short")
             digest.update(piece)
             at += len(piece)
-        at += block
-    digest.update(seal.offsets.astype("<i8").tobytes())
-    digest.update(struct.pack("<QQQ", seal.end, len(seal.offsets), seal.row_bytes))
+        at = stop
     return digest.digest()
 
 
-def pack_seal(descriptor: int, seal: Seal) -> bytes:
-    """What a finished file ends with: the offsets, the sizes, and the SHA-256 that the seal itself lacks yet."""
-    digest = seal_sha256(descriptor, seal)
-    tail = seal.offsets.astype("<i8").tobytes()
-    return tail + _SEAL.pack(_MAGIC, seal.end, len(seal.offsets), seal.row_bytes, digest)
+def check_axes(shape: tuple[int, ...]) -> None:
+    """Refuse a feature_map that cannot be (N,D,h,w) or (N,D,R); nothing is guessed.
+
+    (N,D,h,w): the grid is square, or D is the longest of the three. (N,D,R): D >= R, or else R is a square number and
+    D is none (nor a square number and a class token).
+
+    Raises:
+        ValueError: says which transposition would mend it.
+    """
+    how, axes = "", list(shape[1:])
+    if len(axes) == 3 and axes[1] != axes[2] and axes[0] <= max(axes[1:]):
+        # two equal sides are the grid, what is left is D; else the longest is D
+        single = [i for i in range(3) if axes.count(axes[i]) == 1]
+        first = single[0] if len(single) == 1 else int(np.argmax(axes))
+        how = f"np.transpose(maps, {(0, first + 1, *(i + 1 for i in range(3) if i != first))})"
+    elif len(axes) == 2 and axes[0] < axes[1]:
+        token = _is_square(axes[0] - 1) and axes[0] > 2
+        if not _is_square(axes[1]) or token or _is_square(axes[0]):
+            how = f"np.transpose(maps{'[:, 1:]' if token else ''}, (0, 2, 1))"
+            how += ", which leaves out the class token" if token else ", or stored as (N,D,h,w)"
+    if how:
+        raise ValueError(
+            f"feature_map is {shape}, which cannot be (N,D,h,w): images, channels, rows and columns of the grid. "
+            f"It would be as {how}"
+        )
 
 
-def row_offsets(maps: h5py.Dataset) -> np.ndarray | None:
-    """(N,) byte offset of each row where every row is one fletcher32-only chunk, else None."""
-    if maps.chunks != (1, *maps.shape[1:]) or not maps.fletcher32 or maps.compression or maps.shuffle:
-        return None
-    if maps.id.get_create_plist().get_nfilters() != 1 or maps.dtype.byteorder == ">":
-        return None
-    offsets = np.full(maps.shape[0], -1, dtype=np.int64)
-    size = math.prod(maps.shape[1:]) * maps.dtype.itemsize + CHECKSUM_BYTES
-
-    def note(info: Any) -> None:
-        row = info.chunk_offset[0]
-        if info.size == size and info.filter_mask == 0 and 0 <= row < len(offsets):
-            offsets[row] = info.byte_offset
-
-    maps.id.chunk_iter(note)
-    return offsets if (offsets >= 0).all() and len(np.unique(offsets)) == len(offsets) else None
+def _is_square(n: int) -> bool:
+    return math.isqrt(n) ** 2 == n
 
 
 def check_stored(file: h5py.File, key: str) -> None:
@@ -136,7 +117,7 @@ def check_stored(file: h5py.File, key: str) -> None:
     if dataset.is_virtual or plan.get_external_count():
         raise ValueError(f"the values of {key} lie in another file")
     if filters := {plan.get_filter(i)[0] for i in range(plan.get_nfilters())} - _FILTERS:
-        raise ValueError(f"{key} is stored with the unknown filters {sorted(filters)}")
+        raise ValueError(f"{key} is stored with the unknown filters {sorted(filters)}; repack it: h5repack -f NONE")
     if key != "feature_map" and size > _BESIDE:
         raise ValueError(f"{key} has {size} bytes, more than {_BESIDE}")
     if dataset.chunks is None:
@@ -154,10 +135,9 @@ def first_not_finite(values: np.ndarray) -> int | None:
     """Index of the first row with NaN or infinity."""
     if not values.size:
         return None
-    flat = values.reshape(len(values), -1)
+    flat = np.ascontiguousarray(values).reshape(len(values), -1)
     if values.dtype == np.float16:
-        bits = np.ascontiguousarray(flat).view(np.uint16)
-        bad = ((bits & 0x7FFF) >= 0x7C00).any(axis=1)
+        bad = (flat.view(np.uint16) & 0x7FFF).max(axis=1) >= 0x7C00
     else:
         bad = ~np.isfinite(flat).all(axis=1)
     return int(bad.argmax()) if bad.any() else None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +26,7 @@ class FeatureSource(Protocol):
 
     def read(self, rows: np.ndarray) -> np.ndarray: ...
 
-    def expect(self, rows: np.ndarray) -> None:
+    def prefetch(self, rows: np.ndarray) -> None:
         """These rows will be read next; a source may use the time until then."""
 
 
@@ -35,15 +37,63 @@ def normalise(raw: np.ndarray) -> tuple[Tensor, Tensor]:
     return (x / length.clamp_min(1e-12).unsqueeze(2)).half(), length
 
 
-def free_bytes(device: torch.device) -> int:
-    """Memory that can be taken on a device without swapping; as much as one likes where the system does not say."""
+def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
+    """Memory in bytes that can be taken on a device without swapping or being killed.
+
+    On the CPU the least of what the system has available, what the control groups of this process (containers, jobs)
+    leave it, and what RLIMIT_AS does; as much as one likes where none of them says. ``root`` holds proc/ and sys/.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return 1 << 62
+    free = [1 << 62, *_group_bytes(root)]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+    if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            limit -= int((root / "proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        free.append(limit)
+    return max(0, min(free))
+
+
+def _group_bytes(root: Path) -> list[int]:
+    """What each control group that this process is in, and each above it, has left of its limit.
+
+    Of what a group uses, files that were not read lately (inactive_file) are given back when memory is needed.
+    """
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            own = PurePosixPath(path.lstrip("/"))
+            # in a container the path may be the host's: then only the mount itself is there
+            folders = [*(own / "x").parents]
+            if number == "0":  # version 2; its mount is unified/ where version 1 is there too
+                mounts, limit, used, inactive = ("", "unified"), "memory.max", "memory.current", "inactive_file"
+            elif "memory" in controllers.split(","):
+                mounts, limit, used = ("memory", "memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
+                inactive = "total_inactive_file"
+            else:
+                continue
+            for group in [root / "sys/fs/cgroup" / mount / folder for mount in mounts for folder in folders]:
+                if (most := _number(group / limit)) is not None:
+                    reclaimable = _entry(group / "memory.stat", inactive)
+                    found.append(most - max(0, (_number(group / used) or 0) - reclaimable))
+    return found
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None where there is no file, or it says "max"."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(path.read_text())
+    return None
+
+
+def _entry(path: Path, name: str) -> int:
+    """The number beside a name in a file of such lines; 0 where there is none."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(dict(line.split() for line in path.read_text().splitlines()).get(name, 0))
+    return 0
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
@@ -109,7 +159,7 @@ class RegionFeatures:
         Where all is held the row numbers go to the device at once, so that no batch makes the host wait for it.
         """
         if self.resident is None:
-            yield from read_ahead(self.batch, rows, self._reads_ahead(), self.expect)
+            yield from read_ahead(self.batch, rows, self._reads_ahead(), self.prefetch)
         elif len(rows):
             positions = on_device(torch.from_numpy(self._position[np.concatenate(rows)]), self.device)
             yield from map(self._pick, positions.split([len(r) for r in rows]))
@@ -129,11 +179,11 @@ class RegionFeatures:
         """
         return self.device.type == "cuda" or (os.cpu_count() or 1) > torch.get_num_threads()
 
-    def expect(self, rows: np.ndarray) -> None:
+    def prefetch(self, rows: np.ndarray) -> None:
         """A batch of these rows comes next: those that are streamed are fetched from the disk meanwhile."""
         away = rows[self._position[rows] < 0]
         if len(away):
-            self.source.expect(away)
+            self.source.prefetch(away)
 
     def _streamed(self, rows: np.ndarray) -> Tensor:
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16  # moved while small
@@ -179,17 +229,17 @@ def read_ahead(
     load: Callable[[np.ndarray], Tensor],
     batches: Sequence[np.ndarray],
     threaded: bool,
-    expect: Callable[[np.ndarray], None] = lambda rows: None,
+    prefetch: Callable[[np.ndarray], None] = lambda rows: None,
 ) -> Iterator[Tensor]:
     """What ``load`` makes of the rows of each batch.
 
-    While a batch is used the next one comes: ``threaded``, a thread loads it; else the disk is told through ``expect``.
+    While a batch is used the next one comes: ``threaded``, a thread loads it; else ``prefetch`` tells the disk.
     """
     if not threaded:
         for number, rows in enumerate(batches):
             loaded = load(rows)
             if number + 1 < len(batches):
-                expect(batches[number + 1])
+                prefetch(batches[number + 1])
             yield loaded
         return
     with ThreadPoolExecutor(1) as pool:

@@ -1,0 +1,222 @@
+"""Labels, attributes and splits of a data set, and every rule they must keep, whatever file they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from core.datasets.registry import CUB50, CUB50_SEEN, CUB50_UNSEEN, DataSet
+from core.files.errors import UserError
+
+VALIDATION_SEED = 0
+NEGATIVE_SHARE = 0.01  # of the attributes; above it the benchmarks' rule for negative ones is no repair of a few values
+SPLITS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
+
+
+@dataclass
+class Metadata:
+    """Labels, attributes and splits of a data set; every index 0-based."""
+
+    name: str
+    image_files: list[str]  # (N,) below the data set's own folder, '/'-separated; empty where a feature file names none
+    labels: np.ndarray  # (N,) int64; -1: of no class, for images in no split
+    class_names: list[str]  # (C,)
+    att: np.ndarray  # (C,K) float32
+    original_att: np.ndarray  # (C,K) float32
+    trainval_loc: np.ndarray
+    test_seen_loc: np.ndarray
+    test_unseen_loc: np.ndarray
+    train_loc: np.ndarray  # class-disjoint from val_loc, inside trainval
+    val_loc: np.ndarray
+    split_sha256: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """Sorted seen classes (those of trainval)."""
+        return np.unique(self.labels[self.trainval_loc])
+
+    @property
+    def unseen(self) -> np.ndarray:
+        """Sorted unseen classes (those of test_unseen)."""
+        return np.unique(self.labels[self.test_unseen_loc])
+
+    def check(self, where: str, images: str | None = None, first: int = 0) -> None:
+        """Raise unless everything fits together; what is odd but usable goes into ``notes``.
+
+        Args:
+            where: the file it comes from, for messages.
+            images: the file that labels and image files come from, if another.
+            first: what that file counts from (MATLAB: 1), for messages.
+
+        Raises:
+            UserError: names the file and the cause.
+        """
+        problem = next(self._label_problems(first), None)
+        if problem is not None:
+            raise UserError(f"{images or where}: {problem}")
+        if (problem := next(self._split_problems(first), None)) is not None:
+            raise UserError(f"{where}: {problem}")
+        for note in self._oddities():
+            if not any(note in known for known in self.notes):
+                self.notes.append(note)
+
+    def _label_problems(self, first: int) -> Iterator[str]:
+        n, classes = len(self.labels), len(self.class_names)
+        if self.image_files and len(self.image_files) != n:
+            yield f"{n} labels for {len(self.image_files)} image files"
+        lowest = 0 if first else -1  # a subset's other images, which are in no split, have the label -1
+        if n == 0 or self.labels.min() < lowest or self.labels.max() >= classes:
+            run = f"run from {self.labels.min() + first} to {self.labels.max() + first}" if n else "are none"
+            yield f"labels {run}, expected {first} to {classes - 1 + first} (counted from {first})"
+        if double := len(self.image_files) - len(set(self.image_files)):
+            yield f"{double} image files are named more than once"
+
+    def _split_problems(self, first: int) -> Iterator[str]:
+        names, att = self.class_names, self.att
+        for name in names:
+            if not name.isprintable() or name[:1] in ("", "=", "@", "+", "-"):
+                yield (
+                    f"{name!r} is no class name (it is empty, holds control characters, or would be a formula in the "
+                    "result tables); get the file again"
+                )
+        if twice := sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []:
+            yield f"the class names {twice[:5]} stand in allclasses_names more than once"
+        if len(names) != len(att):
+            yield f"att is of {len(att)} classes, but there are {len(names)} class names"
+        if self.original_att.shape != att.shape:
+            yield f"att is {att.T.shape}, but original_att {self.original_att.T.shape}"
+        for key, values in (("att", att), ("original_att", self.original_att)):
+            for c, k in np.argwhere(~np.isfinite(values))[:1]:
+                yield f"{key} holds NaN or infinity, first for the class {names[c]!r}, attribute {k + 1} (from 1)"
+        if (none := ~(att != 0).any(axis=1)).any():
+            yield f"no attribute is present in the classes {self._named(np.flatnonzero(none))}"
+        for key in (*SPLITS, "train_loc", "val_loc"):
+            loc, n = getattr(self, key), len(self.labels)
+            if key in SPLITS and len(loc) == 0:
+                yield f"{key} is empty"
+            if len(loc) and (loc.min() < 0 or loc.max() >= n):
+                run = f"from {loc.min() + first} to {loc.max() + first}"
+                yield f"{key} runs {run}, expected {first} to {n - 1 + first} (counted from {first})"
+            if double := len(loc) - len(np.unique(loc)):
+                yield f"{key} names {double} images twice"
+        if (self.labels[np.concatenate([getattr(self, key) for key in SPLITS])] < 0).any():
+            yield "the splits hold images without a class"
+        for i, key in enumerate(SPLITS):
+            for other in SPLITS[i + 1 :]:
+                if common := np.intersect1d(getattr(self, key), getattr(self, other)).size:
+                    yield f"{key} and {other} share {common} images; this is not a usable split"
+        seen, unseen, tested = self.seen, self.unseen, np.unique(self.labels[self.test_seen_loc])
+        if both := np.intersect1d(seen, unseen).size:
+            yield f"{both} unseen classes have images in trainval; this is not a zero-shot split"
+        if (strangers := np.setdiff1d(tested, seen)).size:
+            yield f"the test_seen classes {self._named(strangers)} have no image in trainval"
+        if (untested := np.setdiff1d(seen, tested)).size:
+            yield f"the seen classes {self._named(untested)} have no test image, so their accuracy is undefined"
+        if (left := np.setdiff1d(np.arange(len(names)), np.concatenate([seen, unseen]))).size:
+            yield (
+                f"the classes {self._named(left)} have no image in any split, so their accuracy is undefined; leave "
+                "them out of allclasses_names and att, or get the file again"
+            )
+
+    def _oddities(self) -> Iterator[str]:
+        _, group, size = np.unique(self.att, axis=0, return_inverse=True, return_counts=True)
+        for g in np.flatnonzero(size > 1)[:5]:
+            alike = self._named(np.flatnonzero(group.ravel() == g))
+            yield f"the classes {alike} have identical attributes, so no method can tell them apart"
+        if (flat := np.flatnonzero(np.ptp(self.att, axis=1) == 0)).size and self.att.shape[1] > 1:
+            yield f"all attributes of the classes {self._named(flat)} have one value"
+        if (flat := np.flatnonzero(np.ptp(self.att, axis=0) == 0)).size:
+            some = ", ".join(str(k + 1) for k in flat[:5])
+            yield f"{flat.size} attributes have one value for all classes and tell none apart (from 1: {some})"
+
+    def _named(self, classes: np.ndarray) -> str:
+        return str([self.class_names[c] for c in classes[:5]]) + (
+            f" and {len(classes) - 5} more" if len(classes) > 5 else ""
+        )
+
+    def with_validation(self, share: float, seed: int = VALIDATION_SEED) -> Metadata:
+        """With train_loc and val_loc inside trainval and class-disjoint: its own where they are usable, else drawn.
+
+        xlsa17's own may contain test images (two versions circulate), so they are always cut to trainval.
+        """
+        train, val = (np.intersect1d(loc, self.trainval_loc) for loc in (self.train_loc, self.val_loc))
+        shared = np.intersect1d(self.labels[train], self.labels[val]).size
+        if len(train) and len(val) and not shared:
+            outside = len(self.train_loc) + len(self.val_loc) - len(train) - len(val)
+            note = f"train/val classes of the split file; {outside} of its images lie outside trainval and are dropped"
+            return replace(self, train_loc=train, val_loc=val, notes=[*self.notes, *[note][: outside > 0]])
+        why = f"the split file's share {shared} classes" if shared else "the split file has none"
+        train, val = class_disjoint_split(self.labels, self.trainval_loc, share, seed)
+        note = f"train/val classes drawn with seed {seed} ({why})"
+        return replace(self, train_loc=train, val_loc=val, notes=[*self.notes, note])
+
+
+def clip_negative(att: np.ndarray, dataset: DataSet) -> tuple[np.ndarray, list[str]]:
+    """Attributes (C,K) under the data set's rule for negative ones, and notes where that concerns many."""
+    negative = att < 0
+    share = float(negative.mean()) if att.size else 0.0
+    count = f"{negative.sum()} of {att.size} attributes ({share:.1%}) are negative"
+    if dataset.clip_negative:
+        note = f"{count} and were set to 0, which is xlsa17's rule for a few missing values; these are many: text "
+        note += "embeddings or standardised attributes belong into a data set of its own (clip_negative=False)"
+        return np.maximum(att, 0.0), [note][: share > NEGATIVE_SHARE]
+    return att, [f"{count} and are kept; a method that takes attributes as strengths may not suit them"][: share > 0]
+
+
+def class_disjoint_split(labels: np.ndarray, loc: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split ``loc`` by class: ``share`` of its classes (at least one, never all) go to the second part."""
+    classes = np.unique(labels[loc])
+    if len(classes) < 2:
+        raise UserError("a class-disjoint validation split needs at least two seen classes")
+    count = min(max(1, round(share * len(classes))), len(classes) - 1)
+    held = np.random.default_rng(seed).permutation(classes)[:count]
+    inside = np.isin(labels[loc], held)
+    return loc[~inside], loc[inside]
+
+
+def cub50(metadata: Metadata, seed: int = VALIDATION_SEED) -> Metadata:
+    """The authors' 40+10 class subset of CUB: 10 seeded test images from each seen class, the rest for training.
+
+    Which images the authors tested on was not published; their counts (1938/400/598) are met exactly.
+    """
+    m = metadata
+    number = {int(name.split(".")[0]): c for c, name in enumerate(m.class_names) if name.split(".")[0].isdigit()}
+    if lost := [n for n in CUB50_SEEN + CUB50_UNSEEN if n not in number]:
+        raise UserError(f"CUB50 needs the CUB classes {lost[:8]}..., which this copy of CUB does not have")
+    seen = [number[n] for n in CUB50_SEEN]
+    unseen = [number[n] for n in CUB50_UNSEEN]
+    rng = np.random.default_rng(seed)
+    test_seen = np.concatenate([rng.permutation(np.flatnonzero(m.labels == c))[:10] for c in seen])
+    trainval = np.setdiff1d(np.flatnonzero(np.isin(m.labels, seen)), test_seen)
+    kept = np.array(sorted(seen + unseen))
+    new_label = np.full(len(m.class_names), -1, dtype=np.int64)
+    new_label[kept] = np.arange(len(kept))
+    subset = replace(
+        m,
+        name=CUB50.name,
+        labels=new_label[m.labels],
+        class_names=[m.class_names[c] for c in kept],
+        att=m.att[kept],
+        original_att=m.original_att[kept],
+        trainval_loc=trainval,
+        test_seen_loc=np.sort(test_seen),
+        test_unseen_loc=np.flatnonzero(np.isin(m.labels, unseen)),
+        train_loc=np.empty(0, np.int64),  # theirs are of other seen classes
+        val_loc=np.empty(0, np.int64),
+        # what was noted of the proposed split does not hold here
+        notes=[f"CUB50: 10 test images per seen class drawn with seed {seed}"],
+    )
+    counts = CUB50.counts
+    found = (len(subset.trainval_loc), len(subset.test_seen_loc), len(subset.test_unseen_loc))
+    if counts and found != (published := (counts.trainval, counts.test_seen, counts.test_unseen)):
+        if len(m.labels) == 11788:
+            raise UserError(f"CUB50 has {found} images, expected {published}")
+        subset.notes.append(
+            "a subset of CUB50, numbers do not compare with the literature: trainval, test_seen, test_unseen are "
+            f"{found[0]}, {found[1]}, {found[2]} (published {published[0]}, {published[1]}, {published[2]})"
+        )
+    subset.check("CUB50")
+    return subset

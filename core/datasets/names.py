@@ -1,0 +1,121 @@
+"""Attribute names: their files, and the words they consist of.
+
+tests/test_attributes.py proves from the published vectors' numbers which words are in their sums: no "has", no sizes in
+parentheses, hyphens split, "grey" spelled "gray".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.datasets.paths import image_folder
+from core.datasets.registry import DataSet
+from core.datasets.xlsa17 import attribute_count
+from core.files.errors import UserError
+from core.files.kinds import unreadable
+from core.files.matfile import read_mats
+
+NAMES_LIMIT = 1 << 20  # bytes of a list of attribute names; CUB's has 10 kB
+
+# Always rewritten; the left forms are not English words, or the other data sets spell them as on the right.
+_RESPELLED = {
+    "grey": "gray",
+    "quadrapedal": "quadrupedal",
+    "newworld": "new world",
+    "oldworld": "old world",
+    "nestspot": "nest spot",
+    "toughskin": "tough skin",
+    "longleg": "long leg",
+    "chewteeth": "chew teeth",
+    "meatteeth": "meat teeth",
+    "strainteeth": "strain teeth",
+}
+# Rewritten only where the vocabulary lacks the word; among the published vectors upperparts and
+# spatulate were rewritten, longneck, buckteeth, flys and underparts were not.
+FALLBACK = {
+    "longneck": "long neck",
+    "buckteeth": "buck teeth",
+    "flys": "flies",
+    "upperparts": "upper parts",
+    "underparts": "under parts",
+    "eyering": "eye ring",
+    "eyeline": "eye line",
+    "spatulate": "broad",
+    "multicolored": "multi colored",
+}
+
+
+def clean_name(name: str) -> list[str]:
+    """Words of an attribute name: ``has_bill_shape::curved_(up_or_down)`` -> bill, shape, curved."""
+    text = re.sub(r"\([^)]*\)", " ", name.lower())
+    words = [w for w in re.split(r"[\W_]+", text) if w]
+    if "::" in name and words[:1] == ["has"]:
+        words = words[1:]
+    return [w for word in words for w in _RESPELLED.get(word, word).split()]
+
+
+def words_of(names: Sequence[str]) -> list[str]:
+    """Every word that the names' vectors may be summed from, sorted."""
+    words = {word for name in names for word in clean_name(name)}
+    return sorted(words | {part for word in words for part in FALLBACK.get(word, word).split()})
+
+
+def read_names_file(path: Path | str) -> list[str]:
+    """Attribute names in file order from ``1 name`` lines (AWA2, CUB, DEMO) or SUN's attributes.mat.
+
+    Raises:
+        UserError: missing, unreadable, or not numbered 1..K.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no attribute names at {path}")
+    try:
+        if path.suffix == ".mat":
+            cells = read_mats({path: ["attributes"]})[0]["attributes"]
+            names = [str(cell[0] if isinstance(cell, list) else cell).strip() for cell in cells]
+        else:
+            if path.stat().st_size > NAMES_LIMIT:
+                raise ValueError(f"more than {NAMES_LIMIT} bytes")
+            rows = [line.split(maxsplit=1) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+            if [int(row[0]) for row in rows] != list(range(1, len(rows) + 1)):
+                raise ValueError("lines are not numbered 1, 2, 3, ...")
+            names = [row[1].strip() for row in rows]
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise unreadable(path, "list of attribute names", error) from error
+    if not names:
+        raise UserError(f"{path} lists no attributes")
+    return names
+
+
+def find_names_file(dataset: DataSet, data_root: Path, given: Path | None = None) -> Path:
+    """The data set's attribute file: ``given`` (a file or a folder), else below the images or beside their folder.
+
+    Raises:
+        UserError: not found; names every place looked at.
+    """
+    relative = Path(dataset.attribute_file)
+    if given is not None:
+        tried = [given / relative.name, given / relative] if given.is_dir() else [given]
+    else:
+        folder = image_folder(data_root, dataset)
+        # CUB's archive has attributes.txt at its top level, beside CUB_200_2011/
+        tried = [folder / relative, folder / relative.name, folder.parent / relative.name, folder.parent / relative]
+    for path in tried:
+        if path.is_file():
+            return path
+    looked = ", ".join(map(str, tried))
+    raise UserError(
+        f"no attribute names of {dataset.source}. Looked for: {looked}. Name the file with --attributes PATH, "
+        f"or see data/{dataset.source}.md for where to get it."
+    )
+
+
+def read_attribute_names(dataset: DataSet, data_root: Path, given: Path | None = None) -> list[str]:
+    """Attribute names (K,) of a data set, in the order of the columns of xlsa17's ``att``."""
+    path = find_names_file(dataset, Path(data_root), given)
+    names, K = read_names_file(path), attribute_count(data_root, dataset)
+    if K is not None and len(names) != K:
+        raise UserError(f"{path} lists {len(names)} attributes, but {dataset.source} under {data_root} has {K}")
+    return names

@@ -1,0 +1,373 @@
+"""Word vectors of attributes: one (K,V) float32 array a data set, the sum of the vectors of each name's words.
+
+The published files (DAZLE's) are sums of word2vec-google-news-300 vectors, V = 300.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gzip
+import hashlib
+import json
+import logging
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from core.datasets.names import FALLBACK, clean_name, read_attribute_names, read_names_file, words_of
+from core.datasets.paths import DEFAULT_ROOT, vectors_file
+from core.datasets.registry import DataSet
+from core.files import sandbox
+from core.files.atomic import read_json, sha256_file, write_bytes
+from core.files.errors import UserError
+from core.files.kinds import what_it_is
+from core.files.pickles import ArrayUnpickler, PickledArray, load_array_pickle
+
+log = logging.getLogger(__name__)
+
+MODELS = ("glove-wiki-gigaword-300", "word2vec-google-news-300")
+FORMATS = "GloVe's or fastText's text (.txt, .vec, also .gz or .zip), word2vec .bin[.gz], gensim .kv or .model"
+_READY = (".pkl", ".pickle", ".npy")
+_HEAD = 1 << 20  # bytes that are looked at to tell the format
+_WIDEST = 1 << 14  # numbers a vector
+
+
+@dataclass
+class AttributeVectors:
+    """Vectors of a data set's attributes and how they were made."""
+
+    vectors: np.ndarray  # (K,V) float32
+    names: list[str]  # (K,)
+    words: list[list[str]]  # (K,) the words summed; empty for ready-made vectors
+    unknown: dict[str, list[str]]  # attribute -> its words outside the vocabulary
+
+
+def load_words(source: str, words: Sequence[str]) -> dict[str, np.ndarray]:
+    """Vectors (V,) of those of ``words`` that a file, or a model that gensim downloads, has; runs nothing in it.
+
+    Raises:
+        UserError: unknown name, failed download, missing or damaged file, or a format that is not read.
+    """
+    if not Path(source).is_file() and source not in MODELS:
+        raise UserError(f"no word vectors {source}: neither a file nor one of {', '.join(MODELS)}")
+    path = source if Path(source).is_file() else _downloaded(source)
+    found: dict[str, np.ndarray] = sandbox.call(
+        "core.datasets.vectors:read_words",
+        path,
+        list(words),
+        kind="file of word vectors",
+        timeout=3600,
+        memory=24 << 30,
+    )
+    return found
+
+
+def _downloaded(name: str) -> str:
+    """The file of a gensim-data model, which gensim downloads once."""
+    try:
+        import gensim.downloader
+
+        logging.getLogger("gensim").setLevel(logging.CRITICAL)  # it prints a traceback where there is no network
+        log.info("loading %s through gensim (downloaded once, some GB)", name)
+        return str(gensim.downloader.load(name, return_path=True))
+    except Exception as error:  # no gensim, no network
+        raise UserError(
+            f"cannot get the word vectors {name} ({type(error).__name__}: {error}). Download a file, such as "
+            f"glove.6B.zip from nlp.stanford.edu/projects/glove, and give it with --source PATH: {FORMATS}."
+        ) from error
+
+
+def read_words(path: str, words: list[str]) -> dict[str, np.ndarray]:
+    """In the sandbox: see :func:`load_words`."""
+    if path.endswith((".kv", ".model")):
+        return _gensim(Path(path), set(words))
+    with _opened(path) as handle:
+        head = handle.read(_HEAD)
+    if head.startswith(b"\xba\x16\x4f\x2f"):
+        raise UserError(
+            f"{path} is a fastText model (.bin); give the .vec file that its download page offers beside it"
+        )
+    first, _, rest = head.partition(b"\n")
+    count, V = 0, 0
+    if len(numbers := first.split()) == 2 and all(number.lstrip(b"-").isdigit() for number in numbers):
+        count, V = map(int, numbers)
+        if not 0 < V <= _WIDEST or count <= 0:
+            raise UserError(f"{path}: its header names {count} vectors of {V} numbers")
+    lines = (rest if V else head).split(b"\n")
+    widths = [w for line in lines[:100] if (w := _numbers(line))]
+    binary = bool(V) and (path.removesuffix(".gz").endswith(".bin") or not widths)
+    if not binary and not widths:
+        what = f"it is {what}" if (what := what_it_is(path)) else "no line is a word and numbers"
+        raise UserError(f"{path} holds no word vectors: {what}. Give {FORMATS}")
+    if not binary and V and min(widths) != V:
+        raise UserError(f"{path}: its header names vectors of {V} numbers, its lines hold {min(widths)}")
+    V = V or min(widths)  # the first token may be a number itself
+    wanted, found, rows = {word.encode(): word for word in words}, {}, 0
+    with _opened(path) as handle:
+        if count:
+            handle.readline()
+        for token, vector in _binary_rows(handle, V) if binary else _text_rows(handle, V, wanted):
+            rows += 1
+            if token in wanted:
+                if len(vector) != V:
+                    raise UserError(f"{path}: the vector of {wanted[token]!r} has {len(vector)} numbers, others {V}")
+                found[wanted[token]] = vector
+    if rows < count:
+        raise UserError(f"{path} ends after {rows} vectors, but its header names {count}: it is truncated")
+    return found
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            texts = [name for name in archive.namelist() if name.endswith((".txt", ".vec", ".bin"))]
+            if len(texts) != 1:
+                raise UserError(
+                    f"{path} is a zip archive of {texts or archive.namelist()[:9]}: unpack the file you want"
+                )
+            with archive.open(texts[0]) as handle:
+                yield handle
+    else:
+        with open(path, "rb") as raw:
+            packed = raw.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else open(path, "rb") as handle:
+            yield handle  # type: ignore[misc]
+
+
+def _numbers(line: bytes) -> int:
+    """How many numbers a line ends in; its first piece is a word, whatever it is."""
+    n = 0
+    for piece in reversed(line.split()[1:]):
+        try:
+            float(piece)
+        except ValueError:
+            break
+        n += 1
+    return n
+
+
+def _text_rows(handle: IO[bytes], V: int, wanted: Mapping[bytes, str]) -> Iterator[tuple[bytes, Any]]:
+    for line in handle:
+        token, _, rest = line.partition(b" ")
+        if token not in wanted:
+            yield b"", ()
+        elif len(pieces := rest.split()) <= V:  # of more, the first belong to a token with spaces: glove.840B has some
+            yield token, np.array(pieces, dtype=np.float32)
+
+
+def _binary_rows(handle: IO[bytes], V: int) -> Iterator[tuple[bytes, Any]]:
+    buffer, at = b"", 0
+    while True:
+        end = buffer.find(b" ", at) + 1
+        if not end or end + 4 * V > len(buffer):
+            if not (more := handle.read(1 << 24)):
+                return
+            buffer, at = buffer[at:] + more, 0
+        else:
+            yield buffer[at:end].strip(), np.frombuffer(buffer, "<f4", V, end)
+            at = end + 4 * V
+
+
+_UNUSED = (("collections", "defaultdict"), ("builtins", "int"), ("builtins", "hash"))  # in a .model, beside the vectors
+
+
+class _GensimUnpickler(ArrayUnpickler):
+    """Plain arrays, and gensim's classes as records: attributes only, no code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module.startswith(("gensim.", "numpy.random")) or (module, name) in _UNUSED:
+            return _Record
+        return super().find_class(module, name)
+
+
+class _Record:
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setitem__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+def _gensim(path: Path, words: set[str]) -> dict[str, np.ndarray]:
+    try:
+        record = _GensimUnpickler(path.read_bytes()).load()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    fields = vars(record) if isinstance(record, _Record) else {}
+    beside = [path.with_name(path.name + ".vectors.npy")]  # gensim stores large arrays beside the pickle
+    if isinstance(inner := fields.get("wv"), _Record):
+        fields, beside = vars(inner), [path.with_name(path.name + ".wv.vectors.npy")]
+    known, vectors = fields.get("index_to_key", fields.get("index2word")), fields.get("vectors")
+    if isinstance(vectors, PickledArray):
+        vectors = vectors.array()
+    elif beside[0].is_file():
+        vectors = np.load(beside[0], mmap_mode="r", allow_pickle=False)
+    if not isinstance(known, list) or not isinstance(vectors, np.ndarray):
+        raise UserError(
+            f"{path} has no gensim word list and vectors; is {beside[0].name}, which gensim saves too, there?"
+        )
+    if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(known) != len(vectors):
+        raise UserError(
+            f"{path}: vectors of {vectors.dtype} {vectors.shape} for {len(known)} words, not one vector a word"
+        )
+    return {word: np.array(vector) for word, vector in zip(known, vectors, strict=True) if word in words}
+
+
+def sum_vectors(names: Sequence[str], vocabulary: Mapping[str, np.ndarray]) -> AttributeVectors:
+    """Sum the vectors of each name's words -> (K,V) float32; words outside the vocabulary are logged and listed.
+
+    Raises:
+        UserError: an attribute none of whose words is known, or whose words' vectors are damaged.
+    """
+    vectors: list[np.ndarray] = []
+    words: list[list[str]] = []
+    unknown: dict[str, list[str]] = {}
+    for k, name in enumerate(names):
+        used = []
+        for word in clean_name(name):
+            parts = [word] if word in vocabulary else FALLBACK.get(word, word).split()
+            used += [w for w in parts if w in vocabulary]
+            if missing := [w for w in parts if w not in vocabulary]:
+                unknown.setdefault(name, []).extend(missing)
+        if not used:
+            raise UserError(f"no word of attribute {k + 1} ({name!r}) is among the word vectors; use another --source")
+        vectors.append(np.sum([np.asarray(vocabulary[w], dtype=np.float64) for w in used], axis=0))
+        if not (np.abs(vectors[k]) <= np.finfo(np.float32).max).all():  # NaN is not either
+            raise UserError(f"the word vectors of attribute {k + 1} ({name!r}) are not finite; use another --source")
+        words.append(used)
+    for name, missing in unknown.items():
+        log.warning("%s: outside the vocabulary, left out: %s", name, ", ".join(missing))
+    return AttributeVectors(np.array(vectors, np.float32), list(names), words, unknown)
+
+
+def write_attribute_vectors(out: Path | str, made: AttributeVectors, source: str, source_sha256: str | None) -> None:
+    """Write the pickle (plain float32 array, protocol 2: DAZLE's scripts read it) and its .json sidecar."""
+    out = Path(out)
+    content = pickle.dumps(np.ascontiguousarray(made.vectors, dtype=np.float32), protocol=2)
+    # numpy 1, which DAZLE's scripts run on, knows the function by its old module only; numpy 2 knows both
+    content = content.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n", 1)
+    sidecar = {
+        "source": source,
+        "source_sha256": source_sha256,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "shape": list(made.vectors.shape),
+        "zero_rows": np.flatnonzero(~made.vectors.any(1)).tolist(),
+        "names": made.names,
+        "words": made.words,
+        "out_of_vocabulary": made.unknown,
+    }
+    out.with_suffix(".json").unlink(missing_ok=True)  # never a sidecar of other vectors
+    write_bytes(out, content)
+    write_bytes(out.with_suffix(".json"), (json.dumps(sidecar, indent=1) + "\n").encode())
+
+
+def load_attribute_vectors(path: Path | str, K: int) -> np.ndarray:
+    """Attribute vectors (K,V) float32.
+
+    A row of zeros is accepted only where the sidecar declares it (the published SUN file has one: man-made).
+
+    Raises:
+        UserError: missing or unsafe file, wrong shape, not finite, an undeclared zero row, or not the sidecar's file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no attribute vectors at {path}")
+    vectors = _finite(path, load_array_pickle(path), K)
+    declared: list[int] = []
+    sidecar = path.with_suffix(".json")
+    if sidecar.is_file():
+        record = read_json(sidecar)
+        try:
+            expected, declared = record["sha256"], [int(row) for row in record.get("zero_rows", [])]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise UserError(f"{sidecar} is damaged ({error}); make the vectors again") from error
+        if expected != sha256_file(path):
+            raise UserError(f"{path} is not the file that {sidecar.name} describes; make the vectors again")
+    zero = sorted(set(np.flatnonzero(~vectors.any(1)).tolist()) - set(declared))
+    if zero:
+        raise UserError(f"{path}: attributes {[z + 1 for z in zero]} have a vector of zeros; make the vectors again")
+    return vectors
+
+
+def _finite(path: Path, vectors: np.ndarray, K: int) -> np.ndarray:
+    """(K,V) float32"""
+    if vectors.ndim != 2 or len(vectors) != K or not 0 < vectors.shape[1] <= _WIDEST or vectors.dtype.kind not in "fiu":
+        raise UserError(f"{path} holds an array of shape {vectors.shape}; ({K}, V), one row an attribute, is needed")
+    with np.errstate(over="ignore"):  # to infinity, which the next line refuses
+        vectors = vectors.astype(np.float32)
+    if not np.isfinite(vectors).all():
+        k = int(np.argwhere(~np.isfinite(vectors))[0, 0])
+        raise UserError(f"{path} holds values that are not finite, first for attribute {k + 1}; make the vectors again")
+    return vectors
+
+
+def _ready(path: Path) -> np.ndarray:
+    if path.suffix != ".npy":
+        return load_array_pickle(path)
+    array: np.ndarray = sandbox.call("core.datasets.vectors:read_npy", str(path), kind="numpy array")
+    return array
+
+
+def read_npy(path: str) -> np.ndarray:
+    """In the sandbox: the array of a .npy file."""
+    array: np.ndarray = np.load(path, allow_pickle=False)
+    return array
+
+
+def hashed_word_vectors(words: Sequence[str], dim: int = 300) -> np.ndarray:
+    """A fixed random unit vector per word (len(words),dim) float32, drawn from the word's SHA-256."""
+    rows = np.empty((len(words), dim), np.float32)
+    for row, word in zip(rows, words, strict=True):
+        seed = int.from_bytes(hashlib.sha256(word.encode()).digest(), "big")
+        draw = np.random.default_rng(seed).standard_normal(dim)
+        row[:] = draw / np.linalg.norm(draw)
+    return rows
+
+
+def write_demo_vectors(attribute_file: Path | str, out: Path | str) -> None:
+    """Vectors of an attribute file (``1 has_wing_color::red`` lines) from hashed words: no download."""
+    names = read_names_file(attribute_file)
+    words = words_of(names)
+    made = sum_vectors(names, dict(zip(words, hashed_word_vectors(words), strict=True)))
+    write_attribute_vectors(out, made, "hashed words (no meaning; demo only)", None)
+
+
+def main(dataset: DataSet, arguments: Sequence[str] | None = None) -> int:
+    """Command line of extract_feature/extract_attribute_w2v_<DS>.py."""
+    name = dataset.source
+    p = argparse.ArgumentParser(
+        description=f"Write {vectors_file(DEFAULT_ROOT, dataset)}: word vectors of {name}'s attributes.",
+        allow_abbrev=False,
+    )
+    sources = f"{' or '.join(MODELS)} (through gensim), a file of word vectors ({FORMATS}), or ready "
+    sources += "vectors (K,V) of the attributes, .pkl or .npy (default: %(default)s)"
+    p.add_argument("--source", default=MODELS[0], metavar="NAME_OR_PATH", help=sources)
+    p.add_argument("--attributes", type=Path, help="file (or its folder) with the attribute names")
+    p.add_argument(
+        "--data-root", type=Path, default=DEFAULT_ROOT, help="where the data sets are (default: %(default)s)"
+    )
+    p.add_argument("--out", type=Path, help=f"default: w2v/{name}_attribute.pkl, in the data root if one is given")
+    a = p.parse_args(arguments)
+    names, local = read_attribute_names(dataset, a.data_root, a.attributes), Path(a.source)
+    if local.suffix in _READY and local.is_file():
+        made = AttributeVectors(_finite(local, _ready(local), len(names)), names, [], {})
+        for k in np.flatnonzero(~made.vectors.any(1)):
+            log.warning("%s: its vector in %s is all zeros; kept as published", names[k], local.name)
+            made.unknown[names[k]] = clean_name(names[k])
+    else:
+        made = sum_vectors(names, load_words(a.source, words_of(names)))
+    # only the file's name goes into the record: a path means nothing on another machine
+    digest = sha256_file(local) if local.is_file() else None
+    out = a.out or vectors_file(a.data_root, dataset)
+    write_attribute_vectors(out, made, local.name if local.is_file() else a.source, digest)
+    log.info("wrote %s %s", out, made.vectors.shape)
+    return 0

@@ -1,0 +1,59 @@
+"""What a file really is, where it is not what its name says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.files.errors import UserError
+
+_PAGE = "a web page, such as a download site shows instead of the file: open the address in a browser and save the file"
+_BEGINNINGS = {
+    b"version https://git-lfs": "a Git LFS pointer that stands for the file: run `git lfs pull` in its repository",
+    b"<!doctype html": _PAGE,
+    b"<html": _PAGE,
+    b"<?xml": "an XML text, such as a server answers with instead of the file: download it again",
+    b"matlab 7.3": "a MATLAB 7.3 file",
+    b"matlab 5.0": "a MATLAB 5 file",
+    b"\x89hdf\r\n\x1a\n": "an HDF5 file",
+    b"\x93numpy": "a numpy .npy file",
+    b"pk\x03\x04": "a zip archive",
+    b"pk\x05\x06": "an empty zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"bzh": "a bzip2 archive",
+    b"\xfd7zxz": "an xz archive",
+    b"7z\xbc\xaf": "a 7z archive",
+    b"rar!": "a rar archive",
+    b"%pdf": "a PDF document",
+    b"%!ps": "a PostScript program",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"\x89png": "a PNG image",
+    b"\xba\x16\x4f\x2f": "a fastText model",
+}
+
+
+def what_it_is(path: Path | str) -> str:
+    """A description such as "a web page, ...", with the way out where there is one; "" where the file tells nothing."""
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(1 << 16)
+    except OSError:
+        return ""
+    if not head.strip(b"\0"):
+        return "nothing but zeros, as after a download that broke off: get it again" if head else "empty: get it again"
+    begin = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if begin.startswith(b"pk\x03\x04") and b"data.pkl" in head[:200]:
+        return "a PyTorch file"
+    if begin[257:262] == b"ustar" or head[257:262] == b"ustar":
+        return "a tar archive"
+    return next((what for magic, what in _BEGINNINGS.items() if begin.startswith(magic)), "")
+
+
+def unreadable(path: Path | str, kind: str, error: Exception | str) -> UserError:
+    """The error for a file that is no ``kind`` ("MATLAB file"): what it is where that can be told, else what failed."""
+    if isinstance(error, OSError) and error.strerror:
+        return UserError(f"cannot read {path}: {error.strerror}")
+    detail = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    found = what_it_is(path)
+    return UserError(
+        f"{path} is not a readable {kind}: " + (f"it is {found}" if found else f"it is damaged? ({detail})")
+    )
