@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from core.datasets.attributes import write_demo_vectors
-from core.datasets.registry import DEMO, image_folder
+from core.datasets import paths
+from core.datasets.registry import DEMO
+from core.datasets.vectors import write_demo_vectors
 from core.demo.backbone import train_demo_backbone
 from core.demo.dataset import render_demo
 from core.features.extraction import extract
@@ -20,13 +21,13 @@ def prepare_demo(data_root: Path) -> Path:
     """Make what is missing of the demo under ``data_root``; returns the feature file."""
     log.info("demo: images")
     render_demo(data_root)
-    vectors = Path("w2v") / "DEMO_attribute.pkl"
+    vectors = paths.vectors_file(data_root, DEMO)
     if not vectors.exists():
-        write_demo_vectors(image_folder(data_root, DEMO) / DEMO.attribute_file, vectors)
+        write_demo_vectors(paths.image_folder(data_root, DEMO) / DEMO.attribute_file, vectors)
     weights = data_root / "DEMO" / "backbone.safetensors"
     log.info("demo: backbone (seen classes' training images only)")
     train_demo_backbone(data_root, weights)
-    features = Path("data") / "DEMO" / DEMO.feature_file("demo")
+    features = paths.feature_file(data_root, DEMO, "demo")
     if features.exists() and FeatureFile(features).provenance.get("weights_sha256") != sha256_file(weights):
         log.info("demo: the backbone is a new one, its old features go")
         features.unlink()

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from core.datasets.attributes import load_attribute_vectors, read_attribute_names
+from core.datasets import paths
+from core.datasets.metadata import Metadata
+from core.datasets.names import read_attribute_names
 from core.datasets.registry import DATASETS, DataSet
-from core.datasets.xlsa17 import Metadata, find_xlsa17
+from core.datasets.vectors import load_attribute_vectors
+from core.datasets.xlsa17 import read_metadata
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
 from core.features.regions import RegionFeatures
@@ -57,7 +60,7 @@ def extraction_command(dataset: DataSet, data_root: Path) -> str:
     """The command that makes a data set's features."""
     if dataset.name == "DEMO":
         return "python DEMO_ours.py"
-    root = "" if data_root == Path("data") else f" --data-root {data_root}"
+    root = "" if data_root == paths.DEFAULT_ROOT else f" --data-root {data_root}"
     return f"python extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py{root}"
 
 
@@ -72,18 +75,18 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None) -> Path
         if given.is_file():
             return given
         raise UserError(f"no feature file at {given}. {_unfinished([given])}Make one with: {command} --out {given}")
-    folder = data_root / dataset.source
-    usual = folder / dataset.feature_file()
-    found = sorted(folder.glob(f"feature_map_*_{dataset.source}.hdf5"))
+    usual, found = paths.feature_file(data_root, dataset), paths.feature_files(data_root, dataset)
     if usual in found:
         return usual
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
-    begun = [p.with_suffix("") for p in folder.glob(f"feature_map_*_{dataset.source}.hdf5.partial")]
+    paths.require(data_root, dataset)
+    pattern = paths.feature_file(data_root, dataset, "*")
+    begun = [p.with_suffix("") for p in pattern.parent.glob(f"{pattern.name}.partial")]
     raise UserError(
-        f"no feature file; looked for {folder}/feature_map_*_{dataset.source}.hdf5. {_unfinished(begun)}"
+        f"no feature file; looked for {pattern}. {_unfinished(begun)}"
         f"Make one with: {command}, or name one with --features."
     )
 
@@ -95,22 +98,16 @@ def _unfinished(finals: list[Path]) -> str:
     return f"There is an unfinished {begun[0]}: run the command that began it again, and it continues. "
 
 
-def vectors_path(dataset: DataSet, data_root: Path) -> Path:
-    """Where a data set's word vectors lie: w2v/ for the default root, else below the root."""
-    folder = Path("w2v") if data_root == Path("data") else data_root / "w2v"
-    return folder / f"{dataset.source}_attribute.pkl"
-
-
 def find_vectors(
     dataset: DataSet, data_root: Path, given: Path | None, file: FeatureFile, K: int
 ) -> tuple[np.ndarray, Path | None]:
     """Attribute vectors (K,V): the flag's, else the data root's, else those inside the feature file."""
-    path = given or vectors_path(dataset, data_root)
+    path = given or paths.vectors_file(data_root, dataset)
     if given or path.is_file():
         return load_attribute_vectors(path, K), path
     if file.w2v_att is not None:
         return np.asarray(file.w2v_att, dtype=np.float32), None
-    root = "" if data_root == Path("data") else f" --data-root {data_root} --out {path}"
+    root = "" if data_root == paths.DEFAULT_ROOT else f" --data-root {data_root}"
     raise UserError(
         f"no attribute vectors: not at {path} and not in the feature file. Make them with: "
         f"python extract_feature/extract_attribute_w2v_{dataset.source}.py{root}, or name a file with --w2v."
@@ -138,17 +135,6 @@ def attribute_names(dataset: DataSet, data_root: Path, vectors: Path | None, K: 
     return names if len(names) == K else [f"attribute {k + 1}" for k in range(K)]
 
 
-def check_same_split(file: FeatureFile, path: Path, data_root: Path, dataset: DataSet) -> None:
-    """Refuse a feature file that was made from another att_splits.mat than the one under ``data_root``."""
-    recorded = file.provenance.get("split_sha256")
-    splits = find_xlsa17(data_root, dataset) / "att_splits.mat"
-    if recorded is not None and str(recorded) != sha256_file(splits):
-        raise UserError(
-            f"{path} was made from another split file than {splits}. Choose the right one with --features or "
-            "--data-root, or extract the features again."
-        )
-
-
 def load_inputs(
     dataset_name: str,
     *,
@@ -166,12 +152,14 @@ def load_inputs(
     Raises:
         UserError: anything missing, of another data set or split, or damaged.
     """
-    dataset, root = DATASETS[dataset_name], data_root or Path("data")
+    dataset, root = DATASETS[dataset_name], data_root or paths.DEFAULT_ROOT
     path = find_features(dataset, root, features)
     file = FeatureFile(path)
-    metadata = file.to_metadata(dataset)
+    of_root: Metadata | None = None
     if data_root or not features or (root / "xlsa17").is_dir():
-        check_same_split(file, path, root, dataset)
+        of_root = read_metadata(root, DATASETS[dataset.source])
+        file.check_belongs(of_root, paths.xlsa17_folder(root, dataset) / "att_splits.mat", root)
+    metadata = file.to_metadata(dataset, of_root)
     array, vectors = find_vectors(dataset, root, w2v, file, metadata.att.shape[1])
     _, D, R = file.shape
     if dataset.caveat:
@@ -198,7 +186,7 @@ def load_inputs(
         features=RegionFeatures(file, rows, (R, D), resolve_device(device)),
         provenance=provenance,
         vectors=vectors,
-        features_sha256=sha256_file(path),
+        features_sha256=file.digest(),
         vectors_sha256=sha256_file(vectors) if vectors else hashlib.sha256(array.tobytes()).hexdigest(),
         split_sha256=split_digest(metadata),
         attribute_names=attribute_names(dataset, root, vectors, metadata.att.shape[1]),

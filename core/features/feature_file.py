@@ -38,6 +38,7 @@ from core.features.layout import (
     sha256_outside,
 )
 from core.files import sandbox
+from core.files.atomic import sha256_file
 from core.files.errors import UserError
 
 _REQUIRED = ("feature_map", "labels", *SPLITS, "att")
@@ -233,6 +234,10 @@ class FeatureFile:
         if "backbone" in given and hasattr(self, "dtype"):
             command += ["--store", self.dtype.name]
         return f"python extract_feature/extract_feature_map_ResNet_101_{source}.py {shlex.join(command)}"
+
+    def digest(self) -> str:
+        """SHA-256 that tells this file from every other: format 3 has it ready, it covers the rows' checksums."""
+        return self._header.sha256.hex() if self._header else sha256_file(self.path)
 
     def _mend(self) -> str:
         """What to do about damage. Rows of format 3 are known by their checksums, whatever happened to the others."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.datasets.xlsa17 import Metadata, class_disjoint_split
+from core.datasets.metadata import Metadata, class_disjoint_split
 from core.features.regions import RegionFeatures, on_device
 from core.files.errors import UserError
 from core.method import ClassSpace
