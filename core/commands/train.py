@@ -24,7 +24,7 @@ from core.files.atomic import read_json, sha256_file, write_bytes
 from core.files.errors import UserError
 from core.recipes import METHODS, STEP, most_epochs, recipe_of
 from core.reporting.figures import attention_figure
-from core.reporting.report import table
+from core.reporting.tables import table
 from core.training.loop import PRECISIONS
 
 log = logging.getLogger(__name__)

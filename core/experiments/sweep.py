@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 from core.commands.train import Inputs, load_inputs
 from core.datasets.registry import CUB50, DATASETS
+from core.experiments.ablations import ABLATIONS
 from core.experiments.run import RunConfig, running, validating
 from core.files.atomic import atomic_path
 from core.files.errors import UserError
 from core.lockstep import Run, drive
 from core.recipes import METHODS, most_epochs, recipe_of
-from core.reporting.tables import ABLATIONS, read_summary
+from core.reporting.tables import read_summary
 
 log = logging.getLogger(__name__)
 
