@@ -23,7 +23,7 @@ from core.features.regions import RegionFeatures
 from core.files.atomic import read_json, sha256_file, write_bytes
 from core.files.errors import UserError
 from core.recipes import METHODS, STEP, most_epochs, recipe_of
-from core.reporting.figures import attention_figure
+from core.reporting.run_attention import draw_attention
 from core.reporting.tables import table
 from core.training.loop import PRECISIONS
 
@@ -324,7 +324,7 @@ def drive(dataset_name: str, description: str | None, argv: Sequence[str] | None
     figure = args.out / dataset.name / args.method / "attention.png"
     attribute_names = names_beside(inputs.vectors)
     try:
-        attention_figure(
+        draw_attention(
             results[0]["config"],
             figure.parent / "seed0",
             metadata,

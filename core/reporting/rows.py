@@ -75,7 +75,7 @@ def as_frame(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())  # one line, whatever a name holds
 
 
 def row_of_result(result: Mapping[str, Any]) -> dict[str, Any]:

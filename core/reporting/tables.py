@@ -96,7 +96,7 @@ def _dataset_table(part: pd.DataFrame, alike: Sequence[pd.DataFrame], over_class
 def table(dataset: str, results: Sequence[Mapping[str, Any]]) -> str:
     """The table that a driver prints of the seeds of one method, given its rows or the contents of its metrics.json."""
     rows = [row_of_result(r) if "config" in r else r for r in results]
-    frame = as_frame([{"dataset": dataset, **row} for row in rows])
+    frame = as_frame([{**row, "dataset": dataset} for row in rows])
     groups, texts = tables_of(frame), []
     for part in groups:
         entries = entries_of(part)
@@ -326,7 +326,7 @@ def _mean(values: pd.Series) -> str:
 
 def _escape(text: str) -> str:
     """Text that cannot leave its cell."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return text.replace("|", "\\|")
 
 
 BEGIN, END = "<!-- tables: written by reproduce_tables.py -->", "<!-- end of tables -->"

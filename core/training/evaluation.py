@@ -244,9 +244,14 @@ def evaluate(
     return metrics_from_compact(arrays, gamma)
 
 
+def calibrated(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: float) -> np.ndarray:
+    """Scores (N,C) in float64 with γ added to unseen classes; classes of neither side are -inf."""
+    offered = np.full(scores.shape, -np.inf)
+    offered[:, seen] = scores[:, seen]
+    offered[:, unseen] = scores[:, unseen].astype(np.float64) + gamma
+    return offered
+
+
 def predict(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: float) -> np.ndarray:
     """Class numbers (N,) predicted from scores (N,C) among seen and unseen classes, γ added to unseen scores."""
-    calibrated = np.full(scores.shape, -np.inf)
-    calibrated[:, seen] = scores[:, seen]
-    calibrated[:, unseen] = scores[:, unseen].astype(np.float64) + gamma
-    return calibrated.argmax(axis=1)
+    return calibrated(scores, seen, unseen, gamma).argmax(axis=1)
