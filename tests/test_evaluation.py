@@ -36,6 +36,18 @@ def test_class_without_samples_is_an_error():
         evaluate(scores, np.array([0]), scores, np.array([1]), SEEN, UNSEEN, 0.0)
 
 
+def test_every_class_without_samples_is_named_up_to_ten():
+    scores, seen, unseen = np.zeros((2, 30)), np.arange(15), np.arange(15, 30)
+    with pytest.raises(UserError, match=r"\[2, 3, 4, 5, 6, 7, 8, 9, 10, 11\] and 3 more have no test image"):
+        evaluate(scores, np.array([0, 1]), scores, np.array([15, 16]), seen, unseen, 0.0)
+
+
+def test_a_label_of_the_other_side_is_an_error():
+    scores = np.zeros((3, 4))
+    with pytest.raises(ValueError, match="no class of its side"):
+        evaluate(scores, np.array([0, 2, 1]), scores, np.array([1, 3, 3]), SEEN, UNSEEN, 0.0)
+
+
 def test_nan_scores_are_an_error():
     s = np.zeros((2, 4))
     s[0, 0] = np.nan

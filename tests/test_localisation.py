@@ -10,8 +10,8 @@ from core.commands.train import demo, load_inputs
 from core.datasets.registry import DEMO, image_folder
 from core.demo.dataset import attribute_parts, read_part_locations
 from core.demo.drawing import PARTS, SIZE
-from core.reporting.figures import attention_maps
 from core.reporting.localisation import attention_on_parts
+from core.reporting.run_attention import attention_maps
 
 
 def test_mass_by_hand():

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +9,11 @@ import pytest
 from core.commands.reproduce import main
 from core.commands.train import Inputs
 from core.experiments import sweep as r
+from core.experiments.ablations import ABLATIONS
 from core.experiments.run import _seal
 from core.features.regions import RegionFeatures
 from core.files.errors import UserError
-from core.reporting.tables import ABLATIONS, BEGIN, END, all_tables, insert_tables, paired, read_summary
+from core.reporting.tables import all_tables, read_summary
 from tests.conftest import ToyFeatures
 from tests.test_training import RECIPES, W2V
 
@@ -72,33 +72,8 @@ def test_results_of_another_code_are_refused(toy_plan):
         r.reproduce(replace(toy_plan, methods=("eszsl",), seeds=1, ablation=False))
 
 
-def test_paired_by_hand():
-    d = paired(np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0, 3.0]))
-    assert (d.mean, d.n) == (2.0, 3) and d.low == d.high == 2.0
-    assert d.p == pytest.approx(2 / 8) and d.beyond_noise
-    d = paired(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0]))
-    assert d.mean == 0 and d.p == 1.0 and not d.beyond_noise
-    # t interval of (1, 2, 3): mean 2, standard error 1/√3, t(0.975, 2) = 4.303
-    d = paired(np.array([1.0, 2.0, 3.0]), np.zeros(3))
-    assert d.high - d.mean == pytest.approx(4.303 / 3**0.5, abs=1e-3)
-
-
-def test_tables_go_between_the_markers():
-    assert insert_tables(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\n\nnew\n{END}\nb"
-    with pytest.raises(ValueError, match="markers"):
-        insert_tables("nothing here", "new")
-
-
 def test_flags_that_do_not_fit(tmp_path):
     with pytest.raises(UserError, match="single data set"):
         main(None, ["--features", str(tmp_path / "f.hdf5")])
     with pytest.raises(UserError, match="without --tables-only"):
         main(None, ["--tables-only", "--out", str(tmp_path)])
-
-
-def test_the_readme_shows_what_the_csv_says():
-    top = Path(__file__).parent.parent
-    readme = (top / "README.md").read_text()
-    tables = all_tables(read_summary(top / "results" / "summary.csv"))
-    assert insert_tables(readme, tables) == readme
-    assert (top / "results" / "tables.md").read_text() == tables

@@ -1,11 +1,14 @@
-"""What is left out of vsmr, one ingredient at a time, to see what it is worth."""
+"""The ablation of vsmr: what is left out or replaced, one thing at a time."""
 
 from __future__ import annotations
 
 from typing import Any
 
+WHOLE = "vsmr"  # the name of the row that all others are compared with
+
+# name in the table -> what changes in the recipe of vsmr
 ABLATIONS: dict[str, dict[str, Any]] = {
-    "vsmr": {},
+    WHOLE: {},
     "no training at all (epoch 0)": {"epochs": 0},
     "without CE(s1)": {"loss_semantic": False},
     "without CE(s2)": {"loss_visual": False},

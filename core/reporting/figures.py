@@ -1,141 +1,269 @@
-"""Figures of a trained model: where each attribute was looked for."""
+"""Figures of results: calibration curves, accuracy per class, paired differences, learning curves, growth of cost."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
-from PIL import Image
+from matplotlib.ticker import NullLocator
 
-from core.datasets.attributes import read_attribute_names
-from core.datasets.registry import CUB, CUB50, DATASETS, image_folder
-from core.datasets.xlsa17 import Metadata
-from core.features.regions import RegionFeatures
-from core.files.atomic import atomic_path
-from core.files.errors import UserError
-from core.recipes import build, recipe_of
-from core.training.checkpoint import load_checkpoint
-from core.training.loop import test_fold
+from core.experiments.statistics import Interval
+from core.files.atomic import read_json
+from core.reporting.canvas import canvas, drawing, printable, save, style
+
+OURS = "vsmr"  # drawn first and thickest
 
 
-@torch.no_grad()
-def attention_maps(
-    config: dict[str, Any],
-    run_folder: Path,
-    metadata: Metadata,
-    w2v: np.ndarray,
-    features: RegionFeatures,
-    rows: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(θ (B,R,K), w (B,K)) of a finished run for the images in ``rows``."""
-    tensors, _ = load_checkpoint(run_folder / "checkpoint.safetensors")
-    recipe = recipe_of(config["method"], config["dataset"])
-    recipe = type(recipe)(**config["recipe"])
-    fold = test_fold(metadata, w2v)
-    model: Any = build(config["method"], recipe, fold, (features.R, features.D), 0, None, str(features.device)).model
-    model.load_state_dict(tensors)
-    model.eval()
-    if not hasattr(model, "attention"):
-        raise UserError(f"{config['method']} has no attention over regions to draw")
-    a = model.attention(features.batch(rows))
-    return a.theta.cpu().numpy(), a.w.cpu().numpy()
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A run's curve of seen over unseen accuracy, and the point that its γ gives; shares."""
+
+    U: np.ndarray  # (T+1,) ascending
+    S: np.ndarray  # (T+1,) descending
+    chosen: tuple[float, float] | None = None  # (U, S)
 
 
-def attention_figure(
-    config: dict[str, Any],
-    run_folder: Path,
-    metadata: Metadata,
-    w2v: np.ndarray,
-    features: RegionFeatures,
-    data_root: Path,
-    out: Path,
-    names: list[str] | None = None,
-    images: int = 4,
-    attributes: int = 6,
-) -> None:
-    """Draw test images of unseen classes, each with the attention of its class's most telling attributes.
+def read_curve(folder: Path) -> Curve:
+    """The curve that a run left in its folder."""
+    curve = pd.read_csv(folder / "curve.csv")
+    metrics = folder / "metrics.json"
+    standard = read_json(metrics).get("standard") if metrics.is_file() else None
+    chosen = (standard["U"], standard["S"]) if standard else None
+    return Curve(U=curve.U.to_numpy(), S=curve.S.to_numpy(), chosen=chosen)
 
-    An attribute is telling where its class strength exceeds the mean over classes the most. ``names`` (K,) are read
-    from the data set's own files where they are not given.
+
+def _ours_first(names: Sequence[str]) -> list[str]:
+    return sorted(names, key=lambda name: name != OURS)
+
+
+def calibration_figure(runs: Mapping[str, Sequence[Path | Curve]], out: Path, title: str) -> None:
+    """Seen over unseen accuracy as γ of calibrated stacking varies: mean and band over seeds, chosen γ marked.
+
+    The mean is taken along rays from the origin, each of which meets a curve once; the band is ± one standard
+    deviation. Grey lines have equal H.
+
+    Args:
+        runs: method -> its seeds, as curves or as run folders that hold a curve.csv.
+        out: the PNG; the PDF stands beside it.
     """
-    dataset = DATASETS[config["dataset"]]
-    folder = image_folder(data_root, CUB if dataset == CUB50 else dataset)
-    if names is None:
-        try:
-            names = read_attribute_names(dataset, data_root)
-        except UserError:  # a figure without names is better than none
-            names = [f"attribute {k + 1}" for k in range(metadata.att.shape[1])]
-    classes = metadata.unseen[:: max(1, len(metadata.unseen) // images)][:images]
-    rows = np.array([metadata.test_unseen_loc[metadata.labels[metadata.test_unseen_loc] == c][0] for c in classes])
-    theta, w = attention_maps(config, run_folder, metadata, w2v, features, rows)
-    side = round(theta.shape[1] ** 0.5)
-    if side * side != theta.shape[1]:
-        raise UserError(f"{theta.shape[1]} regions do not form a square")
-    size = (len(rows) * 1.75 + 0.3, (attributes + 1) * 1.6)
-    figure, axes = plt.subplots(len(rows), attributes + 1, figsize=(size[1] * 1.05, size[0]), squeeze=False)
-    excess = metadata.att - metadata.att.mean(axis=0)
-    for i, row in enumerate(rows):
-        path = folder / metadata.image_files[row]
-        if not path.is_file():
-            raise UserError(f"no image at {path}")
-        with Image.open(path) as opened:
-            picture = opened.convert("RGB")
-        short = min(picture.size)  # the centre square that the backbone saw
-        left, top = (picture.width - short) // 2, (picture.height - short) // 2
-        picture = picture.crop((left, top, left + short, top + short)).resize((224, 224))
-        axes[i, 0].imshow(picture)
-        axes[i, 0].set_title(metadata.class_names[classes[i]][:24], fontsize=7)
-        for j, k in enumerate(np.argsort(-excess[classes[i]])[:attributes], start=1):
-            heat = theta[i, :, k].reshape(side, side)
-            axes[i, j].imshow(picture)
-            axes[i, j].imshow(heat, cmap="jet", alpha=0.45, extent=(0, 224, 224, 0), interpolation="bilinear")
-            axes[i, j].set_title(f"{names[k].removeprefix('has_')[:26]}\nw {w[i, k]:.2f}", fontsize=6)
-    for axis in axes.ravel():
-        axis.axis("off")
-    _save(figure, out)
+    angles = np.linspace(0, np.pi / 2, 361)
+    with drawing():
+        figure, axes = canvas(7.4, 5.4)
+        axis = axes[0, 0]
+        _equal_harmonic_means(axis)
+        for number, method in enumerate(_ours_first(list(runs))):
+            curves = [read_curve(run) if isinstance(run, Path) else run for run in runs[method]]
+            radii = np.stack([_along_rays(curve, angles) for curve in curves])
+            mean, spread = radii.mean(axis=0), radii.std(axis=0, ddof=1) if len(radii) > 1 else 0 * radii[0]
+            look = style(number)
+            marker = look.pop("marker")
+            wide = 2.4 if method == OURS else 1.3
+            x, y = (100 * mean * f(angles) for f in (np.cos, np.sin))
+            axis.plot(x, y, linewidth=wide, zorder=3, **look)
+            if len(radii) > 1:
+                edges = [
+                    (100 * (mean + s * spread)[:, None] * np.stack([np.cos(angles), np.sin(angles)], 1))
+                    for s in (1, -1)
+                ]
+                axis.fill(*np.concatenate([edges[0], edges[1][::-1]]).T, color=look["color"], alpha=0.15, linewidth=0)
+            chosen = np.array([c.chosen for c in curves if c.chosen is not None])
+            if len(chosen):
+                axis.plot(
+                    *(100 * chosen.T), marker, color=look["color"], markersize=4, alpha=0.45, linestyle="none", zorder=4
+                )
+                axis.plot(
+                    *(100 * chosen.mean(axis=0)),
+                    marker,
+                    color=look["color"],
+                    markersize=9,
+                    markeredgecolor="white",
+                    zorder=5,
+                )
+            axis.plot(
+                [],
+                [],
+                linewidth=wide,
+                markersize=7,
+                marker=marker if len(chosen) else "",
+                **look,
+                label=printable(method),
+            )
+        axis.set(xlabel="U, unseen classes (%)", ylabel="S, seen classes (%)", xlim=(0, 100), ylim=(0, 100))
+        axis.set_title(printable(title, 90), fontsize=10)
+        axis.set_aspect("equal")
+        several = max(len(r) for r in runs.values()) > 1
+        marks = "marker: γ as chosen\n" + ("small: each seed\nband: ± 1 standard deviation" if several else "")
+        axis.legend(
+            title=marks.strip(),
+            fontsize=8,
+            title_fontsize=7,
+            frameon=False,
+            loc="upper left",
+            bbox_to_anchor=(1.02, 1.0),
+        ).set_alignment("left")
+        save(figure, out)
 
 
-def calibration_figure(runs: dict[str, list[Path]], out: Path, title: str) -> None:
-    """Seen against unseen accuracy as γ of calibrated stacking varies; one line per method (first seed).
+def _along_rays(curve: Curve, angles: np.ndarray) -> np.ndarray:
+    """Distance from the origin at which each ray meets the curve, which starts on one axis and ends on the other."""
+    u = np.concatenate([[0.0], curve.U, curve.U[-1:]])
+    s = np.concatenate([curve.S[:1], curve.S, [0.0]])
+    at = np.arctan2(s, u)[::-1]  # ascending: the curve falls as it goes right
+    x, y = (np.interp(angles, at, values[::-1]) for values in (u, s))
+    return np.hypot(x, y)
 
-    Args: method -> its run folders, each with the curve.csv that a run leaves.
+
+def _equal_harmonic_means(axis: Any) -> None:
+    for h in (20, 40, 60, 80):
+        u = np.linspace(h / 2 + 0.01, 100, 400)
+        s = h * u / (2 * u - h)
+        axis.plot(u[s <= 100], s[s <= 100], color="0.85", linewidth=0.8, zorder=1)
+        at = 97
+        axis.text(at, h * at / (2 * at - h) + 0.6, f"H {h}", fontsize=6.5, color="0.5", ha="right", zorder=1)
+
+
+def per_class_figure(runs: Mapping[str, Sequence[Path]], out: Path, title: str, against: str) -> None:
+    """Accuracy of each unseen class, mean over seeds: vsmr (bars) against another method (dots), best class first.
+
+    Args:
+        runs: method -> its run folders, each with a per_class.csv; ``vsmr`` and ``against`` among them.
     """
-    figure, axis = plt.subplots(figsize=(5.2, 4.6))
-    for method, folders in runs.items():
-        curve = pd.read_csv(folders[0] / "curve.csv")
-        wide = 2.2 if method == "vsmr" else 1.1
-        axis.plot(100 * curve.U, 100 * curve.S, label=method, linewidth=wide, drawstyle="default")
-    axis.set(xlabel="U, unseen classes (%)", ylabel="S, seen classes (%)", title=title, xlim=(0, 100), ylim=(0, 100))
-    axis.legend(fontsize=7, loc="lower left")
-    axis.grid(alpha=0.3)
-    _save(figure, out)
-
-
-def per_class_figure(runs: dict[str, list[Path]], out: Path, title: str, against: str) -> None:
-    """Accuracy of each unseen class, mean over seeds: vsmr against another method, sorted by vsmr's."""
-    tables = {m: pd.concat([pd.read_csv(f / "per_class.csv") for f in runs[m]]) for m in ("vsmr", against)}
+    tables = {m: pd.concat([pd.read_csv(f / "per_class.csv") for f in runs[m]]) for m in (OURS, against)}
     means = {m: t[t.side == "unseen"].groupby("class").accuracy.mean() for m, t in tables.items()}
-    order = means["vsmr"].sort_values(ascending=False).index
-    figure, axis = plt.subplots(figsize=(max(5.0, 0.24 * len(order) + 1.5), 4.2))
-    at = np.arange(len(order))
-    axis.bar(at, 100 * means["vsmr"][order], color="#4c72b0", label="vsmr")
-    axis.plot(at, 100 * means[against][order], "o", color="#c44e52", markersize=4, label=against)
-    axis.set_xticks(at, [str(n)[:24] for n in order], rotation=90, fontsize=6)
-    axis.set(ylabel="accuracy among all classes (%)", title=title, ylim=(0, 100), xlim=(-0.7, len(order) - 0.3))
-    axis.legend(fontsize=8)
-    _save(figure, out)
+    draw_per_class(means[OURS], means[against], names=(OURS, against), out=out, title=title)
 
 
-def _save(figure: Any, out: Path) -> None:
-    figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as temporary:
-        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
-    plt.close(figure)
+def draw_per_class(ours: pd.Series, other: pd.Series, *, names: tuple[str, str], out: Path, title: str) -> None:
+    """Per-class accuracies (shares, by class name) of two methods; a line between the two shows who is ahead."""
+    order = list(ours.sort_values(kind="stable").index)
+    a, b = (100 * values.reindex(order).to_numpy(dtype=float) for values in (ours, other))
+    a, b = (np.append(values, np.nanmean(values)) for values in (a, b))
+    at = np.append(np.arange(len(order)), len(order) + 0.6)  # the mean stands apart, on top
+    with drawing():
+        figure, axes = canvas(6.4, 1.3 + 0.17 * len(order))
+        axis = axes[0, 0]
+        axis.barh(at, a, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6, height=0.72, label=printable(names[0]))
+        axis.hlines(at, np.minimum(a, b), np.maximum(a, b), color="0.35", linewidth=0.7)
+        axis.plot(b, at, "D", color="#D55E00", markersize=4.2, markeredgecolor="white", label=printable(names[1]))
+        axis.axhline(len(order) - 0.2, color="0.6", linewidth=0.6)
+        axis.set_yticks(at, [*(printable(str(n), 32) for n in order), "mean of classes"], fontsize=6.5)
+        axis.set(xlim=(0, 102), ylim=(-0.7, len(order) + 1.3))
+        axis.set_xlabel("accuracy among all classes (%)")
+        axis.set_title(printable(title, 90), fontsize=9)
+        axis.grid(axis="x", color="0.9", linewidth=0.6)
+        axis.set_axisbelow(True)
+        figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside lower right", ncols=2, frameon=False)
+        save(figure, out)
+
+
+def forest_figure(differences: Mapping[str, Mapping[str, Interval]], out: Path, *, title: str, of: str = OURS) -> None:
+    """Paired differences with their 95 % intervals; filled where the interval excludes 0, hollow where not.
+
+    Args:
+        differences: other method -> metric -> difference in points, the same metrics for all.
+        of: the method from which the others are subtracted.
+    """
+    methods = list(differences)
+    metrics = list(next(iter(differences.values())))
+    at = np.arange(len(methods))[::-1]
+    with drawing():
+        figure, axes = canvas(1.9 + 2.1 * len(metrics), 1.3 + 0.32 * len(methods), 1, len(metrics), sharey=True)
+        for axis, metric in zip(axes[0], metrics, strict=True):
+            axis.axvline(0, color="0.4", linewidth=0.9)
+            for y, method in zip(at, methods, strict=True):
+                d = differences[method][metric]
+                axis.hlines(y, d.low, d.high, color="#0072B2", linewidth=1.6)
+                fill = "#0072B2" if d.significant else "white"
+                axis.plot([d.mean], [y], "s", markersize=6, markerfacecolor=fill, markeredgecolor="#0072B2")
+                label = f"{d.mean:+.1f}"
+                axis.annotate(label, (d.mean, y), (0, 5), textcoords="offset points", ha="center", fontsize=6.5)
+            axis.set_title(printable(metric), fontsize=9)
+            axis.set_xlabel("points", fontsize=8)
+            axis.tick_params(labelsize=7.5)
+            axis.set_ylim(-0.6, len(methods) - 0.3)
+            axis.margins(x=0.08)
+            axis.grid(axis="x", color="0.9", linewidth=0.6)
+            axis.set_axisbelow(True)
+        axes[0, 0].set_yticks(at, [printable(m, 36) for m in methods], fontsize=8)
+        note = f"{printable(of)} minus each; 95 % intervals, hollow: not significant"
+        figure.suptitle(f"{printable(title, 80)}\n{note}", fontsize=9)
+        save(figure, out)
+
+
+def learning_curves_figure(
+    frame: pd.DataFrame, out: Path, *, x: str, y: str = "AUSUC", title: str, label: str | None = None
+) -> None:
+    """A metric over the amount of training data: mean and ± one standard deviation over the rows of equal ``x``.
+
+    Args:
+        frame: columns ``method``, ``x`` (a number of seen classes or of images) and ``y`` (a share); a row a run.
+        label: of the horizontal axis; the name of the column where None.
+    """
+    sizes = np.sort(frame[x].unique())
+    with drawing():
+        figure, axes = canvas(5.6, 4.0)
+        axis = axes[0, 0]
+        methods = _ours_first(list(frame.groupby("method")[y].mean().sort_values(ascending=False).index))
+        for number, method in enumerate(methods):
+            groups = frame[frame.method == method].groupby(x)[y]
+            mean, spread = 100 * groups.mean(), 100 * groups.std().fillna(0)
+            wide = 2.2 if method == OURS else 1.2
+            shift = 1 + 0.012 * (number - (len(methods) - 1) / 2)  # whiskers side by side
+            axis.errorbar(
+                mean.index * shift,
+                mean,
+                spread,
+                label=printable(str(method)),
+                linewidth=wide,
+                markersize=5.5,
+                markeredgecolor="white",
+                capsize=2.5,
+                elinewidth=0.9,
+                **style(number),
+            )
+        axis.set_xscale("log")
+        axis.set_xticks(sizes, [f"{s:,}" for s in sizes])
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set(xlabel=printable(label or x, 60), ylabel=f"{y} (%)")
+        axis.set_title(printable(title, 80), fontsize=10)
+        axis.grid(color="0.92", linewidth=0.6)
+        axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        save(figure, out)
+
+
+def growth_figure(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], out: Path, *, ylabels: Mapping[str, str]
+) -> None:
+    """Cost over size on logarithmic axes, a panel a kind of size, beside the line of linear growth.
+
+    Args:
+        curves: label of the horizontal axis -> (sizes, milliseconds), ascending.
+        ylabels: the same labels -> label of the vertical axis.
+    """
+    with drawing():
+        figure, axes = canvas(3.1 * len(curves), 3.0, 1, len(curves))
+        for axis, (label, (sizes, ms)) in zip(axes[0], curves.items(), strict=True):
+            linear = [ms[-1] * s / sizes[-1] for s in sizes]
+            axis.loglog(sizes, linear, color="0.5", linestyle="--", label="linear")
+            axis.loglog(sizes, ms, color="#0072B2", marker="o", markersize=5, label="measured")
+            axis.set_xticks(list(sizes), [f"{s:,.0f}" for s in sizes], rotation=30, fontsize=7.5)
+            ticks = _round_ticks([*linear, *ms])
+            axis.set_yticks(ticks, [f"{t:g}" for t in ticks], fontsize=7.5)
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.yaxis.set_minor_locator(NullLocator())
+            axis.set_xlabel(printable(label, 50), fontsize=8.5)
+            axis.set_ylabel(printable(ylabels[label], 50), fontsize=8.5)
+            axis.legend(fontsize=7.5, frameon=False)
+        save(figure, out)
+
+
+def _round_ticks(values: Sequence[float]) -> list[float]:
+    """1, 2, 5 times powers of ten that span the values."""
+    low, high = np.log10(min(values)), np.log10(max(values))
+    powers = range(int(np.floor(low)) - 1, int(np.ceil(high)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    return [t for t in ticks if min(values) / 1.6 <= t <= max(values) * 1.6]

@@ -1,49 +1,238 @@
-"""Whether the attention of an attribute falls on the part that shows it, where part locations are known."""
+"""Whether the attention of an attribute falls on the part that shows it, where part locations are known.
+
+Three measures, each with rows that keep it honest: how much attention lies on an attribute's own part compared with the
+attention of other attributes there (:func:`attention_on_parts`); PCP, whether a box round the predicted point overlaps
+one round the part (Xu et al., APN, NeurIPS 2020); pointing, whether the predicted point lies within a radius of it.
+
+Places are x and y as shares of the image's width and height, 0 at the upper left. G part groups (head, wing, ...) of P
+key points; an attribute belongs to one group.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
+from core.experiments.statistics import Interval
+from core.files.errors import UserError
+from core.reporting.attention import grid_of
+
+BOXES = {"PCP, box 1/4": 0.25, "PCP, box 1/√2": 0.5**0.5}  # side of the boxes as a share of the object's side
+
 
 def attention_on_parts(
-    theta: np.ndarray, locations: np.ndarray, attribute_part: np.ndarray, present: np.ndarray
+    theta: np.ndarray,
+    locations: np.ndarray,
+    attribute_part: np.ndarray,
+    present: np.ndarray,
+    grid: tuple[int, int] | None = None,
 ) -> pd.DataFrame:
     """Attention within one region of a part, for attributes that the image's class has and whose part is visible.
 
     Args:
-        theta: (B,R,K) region weights over a square grid, row by row.
-        locations: (B,P,3) x and y of each part as shares of the image's side, and whether it is visible.
+        theta: (B,R,K) region weights over a grid, row by row.
+        locations: (B,P,3) x and y of each part as shares of the image's sides, and whether it is visible.
         attribute_part: (K,) number of the part that shows an attribute.
         present: (B,K) whether the image's class has the attribute.
+        grid: rows and columns of the R regions; None: a square.
 
     Returns:
         One row a part: ``pairs`` counted, ``own`` the mean share of attention on the part, ``chance`` what uniform
         attention would have there, ``others`` what the attributes of all other parts have there (which rules out that
-        attention merely falls on the creature).
+        attention merely falls on the creature). NaN where there is nothing to count.
     """
     B, R, K = theta.shape
-    side = round(R**0.5)
-    cells = (np.arange(side) + 0.5) / side
+    h, w = grid_of(R, grid)
     rows = []
     for part in range(locations.shape[1]):
         x, y, visible = (locations[:, part, i] for i in range(3))
-        reach = 1.5 / side + 1e-9  # the part's cell and its neighbours
-        near_x = np.abs(cells - x[:, None]) <= reach  # (B,side)
-        near_y = np.abs(cells - y[:, None]) <= reach
-        near = (near_y[:, :, None] & near_x[:, None, :]).reshape(B, R)
-        mass = np.einsum("brk,br->bk", theta, near)  # (B,K)
+        near = _near(x, w)[:, None, :] & _near(y, h)[:, :, None]  # (B,h,w): the part's cell and its neighbours
+        mass = np.einsum("brk,br->bk", theta, near.reshape(B, R))  # (B,K)
+        uniform = near.mean(axis=(1, 2))[:, None].repeat(K, axis=1)
         shown = visible.astype(bool)[:, None] & present.astype(bool)  # (B,K)
         mine = shown & (attribute_part == part)
         other = shown & (attribute_part != part)
-        counted = near.mean(axis=1)[:, None].repeat(K, axis=1)
         rows.append(
             {
                 "part": part,
                 "pairs": int(mine.sum()),
-                "own": float(mass[mine].mean()),
-                "chance": float(counted[mine].mean()),
-                "others": float(mass[other].mean()),
+                "own": _mean(mass[mine]),
+                "chance": _mean(uniform[mine]),
+                "others": _mean(mass[other]),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _near(place: np.ndarray, cells: int) -> np.ndarray:
+    """(B,cells): cells whose centre is within one and a half cells of the place."""
+    centres = (np.arange(cells) + 0.5) / cells
+    return np.abs(centres - place[:, None]) <= 1.5 / cells + 1e-9
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Where the parts of N images are."""
+
+    points: np.ndarray  # (N,P,3) x, y and whether visible
+    groups: Sequence[Sequence[int]]  # G lists of key points: the parts of a group, such as both eyes of the head
+    size: np.ndarray  # (N,2) width and height of the object, as shares of the image's
+    labels: np.ndarray  # (N,) class numbers
+
+    @property
+    def visible(self) -> np.ndarray:
+        """(N,G) whether any key point of a group is visible."""
+        shown = self.points[:, :, 2].astype(bool)
+        return np.stack([shown[:, list(group)].any(axis=1) for group in self.groups], axis=1)
+
+
+def centres(grid: tuple[int, int]) -> np.ndarray:
+    """(R,2) x and y of the cells' centres, row by row."""
+    h, w = grid
+    y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def predicted_points(
+    theta: np.ndarray, values: np.ndarray, attribute_group: np.ndarray, G: int, grid: tuple[int, int] | None = None
+) -> np.ndarray:
+    """(N,G,2) where a model says each part group is: the highest cell of one attribute a group, as APN picks it.
+
+    Args:
+        theta: (N,R,K) region weights.
+        values: (N,K) predicted attribute values; the group's attribute of the highest value speaks for it.
+        attribute_group: (K,) number of an attribute's part group; -1: of none.
+
+    Raises:
+        UserError: a group without attributes.
+    """
+    places = centres(grid_of(theta.shape[1], grid))
+    rows, points = np.arange(len(theta)), np.empty((len(theta), G, 2))
+    for group in range(G):
+        mine = np.flatnonzero(attribute_group == group)
+        if not len(mine):
+            raise UserError(f"part group {group} has no attribute, so no place can be predicted for it")
+        speaks = mine[values[:, mine].argmax(axis=1)]
+        points[:, group] = places[theta[rows, :, speaks].argmax(axis=1)]
+    return points
+
+
+def part_prior(training: Parts) -> np.ndarray:
+    """(G,2) mean place of a group's visible key points in training images: a prediction that never looks.
+
+    Raises:
+        UserError: a group that no training image shows.
+    """
+    places = []
+    for number, group in enumerate(training.groups):
+        points = training.points[:, list(group)].reshape(-1, 3)
+        shown = points[points[:, 2].astype(bool), :2]
+        if not len(shown):
+            raise UserError(f"part group {number} is visible in no training image")
+        places.append(shown.mean(axis=0))
+    return np.array(places)
+
+
+def hits(points: np.ndarray, parts: Parts, *, radius: float) -> dict[str, np.ndarray]:
+    """Which predicted points hit: measure -> (N,G) of 0 and 1, NaN where the group is not visible.
+
+    The visible key point of the group that is nearest to the prediction is the target. PCP: boxes of equal size round
+    both overlap by IoU > 0.5. Pointing: the distance is at most ``radius``.
+
+    Args:
+        points: (N,G,2) or anything that broadcasts to it.
+        radius: share of the image's side.
+    """
+    N, G = len(parts.points), len(parts.groups)
+    points = np.broadcast_to(points, (N, G, 2))
+    found = {name: np.full((N, G), np.nan) for name in (*BOXES, "pointing")}
+    for number, group in enumerate(parts.groups):
+        targets = parts.points[:, list(group)]
+        gap = targets[:, :, :2] - points[:, number, None]  # (N,P',2)
+        distance = np.where(targets[:, :, 2].astype(bool), np.hypot(gap[:, :, 0], gap[:, :, 1]), np.inf)
+        nearest = distance.argmin(axis=1)
+        gap, distance = gap[np.arange(N), nearest], distance.min(axis=1)
+        shown = np.isfinite(distance)
+        for name, share in BOXES.items():
+            overlap = _iou_of_equal_boxes(gap, share * parts.size)
+            found[name][shown, number] = overlap[shown] > 0.5
+        found["pointing"][shown, number] = distance[shown] <= radius
+    return found
+
+
+def _iou_of_equal_boxes(gap: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Intersection over union (N,) of boxes (N,2) wide and high whose centres are ``gap`` (N,2) apart."""
+    shared = np.clip(sides - np.abs(gap), 0, None).prod(axis=1)
+    return shared / (2 * sides.prod(axis=1) - shared)
+
+
+def localisation_table(
+    points: dict[str, np.ndarray],
+    test: Parts,
+    training: Parts,
+    *,
+    grid: tuple[int, int],
+    radius: float,
+    rng: np.random.Generator,
+    resamples: int = 2_000,
+) -> pd.DataFrame:
+    """PCP and pointing of models beside what needs no model: share of visible groups hit, with 95 % intervals.
+
+    Rows: ``random cell`` (its exact expectation: every cell in turn), ``image centre``, ``part prior`` (mean place in
+    training images), the models, ``best cell`` (the best that a grid of this size allows).
+
+    Args:
+        points: model -> (N,G,2) of :func:`predicted_points`.
+        resamples: draws of classes, with all their images, for the intervals.
+
+    Returns:
+        Columns ``point``, ``measure``, ``share``, ``low``, ``high``, ``pairs``.
+    """
+    per_cell = [hits(cell, test, radius=radius) for cell in centres(grid)]
+    simple = {
+        "image centre": hits(np.array([0.5, 0.5]), test, radius=radius),
+        "part prior": hits(part_prior(training), test, radius=radius),
+    }
+    found = {"random cell": {m: np.mean([c[m] for c in per_cell], axis=0) for m in per_cell[0]}, **simple}
+    found |= {model: hits(predicted, test, radius=radius) for model, predicted in points.items()}
+    found["best cell"] = {m: np.max([c[m] for c in per_cell], axis=0) for m in per_cell[0]}
+    weights = _class_draws(test.labels, resamples, rng)
+    rows = []
+    for name, measures in found.items():
+        for measure, values in measures.items():
+            share = _share(values, test.labels, weights)
+            rows.append(
+                {
+                    "point": name,
+                    "measure": measure,
+                    "share": share.mean,
+                    "low": share.low,
+                    "high": share.high,
+                    "pairs": int(np.isfinite(values).sum()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _class_draws(labels: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(resamples,C) how often each class is drawn; the same draws for every row of a table."""
+    n = len(np.unique(labels))
+    return rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+
+
+def _share(values: np.ndarray, labels: np.ndarray, draws: np.ndarray) -> Interval:
+    """Mean of the values (N,G) that are not NaN, with percentiles over draws of classes."""
+    _, position = np.unique(labels, return_inverse=True)
+    total = np.bincount(position, weights=np.nansum(values, axis=1))
+    count = np.bincount(position, weights=np.isfinite(values).sum(axis=1))
+    drawn = draws @ count
+    shares = (draws @ total)[drawn > 0] / drawn[drawn > 0]
+    low, high = np.percentile(shares, (2.5, 97.5)) if len(shares) else (np.nan, np.nan)
+    return Interval(mean=float(total.sum() / count.sum()), low=float(low), high=float(high))

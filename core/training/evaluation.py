@@ -2,10 +2,15 @@
 
 Every accuracy is the mean over classes of per-class top-1. Calibrated stacking (Chao et al., ECCV 2016) adds γ to the
 scores of unseen classes; raising γ trades seen accuracy S for unseen accuracy U, and AUSUC is the area under S over U.
+
+All of it depends on three things an image: its best seen class, its best unseen class, and the margin between the two.
+:func:`compact` reduces scores (N,C) to these; every metric is computed from the reduced form, which is small enough to
+be stored with a run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,22 +37,34 @@ def harmonic(u: float, s: float) -> float:
     return 2 * u * s / (u + s) if u + s > 0 else 0.0
 
 
+def _images_of(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Number of test images of every class number up to the highest of ``classes`` or ``labels``.
+
+    Raises:
+        UserError: one of ``classes`` has none; names them.
+    """
+    counts = np.bincount(labels, minlength=int(classes.max()) + 1)
+    if not counts[classes].all():
+        empty = classes[counts[classes] == 0]
+        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+        raise UserError(f"the classes {empty[:10].tolist()}{more} have no test image; accuracy is undefined")
+    return counts
+
+
 def per_class_accuracy(predicted: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Top-1 accuracy of each of ``classes``: (len(classes),).
+    """Top-1 accuracy (len(classes),) of each of ``classes``, from predicted and true class numbers (N,) each.
 
     Raises:
         UserError: a class has no sample, so its accuracy is undefined (never a silent 0 or NaN).
     """
-    counts = np.bincount(labels, minlength=int(classes.max()) + 1)[classes]
-    if not counts.all():
-        raise UserError(f"the classes {classes[counts == 0][:10].tolist()} have no test image; accuracy is undefined")
-    hits = np.bincount(labels[predicted == labels], minlength=int(classes.max()) + 1)[classes]
-    return hits / counts
+    counts = _images_of(labels, classes)
+    hits = np.bincount(labels[predicted == labels], minlength=len(counts))
+    return hits[classes] / counts[classes]
 
 
 @dataclass(frozen=True)
 class CalibrationCurve:
-    """U and S as step functions of γ: value i holds between thresholds[i-1] and thresholds[i]."""
+    """U and S as step functions of γ: value i holds from thresholds[i-1] on, up to but without thresholds[i]."""
 
     thresholds: np.ndarray  # (T,) ascending
     U: np.ndarray  # (T+1,) never falls
@@ -55,7 +72,7 @@ class CalibrationCurve:
 
     @property
     def T1(self) -> float:
-        """Accuracy among unseen classes alone, which is U where γ excludes the seen ones."""
+        """Accuracy among unseen classes alone, which is U once γ excludes the seen ones."""
         return float(self.U[-1])
 
     @property
@@ -66,12 +83,16 @@ class CalibrationCurve:
         return float(np.sum(np.diff(u) * (s[1:] + s[:-1]) / 2))
 
     def at(self, gamma: float) -> tuple[float, float]:
-        """(U, S) at γ; on a threshold the class with the unseen label wins."""
+        """(U, S) at γ. Where γ equals a margin, the image is predicted as its best unseen class."""
         i = int(np.searchsorted(self.thresholds, gamma, side="right"))
         return float(self.U[i]), float(self.S[i])
 
+    def H_at(self, gamma: float) -> float:
+        """Harmonic mean of U and S at γ."""
+        return harmonic(*self.at(gamma))
+
     def best(self) -> float:
-        """The γ of the highest H: the middle of its interval."""
+        """The γ of the highest H: the middle of the interval in which it holds."""
         total = self.U + self.S
         h = np.divide(2 * self.U * self.S, total, out=np.zeros_like(total), where=total > 0)
         i = int(np.argmax(h))
@@ -86,6 +107,87 @@ class CalibrationCurve:
         return float((low + high) / 2)
 
 
+def compact(
+    *,
+    scores_seen: np.ndarray,
+    labels_seen: np.ndarray,
+    scores_unseen: np.ndarray,
+    labels_unseen: np.ndarray,
+    seen: np.ndarray,
+    unseen: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """All that the metrics need of scores (N,C): five arrays (N,), seen classes' images first.
+
+    ``labels``; ``side``, 1 for an image of an unseen class; ``best_seen`` and ``best_unseen``, the class numbers of the
+    highest score on either side; ``margin``, by how much the former is ahead, in the unit of the scores. An image is
+    predicted as its best unseen class once γ reaches its margin. About 17 bytes an image.
+
+    Raises:
+        UserError: scores not finite, or a class of ``seen`` or ``unseen`` without test images.
+        ValueError: an image's label is not among the classes of its side.
+    """
+    if not (np.isfinite(scores_seen).all() and np.isfinite(scores_unseen).all()):
+        raise UserError("the model's scores hold NaN or infinity; training diverged (try a lower --lr)")
+    for labels, classes in ((labels_seen, seen), (labels_unseen, unseen)):
+        if _images_of(labels, classes)[classes].sum() != len(labels):
+            raise ValueError("a test image's label is no class of its side")
+    parts = [_best_seen_and_unseen(scores, seen, unseen) for scores in (scores_seen, scores_unseen)]
+    margin, best_seen, best_unseen = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return {
+        "labels": np.concatenate([labels_seen, labels_unseen]).astype(np.int32),
+        "side": np.repeat(np.array([0, 1], dtype=np.uint8), [len(labels_seen), len(labels_unseen)]),
+        "best_seen": best_seen.astype(np.int32),
+        "best_unseen": best_unseen.astype(np.int32),
+        "margin": margin,
+    }
+
+
+def _best_seen_and_unseen(
+    scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By how much the best seen class is ahead of the best unseen one (N,), and these two classes (N,) each."""
+    margin = np.empty(len(scores), dtype=scores.dtype)
+    best_seen, best_unseen = (np.empty(len(scores), dtype=classes.dtype) for classes in (seen, unseen))
+    for start in range(0, len(scores), _CACHED):
+        here = slice(start, start + _CACHED)
+        block = scores[here]
+        rows = np.arange(len(block))
+        # take() returns C order; block[:, classes] returns F order, on which argmax is three times slower
+        best_seen[here], best_unseen[here] = (
+            classes[block.take(classes, axis=1).argmax(axis=1)] for classes in (seen, unseen)
+        )
+        margin[here] = block[rows, best_seen[here]] - block[rows, best_unseen[here]]
+    return margin, best_seen, best_unseen
+
+
+def curve_from_compact(arrays: Mapping[str, np.ndarray]) -> CalibrationCurve:
+    """The whole calibration curve from what :func:`compact` returns, in O(N log N)."""
+    of_unseen = arrays["side"].astype(bool)
+    labels, margin = arrays["labels"], arrays["margin"].astype(np.float64)
+    counts = np.bincount(labels)
+    sizes = [len(np.unique(labels[side])) for side in (~of_unseen, of_unseen)]
+    weight = 1.0 / (counts[labels] * np.where(of_unseen, sizes[1], sizes[0]))  # in a mean of per-class accuracies
+    right_s = ~of_unseen & (arrays["best_seen"] == labels)
+    right_u = of_unseen & (arrays["best_unseen"] == labels)
+
+    thresholds = np.unique(margin[right_s | right_u])
+    lost, won = (
+        np.bincount(np.searchsorted(thresholds, margin[right]), weights=weight[right], minlength=len(thresholds))
+        for right in (right_s, right_u)
+    )
+    s = weight[right_s].sum() - np.concatenate([[0.0], np.cumsum(lost)])
+    u = np.concatenate([[0.0], np.cumsum(won)])
+    return CalibrationCurve(thresholds, np.clip(u, 0.0, 1.0), np.clip(s, 0.0, 1.0))
+
+
+def metrics_from_compact(arrays: Mapping[str, np.ndarray], gamma: float | None) -> Metrics:
+    """All metrics from what :func:`compact` returns; ``gamma`` as for :func:`evaluate`."""
+    curve = curve_from_compact(arrays)
+    gamma = curve.best() if gamma is None else gamma
+    u, s = curve.at(gamma)
+    return Metrics(T1=curve.T1, U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=float(gamma))
+
+
 def calibration_curve(
     scores_seen: np.ndarray,
     labels_seen: np.ndarray,
@@ -94,47 +196,21 @@ def calibration_curve(
     seen: np.ndarray,
     unseen: np.ndarray,
 ) -> CalibrationCurve:
-    """The whole curve from scores (N,C) of test images of seen and of unseen classes, in O(N (C + log N))."""
-    # an image flips from seen to unseen prediction where γ passes its margin
-    weight_s = _weights(labels_seen, seen)
-    weight_u = _weights(labels_unseen, unseen)
-    margin_s, seen_s, _ = _best_two(scores_seen, seen, unseen)
-    margin_u, _, unseen_u = _best_two(scores_unseen, seen, unseen)
-    right_s, right_u = seen_s == labels_seen, unseen_u == labels_unseen
+    """The whole curve from scores (N,C) of test images of seen and of unseen classes, in O(N (C + log N)).
 
-    thresholds = np.unique(np.concatenate([margin_s[right_s], margin_u[right_u]]).astype(np.float64))
-    lost = np.bincount(
-        np.searchsorted(thresholds, margin_s[right_s]), weights=weight_s[right_s], minlength=len(thresholds)
+    Raises:
+        UserError: scores not finite, or a class without test images.
+    """
+    return curve_from_compact(
+        compact(
+            scores_seen=scores_seen,
+            labels_seen=labels_seen,
+            scores_unseen=scores_unseen,
+            labels_unseen=labels_unseen,
+            seen=seen,
+            unseen=unseen,
+        )
     )
-    won = np.bincount(
-        np.searchsorted(thresholds, margin_u[right_u]), weights=weight_u[right_u], minlength=len(thresholds)
-    )
-    s = weight_s[right_s].sum() - np.concatenate([[0.0], np.cumsum(lost)])
-    u = np.concatenate([[0.0], np.cumsum(won)])
-    return CalibrationCurve(thresholds, np.clip(u, 0.0, 1.0), np.clip(s, 0.0, 1.0))
-
-
-def _best_two(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By how much the best seen class is ahead of the best unseen one (N,), and these two classes (N,) each."""
-    margin = np.empty(len(scores), dtype=scores.dtype)
-    first, second = (np.empty(len(scores), dtype=group.dtype) for group in (seen, unseen))
-    for start in range(0, len(scores), _CACHED):
-        here = slice(start, start + _CACHED)
-        block = scores[here]
-        rows = np.arange(len(block))
-        # take leaves rows contiguous; indexing with [:, group] leaves columns so, which is three times slower here
-        first[here], second[here] = (group[block.take(group, axis=1).argmax(axis=1)] for group in (seen, unseen))
-        margin[here] = block[rows, first[here]] - block[rows, second[here]]
-    return margin, first, second
-
-
-def _weights(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """What each image counts in a mean of per-class accuracies."""
-    counts = np.bincount(labels, minlength=int(classes.max()) + 1)
-    if not counts[classes].all():
-        empty = classes[counts[classes] == 0]
-        raise UserError(f"the classes {empty[:10].tolist()} have no test image; accuracy is undefined")
-    return 1.0 / (counts[labels] * len(classes))
 
 
 def evaluate(
@@ -150,23 +226,32 @@ def evaluate(
 
     Args:
         scores_seen, scores_unseen: (N,C) scores of the test images of seen and of unseen classes.
-        seen, unseen: the class numbers of either side.
+        labels_seen, labels_unseen: (N,) their class numbers.
+        seen, unseen: (S,), (U,) the class numbers of either side.
         gamma: added to unseen scores; None picks the γ of the highest H on these very images (validation only).
 
     Raises:
         UserError: scores not finite, or a class without test images.
     """
-    if not (np.isfinite(scores_seen).all() and np.isfinite(scores_unseen).all()):
-        raise UserError("the model's scores hold NaN or infinity; training diverged (try a lower --lr)")
-    curve = calibration_curve(scores_seen, labels_seen, scores_unseen, labels_unseen, seen, unseen)
-    gamma = curve.best() if gamma is None else gamma
-    u, s = curve.at(gamma)
-    return Metrics(T1=curve.T1, U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=float(gamma))
+    arrays = compact(
+        scores_seen=scores_seen,
+        labels_seen=labels_seen,
+        scores_unseen=scores_unseen,
+        labels_unseen=labels_unseen,
+        seen=seen,
+        unseen=unseen,
+    )
+    return metrics_from_compact(arrays, gamma)
+
+
+def calibrated(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: float) -> np.ndarray:
+    """Scores (N,C) in float64 with γ added to unseen classes; classes of neither side are -inf."""
+    offered = np.full(scores.shape, -np.inf)
+    offered[:, seen] = scores[:, seen]
+    offered[:, unseen] = scores[:, unseen].astype(np.float64) + gamma
+    return offered
 
 
 def predict(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: float) -> np.ndarray:
-    """Generalised prediction (N,) among seen and unseen classes after calibrated stacking; others are not offered."""
-    calibrated = np.full(scores.shape, -np.inf)
-    calibrated[:, seen] = scores[:, seen]
-    calibrated[:, unseen] = scores[:, unseen].astype(np.float64) + gamma
-    return calibrated.argmax(axis=1)
+    """Class numbers (N,) predicted from scores (N,C) among seen and unseen classes, γ added to unseen scores."""
+    return calibrated(scores, seen, unseen, gamma).argmax(axis=1)

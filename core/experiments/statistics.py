@@ -1,0 +1,212 @@
+"""Whether a difference is more than chance: paired over seeds, and paired over classes.
+
+Two sources of error, two intervals. Seeds (each with its own validation split) say how far a method's number depends on
+chance in training and selection. Classes say how far it depends on which classes happened to be in the test set; with
+50 unseen classes that alone gives T1 a standard error of about 3 points, but most of it is common to two methods, so
+the difference is taken on the same resampled classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from core.files.errors import UserError
+
+RESAMPLED = ("T1", "U", "S", "H", "AUSUC")
+_EXACT = 20  # seeds up to which all 2^n signs are tried
+_BLOCK = 1 << 22  # numbers of a block of resampled curves: 32 MB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A number with its 95 % confidence interval, in the unit of what went in."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval excludes 0 (95 %, two-sided)."""
+        return self.low > 0 or self.high < 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired(Interval):
+    """A difference paired over seeds; each seed has its own validation split. The interval is of the t distribution."""
+
+    p: float  # two-sided exact sign-flip test; cannot go below 2^(1-n)
+    n: int
+
+
+def paired(a: Any, b: Any) -> Paired:
+    """The difference a - b of values (n,) of the same n seeds.
+
+    Raises:
+        ValueError: fewer than two seeds, other seeds on either side, or values that are not finite.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
+        raise ValueError(f"paired values of shapes {a.shape} and {b.shape}: two or more of either, as many of both")
+    d = a - b
+    if not np.isfinite(d).all():
+        raise ValueError("paired values hold NaN or infinity")
+    n, mean = len(d), float(d.mean())
+    half = float(scipy.stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n))
+    return Paired(mean=mean, low=mean - half, high=mean + half, p=_sign_flip(d), n=n)
+
+
+def _sign_flip(d: np.ndarray) -> float:
+    """Share of all 2^n choices of signs whose sum is at least as far from 0; beyond 20 seeds Wilcoxon's test."""
+    if len(d) > _EXACT:
+        return float(scipy.stats.wilcoxon(d).pvalue)
+    sums = np.zeros(1)
+    for value in np.abs(d):
+        sums = np.concatenate([sums + value, sums - value])
+    tolerance = 1e-9 * np.abs(d).sum()  # sums that are equal but for rounding
+    return float(np.mean(np.abs(sums) >= abs(d.sum()) - tolerance))
+
+
+@dataclass(frozen=True)
+class _ClassCurves:
+    """A run's metrics taken apart by class: every metric is linear in the class weights on either side.
+
+    Row c of ``U`` (U,T+1) is unseen class c's accuracy after each threshold of γ, ``S`` (S,T+1) likewise. ``area``
+    (U,S) holds the area under the curve of one unseen and one seen class; AUSUC is its mean under the class weights.
+    ``corner`` are the points that can have the highest H: where U has just risen and S is about to fall.
+    """
+
+    unseen: np.ndarray  # (U,) class numbers
+    seen: np.ndarray  # (S,)
+    thresholds: np.ndarray  # (T,)
+    U: np.ndarray
+    S: np.ndarray
+    area: np.ndarray
+    corner: np.ndarray
+
+
+def _class_curves(arrays: Mapping[str, np.ndarray]) -> _ClassCurves:
+    labels, margin = arrays["labels"], arrays["margin"].astype(np.float64)
+    of_unseen = arrays["side"].astype(bool)
+    right = np.where(of_unseen, arrays["best_unseen"], arrays["best_seen"]) == labels
+    thresholds = np.unique(margin[right])
+    at = np.searchsorted(thresholds, margin)
+    classes, flips = [], []  # per side: class numbers; share of a class's images that flip at a threshold
+    for side in (of_unseen, ~of_unseen):
+        known, position, counts = np.unique(labels[side], return_inverse=True, return_counts=True)
+        flip = np.zeros((len(known), len(thresholds)))
+        hit = right[side]
+        np.add.at(flip, (position[hit], at[side][hit]), 1.0)
+        classes.append(known)
+        flips.append(flip / counts[:, None])
+    won, lost = flips
+    U = np.concatenate([np.zeros((len(won), 1)), np.cumsum(won, axis=1)], axis=1)
+    S = lost.sum(axis=1, keepdims=True) - np.concatenate([np.zeros((len(lost), 1)), np.cumsum(lost, axis=1)], axis=1)
+    rises = np.concatenate([[True], (won > 0).any(axis=0)])
+    falls_next = np.concatenate([(lost > 0).any(axis=0), [True]])
+    area = won @ ((S[:, 1:] + S[:, :-1]) / 2).T
+    return _ClassCurves(classes[0], classes[1], thresholds, U, S, area, np.flatnonzero(rises & falls_next))
+
+
+def _reweighted(curves: _ClassCurves, gamma: float | None, w_u: np.ndarray, w_s: np.ndarray) -> np.ndarray:
+    """T1, U, S, H, AUSUC (n,5) of class weights (n,U) and (n,S) whose rows sum to 1."""
+    n = len(w_u)
+    if gamma is None:
+        u, s = np.empty(n), np.empty(n)
+        u_points = np.ascontiguousarray(curves.U[:, curves.corner])
+        s_points = np.ascontiguousarray(curves.S[:, curves.corner])
+        step = max(1, _BLOCK // len(curves.corner))
+        for start in range(0, n, step):
+            here = slice(start, start + step)
+            block_u, block_s = w_u[here] @ u_points, w_s[here] @ s_points
+            total = block_u + block_s
+            h = np.divide(block_u * block_s, total, out=np.zeros_like(total), where=total > 0)
+            best = h.argmax(axis=1)[:, None]
+            u[here] = np.take_along_axis(block_u, best, axis=1)[:, 0]
+            s[here] = np.take_along_axis(block_s, best, axis=1)[:, 0]
+    else:
+        i = int(np.searchsorted(curves.thresholds, gamma, side="right"))
+        u, s = w_u @ curves.U[:, i], w_s @ curves.S[:, i]
+    h = np.divide(2 * u * s, u + s, out=np.zeros(n), where=u + s > 0)
+    ausuc = np.einsum("nu,nu->n", w_u, w_s @ curves.area.T)
+    return np.stack([w_u @ curves.U[:, -1], u, s, h, ausuc], axis=1)
+
+
+def bootstrap_over_classes(
+    a: Sequence[Mapping[str, np.ndarray]],
+    b: Sequence[Mapping[str, np.ndarray]] | None = None,
+    *,
+    rng: np.random.Generator,
+    gammas_a: Sequence[float] | None = None,
+    gammas_b: Sequence[float] | None = None,
+    resamples: int = 10_000,
+) -> dict[str, Interval]:
+    """T1, U, S, H and AUSUC of runs, or of ``a`` minus ``b``, with intervals over the draw of test classes.
+
+    Unseen and seen classes are drawn anew with replacement, apart from each other, all images of a class together;
+    ``a`` and ``b`` see the same draws. What is drawn is which classes are *tested*: the candidates that a model chooses
+    among stay as they are, so no prediction changes and a drawn set is a reweighting of the per-class curves, for
+    AUSUC too (exact, not an approximation). It says how far a number depends on the test classes, not what a
+    model trained on other classes would do.
+
+    Args:
+        a, b: what :func:`core.training.evaluation.compact` returns of one or several runs (seeds) of a method; metrics
+            are averaged over the runs of a side.
+        gammas_a, gammas_b: γ of every run; None chooses the γ of the highest H anew in every draw.
+        resamples: number of draws.
+
+    Returns:
+        metric -> value on the classes as they are with the 2.5 and 97.5 percentiles of the draws, as shares.
+
+    Raises:
+        UserError: the runs were tested on other classes.
+    """
+    sides = [(_class_curves(run), gamma) for run, gamma in _with_gammas(a, gammas_a)]
+    count = len(sides)
+    if b is not None:
+        sides += [(_class_curves(run), gamma) for run, gamma in _with_gammas(b, gammas_b)]
+    first = sides[0][0]
+    if any(not (np.array_equal(c.unseen, first.unseen) and np.array_equal(c.seen, first.seen)) for c, _ in sides):
+        raise UserError("the runs were tested on other classes, so they cannot be compared class by class")
+    weights = []
+    for classes in (first.unseen, first.seen):
+        n = len(classes)
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
+        weights.append(np.concatenate([np.full((1, n), 1 / n), drawn]))  # row 0: the classes as they are
+    values = [_reweighted(curves, gamma, *weights) for curves, gamma in sides]
+    result = np.mean(values[:count], axis=0)
+    if b is not None:
+        result = result - np.mean(values[count:], axis=0)
+    low, high = np.percentile(result[1:], (2.5, 97.5), axis=0)
+    return {
+        key: Interval(mean=float(result[0, i]), low=float(low[i]), high=float(high[i]))
+        for i, key in enumerate(RESAMPLED)
+    }
+
+
+def _with_gammas(
+    runs: Sequence[Mapping[str, np.ndarray]], gammas: Sequence[float] | None
+) -> list[tuple[Mapping[str, np.ndarray], float | None]]:
+    return list(zip(runs, [None] * len(runs) if gammas is None else gammas, strict=True))
+
+
+def load_scores(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a run's scores.npz, as :func:`core.training.evaluation.compact` made them.
+
+    Raises:
+        UserError: missing, damaged, or not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = {key: content[key] for key in ("labels", "side", "best_seen", "best_unseen", "margin")}
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise UserError(f"{path} holds no scores of a run ({type(error).__name__}); repeat the run") from error
+    if len({array.shape for array in arrays.values()}) != 1 or arrays["labels"].ndim != 1:
+        raise UserError(f"{path} holds arrays of different lengths; repeat the run")
+    return arrays

@@ -1,0 +1,182 @@
+"""Where an attribute was looked for in a photograph: one scale for all maps, cells as they are.
+
+The colour of a cell is its share θ of the attribute's attention. It says where was looked, not what was seen there and
+not that the decision rests on it; whether the place is right is measured in core/reporting/localisation.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+
+from core.files.errors import UserError
+from core.reporting.canvas import canvas, drawing, printable, save
+
+RULE = "images by the margin of the true class's calibrated score over the best other class: highest, median, lowest"
+_MAP = "viridis"  # equal steps look equal, in grey too
+_COVER = 0.62  # of the map over the photograph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One photograph and the maps of the attributes that count most for its predicted class."""
+
+    picture: np.ndarray  # (H,W,3) uint8, as the backbone saw it
+    theta: np.ndarray  # (A,h,w) shares of attention; each map sums to 1
+    attributes: Sequence[str]  # A names
+    contributions: np.ndarray  # (A,) to the predicted class's score
+    true: str
+    predicted: str
+    says: str  # which image this is, such as "best, margin +2.1"
+
+
+def grid_of(R: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Rows and columns (h,w) of R regions; a square where ``grid`` does not say.
+
+    Raises:
+        UserError: no such grid.
+    """
+    side = round(R**0.5)
+    h, w = grid or (side, side)
+    if h * w != R:
+        raise UserError(f"{R} regions do not form a grid of {h} x {w}; give the rows and columns of the feature map")
+    return h, w
+
+
+def margins_of(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """By how much (N,) the true class's calibrated score is ahead of the best other class, from scores (N,C)."""
+    others = scores.astype(np.float64)
+    rows = np.arange(len(others))
+    own = others[rows, labels].copy()
+    others[rows, labels] = -np.inf
+    return own - others.max(axis=1)
+
+
+def best_median_worst(margins: np.ndarray) -> dict[str, int]:
+    """Positions of the images that :data:`RULE` names; of equal ones the first."""
+    order = np.argsort(-margins, kind="stable")
+    return {"best": int(order[0]), "median": int(order[(len(order) - 1) // 2]), "worst": int(order[-1])}
+
+
+def panel_of(
+    picture: np.ndarray,
+    *,
+    theta: np.ndarray,
+    contributions: np.ndarray,
+    names: Sequence[str],
+    true: str,
+    predicted: str,
+    says: str,
+    grid: tuple[int, int] | None = None,
+    attributes: int = 5,
+) -> Panel:
+    """A photograph with the maps of the attributes of the highest contributions.
+
+    Args:
+        theta: (R,K) region weights of this image.
+        contributions: (K,) to the predicted class's score.
+        grid: rows and columns of the R regions; None: a square.
+    """
+    h, w = grid_of(len(theta), grid)
+    top = np.argsort(-contributions, kind="stable")[:attributes]
+    return Panel(
+        picture=picture,
+        theta=theta.T[top].reshape(len(top), h, w),
+        attributes=[names[k] for k in top],
+        contributions=contributions[top],
+        true=true,
+        predicted=predicted,
+        says=says,
+    )
+
+
+def _plain(name: str) -> str:
+    """``bill color: grey`` of ``has_bill_color::grey``."""
+    return name.removeprefix("has_").replace("::", ": ").replace("_", " ")
+
+
+def attention_figure(
+    panels: Sequence[Panel],
+    out: Path,
+    *,
+    title: str = "",
+    rule: str = RULE,
+    number: str = "contribution to the predicted class's score",
+) -> None:
+    """A row a photograph, a column an attribute; one colour scale for all, from 0 to the largest share shown.
+
+    Args:
+        rule: how the photographs were picked, printed below.
+        number: what the contributions are, exactly, printed below.
+        out: the PNG; the PDF stands beside it.
+    """
+    columns = 1 + max(len(panel.attributes) for panel in panels)
+    highest = max(float(panel.theta.max()) for panel in panels)
+    scale = Normalize(0, 100 * highest)
+    uniform = 100 / panels[0].theta[0].size
+    with drawing():
+        figure, axes = canvas(0.7 + 1.55 * columns, 0.75 + 1.95 * len(panels), len(panels), columns)
+        for row, panel in zip(axes, panels, strict=True):
+            height, width = panel.picture.shape[:2]
+            right = panel.true == panel.predicted
+            row[0].imshow(panel.picture)
+            row[0].set_title(
+                f"{printable(panel.says, 30)}\ntrue: {printable(panel.true, 23)}\n"
+                f"predicted: {'the same' if right else printable(panel.predicted, 18)}",
+                fontsize=6.5,
+                loc="left",
+                color="black" if right else "#B00020",
+            )
+            grey = np.repeat(panel.picture.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
+            for axis, name, value, heat in zip(
+                row[1:], panel.attributes, panel.contributions, panel.theta, strict=False
+            ):
+                axis.imshow(grey)
+                axis.imshow(
+                    100 * heat,
+                    cmap=_MAP,
+                    norm=scale,
+                    alpha=_COVER,
+                    extent=(0, width, height, 0),
+                    interpolation="nearest",
+                )
+                h, w = heat.shape
+                axis.hlines(np.arange(1, h) * height / h, 0, width, color="white", linewidth=0.25, alpha=0.6)
+                axis.vlines(np.arange(1, w) * width / w, 0, height, color="white", linewidth=0.25, alpha=0.6)
+                axis.set_title(
+                    f"{printable(_plain(name), 26)}\n{value:+.3g} · peak {100 * heat.max():.1f} %",
+                    fontsize=6.5,
+                    loc="left",
+                )
+            for axis in row:
+                axis.set_axis_off()
+        bar = figure.colorbar(
+            ScalarMappable(scale, _MAP),
+            ax=axes,
+            shrink=0.8,
+            aspect=30,
+            pad=0.01,
+            alpha=_COVER,
+            label="share of attention in a cell (%)",
+        )
+        bar.ax.tick_params(labelsize=7)
+        bar.ax.axhline(uniform, color="white", linewidth=1.2)
+        bar.ax.annotate(
+            "uniform",
+            (0, uniform),
+            xycoords=("axes fraction", "data"),
+            xytext=(-3, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=6,
+            rotation=90,
+        )
+        figure.suptitle(printable(title, 100), fontsize=9)
+        figure.supxlabel(f"{printable(rule, 140)}\nsigned number: {printable(number, 140)}", fontsize=6.5)
+        save(figure, out)

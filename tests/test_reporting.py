@@ -1,0 +1,252 @@
+"""Tables: what may share a row, what stands apart, which labels are printed. Numbers are made up."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from core.experiments.statistics import Interval
+from core.files.errors import UserError
+from core.reporting.rows import as_frame
+from core.reporting.tables import AUSUC, BEGIN, END, LEGEND, all_tables, insert_tables, read_summary, table
+
+METRICS = {"T1": 0.7, "U": 0.5, "S": 0.6, "H": 0.55, "AUSUC": 0.4}
+
+
+def row(method="vsmr", seed=0, up=0.0, **changes):
+    """One run as summary.csv holds it."""
+    made = {
+        "dataset": "CUB",
+        "method": method,
+        "ablation": "",
+        "seed": seed,
+        "backbone": "ResNet_101",
+        "regions": "49 regions",
+        "input_size": 224,
+        "features": "",
+        "features_sha256": "f1",
+        "vectors_sha256": "v1",
+        "split_sha256": "s1",
+        "precision": "float32",
+        "recipe": "{}",
+        "code": "c1",
+        "method_code": f"m-{method}",
+        "pretraining_saw_unseen": "no",
+        "finetuned": False,
+        "most_epochs": 20,
+        "epochs": 5 + seed,
+        "cut_off": "",
+        "gamma": 0.5,
+        "H_gamma0": 0.31,
+        "H_best": 0.58,
+        "configurations": 3,
+        "seconds": 10.0,
+        "device": "cpu",
+        "torch": "2",
+        "notes": "",
+    }
+    shift = up + 0.01 * seed
+    made |= {k: v + shift for k, v in METRICS.items()} | {f"val_{k}": v + shift for k, v in METRICS.items()}
+    return made | changes
+
+
+def lines_with(text, *words):
+    return [line for line in text.splitlines() if all(w in line for w in words)]
+
+
+def two_methods(**changes):
+    return [row(m, s, up, **changes) for m, up in (("vsmr", 0.1), ("dazle", 0.0)) for s in range(3)]
+
+
+def test_a_table_by_hand():
+    text = all_tables(two_methods())
+    assert text.count(LEGEND) == 1 and text.count(AUSUC) == 1
+    (line, _) = lines_with(text, "| **vsmr** |")
+    # T1 .7 + .1 + (0, .01, .02): mean 81.0, deviation 1.0; then H at γ 0 and at the best γ
+    cells = [c.strip() for c in line.split("|")[1:-1]]
+    means = ["81.0 ± 1.0", "61.0 ± 1.0", "71.0 ± 1.0", "66.0 ± 1.0", "51.0 ± 1.0", "31.0 ± 0.0", "58.0 ± 0.0"]
+    assert cells == ["**vsmr**", *means, "3", "3"]
+    assert lines_with(text, "| dazle | +10.0 (+10.0 to +10.0)", "| 0.250 | 3 |")
+    assert "| vsmr minus |" in text and "vsmr less" not in text
+    assert "Digests: features f1; vectors v1; split s1; code c1; method code" in text
+
+
+@pytest.mark.parametrize(
+    "column",
+    ["features_sha256", "vectors_sha256", "split_sha256", "code", "regions", "backbone", "input_size", "features"],
+)
+def test_runs_on_different_things_share_no_table_and_no_mean(column):
+    rows = two_methods() + [r | {column: "other"} for r in two_methods(T1=0.1)]
+    text = all_tables(rows)
+    headings = lines_with(text, "### CUB")
+    assert len(headings) == 2 and headings[0] != headings[1]
+    assert len(lines_with(text, "| **vsmr** | 81.0 ± 1.0 |")) == 3  # twice validation, once test
+    assert len(lines_with(text, "| **vsmr** | 10.0 ± 0.0 |")) == 1
+    assert len(lines_with(text, "Digests:")) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "label"),
+    [
+        ({"recipe": json.dumps({"alpha": 30})}, "vsmr (alpha=30)"),
+        ({"method_code": "mx"}, "vsmr (method code mx)"),
+        ({"precision": "bfloat16"}, "vsmr (precision bfloat16)"),
+        ({"most_epochs": 7}, "vsmr (epochs 7)"),
+    ],
+)
+def test_a_method_of_two_kinds_has_two_rows(changes, label):
+    text = all_tables([row(seed=s) for s in range(2)] + [row(seed=s, up=0.2, **changes) for s in range(2)])
+    assert len(lines_with(text, f"| **{label}** | 90.5 ± 0.7 |")) == 2, text
+    assert len(lines_with(text, "** | 70.5 ± 0.7 |")) == 2
+
+
+def test_a_seed_that_is_there_twice_is_refused():
+    with pytest.raises(UserError, match=r"vsmr: seed 0 is there twice .*--collect"):
+        all_tables([row(), row(T1=0.1)])
+
+
+def test_an_ablation_of_two_codes_is_refused():
+    rows = [row(seed=s, ablation=a, method_code=f"{a}{s}") for a in ("vsmr", "no whitening") for s in range(2)]
+    with pytest.raises(UserError, match="ablation 'vsmr' of CUB: its seeds differ in method_code"):
+        all_tables(rows)
+
+
+def test_ablation_by_hand():
+    rows = [row(seed=s, up=u, ablation=a) for a, u in (("vsmr", 0), ("no whitening", -0.05)) for s in range(3)]
+    rows += [row(seed=s, ablation="E by gradient", val_AUSUC=0.4 + 0.01 * s + 0.1 * (-1) ** s) for s in range(3)]
+    text = all_tables(rows)
+    assert lines_with(text, "| no whitening | 66.0 ± 1.0 |", "| -5.0 | -5.0 to -5.0 | significant |")
+    assert lines_with(text, "| E by gradient |", "| +3.3 |", "| not significant |")
+    assert "noise" not in text and "test sets |" not in text
+
+
+def test_what_is_no_equal_stands_under_its_own_heading():
+    rows = two_methods() + [
+        row("transzero", s, 0.9, cut_off="20 of 200 epochs", most_epochs=20, **{"test_H": 0.9, "test_T1": 0.95})
+        for s in range(2)
+    ]
+    rows += [
+        row("vsmr-staged", s, published_T1=0.99, published_H=0.98, published_U=0.9, published_S=0.9) for s in (0, 1)
+    ]
+    text = all_tables(rows)
+    order = [
+        text.index(w) for w in ("method, test sets", "as published", "CUT OFF", "SELECTED ON TEST", "PUBLISHED PROC")
+    ]
+    assert order == sorted(order)
+    standard, rest = text[: text.index("CUT OFF")], text[text.index("CUT OFF") :]
+    assert "transzero |" not in standard and lines_with(rest, "| transzero |", "cut off: 20 of 200 epochs")
+    on_test = rest[rest.index("SELECTED ON TEST") :]
+    assert lines_with(on_test, "| transzero | 95.0 ± 0.0 |", "cut off: 20 of 200 epochs")
+    published = on_test[on_test.index("PUBLISHED PROC") :]
+    assert "transductive" in published and lines_with(published, "| vsmr-staged | 99.0 ± 0.0 |")
+    assert "99.0" not in text[: text.index("PUBLISHED PROC")]
+
+
+def test_labels_are_printed_wherever_the_row_is():
+    rows = two_methods(pretraining_saw_unseen="unknown", finetuned=True, test_T1=0.8, test_H=0.7)
+    text = all_tables(rows)
+    shown = [line for line in lines_with(text, "| dazle") if "seconds" not in line.lower()]
+    assert len(shown) == 5  # test, validation, selected on test, both comparisons
+    for line in shown:
+        assert "pretraining saw unseen classes: unknown" in line and "backbone fine-tuned" in line
+    assert "pretraining" not in all_tables(two_methods())
+    assert lines_with(all_tables([row("eszsl-prepared")]), "| eszsl-prepared |", "given vsmr's preparation")
+
+
+def test_published_rows_only_where_the_data_set_is_the_benchmark():
+    assert "| TransZero | 76.8 |" in all_tables([row()])
+    assert "they do not compare" not in all_tables([row()])
+    assert "on other features than mobilenet_v2: they do not compare" in all_tables([row(backbone="mobilenet_v2")])
+    subset = all_tables([row(notes="a subset of CUB, numbers do not compare: seen 55 (published 150)")])
+    assert "TransZero" not in subset and "not shown: these are not all of its classes" in subset
+    for name in ("DEMO", "CUB50", "my_birds"):
+        assert "TransZero" not in all_tables([row(dataset=name)])
+
+
+def test_missing_columns_and_numbers_are_no_obstacle(tmp_path):
+    few = {"dataset": "X", "method": "eszsl", "seed": 0, "T1": 0.5, "AUSUC": 0.25, "val_AUSUC": 0.3}
+    text = all_tables([few])
+    assert lines_with(text, "| eszsl | 50.0 | 25.0 |") and "code unknown" in text
+    as_frame(two_methods()).to_csv(tmp_path / "summary.csv", index=False)
+    assert all_tables(read_summary(tmp_path / "summary.csv")) == all_tables(two_methods())
+
+
+def test_digests_stay_text(tmp_path):
+    as_frame([row(code="12e5", features_sha256="00123")]).to_csv(tmp_path / "s.csv", index=False)
+    assert "features 00123;" in all_tables(read_summary(tmp_path / "s.csv"))
+
+
+def test_intervals_over_classes_are_asked_for_the_seeds_in_common():
+    asked = []
+
+    def over_classes(ours, other):
+        asked.append((list(ours.seed), list(other.seed), set(other.method)))
+        return {k: Interval(mean=0.02, low=-0.01, high=0.05) for k in METRICS}
+
+    text = all_tables([row(seed=s) for s in (0, 1, 2)] + [row("dazle", s) for s in (1, 2, 3)], over_classes)
+    assert asked == [([1, 2], [1, 2], {"dazle"})]
+    assert lines_with(text, "| dazle | +2.0 (-1.0 to +5.0), not significant |")
+    assert "bootstrap over test classes" in text
+
+
+def test_hostile_names_stay_in_their_cell():
+    text = all_tables([row(dataset="a|b\n| c", method="x|y\nz", notes="n|m")])
+    assert lines_with(text, "| x\\|y z |")
+    assert not [line for line in text.splitlines() if line.startswith(("| c", "z"))]
+
+
+def result(select="val", gamma=0.5, **standard):
+    """A run's metrics.json."""
+    chosen = {"epochs": 4, "how": "fixed (--select last)"}
+    if select == "val":
+        chosen |= {"validation": METRICS, "how": "class-disjoint validation split"}
+    return {
+        "config": {
+            "dataset": "CUB",
+            "method": "vsmr",
+            "seed": 0,
+            "epochs": 5,
+            "code": "c1",
+            "vectors_sha256": "v1",
+            "recipe": {"alpha": 20},
+            "features": {"backbone": "mobilenet_v2", "regions": "49 regions", "file_sha256": "ab" * 32},
+        },
+        "chosen": chosen,
+        "standard": METRICS | {"gamma": gamma, "H_gamma0": 0.338} | standard,
+        "selected_on_test": METRICS | {"H": 0.64},
+        "published_procedure": None,
+        "seconds": 3.0,
+        "where": {"device": "cpu", "torch": "2"},
+        "notes": ["a note"],
+    }
+
+
+def test_a_drivers_table_says_which_gamma():
+    text = table("CUB", [result()])
+    assert "H of vsmr: 33.8 at γ = 0; 55.0 at the validated γ." in text
+    assert LEGEND in text and AUSUC in text and "Note: a note." in text and "code c1" in text
+    assert "SELECTED ON TEST" in text and text.index("**vsmr**") < text.index("SELECTED ON TEST")
+    assert "on other features than mobilenet_v2" in text
+    text = table("CUB", [result("last", 0.0, H=0.338)])
+    assert "33.8 at γ = 0, the method's own (--select last validates none)" in text
+    assert lines_with(text, "| **vsmr** |", "γ = 0, the method's own")
+    assert "validated γ" not in text
+    assert "TransZero" not in table("my_birds", [result()])
+
+
+def test_a_drivers_table_takes_rows_too():
+    assert lines_with(table("CUB", two_methods()[:3]), "| **vsmr** | 81.0 ± 1.0 |")
+
+
+def test_tables_go_between_the_markers():
+    assert insert_tables(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\n\nnew\n{END}\nb"
+    with pytest.raises(ValueError, match="markers"):
+        insert_tables("nothing here", "new")
+
+
+def test_the_readme_shows_what_the_csv_says():
+    top = Path(__file__).parent.parent
+    readme = (top / "README.md").read_text()
+    tables = all_tables(read_summary(top / "results" / "summary.csv"))
+    assert insert_tables(readme, tables) == readme
+    assert (top / "results" / "tables.md").read_text() == tables
