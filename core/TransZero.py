@@ -223,9 +223,7 @@ class TransZero(ZeroShotModel):
 # run is meant to take minutes.
 RECIPES = {
     "*": Recipe(),
-    "AWA2": Recipe(
-        momentum=0.0, balanced=True, normalize_vectors=True, dropout=0.5, lambda_cal=2.0, lambda_reg=0.0005
-    ),
+    "AWA2": Recipe(momentum=0.0, balanced=True, normalize_vectors=True, dropout=0.5, lambda_cal=2.0, lambda_reg=0.0005),
     "SUN": Recipe(
         momentum=0.9,
         epochs=400,

@@ -1,37 +1,44 @@
-"""reproduce_tables.py: runs, resuming, the CSV, the tables and their significance."""
+"""reproduce_tables.py: jobs in processes or one after another, resuming, summary.csv from the run folders alone."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from core.commands.reproduce import main
-from core.commands.train import Inputs
-from core.experiments import sweep as r
+from core.experiments import sweep as s
 from core.experiments.ablations import ABLATIONS
-from core.experiments.run import _seal
+from core.experiments.results import seal
 from core.features.regions import RegionFeatures
+from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.reporting.tables import all_tables, read_summary
-from tests.conftest import ToyFeatures
-from tests.test_training import RECIPES, W2V
+from tests.helpers import ToyFeatures
+from tests.test_training import SMALL, inputs_of
 
 
 @pytest.fixture
 def toy_plan(toy, tmp_path, monkeypatch):
-    source = ToyFeatures(toy)
-    features = RegionFeatures(source, np.arange(len(toy.labels)), source.shape)
-    inputs = Inputs(toy, W2V, features, {"backbone": "toy", "regions": "9 regions", "file_sha256": "ab"}, None, "none")
-    monkeypatch.setattr(r, "_inputs", lambda *a: inputs)
-    recipes = RECIPES | {"eszsl-prepared": replace(RECIPES["eszsl"], prepared=True)}
-    monkeypatch.setattr(r, "recipe_of", lambda method, dataset: recipes[method])
+    monkeypatch.setattr(s, "_inputs", lambda *a: inputs_of(toy))
+    small = {name: fields for name, fields in SMALL.items()}
+    small |= {"eszsl-prepared": SMALL["eszsl"], "dazle-prepared": SMALL["dazle"]}
+    real = s.with_settings
+    names = iter(())
+
+    def smaller(recipe, changes):
+        name = next(n for n, m in s.methods().items() if m.recipe("TOY") == recipe)
+        return real(recipe, {k: v for k, v in small[name].items()} | changes)
+
+    monkeypatch.setattr(s, "with_settings", smaller)
+    assert not list(names)
     methods = ("vsmr", "dazle", "vsmr-staged", "eszsl", "eszsl-prepared")
-    return r.Plan(("TOY",), methods, seeds=2, out=tmp_path / "results", epochs=2)
+    return s.Plan(datasets=("TOY",), methods=methods, seeds=(0, 1), out=tmp_path / "results", epochs=2)
 
 
 def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypatch, capsys):
-    path = r.reproduce(toy_plan)
+    path = s.sweep(toy_plan)
     first = path.read_bytes()
     table = read_summary(path)
     assert len(table) == 2 * (5 + len(ABLATIONS))
@@ -42,34 +49,111 @@ def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypa
     def forbidden(*a, **k):
         raise AssertionError("a finished run was repeated")
 
-    monkeypatch.setattr("core.experiments.run.training", forbidden)
-    assert r.reproduce(toy_plan).read_bytes() == first
+    monkeypatch.setattr("core.experiments.run.train", forbidden)
+    assert s.sweep(toy_plan).read_bytes() == first
     text = all_tables(table)
-    for words in ("**vsmr**", "SELECTED ON TEST", "PUBLISHED PROCEDURE", "E by gradient", "sign-flip", "optimistic"):
+    for words in ("**vsmr", "SELECTED ON TEST", "PUBLISHED PROCEDURE", "E by gradient", "sign-flip", "optimistic"):
         assert words in text
+    assert "CUT OFF" in text and "2 of its 20 epochs" in text  # dazle was offered two
     assert main(None, ["--tables-only", "--out", str(toy_plan.out)]) == 0
-    assert capsys.readouterr().out.strip() == text.strip()
-    for name in ("tables.md", "calibration_TOY.png", "per_class_TOY.png"):
-        assert (toy_plan.out / name).stat().st_size > 0
+    printed = capsys.readouterr().out
+    assert "minus, over classes" in printed  # from the scores in the run folders
+    assert (toy_plan.out / "tables.md").read_text().strip() == printed.strip()
+    assert len(list((toy_plan.out / "figures").glob("calibration_*.png"))) == 1
+
+
+def test_the_summary_is_a_function_of_the_run_folders(toy_plan, tmp_path):
+    plan = replace(toy_plan, methods=("eszsl",), ablation=False)
+    path = s.sweep(plan)
+    content = path.read_bytes()
+    path.write_text("dataset,method,seed\nCUB,made up,0\n")
+    assert main(None, ["--collect", "--out", str(plan.out)]) == 0
+    assert path.read_bytes() == content
+    lock = Lock(path)
+    with pytest.raises(UserError, match="another process"):
+        s.collect(plan.out)
+    lock.release()
+    (damaged,) = plan.out.rglob("seed1/metrics.json")
+    damaged.write_text(damaged.read_text().replace('"T1": 0', '"T1": 1', 1))
+    with pytest.raises(UserError, match="damaged or was changed by hand"):
+        s.collect(plan.out)
+    assert read_summary(path).seed.tolist() == [0]
+
+
+def test_other_data_never_share_a_folder_a_row_or_a_mean(toy_plan, toy, monkeypatch):
+    plan = replace(toy_plan, methods=("eszsl",), ablation=False)
+    s.sweep(plan)
+    for changes in (
+        {"features_sha256": "other"},
+        {"provenance": {"backbone": "toy", "regions": "14x14", "name": "toy"}},
+        {"vectors_sha256": "other"},
+        {"split_sha256": "other"},
+    ):
+        monkeypatch.setattr(s, "_inputs", lambda *a, changes=changes: replace(inputs_of(toy), **changes))
+        s.sweep(plan)
+    table = read_summary(plan.out / "summary.csv")
+    assert len(table) == 10 and table.folder.nunique() == 10
+    assert all_tables(table).count("| eszsl |") >= 5
+    assert [line for line in all_tables(table).splitlines() if line.startswith("| eszsl | ") and "| 2 |" in line]
 
 
 def test_an_ablation_needs_no_test_image(toy_plan, toy, monkeypatch):
     source = ToyFeatures(toy)
     features = RegionFeatures(source, toy.trainval_loc, source.shape)
-    inputs = Inputs(toy, W2V, features, {"backbone": "toy"}, None, "none")
-    monkeypatch.setattr(r, "_inputs", lambda *a: inputs)
-    (row,) = r.execute(toy_plan, [r.Job("TOY", "vsmr", 1, "no whitening")], "cpu")
-    assert np.isfinite(row["val_AUSUC"])
+    monkeypatch.setattr(s, "_inputs", lambda *a: inputs_of(toy, features))
+    s.execute(toy_plan, s.Job(dataset="TOY", method="vsmr", seed=1, ablation="no whitening"), "cpu")
+    (path,) = toy_plan.out.rglob("validation.json")
+    assert np.isfinite(json.loads(path.read_text())["chosen"]["validation"]["AUSUC"])
 
 
 def test_results_of_another_code_are_refused(toy_plan):
-    r.reproduce(replace(toy_plan, methods=("eszsl",), seeds=1, ablation=False))
-    path = toy_plan.out / "TOY" / "eszsl" / "seed0" / "metrics.json"
-    content = json.loads(path.read_text())
-    content["config"]["code"] = "0.0.0-older"
-    path.write_text(json.dumps(_seal(content)))
-    with pytest.raises(UserError, match="other code"):
-        r.reproduce(replace(toy_plan, methods=("eszsl",), seeds=1, ablation=False))
+    plan = replace(toy_plan, methods=("eszsl",), seeds=(0,), ablation=False)
+    s.sweep(plan)
+    for key in ("code", "method_code"):
+        (path,) = plan.out.rglob("metrics.json")
+        before = path.read_text()
+        content = json.loads(before)
+        content["config"][key] = "older"
+        path.write_text(json.dumps(seal(content)))
+        with pytest.raises(UserError, match=f"other {key}"):
+            s.sweep(plan)
+        path.write_text(before)
+
+
+def test_a_failed_run_is_reported_and_the_others_go_on(toy_plan, monkeypatch):
+    real = s.run
+
+    def failing(config, *a, **k):
+        if config.method == "dazle":
+            raise UserError("no luck")
+        return real(config, *a, **k)
+
+    monkeypatch.setattr(s, "run", failing)
+    plan = replace(toy_plan, methods=("dazle", "eszsl"), ablation=False)
+    with pytest.raises(UserError, match="TOY dazle seed 1: no luck"):
+        s.sweep(plan)
+    assert read_summary(plan.out / "summary.csv").method.tolist() == ["eszsl", "eszsl"]
+
+
+def test_seeds_in_processes_give_the_same_rows(tmp_path):
+    """The real thing, in two processes, on files: its rows are those of one process but for the times."""
+    from tests.helpers_xlsa17 import tiny_features  # a feature file and vectors on disk
+
+    frames = []
+    for jobs in (1, 2):
+        plan = s.Plan(
+            datasets=("SUN",),
+            methods=("eszsl", "vsmr"),
+            seeds=(0, 1),
+            out=tmp_path / str(jobs),
+            ablation=False,
+            jobs=jobs,
+            epochs=1,
+            **tiny_features(tmp_path / f"data{jobs}"),
+        )
+        frames.append(read_summary(s.sweep(plan)))
+    same = [c for c in frames[0] if c not in ("seconds", "folder")]
+    pd.testing.assert_frame_equal(frames[0][same], frames[1][same])
 
 
 def test_flags_that_do_not_fit(tmp_path):
@@ -77,3 +161,5 @@ def test_flags_that_do_not_fit(tmp_path):
         main(None, ["--features", str(tmp_path / "f.hdf5")])
     with pytest.raises(UserError, match="without --tables-only"):
         main(None, ["--tables-only", "--out", str(tmp_path)])
+    with pytest.raises(UserError, match="no finished run"):
+        main(None, ["--collect", "--out", str(tmp_path)])

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.commands import flags
+from core.datasets import paths
 from core.datasets.registry import DATASETS
+from core.files.errors import UserError
 from core.method import find_method, methods
 
 log = logging.getLogger(__name__)
@@ -71,8 +73,10 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
     # what parsing and --help do not need: pandas, scipy and matplotlib take seconds
     from core.experiments.identity import run_config
     from core.experiments.inputs import load_inputs
+    from core.experiments.results import row_of
     from core.experiments.run import run
     from core.files.atomic import write_bytes
+    from core.reporting.run_attention import draw_attention
     from core.reporting.tables import table
 
     inputs = load_inputs(name, data_root=args.data_root, features=args.features, w2v=args.w2v, device=device)
@@ -84,7 +88,13 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
         )
         out = folder / f"seed{seed}"
         results.append(run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics))
-    text = table(name, results)
+    text = table([row_of(result) for result in results])
     write_bytes(folder / "table.md", (text + "\n").encode())
     sys.stdout.write(f"\n{text}\n\nresults: {folder}\n")
+    figure, first = folder / "attention.png", folder / f"seed{flags.seeds_of(args)[0]}"
+    try:
+        draw_attention(first, inputs, args.data_root or paths.DEFAULT_ROOT, figure)
+        sys.stdout.write(f"attention figure: {figure}\n")
+    except UserError as error:  # the numbers stand without it
+        log.info("no attention figure: %s", error)
     return 0

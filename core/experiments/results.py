@@ -18,11 +18,14 @@ from core.files.atomic import atomic_path, read_json, sha256_file, write_bytes
 from core.files.errors import UserError
 from core.method import Method, as_dict, epochs_of, find_method
 from core.training.checkpoint import save_checkpoint
-from core.training.evaluation import calibration_curve, per_class_accuracy, predict
+from core.training.evaluation import calibration_curve, compact, per_class_accuracy, predict
 from core.training.folds import Fold
 
 log = logging.getLogger(__name__)
-WRITTEN = ("history.csv", "per_class.csv", "curve.csv", "confusion.csv", "config.json", "checkpoint.safetensors")
+WRITTEN = (
+    *("history.csv", "per_class.csv", "curve.csv", "confusion.csv", "scores.npz"),
+    *("config.json", "checkpoint.safetensors"),
+)
 
 
 def log_epoch(out: Path, config: RunConfig, fold: str, row: dict[str, Any]) -> None:
@@ -154,6 +157,16 @@ def write_run(
     ):
         with atomic_path(out / name) as temporary:
             frame.to_csv(temporary, index=False)
+    arrays: dict[str, Any] = compact(  # what resampling the classes needs
+        scores_seen=scores[0],
+        labels_seen=fold.seen_labels,
+        scores_unseen=scores[1],
+        labels_unseen=fold.unseen_labels,
+        seen=seen,
+        unseen=unseen,
+    )
+    with atomic_path(out / "scores.npz") as temporary, open(temporary, "wb") as handle:
+        np.savez(handle, **arrays)
     write_bytes(out / "config.json", json.dumps(result["config"], indent=1).encode())
     save_checkpoint(out / "checkpoint.safetensors", *checkpoint(method, result, inputs, fold))
     files = {name: sha256_file(out / name) for name in WRITTEN}
@@ -220,6 +233,8 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
         "features_sha256": config["features_sha256"],
         "vectors_sha256": config["vectors_sha256"],
         "split_sha256": config["split_sha256"],
+        "how": chosen["how"],
+        "deviations": registered.deviations,
         "notes": " | ".join(result.get("notes", [])),
     }
     return row

@@ -175,7 +175,7 @@ def collect(out: Path) -> Path:
     damaged: list[str] = []
     for path in sorted([*out.rglob("metrics.json"), *out.rglob("validation.json")]):
         try:
-            rows.append(row_of(read_result(path)))
+            rows.append(row_of(read_result(path)) | {"folder": path.parent.relative_to(out).as_posix()})
         except UserError as error:
             damaged.append(str(error))
     if not rows:

@@ -62,8 +62,6 @@ def as_frame(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for column in _TEXT:
         values = frame[column] if column in frame else [""] * len(frame)
         frame[column] = pd.Series([_text(v) for v in values], index=frame.index, dtype=object)
-    # summaries of old hold settings chosen on validation here, which differ from seed to seed and are no identity
-    frame["recipe"] = [r if r.startswith("{") else "" for r in frame.recipe]
     numbers = [p + m for p in ("", "val_", "test_", "published_") for m in METRICS]
     extra = ["gamma", "H_gamma0", "H_best", "seed", "epochs", "most_epochs", "seconds", "configurations"]
     for column in (*numbers, *extra):
@@ -76,25 +74,6 @@ def _text(value: Any) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())  # one line, whatever a name holds
-
-
-def row_of_result(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's metrics.json as a flat row: plain names on the test sets, val_* validation, test_* selected on test."""
-    config, chosen = result["config"], result["chosen"]
-    provenance = config["features"]
-    row = {key: value for key, value in provenance.items() if key in _TEXT}
-    row |= {key: value for key, value in config.items() if key in _TEXT and key not in ("features", "recipe")}
-    row |= {"seed": config["seed"], "most_epochs": config["epochs"], "epochs": chosen["epochs"], "how": chosen["how"]}
-    row |= {"features_sha256": provenance.get("file_sha256", "")[:16]}
-    row |= result.get("standard") or {}
-    for prefix, part in (
-        ("val_", chosen.get("validation")),
-        ("test_", result.get("selected_on_test")),
-        ("published_", result.get("published_procedure")),
-    ):
-        row |= {prefix + key: value for key, value in (part or {}).items()}
-    row |= {"seconds": result["seconds"], **result.get("where", {}), "notes": " | ".join(result.get("notes", []))}
-    return row
 
 
 @dataclass(frozen=True)

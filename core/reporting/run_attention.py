@@ -3,112 +3,63 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from core.datasets.attributes import read_attribute_names
-from core.datasets.registry import CUB, CUB50, DATASETS, image_folder
-from core.datasets.xlsa17 import Metadata
+from core.datasets.paths import image_folder, resolve_images
+from core.datasets.registry import DATASETS
+from core.experiments.inputs import Inputs
 from core.features.extraction import load_image
-from core.features.regions import RegionFeatures
 from core.files.errors import UserError
-from core.recipes import build, recipe_of
+from core.inference.trained import load_trained
 from core.reporting.attention import attention_figure, best_median_worst, margins_of, panel_of
-from core.training.checkpoint import load_checkpoint
 from core.training.evaluation import calibrated
-from core.training.loop import class_scores, test_fold
+from core.training.loop import class_scores
 
 _SIDE = 224  # pixels of a photograph in the figure
 
 
-def _load(
-    config: dict[str, Any], run_folder: Path, metadata: Metadata, w2v: np.ndarray, features: RegionFeatures
-) -> tuple[Any, float]:
-    """The trained model of a run and its γ."""
-    tensors, record = load_checkpoint(run_folder / "checkpoint.safetensors")
-    recipe = recipe_of(config["method"], config["dataset"])
-    recipe = type(recipe)(**config["recipe"])
-    fold = test_fold(metadata, w2v)
-    model: Any = build(config["method"], recipe, fold, (features.R, features.D), 0, None, str(features.device)).model
-    model.load_state_dict(tensors)
-    model.eval()
-    if not hasattr(model, "attention"):
-        raise UserError(f"{config['method']} has no attention over regions to draw")
-    return model, float(record["gamma"])
-
-
 @torch.no_grad()
-def attention_maps(
-    config: dict[str, Any],
-    run_folder: Path,
-    metadata: Metadata,
-    w2v: np.ndarray,
-    features: RegionFeatures,
-    rows: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(θ (B,R,K), w (B,K)) of a finished run for the images in ``rows``."""
-    model, _ = _load(config, run_folder, metadata, w2v, features)
-    a = model.attention(features.batch(rows))
-    return a.theta.cpu().numpy(), a.w.cpu().numpy()
-
-
-@torch.no_grad()
-def draw_attention(
-    config: dict[str, Any],
-    run_folder: Path,
-    metadata: Metadata,
-    w2v: np.ndarray,
-    features: RegionFeatures,
-    data_root: Path,
-    out: Path,
-    names: list[str] | None = None,
-    grid: tuple[int, int] | None = None,
-) -> None:
+def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path) -> None:
     """Draw the best, the median and the worst test image of the unseen classes.
 
-    Args:
-        names: K attribute names; read from the data set's own files where they are not given.
-        grid: rows and columns of the feature map; None: a square.
-
     Raises:
-        UserError: the method has no attention, the regions no such grid, or an image cannot be read.
+        UserError: the method has no attention, the images are not there, or one cannot be read.
     """
-    model, gamma = _load(config, run_folder, metadata, w2v, features)
-    dataset = DATASETS[config["dataset"]]
-    folder = image_folder(data_root, CUB if dataset == CUB50 else dataset)
-    if names is None:
-        try:
-            names = read_attribute_names(dataset, data_root)
-        except UserError:  # a figure without names is better than none
-            names = []
-    names = [*names, *(f"attribute {k + 1}" for k in range(len(names), metadata.att.shape[1]))]
+    metadata, features = inputs.metadata, inputs.features
+    trained = load_trained(run_folder, features.device)
+    model = trained.model
+    folder = image_folder(data_root, DATASETS[inputs.dataset])
+    h, _, w = inputs.provenance["regions"].partition("x")
+    grid = (int(h), int(w)) if h.isdigit() and w.isdigit() else None
     rows = metadata.test_unseen_loc
-    scores = calibrated(class_scores(model, features, rows), metadata.seen, metadata.unseen, gamma)
+    scores = calibrated(class_scores(model, features, rows), metadata.seen, metadata.unseen, trained.gamma)
     labels, predicted = metadata.labels[rows], scores.argmax(axis=1)
     margins = margins_of(scores, labels)
+    z = getattr(model, "z", trained.space.z.to(features.device))  # (C,K), as the model takes class attributes
     panels = []
     for says, i in best_median_worst(margins).items():
-        path = folder / metadata.image_files[rows[i]]
+        (path,), _ = resolve_images(folder, [metadata.image_files[rows[i]]])
         try:
             picture = load_image(path, _SIDE)
         except ValueError as error:
             raise UserError(f"{path} cannot be drawn: {error}") from error
-        a = model.attention(features.batch(rows[i : i + 1]))
+        a = model.attend(features.batch(rows[i : i + 1]))
+        if a is None:
+            raise UserError(f"{trained.config['method']} has no attention over regions to draw")
         shown = a.w[0] if a.e is None else a.w[0] * a.e[0]
         panels.append(
             panel_of(
                 picture,
                 theta=a.theta[0].float().cpu().numpy(),
-                contributions=(shown * model.z[predicted[i]]).float().cpu().numpy(),
-                names=names,
+                contributions=(shown * z[predicted[i]]).float().cpu().numpy(),
+                names=inputs.attribute_names,
                 true=metadata.class_names[labels[i]],
                 predicted=metadata.class_names[predicted[i]],
                 says=f"{says}, margin {margins[i]:+.2f}",
                 grid=grid,
             )
         )
-    title = f"{config['dataset']}, {config['method']}, test images of unseen classes"
+    title = f"{inputs.dataset}, {trained.config['method']}, test images of unseen classes"
     number = "w·e·z, what the attribute says for the predicted class where it is looked for"
     attention_figure(panels, out, title=title, number=number)

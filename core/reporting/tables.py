@@ -23,7 +23,6 @@ from core.reporting.rows import (
     as_frame,
     entries_of,
     read_summary,
-    row_of_result,
     same_runs,
     tables_of,
 )
@@ -93,10 +92,9 @@ def _dataset_table(part: pd.DataFrame, alike: Sequence[pd.DataFrame], over_class
     return lines
 
 
-def table(dataset: str, results: Sequence[Mapping[str, Any]]) -> str:
-    """The table that a driver prints of the seeds of one method, given its rows or the contents of its metrics.json."""
-    rows = [row_of_result(r) if "config" in r else r for r in results]
-    frame = as_frame([{**row, "dataset": dataset} for row in rows])
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The table that a driver prints of the seeds of one method (rows of core/experiments/results.py)."""
+    frame = as_frame(rows)
     groups, texts = tables_of(frame), []
     for part in groups:
         entries = entries_of(part)
