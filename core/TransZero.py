@@ -9,7 +9,7 @@ How to read it. d is the transformer's width, v_i the word vector of attribute i
     region, attribute   h_r = W_e x_r + b_e              a_i = W_a v_i + b_a
     geometry            Δ = log max(|difference of centres| / (1 + 1/side), 0.001) on each axis of a side x side grid in
                         [0,1]; G_rq = ReLU(w_g·sinusoids(Δ_rq) + b_g)
-    encoder             A_rq = softmax over q of Q_r·K_q / √d - G_rq     o_r = W_o Σ_q A_rq V_q    (Q, K, V: linear in h)
+    encoder             A_rq = softmax over q of Q_r·K_q / √d - G_rq    o_r = W_o Σ_q A_rq V_q    Q, K, V: linear in h
                         u = LN(h + o)     u' = LN(h + u)     m = LN(u' + FFN(u'))
     decoder             t = LN(a + self-attention over attributes(a))    (SUN: t = a)
                         t' = LN(t + attention of t over the regions m)   F = LN(t' + FFN(t'))
@@ -249,12 +249,12 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
     """One phase of Adam, or of SGD."""
     with seeded(seed):
         model = TransZero(space, *shape, recipe)
-    shared = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    parameters, lr, decay = model.parameters(), recipe.lr, recipe.weight_decay
     optimizer: torch.optim.Optimizer
     if recipe.momentum is None:
-        optimizer = torch.optim.Adam(model.parameters(), **shared)
+        optimizer = torch.optim.Adam(parameters, lr=lr, weight_decay=decay)
     else:
-        optimizer = torch.optim.SGD(model.parameters(), momentum=recipe.momentum, **shared)
+        optimizer = torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
     batches = Batches(recipe.batch_size, balanced=recipe.balanced)
     return Method(
         model=model,

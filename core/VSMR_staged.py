@@ -6,7 +6,7 @@ Reading order is the order of the stages; A are the class attributes as they are
     0 attribute predictor     p[b] = σ(linear(pooled feature of image b)), BCE against a of its class; 1[p > threshold]
                               stands for a at test time
     1 visual transfer         θ_ri = softmax over r of v_i^T W2 x_r     w_i = a_i σ(Σ_r θ_ri v_i^T W3 x_r)
-                              f = Σ_r ρ_r x_r, ρ_r = Σ_i w_i θ_ri       p_c: mean of f over the batch's images of class c
+                              f = Σ_r ρ_r x_r, ρ_r = Σ_i w_i θ_ri       p_c: mean of f over the batch's images of c
                               L_PS = (Σ_{b,c} cos(f_b,p_c) - Σ_b cos(f_b,p_{y_b})) / Σ_b cos(f_b,p_{y_b})
                               L_PP = 1/(2 C_B) Σ_{c≠c'} cos(p_c,p_c')   C_B classes in the batch; loss L_PS + L_PP
     2 seen visual prototypes  P_c = mean of f over the class's training images
@@ -18,7 +18,8 @@ Reading order is the order of the stages; A are the class attributes as they are
 
 The predictor's input is the average-pooled output of the network there, and the mean of unit regions times the mean
 length of the training images' regions here: of the same scale, so that the published learning rates hold, but without
-the differences in length between regions. The log of the authors' CUB50 script does not show L_PP; it is in the loss here.
+the differences in length between regions. The log of the authors' CUB50 script does not show L_PP; here it is in the
+loss.
 
 B images · R regions · D channels · K attributes · C classes (S seen) · V word-vector size
 """

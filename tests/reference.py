@@ -14,7 +14,9 @@ def dazle_forward(x, v, W1, W2, W3, z, use_w=True):
 
 
 def dazle_loss(s, y, unseen, lam):
-    calibration = -torch.log(s.softmax(1)[:, unseen].sum(1).mean())
+    margin = torch.full((s.shape[1],), -1.0)
+    margin[unseen] = 1.0
+    calibration = -torch.log((s + margin).softmax(1)[:, unseen].sum(1).mean())
     return F.cross_entropy(s, y) + lam * calibration
 
 

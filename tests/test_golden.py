@@ -13,7 +13,7 @@ from core.method import ClassSpace
 from core.MSDN import MSDN, distillation
 from core.MSDN import RECIPES as MSDN_RECIPES
 from core.TransZero import RECIPES as TRANSZERO_RECIPES
-from core.TransZero import TransZero, relative_geometry
+from core.TransZero import TransZero
 from core.VSMR_staged import RECIPES as STAGED_RECIPES
 from core.VSMR_staged import VSMRStaged, visual_losses
 

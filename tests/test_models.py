@@ -1,13 +1,15 @@
-"""The fast attention, DAZLE and the staged VSMR against the textbook forms, in float64."""
+"""The fast attention and DAZLE against the textbook forms, in float64; batches by hand."""
 
+import numpy as np
 import pytest
 import torch
 
-from core.DAZLE import DAZLE, region_products, self_calibration
-from core.recipes import STAGED_RECIPES
-from core.VSMR_staged import VSMRStaged, visual_losses
+from core.DAZLE import DAZLE, Recipe, build, region_products
+from core.losses import classification_losses, margins, self_calibration
+from core.method import Batches, find_method, seeded
+from core.preparation import prepared_attributes
 from tests import reference
-from tests.conftest import C, K
+from tests.conftest import K
 
 B, R, D = 6, 9, 16
 
@@ -19,11 +21,14 @@ def batch():
     return x, torch.tensor([0, 1, 3, 5, 0, 1])
 
 
+# ---- DAZLE
+
+
 @pytest.mark.parametrize("use_w", [True, False])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_dazle_equals_textbook_in_scores_loss_and_gradients(space, batch, use_w, normalize):
     x, y = batch
-    model = DAZLE(space, D, use_w=use_w, normalize_vectors=normalize).double()
+    model = DAZLE(space, D, Recipe(use_w=use_w, normalize_vectors=normalize)).double()
     a = model.attention
     with torch.no_grad():  # away from the zero start, so that every path carries gradient
         a.W2.normal_()
@@ -44,7 +49,7 @@ def test_dazle_equals_textbook_in_scores_loss_and_gradients(space, batch, use_w,
 
 
 def test_dazle_starts_as_published(space):
-    a = DAZLE(space, D).attention
+    a = DAZLE(space, D, Recipe()).attention
     assert not a.W2.any() and not a.W3.any()
     assert 0.7 < a.W1.std() < 1.3
     torch.testing.assert_close(a.v.norm(dim=1), torch.ones(K))
@@ -52,58 +57,40 @@ def test_dazle_starts_as_published(space):
 
 
 def test_self_calibration_by_hand():
+    """softmax of log(.5, .3, .2) with margins log(1, 2, 2) is (.5, .6, .4) / 1.5."""
     s = torch.log(torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
-    assert self_calibration(s, torch.tensor([1, 2])).item() == pytest.approx(-torch.tensor(0.7).log().item())
+    margin = torch.log(torch.tensor([1.0, 2.0, 2.0]))
+    expected = -np.log((1.0 / 1.5 + 1.8 / 1.9) / 2)
+    assert self_calibration(s, torch.tensor([1, 2]), margin).item() == pytest.approx(expected)
+    assert margins(4, torch.tensor([1, 3])).tolist() == [-1, 1, -1, 1]
 
 
-def test_staged_visual_branch_equals_textbook(space, batch):
-    x, y = batch
-    model = VSMRStaged(space, D, STAGED_RECIPES["CUB50"], seed=0).double()
-    a = model.attention
-    f = model.image_features(x, model.presence[y])
-    torch.testing.assert_close(f, reference.staged_features(x, a.v, a.W2, a.W3, model.presence[y]))
-    losses = visual_losses(f, y)
-    torch.testing.assert_close(losses["loss"], reference.staged_losses(f, y))
-    losses["loss"].backward()
-    assert a.W2.grad.abs().sum() > 0 and a.v.grad is None
-
-
-def test_staged_semantic_stage_fits_seen_prototypes_and_is_seeded(space):
-    model = VSMRStaged(space, D, STAGED_RECIPES["CUB50"], seed=3).double()
-    g = torch.Generator().manual_seed(2)
-    total = torch.randn(C, D, generator=g, dtype=torch.float64)
-    counts = torch.full((C,), 2.0, dtype=torch.float64)
-    model.finish(total, counts)
-    first = model.prototypes.clone()
-    torch.testing.assert_close(first[space.seen], total[space.seen] / 2)
-    fitted = torch.nn.functional.mse_loss(model.E(space.att[space.seen]), total[space.seen] / 2)
-    assert fitted < 0.1 * (total[space.seen] / 2).pow(2).mean()
-    torch.manual_seed(99)
-    model.finish(total, counts)
-    assert torch.equal(first, model.prototypes)
-
-
-def test_staged_training_sees_the_label_mask_and_testing_does_not(space, batch):
-    x, _ = batch
-    model = VSMRStaged(space, D, STAGED_RECIPES["CUB50"], seed=0).double()
-    with torch.no_grad():
-        model.predictor.weight.zero_()
-        model.predictor.bias.fill_(-5.0)
-    assert not model.predicted_mask(x).any()
-    with torch.no_grad():
-        model.predictor.bias.fill_(5.0)
-    assert model.predicted_mask(x).all()
+def test_calibration_has_the_margin_and_cross_entropy_has_not():
+    unseen = torch.tensor([2])
+    ce, cal = classification_losses(torch.zeros(1, 3), torch.tensor([0]), unseen, margins(3, unseen))
+    assert ce.item() == pytest.approx(np.log(3))
+    assert cal.item() == pytest.approx(-np.log(np.e / (np.e + 2 / np.e)))
 
 
 def test_building_a_model_leaves_the_callers_random_numbers_alone(space):
-    from core.training.loop import seeded
-
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
     with seeded(1):
-        DAZLE(space, D)
+        DAZLE(space, D, Recipe())
+    build(Recipe(), space, (R, D), 1, 2)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("name", ["dazle", "msdn", "transzero", "vsmr-staged", "vsmr"])
+def test_the_seed_decides_the_start(space, name):
+    known = find_method(name)
+
+    def start(seed):
+        model = known.build(known.recipe("CUB"), space, (R, D), seed, 2).model
+        return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+
+    assert torch.equal(start(1), start(1)) and not torch.equal(start(1), start(2))
 
 
 @pytest.mark.parametrize("columns", [33, 700])  # a convolution below the width where that pays, a product above
@@ -119,3 +106,70 @@ def test_region_products_are_a_matrix_product(columns):
     (expected,) = torch.autograd.grad(((x @ q.T) * mark).sum(), q)
     torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(region_products(x.transpose(0, 1).contiguous().transpose(0, 1), q), got)
+
+
+# ---- what "-prepared" gives
+
+
+@pytest.mark.parametrize("dataset", ["CUB", "AWA2", "SUN", "CUB50", "one nobody knows"])
+@pytest.mark.parametrize("name", ["dazle", "eszsl"])
+def test_prepared_rows_get_the_preparation_and_plain_ones_do_not(space, name, dataset):
+    x = torch.nn.functional.normalize(torch.rand(8, R, D, dtype=torch.float64), dim=2)
+    y = torch.tensor([0, 1, 3, 5, 0, 1, 3, 5])
+
+    def model(which):
+        known = find_method(which)
+        built = known.build(known.recipe(dataset), space, (R, D), 0, 1).model.double()
+        if name == "eszsl":
+            built.decompose(x.mean(1), y)
+        return known, built
+
+    (plain, without), (prepared, with_) = model(name), model(f"{name}-prepared")
+    torch.testing.assert_close(without.z, space.z)
+    torch.testing.assert_close(with_.z, prepared_attributes(space.att, space.seen))
+    assert (without.z - with_.z).abs().max() > 0.1
+    assert prepared.given_preparation and not plain.given_preparation
+    if name == "eszsl":  # the features too: roots, and the training mean taken away
+        unit = x.mean(1) / x.mean(1).norm(dim=1, keepdim=True)
+        torch.testing.assert_close(without.inputs(x.mean(1)), unit)
+        root = (unit * 4 + 0.01).sqrt() - 0.1  # √D is 4
+        root = root - root.mean(0)
+        torch.testing.assert_close(with_.inputs(x.mean(1)), root / root.norm(dim=1, keepdim=True))
+
+
+# ---- batches
+
+LABELS = np.array([4, 4, 4, 4, 7, 7, 1, 1, 1, 9, 2, 2])  # five classes of 4, 2, 3, 1, 2 images
+
+
+def batches(rule, seed=0):
+    return list(rule.epoch(LABELS, np.random.default_rng(seed)))
+
+
+def test_plain_batches_take_every_image_once_an_epoch():
+    drawn = batches(Batches(5))
+    assert [len(b) for b in drawn] == [5, 5, 2]
+    assert sorted(np.concatenate(drawn)) == list(range(12))
+    assert any((a != b).any() for a, b in zip(drawn, batches(Batches(5), seed=1), strict=True))
+
+
+@pytest.mark.parametrize(("size", "held"), [(3, 3), (5, 5), (40, 5)])
+def test_balanced_batches_take_one_image_of_each_of_so_many_classes(size, held):
+    rule = Batches(size, balanced=True, steps=300)
+    drawn = batches(rule)
+    assert all(len(b) == held == len(np.unique(LABELS[b])) for b in drawn)
+    classes = np.bincount(LABELS[np.concatenate(drawn)])[[1, 2, 4, 7, 9]]
+    assert classes.sum() == 300 * held and (abs(classes - 60 * held) < 0.2 * 60 * held).all()  # all alike
+    of_class_4 = np.bincount(np.concatenate(drawn), minlength=12)[:4]
+    assert (of_class_4 > 0.15 * of_class_4.sum()).all()  # and all images of a class
+
+
+def test_a_balanced_epoch_is_as_long_as_a_plain_one():
+    assert len(batches(Batches(5, balanced=True))) == 3
+    assert Batches(50, balanced=True).count(23527) == 471  # AWA2
+
+
+def test_batches_of_classes_hold_so_many_images_of_each():
+    for b in batches(Batches(6, steps=20, classes=2, per_class=3)):
+        _, counts = np.unique(LABELS[b], return_counts=True)
+        assert counts.tolist() == [3, 3]

@@ -1,4 +1,4 @@
-"""The joint VSMR and ESZSL: closed forms against brute force, both directions' gradients, learning, resuming."""
+"""The joint VSMR and ESZSL: closed forms against brute force, both directions' gradients, what an epoch renews."""
 
 from dataclasses import replace
 
@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from core.ESZSL import ESZSL, EszslRecipe
+from core.ESZSL import ESZSL
+from core.ESZSL import Recipe as EszslRecipe
 from core.preparation import prepared_attributes, ridge_weights, shrunk_whitening, signed_root
-from core.VSMR import VSMR, JointRecipe, closed_form_W1
+from core.VSMR import VSMR, Recipe, build, closed_form_W1
 from tests.conftest import C, K
 
 B, R, D = 6, 9, 16
-RECIPE = JointRecipe(width=8)
+RECIPE = Recipe(width=8)
 
 
 def images(n=40):
@@ -105,7 +106,9 @@ def textbook(model, x):
         row = []
         for c in range(C):
             s1 = torch.dot(w * e, model.z[c]) / (w * e).norm() / model.z[c].norm()
-            prototype = sum(model.weights[c, s] * (model.P @ model.means[s]) for s in range(len(model.seen)))
+            prototype = sum(
+                model.ridge_weights[c, s] * (model.P @ model.class_means[s]) for s in range(len(model.seen))
+            )
             s2 = torch.dot(f, prototype) / f.norm() / prototype.norm()
             row.append(r.alpha * (s1 + r.beta * s2))
         out.append(torch.stack(row))
@@ -116,7 +119,7 @@ def trained(space, recipe=RECIPE):
     torch.manual_seed(0)
     model = VSMR(space, D, recipe).double()
     x, y = images()
-    model.prepare(x.mean(1), y)
+    model.fit_closed_form(x.mean(1), y)
     with torch.no_grad():
         model.attention.W2.normal_()
         model.attention.W3.normal_()
@@ -146,14 +149,43 @@ def test_each_direction_alone_teaches_the_attention(space):
     assert not model.attention.W1.grad.any()
 
 
-def test_means_are_those_of_the_epoch(space):
+def test_class_means_are_those_of_the_epoch(space):
     model, x, y = trained(space)
-    before = model.means.clone()
+    before = model.class_means.clone()
     model.loss(x[:3], y[:3])  # classes 0, 1, 3
-    model.renew()
-    a = model.attention(x[:3])
-    torch.testing.assert_close(model.means[:3], model.pooled(x[:3], a))
-    assert torch.equal(model.means[3], before[3])  # class 5 was not drawn: its mean stays
+    model.update_class_means()
+    torch.testing.assert_close(model.class_means[:3], model.pooled(x[:3], model.attend(x[:3])))
+    assert torch.equal(model.class_means[3], before[3])  # class 5 was not drawn: its mean stays
+    prototypes = F.normalize(model.ridge_weights @ model.class_means @ model.P.T, dim=1)
+    torch.testing.assert_close(model.prototypes(), prototypes)
+    model.loss(x[1:2], y[1:2])  # the next epoch counts anew
+    model.update_class_means()
+    torch.testing.assert_close(model.class_means[1:2], model.pooled(x[1:2], model.attend(x[1:2])))
+
+
+def test_every_epoch_ends_with_new_class_means(space):
+    method = build(RECIPE, space, (R, D), 0, 3)
+    model = method.model.double()
+    x, y = images()
+    model.fit_closed_form(x.mean(1), y)
+    (phase,) = method.phases
+    means, scores = model.class_means.clone(), model.class_scores(x)
+    with torch.no_grad():
+        model.attention.W2.normal_()
+        model.attention.W3.normal_()
+    phase.loss(x[:8], y[:8])
+    looked = model.class_scores(x)
+    phase.after_epoch()
+    assert (model.class_means - means).abs().max() > 1e-3
+    assert (model.class_scores(x) - looked).abs().max() > 1e-3 and (looked - scores).abs().max() > 1e-3
+
+
+def test_the_learning_rate_falls_along_a_cosine(space):
+    method = build(replace(RECIPE, lr=8e-4), space, (R, D), 0, 6)
+    rates = [method.phases[0].lr_at(done) for done in (0, 1.5, 2, 3, 4, 6)]
+    # half the rate times 1 + cos of 0, 45, 60, 90, 120 and 180 degrees
+    assert rates == pytest.approx([8e-4, 4e-4 * (1 + 0.5**0.5), 6e-4, 4e-4, 2e-4, 0], abs=1e-12)
+    assert method.phases[0].epochs == 6
 
 
 def test_an_unprepared_class_is_never_known_but_by_its_attributes(space):

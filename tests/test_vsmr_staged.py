@@ -1,0 +1,202 @@
+"""The staged VSMR: its equations against textbook forms, its hooks and stage 5 on cases worked out on paper."""
+
+from dataclasses import replace
+from math import cos, radians, sin
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from core.method import ClassSpace
+from core.VSMR_staged import RECIPES, StagedRecipe, VSMRStaged, build, published_procedure, visual_losses
+from tests import reference
+from tests.conftest import C
+
+B, R, D = 6, 9, 16
+CUB50 = RECIPES["CUB50"]
+
+
+@pytest.fixture
+def batch():
+    g = torch.Generator().manual_seed(1)
+    x = F.normalize(torch.randn(B, R, D, generator=g, dtype=torch.float64), dim=2)
+    return x, torch.tensor([0, 1, 3, 5, 0, 1])
+
+
+class Pictures:
+    """Images as the loop gives them to hooks."""
+
+    def __init__(self, x, y, norm=1.0, block=2):
+        self.x, self.labels, self.norm, self.block = x, y, norm, block
+
+    def pooled(self):
+        return self.x.mean(dim=1)
+
+    def blocks(self):
+        return zip(self.x.split(self.block), self.labels.split(self.block), strict=True)
+
+    def region_norm(self):
+        return self.norm
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_visual_branch_equals_textbook(space, batch, normalize):
+    x, y = batch
+    model = VSMRStaged(space, D, replace(CUB50, train_vectors=True, normalize_vectors=normalize), seed=0).double()
+    a = model.attention
+    with torch.no_grad():
+        a.v.mul_(1.7)
+    v = F.normalize(a.v, dim=1) if normalize else a.v
+    f = model.image_features(x, model.presence[y])
+    torch.testing.assert_close(f, reference.staged_features(x, v, a.W2, a.W3, model.presence[y]))
+    losses = visual_losses(f, y)
+    torch.testing.assert_close(losses["loss"], reference.staged_losses(f, y))
+    losses["loss"].backward()
+    assert a.W2.grad.abs().sum() > 0 and a.v.grad.abs().sum() > 0
+
+
+def test_cub50_keeps_its_word_vectors(space, batch):
+    model = VSMRStaged(space, D, CUB50, seed=0).double()
+    model.visual_loss(*batch)["loss"].backward()
+    assert model.attention.v.grad is None
+
+
+def test_finishing_averages_features_and_fits_the_encoder_the_same_way_every_time(space, batch):
+    x, y = batch
+    method = build(CUB50, space, (R, D), 3, 4)
+    model = method.model.double()
+    method.finish(Pictures(x, y))
+    first = model.prototypes.clone()
+    f = reference.staged_features(x, model.attention.v, model.attention.W2, model.attention.W3, model.presence[y])
+    for c in (0, 1, 3, 5):
+        torch.testing.assert_close(first[c], f[y == c].mean(0))
+    fitted = F.mse_loss(model.E(space.att[space.seen]), first[space.seen])
+    assert fitted < 0.1 * first[space.seen].square().mean()
+    torch.testing.assert_close(first[space.unseen], model.E(space.att[space.unseen]))
+    torch.manual_seed(99)
+    method.finish(Pictures(x, y))
+    assert torch.equal(first, model.prototypes)
+
+
+def test_stage_3_takes_the_classes_in_their_order(space, batch, monkeypatch):
+    model, order = VSMRStaged(space, D, replace(CUB50, semantic_epochs=2), seed=0).double(), []
+    plain = model.semantic_loss
+    monkeypatch.setattr(model, "semantic_loss", lambda c, p: (order.append(c.tolist()), plain(c, p))[1])
+    model.fit_prototypes(torch.ones(C, D, dtype=torch.float64))
+    assert order == [[0, 1, 3, 5]] * 2
+
+
+def test_training_sees_the_label_mask_and_testing_does_not(space, batch):
+    x, _ = batch
+    model = VSMRStaged(space, D, CUB50, seed=0).double()
+    with torch.no_grad():
+        model.predictor.weight.zero_()
+        model.predictor.bias.fill_(-5.0)
+    assert not model.predicted_mask(x).any() and not model.attend(x).w.any()
+    with torch.no_grad():
+        model.predictor.bias.fill_(5.0)
+    assert model.predicted_mask(x).all() and model.attend(x).w.all()
+
+
+def test_the_predictor_takes_the_mean_of_regions_at_their_length_before_they_were_unit_vectors(space):
+    """Of (0,1), (0,1), (0,1), (1,0) the mean is (.25,.75); at length 8 (2,6): 2·2 - 6 is below 0, 4·2 - 6 above."""
+    two = ClassSpace(space.att[:, :2], space.seen, space.unseen, space.w2v[:2])
+    method = build(replace(CUB50, threshold=0.5), two, (4, 2), 0, 4)
+    model = method.model.double()
+    x = torch.tensor([[[0.0, 1.0]] * 3 + [[1.0, 0.0]]], dtype=torch.float64)
+    method.begin(Pictures(x, torch.tensor([0]), norm=8.0))
+    assert "region_norm" in model.state_dict()
+    with torch.no_grad():
+        model.predictor.weight.copy_(torch.tensor([[2.0, -1.0], [4.0, -1.0]]))
+        model.predictor.bias.zero_()
+    torch.testing.assert_close(model.presence_logits(x.mean(1)), torch.tensor([[-2.0, 2.0]], dtype=torch.float64))
+    assert model.predicted_mask(x).tolist() == [[0, 1]]
+    y = torch.tensor([0])
+    expected = F.binary_cross_entropy_with_logits(torch.tensor([[-2.0, 2.0]]).double(), model.presence[y])
+    torch.testing.assert_close(method.phases[0].loss(x.mean(1), y)["loss"], expected)
+
+
+def test_tuning_takes_the_threshold_of_the_highest_f1():
+    """Attributes present: 0, 1 of class 0 and 2, 3 of class 1.
+
+    Image 1 (class 0) has probabilities .9 .62 .42 .2: F1 is 4/5 for t below .42, 1 to .62, 2/3 to .9.
+    Image 2 (class 1) has .3 .52 .7 .9: F1 is 4/5 from .3, 1 from .52 to .7, 2/3 to .9.
+    The mean is .9 at .45 and .5, 1 at .55 and .6, less beside; .95 has 0.
+    """
+    att = torch.tensor([[1.0, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]])
+    space = ClassSpace(att, torch.tensor([2]), torch.tensor([0, 1]), torch.randn(4, 3))
+    method = build(replace(CUB50, threshold=None), space, (1, 2), 0, 4)
+    model = method.model
+    p = torch.tensor([[0.9, 0.62, 0.42, 0.2], [0.3, 0.52, 0.7, 0.9]])
+    with torch.no_grad():
+        model.region_norm.fill_(4.0)
+        model.predictor.weight.copy_(torch.logit(p).T / 4)
+        model.predictor.bias.zero_()
+    x = torch.eye(2).unsqueeze(1)  # image 1 is (1,0), image 2 (0,1)
+    assert model.threshold.item() == 0.5
+    assert method.tune(Pictures(x, torch.tensor([0, 1]))) == {"threshold": 0.55}
+    assert model.threshold.item() == pytest.approx(0.55)
+    assert model.predicted_mask(x).tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_a_given_threshold_is_not_tuned(space):
+    for threshold in (0.3, 0.45):
+        method = build(replace(CUB50, threshold=threshold), space, (R, D), 0, 4)
+        assert method.tune is None
+        assert method.model.threshold.item() == pytest.approx(threshold)
+
+
+# ---- stage 5 on paper. One region an image and ρ = 1, so that f is the region; the plane, directions in degrees.
+# Class 1 is seen, at 0. Classes 2 and 0 are unseen, at 30 and 90. Each gets its nearest test image (k = 1): class 2 the
+# first at 9 degrees and three times as long, which turns it to 14.2 (as unit vectors it would be 19.5), class 0 its
+# first at 88, which turns it to 89.
+UNSEEN = [(2, 9, 3.0), (2, 1, 1.0), (2, 2, 1.0), (0, 88, 1.0), (0, 62, 4.0)]  # class, direction, length
+SEEN = [(1, 2, 1.0), (1, 10, 1.0), (1, 22, 1.0)]
+
+
+def plane(rows):
+    x = torch.tensor([[[length * cos(radians(d)), length * sin(radians(d))]] for _, d, length in rows])
+    return Pictures(x, torch.tensor([c for c, _, _ in rows]))
+
+
+def staged_in_the_plane(neighbours=1):
+    space = ClassSpace(torch.ones(3, 2), torch.tensor([1]), torch.tensor([0, 2]), torch.randn(2, 3))
+    method = build(replace(CUB50, neighbours=neighbours), space, (1, 2), 0, 4)
+    model = method.model
+    with torch.no_grad():
+        model.predictor.weight.zero_()
+        model.predictor.bias.fill_(5.0)  # both attributes present ...
+        model.attention.W3.zero_()  # ... of weight ½ each
+        for c, degrees in ((1, 0), (2, 30), (0, 90)):
+            model.prototypes[c] = torch.tensor([cos(radians(degrees)), sin(radians(degrees))])
+    return method, model.eval()
+
+
+def test_stage_5_on_paper():
+    """Unseen images: 9, 88, 62 get their class, 1 and 2 class 1. Seen images: 2 gets its class, 10 and 22 class 2."""
+    method, model = staged_in_the_plane()
+    before = model.prototypes.clone()
+    found = method.diagnose(plane(SEEN), plane(UNSEEN))
+    assert found == pytest.approx({"T1": 1.0, "U": 3 / 5, "S": 1 / 3, "H": 3 / 7})
+    assert torch.equal(model.prototypes, before)  # what is reported as a result never sees it
+    # without stage 5: 9 is nearer to 0 than to 30, 10 too
+    scores = model.class_scores(plane(SEEN + UNSEEN).x).argmax(dim=1)
+    assert scores.tolist() == [1, 1, 2, 1, 1, 1, 0, 0]
+
+
+def test_stage_5_takes_as_many_neighbours_as_there_are():
+    method, model = staged_in_the_plane(neighbours=50)
+    found = method.diagnose(plane(SEEN), plane(UNSEEN))
+    # every prototype gets the same sum (6.88, 5.05); 30 turns to 35.7, 90 to 41.4
+    assert found["T1"] == pytest.approx(5 / 5) and found["S"] == pytest.approx(2 / 3)
+    assert published_procedure(model, plane(SEEN), plane(UNSEEN)) == found
+
+
+def test_steps_of_the_visual_phase_are_tens(space):
+    assert StagedRecipe(visual_iterations=47).epochs == 4 and StagedRecipe(visual_iterations=3).epochs == 1
+    method = build(CUB50, space, (R, D), 0, 4)
+    predictor, visual = method.phases
+    assert predictor.pooled and not predictor.selectable and predictor.epochs == 20
+    assert visual.selectable and visual.epochs == 4
+    assert len(list(visual.batches.epoch(np.arange(8), np.random.default_rng(0)))) == 10
