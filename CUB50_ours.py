@@ -11,8 +11,7 @@
 The course of events is core/commands/train.py:drive; the method is core/VSMR.py on core/DAZLE.py.
 """
 
-from core.commands.train import drive
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli(lambda: drive("CUB", __doc__)))
+    raise SystemExit(run_cli("core.commands.train", "CUB", __doc__))

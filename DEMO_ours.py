@@ -7,8 +7,7 @@ Renders the images, trains a small backbone on the seen classes' training images
 attribute vectors, trains, and prints the same table as the other drivers. Everything is made once and kept under data/.
 """
 
-from core.commands.train import demo
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli(lambda: demo(description=__doc__)))
+    raise SystemExit(run_cli("core.commands.train", "DEMO", __doc__))

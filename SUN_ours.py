@@ -10,8 +10,7 @@
 The course of events is core/commands/train.py:drive; the method is core/VSMR.py on core/DAZLE.py.
 """
 
-from core.commands.train import drive
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli(lambda: drive("SUN", __doc__)))
+    raise SystemExit(run_cli("core.commands.train", "SUN", __doc__))

@@ -9,8 +9,7 @@ A finished run is never repeated: repeat the command after an interruption. --jo
 the GPUs with --device cuda.
 """
 
-from core.commands.reproduce import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli(lambda: main(__doc__)))
+    raise SystemExit(run_cli("core.commands.reproduce", __doc__))

@@ -13,38 +13,36 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.DAZLE import ClassSpace
+from core.method import ClassSpace, Images, Method, ZeroShotModel, hp, method
 from core.preparation import prepared_attributes, signed_root
-
-
-@dataclass(frozen=True)
-class EszslRecipe:
-    """γ and λ (None: chosen on validation) and what the inputs are."""
-
-    regularise_x: float | None = None
-    regularise_z: float | None = None
-    prepared: bool = False
-
 
 GRID = tuple(10.0**power for power in range(-3, 4))  # the paper's range
 
 
-class ESZSL(nn.Module):
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """γ and λ (None: chosen on validation) and what the inputs are."""
+
+    regularise_x: float | None = hp(None, "ESZSL's γ; none: chosen on validation", above=0)
+    regularise_z: float | None = hp(None, "ESZSL's λ; none: chosen on validation", above=0)
+    prepared: bool = hp(False, "inputs as vsmr takes them (core/preparation.py)", flag=False)
+
+
+class ESZSL(ZeroShotModel):
     """The closed form; :meth:`decompose` once, then :meth:`solve` for any γ and λ."""
 
-    gamma = 0.0
     z: Tensor
     seen: Tensor
     mean: Tensor
     W: Tensor
 
-    def __init__(self, space: ClassSpace, D: int, recipe: EszslRecipe) -> None:
+    def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
         z = prepared_attributes(space.att, space.seen) if recipe.prepared else space.z
-        self.register_buffer("z", z)
+        self.register_buffer("z", z)  # (C,K)
         self.register_buffer("seen", space.seen)
         self.register_buffer("mean", z.new_zeros(D))
         self.register_buffer("W", z.new_zeros(D, z.shape[1]))
@@ -81,3 +79,21 @@ class ESZSL(nn.Module):
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) for regions x (B,R,D)."""
         return self.inputs(x.mean(dim=1)) @ self.W @ self.z.T
+
+
+@method("eszsl-prepared", recipes={"*": Recipe(prepared=True)}, given_preparation=True)
+@method("eszsl", recipes={"*": Recipe()})
+def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
+    """No phase: a closed form and the grid that validation chooses from."""
+    model = ESZSL(space, shape[1], recipe)
+
+    def begin(images: Images) -> None:
+        model.decompose(images.pooled(), images.labels)
+        model.solve(recipe.regularise_x or 1.0, recipe.regularise_z or 1.0)
+
+    grid = tuple(
+        {"regularise_x": x, "regularise_z": z}
+        for x in ([recipe.regularise_x] if recipe.regularise_x else GRID)
+        for z in ([recipe.regularise_z] if recipe.regularise_z else GRID)
+    )
+    return Method(model=model, phases=[], begin=begin, grid=grid, set_params=lambda setting: model.solve(**setting))

@@ -6,12 +6,12 @@ python -m core.commands.verify results        # every run below a folder
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from core.commands.flags import Parser
 from core.datasets.attributes import load_attribute_vectors
-from core.experiments.run import read_result, verify_run
+from core.experiments.results import read_result, verify_run
 from core.features.feature_file import verify
 from core.files.atomic import load_array_pickle
 from core.files.errors import UserError, run_cli
@@ -28,12 +28,12 @@ def check(path: Path) -> int:
         finished = sorted(path.rglob("metrics.json"))
         for found in finished:
             verify_run(found.parent)
-        alone = sorted(path.rglob("validation.json"))
-        for found in alone:
+        validation_only = sorted(path.rglob("validation.json"))
+        for found in validation_only:
             read_result(found)
-        if not finished and not alone:
+        if not finished and not validation_only:
             raise UserError(f"no finished run below {path} (looked for metrics.json and validation.json)")
-        return len(finished) + len(alone)
+        return len(finished) + len(validation_only)
     if not path.is_file():
         raise UserError(f"no file or folder at {path}")
     if path.suffix == ".hdf5":
@@ -51,7 +51,7 @@ def check(path: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Check every path; all are looked at before the first damage ends the program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("paths", nargs="+", type=Path)
     wrong = []
     for path in parser.parse_args(argv).paths:

@@ -1,17 +1,16 @@
-"""Data sets x methods x seeds -> results/*.csv: what reproduce_tables.py does.
+"""Data sets x methods x seeds as jobs, run in processes; summary.csv is rebuilt from what they left.
 
-A finished run is read back, an interrupted one continued. A run is what its config says: recipe, seed, digest of the
-sources, sha256 of the feature file and of the vectors; results of another run under the same name are refused.
+A finished run is read back, an interrupted one continued, a failed one is one line of the report while the others go
+on. No job writes a shared file: :func:`collect` makes summary.csv from the run folders, one process at a time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import multiprocessing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,139 +19,106 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from core.commands.train import Inputs, load_inputs
-from core.datasets.registry import CUB50, DATASETS
-from core.experiments.run import RunConfig, running, validating
-from core.files.atomic import atomic_path
+from core.experiments.ablations import ABLATIONS
+from core.experiments.identity import run_config
+from core.experiments.inputs import Inputs, load_inputs
+from core.experiments.results import read_result, row_of
+from core.experiments.run import run, validate
+from core.files.atomic import Lock, atomic_path
 from core.files.errors import UserError
-from core.lockstep import Run, drive
-from core.recipes import METHODS, most_epochs, recipe_of
-from core.reporting.tables import ABLATIONS, read_summary
+from core.method import epochs_of, find_method, methods, with_settings
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What reproduce_tables.py was asked for."""
+    """What is to be run, and where."""
 
     datasets: tuple[str, ...]
-    methods: tuple[str, ...] = METHODS
-    seeds: int = 5
-    data_root: Path = Path("data")
+    methods: tuple[str, ...] = ()  # none: all
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    data_root: Path | None = None
     features: Path | None = None  # for a single data set
     w2v: Path | None = None
     out: Path = Path("results")
-    device: str = "cpu"
-    jobs: int = 1
+    devices: tuple[str, ...] = ("cpu",)
+    jobs: int = 1  # processes
     ablation: bool = True
     diagnostics: bool = True
-    together: int = 1  # seeds of a method trained in lockstep (core/lockstep.py)
     epochs: int | None = None  # most epochs of every method; None: each recipe's
+    precision: str = "float32"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One run."""
 
     dataset: str
     method: str
     seed: int
-    ablation: str | None = None  # name of an ablation: validation only, no test image is read
+    ablation: str = ""  # name of an ablation: validation only, no test image is read
+
+    def __str__(self) -> str:
+        return f"{self.dataset} {self.method}{f' ({self.ablation})' if self.ablation else ''} seed {self.seed}"
 
 
 def jobs_of(plan: Plan) -> list[Job]:
-    """All runs of a plan, the long ones first so that parallel workers end together."""
-    weight = {"transzero": 4, "msdn": 3, "vsmr-staged": 2, "dazle": 2, "dazle-prepared": 2}
-    methods = sorted(plan.methods, key=lambda m: -weight.get(m, 1))
-    jobs = [Job(d, m, s) for d in plan.datasets for m in methods for s in range(plan.seeds)]
-    if plan.ablation and "vsmr" in plan.methods:
-        jobs += [Job(d, "vsmr", s, name) for d in plan.datasets for s in range(plan.seeds) for name in ABLATIONS]
+    """All runs of a plan, the long ones first so that parallel processes end together."""
+    names = plan.methods or tuple(methods())
+    ordered = sorted(names, key=lambda name: -epochs_of(find_method(name).recipe(plan.datasets[0])))
+    jobs = [Job(dataset=d, method=m, seed=s) for d in plan.datasets for m in ordered for s in plan.seeds]
+    if plan.ablation and "vsmr" in names:
+        jobs += [
+            Job(dataset=d, method="vsmr", seed=s, ablation=a)
+            for d in plan.datasets
+            for s in plan.seeds
+            for a in ABLATIONS
+        ]
     return jobs
 
 
-def folder_of(plan: Plan, job: Job) -> Path:
-    """Where a run's files go."""
-    base = plan.out / job.dataset / job.method
-    if job.ablation is not None:
-        base = base / "ablation" / f"{list(ABLATIONS).index(job.ablation):02d}"
+def folder_of(out: Path, inputs: Inputs, job: Job) -> Path:
+    """Where a run's files go: OUT/<data set>/<features>/<method>/seed<k>."""
+    base = out / job.dataset / inputs.variant / job.method
+    if job.ablation:
+        base = base / "ablation" / job.ablation.replace(" ", "_").replace("/", "_")
     return base / f"seed{job.seed}"
 
 
 @lru_cache(maxsize=1)
-def _inputs(dataset: str, data_root: Path, features: Path | None, w2v: Path | None, device: str) -> Inputs:
-    return load_inputs(CUB50 if dataset == CUB50.name else DATASETS[dataset], data_root, features, w2v, device)
+def _inputs(dataset: str, data_root: Path | None, features: Path | None, w2v: Path | None, device: str) -> Inputs:
+    return load_inputs(dataset, data_root=data_root, features=features, w2v=w2v, device=device)
 
 
-def execute(plan: Plan, jobs: Sequence[Job], device: str) -> list[dict[str, Any] | UserError]:
-    """Do runs that differ in nothing but their seed, or read them back; a row of the CSV of each, or its error."""
-    inputs = _inputs(jobs[0].dataset, plan.data_root, plan.features, plan.w2v, device)
-    recipe = recipe_of(jobs[0].method, jobs[0].dataset)
-    epochs = most_epochs(recipe)
-    epochs = epochs if plan.epochs is None else min(epochs, plan.epochs)
-    changes = dict(ABLATIONS[jobs[0].ablation]) if jobs[0].ablation else {}
+def execute(plan: Plan, job: Job, device: str) -> None:
+    """Do a run, or find it finished.
+
+    Raises:
+        UserError: what stopped it.
+    """
+    inputs = _inputs(job.dataset, plan.data_root, plan.features, plan.w2v, device)
+    recipe = find_method(job.method).recipe(job.dataset)
+    epochs = epochs_of(recipe) if plan.epochs is None else plan.epochs
+    changes = dict(ABLATIONS[job.ablation]) if job.ablation else {}
     epochs = changes.pop("epochs", epochs)
-    recipe = replace(recipe, **changes)
-
-    def run_of(job: Job, beside: int) -> Run[dict[str, Any]]:
-        config = RunConfig(
-            job.dataset, job.method, job.seed, "val", epochs, asdict(recipe), inputs.provenance, inputs.vectors_sha256
-        )
-        given = (config, recipe, inputs.metadata, inputs.w2v, inputs.features, folder_of(plan, job))
-        if job.ablation is not None:
-            return validating(*given, beside=beside)
-        return running(*given, diagnostics=plan.diagnostics, beside=beside)
-
-    if len(jobs) > 1:
-        with contextlib.suppress(UserError):  # of one run; the others are continued below
-            results = drive([run_of(job, len(jobs) - 1) for job in jobs])
-            return [row_of(job, result) for job, result in zip(jobs, results, strict=True)]
-    rows: list[dict[str, Any] | UserError] = []
-    for job in jobs:
-        try:
-            rows.append(row_of(job, drive([run_of(job, 0)])[0]))
-        except UserError as error:
-            rows.append(error)
-    return rows
+    config = run_config(
+        inputs, job.method, with_settings(recipe, changes), seed=job.seed, epochs=epochs, precision=plan.precision
+    )
+    out = folder_of(plan.out, inputs, job)
+    if job.ablation:
+        validate(config, inputs, out, ablation=job.ablation)
+    else:
+        run(config, inputs, out, diagnostics=plan.diagnostics)
 
 
-def bundles(plan: Plan, jobs: Sequence[Job]) -> list[list[Job]]:
-    """Jobs as they are executed: ``plan.together`` seeds at a time, dropout's random numbers excepted."""
-    made: dict[tuple[str, str, str | None, int], list[Job]] = {}
-    for number, job in enumerate(jobs):
-        alone = plan.together == 1 or getattr(recipe_of(job.method, job.dataset), "dropout", 0) > 0
-        part = -1 - number if alone else job.seed // plan.together
-        made.setdefault((job.dataset, job.method, job.ablation, part), []).append(job)
-    return list(made.values())
-
-
-def row_of(job: Job, result: dict[str, Any]) -> dict[str, Any]:
-    """A run as one flat row: val_* on the validation split, plain names on the test sets, test_* selected on test."""
-    config, chosen = result["config"], result["chosen"]
-    row: dict[str, Any] = {
-        "dataset": job.dataset,
-        "backbone": config["features"].get("backbone", "unknown"),
-        "regions": config["features"].get("regions", ""),
-        "method": job.method,
-        "ablation": job.ablation or "",
-        "seed": job.seed,
-    }
-    row |= {k: v for k, v in (result.get("standard") or {}).items()}
-    row |= {"most_epochs": config["epochs"], "epochs": chosen["epochs"]}
-    row |= {f"val_{k}": v for k, v in chosen.get("validation", {}).items()}
-    row |= {f"test_{k}": v for k, v in (result.get("selected_on_test") or {}).items()}
-    row |= {f"published_{k}": v for k, v in (result.get("published_procedure") or {}).items()}
-    row |= {
-        "recipe": "; ".join(f"{k}={v}" for k, v in chosen.get("recipe", {}).items()),
-        "seconds": result["seconds"],
-        "device": result.get("where", {}).get("device", ""),
-        "torch": result.get("where", {}).get("torch", ""),
-        "seeds_beside": result.get("where", {}).get("seeds_beside", 0),
-        "code": config["code"],
-        "features_sha256": config["features"].get("file_sha256", "")[:16],
-        "notes": " | ".join(result.get("notes", [])),
-    }
-    return row
+def _attempt(plan: Plan, job: Job, device: str) -> str | None:
+    """None, or what stopped the run."""
+    try:
+        execute(plan, job, device)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _worker_setup(threads: int) -> None:
@@ -160,61 +126,75 @@ def _worker_setup(threads: int) -> None:
     logging.basicConfig(level=logging.WARNING)
 
 
-def _devices(plan: Plan) -> list[str]:
-    if plan.device == "cuda":
-        return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    return [plan.device]
-
-
-def reproduce(plan: Plan) -> Path:
-    """All runs of the plan, ``plan.jobs`` at a time; returns results/summary.csv, which holds every finished run.
+def sweep(plan: Plan) -> Path:
+    """All runs of the plan, ``plan.jobs`` at a time; returns OUT/summary.csv, which holds every finished run there.
 
     Raises:
         UserError: after all other runs are done, with what stopped those that failed.
     """
-    work = bundles(plan, jobs_of(plan))
-    devices = _devices(plan)
-    rows: list[dict[str, Any]] = []
+    jobs = jobs_of(plan)
     failures: list[str] = []
-    with tqdm(total=sum(map(len, work)), desc="runs", disable=None) as bar:
+    with tqdm(total=len(jobs), desc="runs", disable=None) as bar:
 
-        def note(jobs: Sequence[Job], outcomes: Sequence[dict[str, Any] | UserError]) -> None:
-            for job, outcome in zip(jobs, outcomes, strict=True):
-                if isinstance(outcome, UserError):
-                    failures.append(f"{job.dataset} {job.method} {job.ablation or ''} seed {job.seed}: {outcome}")
-                else:
-                    rows.append(outcome)
-            bar.update(len(jobs))
-            bar.set_postfix_str(f"{jobs[0].dataset} {jobs[0].method}")
+        def note(job: Job, failure: str | None) -> None:
+            if failure:
+                failures.append(f"{job}: {failure}")
+            log.info("%s: %s", job, "failed" if failure else "done")
+            bar.update()
+            bar.set_postfix_str(str(job))
 
         if plan.jobs == 1:
-            for jobs in work:
-                note(jobs, execute(plan, jobs, devices[0]))
+            for job in jobs:
+                note(job, _attempt(plan, job, plan.devices[0]))
         else:
             threads = max(1, torch.get_num_threads() // plan.jobs)
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(plan.jobs, context, _worker_setup, (threads,)) as pool:
                 begun = {
-                    pool.submit(execute, plan, jobs, devices[i % len(devices)]): jobs for i, jobs in enumerate(work)
+                    pool.submit(_attempt, plan, job, plan.devices[i % len(plan.devices)]): job
+                    for i, job in enumerate(jobs)
                 }
                 for future in as_completed(begun):
-                    note(begun[future], future.result())
-    path = write_summary(plan.out, rows)
+                    try:
+                        note(begun[future], future.result())
+                    except Exception as error:  # a process that was killed takes its job with it
+                        note(begun[future], f"{type(error).__name__}: {error}")
+    path = collect(plan.out)
     if failures:
         raise UserError("these runs did not finish:\n  " + "\n  ".join(failures))
     return path
 
 
-def write_summary(out: Path, rows: Iterable[dict[str, Any]]) -> Path:
-    """Merge rows into OUT/summary.csv, replacing runs of the same name."""
+def collect(out: Path) -> Path:
+    """Rebuild OUT/summary.csv from the run folders below OUT, and from nothing else.
+
+    Raises:
+        UserError: no finished run, or damaged ones (named; the table then holds the others).
+    """
+    rows: list[dict[str, Any]] = []
+    damaged: list[str] = []
+    for path in sorted([*out.rglob("metrics.json"), *out.rglob("validation.json")]):
+        try:
+            rows.append(row_of(read_result(path)))
+        except UserError as error:
+            damaged.append(str(error))
+    if not rows:
+        raise UserError("\n  ".join([f"no finished run below {out} (looked for metrics.json)", *damaged]))
+    summary = write_summary(out, rows)
+    if damaged:
+        raise UserError("left out of summary.csv:\n  " + "\n  ".join(damaged))
+    return summary
+
+
+def write_summary(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """Write rows as OUT/summary.csv, in an order that does not depend on when they were made."""
     path = out / "summary.csv"
-    table = pd.DataFrame(list(rows))
-    keys = ["dataset", "backbone", "method", "ablation", "seed"]
-    if path.is_file():
-        table = pd.concat([read_summary(path), table])
-    if len(table):
-        table = table.drop_duplicates(keys, keep="last").sort_values(keys, kind="stable")
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")
+    keys = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
+    table = pd.DataFrame(list(rows)).sort_values(keys, kind="stable")
+    lock = Lock(path)
+    try:
+        with atomic_path(path) as temporary:
+            table.to_csv(temporary, index=False, float_format="%.6g")
+    finally:
+        lock.release()
     return path

@@ -28,10 +28,11 @@ class FeatureSource(Protocol):
         """These rows will be read next; a source may use the time until then."""
 
 
-def normalise(raw: np.ndarray) -> Tensor:
-    """(n,D,R) maps to (n,R,D) float16, each region of unit length (all-zero regions stay zero)."""
+def normalise(raw: np.ndarray) -> tuple[Tensor, Tensor]:
+    """(n,D,R) maps to (n,R,D) float16, each region of unit length (all-zero regions stay zero), and lengths (n,R)."""
     x = torch.from_numpy(np.ascontiguousarray(raw)).transpose(1, 2).contiguous().float()  # (n,R,D); moved while small
-    return torch.nn.functional.normalize(x, dim=2).half()
+    length = x.norm(dim=2)  # (n,R)
+    return (x / length.clamp_min(1e-12).unsqueeze(2)).half(), length
 
 
 def free_bytes(device: torch.device) -> int:
@@ -81,14 +82,15 @@ class RegionFeatures:
         self._position = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # in held; -1: streamed
         self._position[held] = np.arange(len(held))
         self.held = torch.empty(len(held), self.R, self.D, dtype=torch.float16, device=self.device)
+        self._index = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # in _means and _lengths
+        self._index[unique] = np.arange(len(unique))
+        self._means = torch.empty(len(unique), self.D, device=self.device)  # (N,D) over regions, filled on first use
+        self._has_mean = np.zeros(len(unique), dtype=bool)
+        self._lengths = np.full(len(unique), np.nan)  # (N,) mean length of a row's raw regions, known once it was read
         for start in range(0, len(held), self.block):
             block = held[start : start + self.block]
             self.held[start : start + len(block)] = self._load(block, torch.float16)
         self.resident = self.held if len(held) == len(unique) else None
-        self._index = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # in _means
-        self._index[unique] = np.arange(len(unique))
-        self._means = torch.empty(len(unique), self.D, device=self.device)  # over regions; taken up as they are needed
-        self._has_mean = np.zeros(len(unique), dtype=bool)
 
     def batch(self, rows: np.ndarray) -> Tensor:
         """(B,R,D) float32 on the device."""
@@ -142,7 +144,9 @@ class RegionFeatures:
         raw = self._read(rows)
         x = torch.empty(len(rows), self.R, self.D, dtype=dtype)
         for start in range(0, len(rows), _CACHED):
-            x[start : start + _CACHED] = normalise(raw[start : start + _CACHED])
+            unit, length = normalise(raw[start : start + _CACHED])
+            x[start : start + _CACHED] = unit
+            self._lengths[self._index[rows[start : start + _CACHED]]] = length.mean(dim=1).numpy()
         return x
 
     def _read(self, rows: np.ndarray) -> np.ndarray:
@@ -162,6 +166,13 @@ class RegionFeatures:
             self._means[torch.from_numpy(self._index[block]).to(self.device)] = x.mean(dim=1)
             self._has_mean[self._index[block]] = True
         return self._means.index_select(0, on_device(torch.from_numpy(index), self.device))
+
+    def region_norm(self, rows: np.ndarray) -> float:
+        """Mean length of the regions of ``rows`` before they were made unit vectors."""
+        unread = np.unique(rows[np.isnan(self._lengths[self._index[rows]])])
+        for start in range(0, len(unread), self.block):
+            self._load(unread[start : start + self.block], torch.float32)
+        return float(self._lengths[self._index[rows]].mean())
 
 
 def read_ahead(

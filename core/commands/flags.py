@@ -1,0 +1,139 @@
+"""Flags that several commands share, and a parser that says what is wrong in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from core.files.errors import UserError
+from core.method import Registered, epochs_of, flag_of, methods, parse_value, range_of, with_settings
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+class Parser(argparse.ArgumentParser):
+    """No abbreviated flags; an error is one sentence, raised like every other mistake of a user."""
+
+    def __init__(self, description: str | None, epilog: str | None = None) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found wrong.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help lists every flag")
+
+
+def whole(at_least: int) -> Callable[[str], int]:
+    """Type of a flag: a whole number, not below ``at_least``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = at_least - 1
+        if value < at_least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {at_least}")
+        return value
+
+    return parse
+
+
+def number(above: float) -> Callable[[str], float]:
+    """Type of a flag: a finite number above ``above``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > above):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number above {above:g}")
+        return value
+
+    return parse
+
+
+def add_data(p: argparse.ArgumentParser, source: str) -> None:
+    """--data-root, --features and --w2v."""
+    group = p.add_argument_group("data")
+    group.add_argument("--data-root", type=Path, help="holds xlsa17/, images, features and vectors (data)")
+    group.add_argument(
+        "--features", type=Path, help=f"feature file (the one ROOT/{source}/feature_map_*_{source}.hdf5)"
+    )
+    group.add_argument(
+        "--w2v", type=Path, help=f"attribute vectors (ROOT/w2v/{source}_attribute.pkl; for ROOT data: w2v/)"
+    )
+
+
+def add_device(p: argparse.ArgumentParser) -> None:
+    """--device and --precision."""
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto: a GPU where there is one)")
+    p.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="of the products in a training step; bfloat16 is faster where the processor has it (float32)",
+    )
+
+
+def add_seeds(p: argparse.ArgumentParser, default: int) -> None:
+    """--seeds N or --seed K."""
+    seeds = p.add_mutually_exclusive_group()
+    seeds.add_argument("--seeds", type=whole(1), default=default, help=f"number of seeds, 0 to N-1 ({default})")
+    seeds.add_argument("--seed", type=whole(0), help="this seed alone, for job arrays (seed k has validation split k)")
+
+
+def seeds_of(args: argparse.Namespace) -> tuple[int, ...]:
+    """The seeds that --seed or --seeds ask for."""
+    return (args.seed,) if args.seed is not None else tuple(range(args.seeds))
+
+
+def add_recipes(p: argparse.ArgumentParser) -> None:
+    """One flag for each field of each method's recipe; what they mean stands in :func:`recipe_help`."""
+    names = {f.name for m in methods().values() for f in fields(m.recipe_type) if f.metadata["flag"]}
+    for name in sorted(names):
+        p.add_argument(flag_of(name), dest=f"hp_{name}", metavar="VALUE", help=argparse.SUPPRESS)
+
+
+def recipe_help(dataset: str) -> str:
+    """The hyper-parameters of every method on a data set, method by method."""
+    lines = ["hyper-parameters by method (default on this data set; range):"]
+    for m in methods().values():
+        recipe = m.recipe(dataset)
+        lines.append(f"\n{m.name}:")
+        for f in fields(recipe):
+            if f.metadata["flag"]:
+                value = getattr(recipe, f.name)
+                shown = {True: "on", False: "off", None: "none"}.get(value, value) if not _is_number(value) else value
+                limits = f"; {range_of(f)}" if range_of(f) else ""
+                lines.append(f"  {flag_of(f.name):<22} {f.metadata['help']} ({shown}{limits})")
+    return "\n".join(lines)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def recipe_from(args: argparse.Namespace, method: Registered, dataset: str) -> tuple[Any, int]:
+    """The method's recipe on a data set with the flags that were given, and the epochs of its selectable phase.
+
+    Raises:
+        UserError: a flag that is no setting of the method, or a value outside its range.
+    """
+    recipe = method.recipe(dataset)
+    known = {f.name: f for f in fields(recipe) if f.metadata["flag"]}
+    given = {key.removeprefix("hp_"): text for key, text in vars(args).items() if key.startswith("hp_") and text}
+    if strangers := [name for name in given if name not in known]:
+        own = ", ".join(flag_of(name) for name in known) or "none"
+        raise UserError(f"{flag_of(strangers[0])} is no setting of {method.name}; its settings are {own}")
+    settings = {name: parse_value(method.recipe_type, name, text) for name, text in given.items()}
+    recipe = with_settings(recipe, settings)
+    return recipe, epochs_of(recipe)

@@ -1,0 +1,205 @@
+"""What every run on a data set needs: found under the data root, checked against each other, loaded, and digested."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from core.datasets.attributes import load_attribute_vectors, read_attribute_names
+from core.datasets.registry import DATASETS, DataSet
+from core.datasets.xlsa17 import Metadata, find_xlsa17
+from core.features.devices import resolve_device
+from core.features.feature_file import FeatureFile
+from core.features.regions import RegionFeatures
+from core.files.atomic import read_json, sha256_file
+from core.files.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Data of a run, and the digests that tell it from every other."""
+
+    dataset: str
+    metadata: Metadata
+    w2v: np.ndarray  # (K,V)
+    features: RegionFeatures
+    provenance: dict[str, str]  # of the feature file
+    vectors: Path | None  # None: they came from inside the feature file
+    features_sha256: str
+    vectors_sha256: str
+    split_sha256: str
+    attribute_names: list[str] = field(default_factory=list)  # (K,)
+
+    @property
+    def variant(self) -> str:
+        """Folder name of everything made from these data: backbone, grid of regions, and the digest of all three."""
+        digest = hashlib.sha256((self.features_sha256 + self.vectors_sha256 + self.split_sha256).encode()).hexdigest()
+        return f"{self.provenance['name']}-{self.provenance['regions']}-{digest[:8]}"
+
+
+def split_digest(m: Metadata) -> str:
+    """SHA-256 of all that is trained and measured on: labels, attributes, class names and every split."""
+    digest = hashlib.sha256(json.dumps(m.class_names).encode())
+    for values in (m.labels, m.att, m.trainval_loc, m.test_seen_loc, m.test_unseen_loc, m.train_loc, m.val_loc):
+        digest.update(f"{values.dtype}{values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
+
+
+def extraction_command(dataset: DataSet, data_root: Path) -> str:
+    """The command that makes a data set's features."""
+    if dataset.name == "DEMO":
+        return "python DEMO_ours.py"
+    root = "" if data_root == Path("data") else f" --data-root {data_root}"
+    return f"python extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py{root}"
+
+
+def find_features(dataset: DataSet, data_root: Path, given: Path | None) -> Path:
+    """The feature file to use.
+
+    Raises:
+        UserError: none or several; says where we looked and the command that makes one, or continues one.
+    """
+    command = extraction_command(dataset, data_root)
+    if given is not None:
+        if given.is_file():
+            return given
+        raise UserError(f"no feature file at {given}. {_unfinished([given])}Make one with: {command} --out {given}")
+    folder = data_root / dataset.source
+    usual = folder / dataset.feature_file()
+    found = sorted(folder.glob(f"feature_map_*_{dataset.source}.hdf5"))
+    if usual in found:
+        return usual
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
+    begun = [p.with_suffix("") for p in folder.glob(f"feature_map_*_{dataset.source}.hdf5.partial")]
+    raise UserError(
+        f"no feature file; looked for {folder}/feature_map_*_{dataset.source}.hdf5. {_unfinished(begun)}"
+        f"Make one with: {command}, or name one with --features."
+    )
+
+
+def _unfinished(finals: list[Path]) -> str:
+    begun = [str(p) for final in finals if (p := final.with_name(final.name + ".partial")).is_file()]
+    if not begun:
+        return ""
+    return f"There is an unfinished {begun[0]}: run the command that began it again, and it continues. "
+
+
+def vectors_path(dataset: DataSet, data_root: Path) -> Path:
+    """Where a data set's word vectors lie: w2v/ for the default root, else below the root."""
+    folder = Path("w2v") if data_root == Path("data") else data_root / "w2v"
+    return folder / f"{dataset.source}_attribute.pkl"
+
+
+def find_vectors(
+    dataset: DataSet, data_root: Path, given: Path | None, file: FeatureFile, K: int
+) -> tuple[np.ndarray, Path | None]:
+    """Attribute vectors (K,V): the flag's, else the data root's, else those inside the feature file."""
+    path = given or vectors_path(dataset, data_root)
+    if given or path.is_file():
+        return load_attribute_vectors(path, K), path
+    if file.w2v_att is not None:
+        return np.asarray(file.w2v_att, dtype=np.float32), None
+    root = "" if data_root == Path("data") else f" --data-root {data_root} --out {path}"
+    raise UserError(
+        f"no attribute vectors: not at {path} and not in the feature file. Make them with: "
+        f"python extract_feature/extract_attribute_w2v_{dataset.source}.py{root}, or name a file with --w2v."
+    )
+
+
+def names_beside(vectors: Path | None) -> list[str] | None:
+    """Attribute names recorded in the sidecar of a vector file, if there is one."""
+    sidecar = vectors.with_suffix(".json") if vectors else None
+    if sidecar is None or not sidecar.is_file():
+        return None
+    record = read_json(sidecar)
+    names = record.get("names") if isinstance(record, dict) else None
+    return [str(n) for n in names] if isinstance(names, list) and names else None
+
+
+def attribute_names(dataset: DataSet, data_root: Path, vectors: Path | None, K: int) -> list[str]:
+    """(K,) names, from beside the vectors or from the data set's own files; numbers where neither has them."""
+    names = names_beside(vectors)
+    if names is None:
+        try:
+            names = read_attribute_names(dataset, data_root)
+        except UserError:
+            names = []
+    return names if len(names) == K else [f"attribute {k + 1}" for k in range(K)]
+
+
+def check_same_split(file: FeatureFile, path: Path, data_root: Path, dataset: DataSet) -> None:
+    """Refuse a feature file that was made from another att_splits.mat than the one under ``data_root``."""
+    recorded = file.provenance.get("split_sha256")
+    splits = find_xlsa17(data_root, dataset) / "att_splits.mat"
+    if recorded is not None and str(recorded) != sha256_file(splits):
+        raise UserError(
+            f"{path} was made from another split file than {splits}. Choose the right one with --features or "
+            "--data-root, or extract the features again."
+        )
+
+
+def load_inputs(
+    dataset_name: str,
+    *,
+    data_root: Path | None = None,
+    features: Path | None = None,
+    w2v: Path | None = None,
+    device: str = "cpu",
+    test: bool = True,
+) -> Inputs:
+    """Find, check and load a data set's features and vectors; ``test=False`` leaves the test images out.
+
+    Args:
+        data_root: decides what is read; None: data/, where a feature file named by ``features`` may stand alone.
+
+    Raises:
+        UserError: anything missing, of another data set or split, or damaged.
+    """
+    dataset, root = DATASETS[dataset_name], data_root or Path("data")
+    path = find_features(dataset, root, features)
+    file = FeatureFile(path)
+    metadata = file.to_metadata(dataset)
+    if data_root or not features or (root / "xlsa17").is_dir():
+        check_same_split(file, path, root, dataset)
+    array, vectors = find_vectors(dataset, root, w2v, file, metadata.att.shape[1])
+    _, D, R = file.shape
+    if dataset.caveat:
+        metadata.notes.append(dataset.caveat)
+    rows = metadata.trainval_loc
+    if test:
+        rows = np.concatenate([rows, metadata.test_seen_loc, metadata.test_unseen_loc])
+    grid = "x".join(map(str, file.grid))
+    provenance = {k: str(v) for k, v in file.provenance.items()}
+    provenance |= {"regions": grid, "name": provenance.get("backbone", "unknown")}
+    log.info(
+        "%s: %d classes, %d images, features %s (%s regions of %d channels)",
+        dataset.name,
+        len(metadata.class_names),
+        len(metadata.labels),
+        path,
+        grid,
+        D,
+    )
+    return Inputs(
+        dataset=dataset.name,
+        metadata=metadata,
+        w2v=array,
+        features=RegionFeatures(file, rows, (R, D), resolve_device(device)),
+        provenance=provenance,
+        vectors=vectors,
+        features_sha256=sha256_file(path),
+        vectors_sha256=sha256_file(vectors) if vectors else hashlib.sha256(array.tobytes()).hexdigest(),
+        split_sha256=split_digest(metadata),
+        attribute_names=attribute_names(dataset, root, vectors, metadata.att.shape[1]),
+    )

@@ -1,0 +1,225 @@
+"""What a run leaves in its folder: written once, sealed by checksums, read back, and as one flat row of summary.csv."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import core
+from core.experiments.identity import RunConfig
+from core.experiments.inputs import Inputs
+from core.files.atomic import atomic_path, read_json, sha256_file, write_bytes
+from core.files.errors import UserError
+from core.method import Method, as_dict, epochs_of, find_method
+from core.training.checkpoint import save_checkpoint
+from core.training.evaluation import calibration_curve, per_class_accuracy, predict
+from core.training.folds import Fold
+
+log = logging.getLogger(__name__)
+WRITTEN = ("history.csv", "per_class.csv", "curve.csv", "confusion.csv", "config.json", "checkpoint.safetensors")
+
+
+def log_epoch(out: Path, config: RunConfig, fold: str, row: dict[str, Any]) -> None:
+    """Say how an epoch went: a line of the log, and one of OUT/log.jsonl, to be watched while the run goes on."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "log.jsonl", "a", encoding="utf-8") as handle:
+        handle.write(json.dumps({"fold": fold} | row) + "\n")
+    prefix = "val_" if fold == "validation" else "selected_on_test_"
+    parts = [f"loss {row['loss']:.4g}"] if "loss" in row else []
+    if fold == "validation":  # the test sets' numbers are not to be watched while anything is still running
+        parts += [f"{key} {100 * row[prefix + key]:.1f}" for key in ("AUSUC", "H") if prefix + key in row]
+    settings = [f"{k[4:]} {v:g}" for k, v in row.items() if k.startswith("set_")]
+    log.info(
+        "%s seed %d %s: epoch %d of %d%s %s",
+        config.method,
+        config.seed,
+        fold,
+        row["epoch"],
+        config.epochs,
+        f" ({', '.join(settings)})" if settings else "",
+        ", ".join(parts),
+    )
+
+
+def seal(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with the SHA-256 of all else in it."""
+    content = {k: v for k, v in result.items() if k != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return content | {"sha256": digest}
+
+
+def write_json(path: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Write a sealed result; returns it as it will be read back."""
+    sealed = seal(json.loads(json.dumps(result)))
+    write_bytes(path, json.dumps(sealed, indent=1).encode())
+    return sealed
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A run's metrics.json or validation.json, compared with its own checksum.
+
+    Raises:
+        UserError: missing, not JSON, or changed since it was written.
+    """
+    result = read_json(path)
+    if not isinstance(result, dict) or "config" not in result or seal(result) != result:
+        raise UserError(f"{path} is damaged or was changed by hand; delete it to run again")
+    return result
+
+
+def verify_run(folder: Path) -> None:
+    """Compare every file of a finished run with its recorded checksum.
+
+    Raises:
+        UserError: the first file that is missing or differs.
+    """
+    for name, digest in read_result(folder / "metrics.json")["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing; delete {folder / 'metrics.json'} to run again")
+        if sha256_file(path) != digest:
+            raise UserError(f"{path} is not what the run wrote; delete {folder / 'metrics.json'} to run again")
+
+
+def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
+    """The result of a finished run of this identity; None where there is none, or it is to be made anew.
+
+    Raises:
+        UserError: it is of another run, or damaged.
+    """
+    if not resume:
+        for old in (path.name, "validation.state", "refit.state", "log.jsonl"):
+            path.with_name(old).unlink(missing_ok=True)
+    if not path.exists():
+        return None
+    result, wanted = read_result(path), json.loads(json.dumps(config.as_dict()))
+    if result["config"] != wanted:
+        known = result["config"]
+        differ = sorted(k for k in {*wanted, *known} if known.get(k) != wanted.get(k))
+        raise UserError(
+            f"{path} is of a run with other {', '.join(differ)}; choose another --out, or --no-resume to replace it"
+        )
+    if "files" in result:
+        verify_run(path.parent)
+    log.info("%s: finished earlier, read back", path.parent)
+    return result
+
+
+def write_history(path: Path, history: list[dict[str, Any]]) -> None:
+    """One row an epoch."""
+    with atomic_path(path) as temporary:
+        pd.DataFrame(history).to_csv(temporary, index=False)
+
+
+def write_run(
+    out: Path,
+    method: Method,
+    result: dict[str, Any],
+    history: list[dict[str, Any]],
+    inputs: Inputs,
+    fold: Fold,
+    scores: tuple[np.ndarray, np.ndarray],
+) -> dict[str, Any]:
+    """Everything a run leaves; metrics.json last, since it marks the run as finished. Returns what it holds."""
+    gamma, names = result["standard"]["gamma"], inputs.metadata.class_names
+    write_history(out / "history.csv", history)
+    seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
+    labels = np.concatenate([fold.seen_labels, fold.unseen_labels])
+    predicted = predict(np.concatenate(scores), seen, unseen, gamma)
+    classes = np.concatenate([seen, unseen])
+    table = pd.DataFrame(
+        {
+            "class": [names[c] for c in classes],
+            "side": ["seen"] * len(seen) + ["unseen"] * len(unseen),
+            "images": np.bincount(labels, minlength=classes.max() + 1)[classes],
+            "accuracy": per_class_accuracy(predicted, labels, classes),
+        }
+    )
+    curve = calibration_curve(scores[0], fold.seen_labels, scores[1], fold.unseen_labels, seen, unseen)
+    steps = np.concatenate([[-np.inf], curve.thresholds])  # γ from which a point holds
+    pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
+    confusion = pd.DataFrame(
+        {"class": [names[c] for c in pairs[:, 0]], "predicted": [names[c] for c in pairs[:, 1]], "images": counts}
+    )
+    for name, frame in (
+        ("per_class.csv", table),
+        ("curve.csv", pd.DataFrame({"gamma": steps, "U": curve.U, "S": curve.S})),
+        ("confusion.csv", confusion),  # pairs that occur: with many classes a full table would be mostly zeros
+    ):
+        with atomic_path(out / name) as temporary:
+            frame.to_csv(temporary, index=False)
+    write_bytes(out / "config.json", json.dumps(result["config"], indent=1).encode())
+    save_checkpoint(out / "checkpoint.safetensors", *checkpoint(method, result, inputs, fold))
+    files = {name: sha256_file(out / name) for name in WRITTEN}
+    if (out / "history_validation.csv").is_file():
+        files["history_validation.csv"] = sha256_file(out / "history_validation.csv")
+    return write_json(out / "metrics.json", result | {"files": files})
+
+
+def checkpoint(method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold) -> tuple[dict[str, Any], Any]:
+    """Tensors and meta of a checkpoint that needs nothing else but the backbone's weights to predict."""
+    tensors = {f"model.{name}": value for name, value in method.model.state_dict().items()}
+    tensors |= {f"space.{name}": getattr(fold.space, name) for name in ("att", "seen", "unseen", "w2v")}
+    meta = {
+        "version": core.__version__,
+        "config": result["config"],
+        "recipe": result["config"]["recipe"] | result["chosen"]["recipe"],
+        "gamma": result["standard"]["gamma"],
+        "shape": [inputs.features.R, inputs.features.D],
+        "classes": inputs.metadata.class_names,
+        "attributes": inputs.attribute_names,
+        "regions": "unit length over D (L2)",
+        "environment": result["environment"],
+    }
+    return tensors, meta
+
+
+def row_of(result: dict[str, Any]) -> dict[str, Any]:
+    """A run as one flat row: val_* on the validation split, plain names on the test sets, test_* selected on test."""
+    config, chosen = result["config"], result["chosen"]
+    registered = find_method(config["method"])
+    published = registered.recipe(config["dataset"])
+    planned = epochs_of(published)
+    changed = {k: v for k, v in config["recipe"].items() if as_dict(published).get(k) != v}
+    provenance = config["features"]
+    row: dict[str, Any] = {
+        "dataset": config["dataset"],
+        "backbone": provenance.get("backbone", "unknown"),
+        "regions": provenance.get("regions", ""),
+        "features": provenance.get("name", ""),
+        "method": config["method"],
+        "ablation": result.get("ablation", ""),
+        "seed": config["seed"],
+    }
+    row |= result.get("standard") or {}
+    row |= {"most_epochs": config["epochs"], "epochs": chosen["epochs"]}
+    row |= {f"val_{k}": v for k, v in chosen.get("validation", {}).items()}
+    row |= {f"test_{k}": v for k, v in (result.get("selected_on_test") or {}).items()}
+    row |= {f"published_{k}": v for k, v in (result.get("published_procedure") or {}).items()}
+    row |= {
+        "configurations": chosen.get("configurations", 0),
+        "chosen": json.dumps(chosen.get("recipe", {}), sort_keys=True),
+        "recipe": json.dumps(changed, sort_keys=True),
+        "select": config["select"],
+        "precision": config["precision"],
+        "cut_off": f"{config['epochs']} of its {planned} epochs" if config["epochs"] < planned else "",
+        "pretraining_saw_unseen": provenance.get("pretraining_saw_unseen", "unknown"),
+        "finetuned": provenance.get("finetuned", ""),
+        "input_size": provenance.get("input_size", ""),
+        "seconds": result["seconds"],
+        "device": result["environment"]["device"],
+        "torch": result["environment"]["torch"],
+        "code": config["code"],
+        "method_code": config["method_code"],
+        "features_sha256": config["features_sha256"],
+        "vectors_sha256": config["vectors_sha256"],
+        "split_sha256": config["split_sha256"],
+        "notes": " | ".join(result.get("notes", [])),
+    }
+    return row

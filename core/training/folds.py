@@ -1,0 +1,129 @@
+"""What is trained on and measured on: the final fold of the tables, and the validation fold everything is chosen on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.datasets.xlsa17 import Metadata, class_disjoint_split
+from core.features.regions import RegionFeatures, on_device
+from core.files.errors import UserError
+from core.method import ClassSpace
+
+HELD_OUT = 0.2  # share of each training class's images that stands for test_seen during validation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """What is trained on and what is measured on; labels are class numbers of ``space``."""
+
+    space: ClassSpace
+    train_rows: np.ndarray
+    train_labels: np.ndarray
+    seen_rows: np.ndarray  # images of seen classes that are not trained on
+    seen_labels: np.ndarray
+    unseen_rows: np.ndarray
+    unseen_labels: np.ndarray
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Every row the fold touches."""
+        return np.concatenate([self.train_rows, self.seen_rows, self.unseen_rows])
+
+    def train_images(self, features: RegionFeatures) -> FoldImages:
+        """What the hooks begin and finish see."""
+        return FoldImages(features, self.train_rows, self.train_labels)
+
+    def seen_images(self, features: RegionFeatures) -> FoldImages:
+        """Images of seen classes that are measured on."""
+        return FoldImages(features, self.seen_rows, self.seen_labels)
+
+    def unseen_images(self, features: RegionFeatures) -> FoldImages:
+        """Images of unseen classes, which are measured on."""
+        return FoldImages(features, self.unseen_rows, self.unseen_labels)
+
+
+class FoldImages:
+    """Images of one part of a fold as a method's hooks see them (core/method.py, ``Images``)."""
+
+    def __init__(self, features: RegionFeatures, rows: np.ndarray, labels: np.ndarray) -> None:
+        self._features, self._rows = features, rows
+        self._labels = torch.from_numpy(labels)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) class numbers on the features' device."""
+        return on_device(self._labels, self._features.device)
+
+    def pooled(self) -> Tensor:
+        """(N,D) mean of each image's unit regions."""
+        return self._features.pooled(self._rows)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """x (n,R,D) and y (n,) of all images, a block at a time."""
+        labels = self.labels.split(self._features.block)
+        for (_, x), y in zip(self._features.blocks(self._rows), labels, strict=True):
+            yield x, y
+
+    def region_norm(self) -> float:
+        """Mean length of the regions before they were made unit vectors."""
+        return self._features.region_norm(self._rows)
+
+
+def final_fold(m: Metadata, w2v: np.ndarray) -> Fold:
+    """Train on trainval, measure on the test sets: the numbers that are reported."""
+    return Fold(
+        space=_space(m.att, m.seen, m.unseen, w2v),
+        train_rows=m.trainval_loc,
+        train_labels=m.labels[m.trainval_loc],
+        seen_rows=m.test_seen_loc,
+        seen_labels=m.labels[m.test_seen_loc],
+        unseen_rows=m.test_unseen_loc,
+        unseen_labels=m.labels[m.test_unseen_loc],
+    )
+
+
+def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
+    """Train on train_loc less a held-out share, measure on that share and on val_loc: everything is chosen here.
+
+    Only the classes of trainval exist in this fold; nothing of the true unseen classes, not even attributes, enters.
+    Seed 0 takes the metadata's own train and val classes (xlsa17's where it has them); any other seed redraws them, as
+    many as there are, so that a choice need not rest on one split.
+    """
+    train_loc, val_loc = m.train_loc, m.val_loc
+    if seed:
+        share = len(np.unique(m.labels[m.val_loc])) / len(m.seen)
+        train_loc, val_loc = class_disjoint_split(m.labels, m.trainval_loc, share, seed)
+    classes = m.seen
+    number = np.full(len(m.class_names), -1, dtype=np.int64)
+    number[classes] = np.arange(len(classes))
+    rng = np.random.default_rng(seed)
+    held = []
+    for c in np.unique(m.labels[train_loc]):
+        rows = rng.permutation(train_loc[m.labels[train_loc] == c])
+        if len(rows) < 2:
+            raise UserError(f"class {m.class_names[c]} has one training image; validation needs two or more")
+        held.append(rows[: max(1, round(HELD_OUT * len(rows)))])
+    held_rows = np.sort(np.concatenate(held))
+    train = np.setdiff1d(train_loc, held_rows)
+    labels = number[m.labels]
+    space = _space(m.att[classes], np.unique(labels[train]), np.unique(labels[val_loc]), w2v)
+    return Fold(
+        space=space,
+        train_rows=train,
+        train_labels=labels[train],
+        seen_rows=held_rows,
+        seen_labels=labels[held_rows],
+        unseen_rows=val_loc,
+        unseen_labels=labels[val_loc],
+    )
+
+
+def _space(att: np.ndarray, seen: np.ndarray, unseen: np.ndarray, w2v: np.ndarray) -> ClassSpace:
+    if att.shape[1] != len(w2v):
+        raise UserError(f"{len(w2v)} attribute vectors for {att.shape[1]} attributes; are they of another data set?")
+    return ClassSpace(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (att, seen, unseen, w2v.astype(np.float32))))

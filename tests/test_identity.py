@@ -1,0 +1,71 @@
+"""A run is what it says it is: every module that can change a number changes the digest, and nothing is mixed."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import core
+from core.experiments.identity import NUMBERLESS
+
+ROOT = Path(core.__file__).resolve().parent
+FILES = sorted(p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py"))
+COUNTED = [f for f in FILES if not any(f == d or f.startswith(f"{d}/") for d in NUMBERLESS)]
+METHOD_FILES = [
+    f for f in COUNTED if "/" not in f and f not in ("__init__.py", "method.py", "losses.py", "preparation.py")
+]
+SCRIPT = (
+    "import json, sys; from core.experiments import identity as i; from core.method import methods;"
+    "out = {};"
+    "\nfor line in sys.stdin:"
+    "\n    path, text = json.loads(line); before = open(path).read(); open(path, 'w').write(before + text)"
+    "\n    i.code_digest.cache_clear(); i.method_digest.cache_clear()"
+    "\n    print(json.dumps([i.code_digest(), {m: i.method_digest(m) for m in methods()}])); open(path, 'w').write(before)"
+)
+
+
+@pytest.fixture(scope="module")
+def digests(tmp_path_factory):
+    """Digests of a copy of core/ with one comment added to each of its files in turn: {file: (code, {method: ...})}."""
+    import json
+
+    place = tmp_path_factory.mktemp("copy")
+    shutil.copytree(ROOT, place / "core", ignore=shutil.ignore_patterns("__pycache__"))
+    changes = [("core/__init__.py", "")] + [(f"core/{f}", "\n# changed\n") for f in FILES]
+    lines = "\n".join(json.dumps(c) for c in changes)
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=place, input=lines, capture_output=True, text=True, check=True
+    )
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return dict(zip(["", *FILES], found, strict=True))
+
+
+def test_a_change_of_any_module_that_can_change_a_number_changes_the_digest(digests):
+    code, own = digests[""]
+    for file in COUNTED:
+        changed_code, changed_own = digests[file]
+        if file in METHOD_FILES:
+            assert changed_code == code and changed_own != own, file
+        else:
+            assert changed_code != code, file
+    assert {"training/loop.py", "training/folds.py", "training/evaluation.py", "experiments/run.py", "method.py",
+            "features/regions.py", "datasets/xlsa17.py", "preparation.py", "losses.py"} <= set(COUNTED)  # fmt: skip
+
+
+def test_a_methods_digest_is_of_its_file_and_of_those_it_imports(digests):
+    _, own = digests[""]
+    changed = {file: {m for m in own if digests[file][1][m] != own[m]} for file in METHOD_FILES}
+    assert changed["VSMR.py"] == {"vsmr"} and changed["ESZSL.py"] == {"eszsl", "eszsl-prepared"}
+    assert changed["DAZLE.py"] >= {"dazle", "dazle-prepared", "vsmr", "vsmr-staged"}
+
+
+def test_what_cannot_change_a_number_is_a_short_list_of_what_there_is(digests):
+    assert len(NUMBERLESS) <= 8
+    for entry in NUMBERLESS:
+        assert (ROOT / entry).exists(), entry
+    for file in set(FILES) - set(COUNTED):
+        assert digests[file] == digests[""], file

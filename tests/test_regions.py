@@ -1,0 +1,85 @@
+"""Region features in memory or streamed: the same values, whatever fits."""
+
+import numpy as np
+import pytest
+import torch
+
+from core.features.regions import RegionFeatures, read_ahead
+from core.files.errors import UserError
+from tests.helpers import ToyFeatures
+
+
+def test_resident_and_streamed_features_are_the_same(toy):
+    source = ToyFeatures(toy)
+    rows = np.arange(90)
+    resident = RegionFeatures(source, rows, source.shape)
+    streamed = RegionFeatures(source, rows, source.shape, budget=0)
+    assert resident.resident is not None and streamed.resident is None
+    pick = np.array([5, 80, 5, 3])
+    assert torch.equal(resident.batch(pick), streamed.batch(pick))
+    torch.testing.assert_close(resident.batch(pick).norm(dim=2), torch.ones(4, 9), atol=1e-3, rtol=0)
+    assert torch.equal(resident.pooled(pick), streamed.pooled(pick))
+
+
+@pytest.mark.parametrize("held", [1, 40, 89])
+def test_features_held_in_part_are_the_same(toy, held):
+    source = ToyFeatures(toy)
+    rows = np.concatenate([np.arange(30, 90), np.arange(45), [30, 31]])  # what comes first is held
+    streamed = RegionFeatures(source, rows, source.shape, budget=0)
+    partly = RegionFeatures(source, rows, source.shape, budget=(held + 1) * 9 * 12 * 2 - 1)
+    assert partly.resident is None and len(partly.held) == held
+    first = np.concatenate([np.arange(30, 90), np.arange(30)])[:held]
+    assert np.array_equal(np.flatnonzero(partly._position >= 0), np.sort(first))
+    for pick in (np.arange(90), np.arange(29, 34), np.array([3, 80, 3]), np.array([30, 30]), np.array([44, 2, 30, 29])):
+        assert torch.equal(partly.batch(pick), streamed.batch(pick))
+        assert torch.equal(partly.pooled(pick), streamed.pooled(pick))
+        source.expected = np.empty(0, dtype=np.int64)
+        partly.expect(pick)
+        assert np.array_equal(source.expected, pick[partly._position[pick] < 0])  # what is held is not fetched
+
+
+def test_reading_ahead_changes_nothing():
+    def load(rows):
+        return torch.from_numpy(rows * 2)
+
+    batches = [np.arange(i, i + 3) for i in range(5)]
+    plain, threaded = (list(read_ahead(load, batches, t)) for t in (False, True))
+    assert len(plain) == len(threaded) == 5
+    for rows, x, y in zip(batches, plain, threaded, strict=True):
+        assert torch.equal(x, load(rows)) and torch.equal(y, x)
+    assert list(read_ahead(load, [], True)) == list(read_ahead(load, [], False)) == []
+    told = []
+    for number, _ in enumerate(read_ahead(load, batches, False, told.append)):
+        assert len(told) == min(number + 1, 4)  # of the next batch, before this one is used
+    assert all(np.array_equal(rows, batch) for rows, batch in zip(told, batches[1:], strict=True))
+
+    def failing(rows):
+        raise UserError("no such row")
+
+    with pytest.raises(UserError, match="no such row"):
+        list(read_ahead(failing, batches, True))
+
+
+def test_features_are_streamed_where_memory_is_short(toy, monkeypatch):
+    source = ToyFeatures(toy)
+    monkeypatch.setattr("core.features.regions.free_bytes", lambda device: 1000)
+    assert RegionFeatures(source, np.arange(90), source.shape).resident is None
+    monkeypatch.setattr("core.features.regions.free_bytes", lambda device: 1 << 30)
+    assert RegionFeatures(source, np.arange(90), source.shape).resident is not None
+
+
+def test_the_length_of_raw_regions_is_what_was_taken_away(toy):
+    """Mean over regions and images of the raw maps' lengths, held, held in part and streamed."""
+    source = ToyFeatures(toy)
+    rows = np.array([3, 50, 7])
+    by_hand = np.mean([np.linalg.norm(source.maps[r].astype(np.float64)[:, i]) for r in rows for i in range(9)])
+    for budget in (None, 40 * 9 * 12 * 2, 0):
+        features = RegionFeatures(source, np.arange(90), source.shape, budget=budget)
+        assert features.region_norm(rows) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_pooled_is_the_mean_over_regions(toy):
+    source = ToyFeatures(toy)
+    features = RegionFeatures(source, np.arange(90), source.shape)
+    unit = source.maps.astype(np.float64) / np.linalg.norm(source.maps.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(features.pooled(np.arange(90)).numpy(), unit.mean(axis=2), atol=1e-3)

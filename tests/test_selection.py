@@ -1,0 +1,339 @@
+"""What the numbers rest on: a scripted model whose best epoch, setting and γ are known by hand, on either fold.
+
+Each image carries its class, its row and how hard it is in its features, so the scripted model can be right on exactly
+the share of images that the script says, and every hook can be asked which images it was shown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+import core.method as contract
+from core.datasets.xlsa17 import Metadata
+from core.experiments.identity import run_config
+from core.experiments.inputs import Inputs, split_digest
+from core.experiments.run import run, validate
+from core.features.regions import RegionFeatures
+from core.method import Batches, Method, Phase, ZeroShotModel, hp
+from core.training.folds import final_fold, validation_fold
+
+SEEN, UNSEEN, EACH = 12, 6, 40  # classes and images of each
+C, DIGITS = SEEN + UNSEEN, 3
+D = C + DIGITS + 1  # class, row, difficulty
+W2V = np.eye(C, dtype=np.float32)
+
+
+def metadata() -> Metadata:
+    """12 + 6 classes of 40 images: 30 trainval and 10 test images of a seen class, one attribute a class."""
+    rows = np.arange(C * EACH).reshape(C, EACH)
+    labels = np.repeat(np.arange(C), EACH)
+    train = rows[: SEEN - 4, :30].ravel()
+    return Metadata(
+        name="TOY",
+        image_files=[f"{i}.jpg" for i in range(len(labels))],
+        labels=labels,
+        class_names=[f"class {c}" for c in range(C)],
+        att=np.eye(C, dtype=np.float32),
+        original_att=np.eye(C, dtype=np.float32),
+        trainval_loc=rows[:SEEN, :30].ravel(),
+        test_seen_loc=rows[:SEEN, 30:].ravel(),
+        test_unseen_loc=rows[SEEN:].ravel(),
+        train_loc=train,
+        val_loc=rows[SEEN - 4 : SEEN, :30].ravel(),
+        split_sha256="",
+    )
+
+
+class Source:
+    """(n,D,1) maps: 1 at the class, the row in three digits to base 10, and how hard the image is."""
+
+    def __init__(self, m: Metadata) -> None:
+        N = len(m.labels)
+        hard = np.zeros(N)
+        v, f = validation_fold(m, W2V, 0), final_fold(m, W2V)
+        for rows, labels in (
+            (v.seen_rows, v.seen_labels),
+            (v.unseen_rows, v.unseen_labels),
+            (f.seen_rows, f.seen_labels),
+            (f.unseen_rows, f.unseen_labels),
+        ):
+            for c in np.unique(labels):  # evenly spread within every class: a share of 0.5 is half of each class
+                mine = rows[labels == c]
+                hard[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+        self.maps = np.zeros((N, D, 1), dtype=np.float32)
+        self.maps[np.arange(N), m.labels, 0] = 1
+        for digit in range(DIGITS):
+            self.maps[:, C + digit, 0] = np.arange(N) // 10**digit % 10 / 10
+        self.maps[:, -1, 0] = hard
+
+    def read(self, rows):
+        return self.maps[rows]
+
+    def expect(self, rows):
+        pass
+
+    prefetch = expect
+
+
+def decode(x: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
+    """Class one-hot (n,C), rows (n,) and difficulty (n,) of regions x (n,1,D) or pooled (n,D)."""
+    x = x.reshape(len(x), -1)
+    x = x / x[:, :C].amax(dim=1, keepdim=True)
+    digits = (x[:, C : C + DIGITS] * 10).round().long().numpy()
+    return x[:, :C].round(), digits @ 10 ** np.arange(DIGITS), x[:, -1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What the scripted model is told."""
+
+    epochs: int = hp(4, "most epochs", at_least=0)
+    setting: float = hp(0.0, "a setting that the grid offers", at_least=0)
+    tuned: float = hp(-1.0, "what the hook tune chose")
+
+
+# share of images of (seen, unseen) classes that are right after each epoch, on the validation and on the final fold.
+# AUSUC is their product: on validation highest after epoch 1, where H, T1, U, S and the last epoch say otherwise
+VALIDATION = [(0.2, 0.2), (0.5, 1.0), (0.66, 0.72), (1.0, 0.3), (0.4, 1.0)]
+FINAL = [(0.1, 0.1), (0.6, 0.4), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)]
+LEAD = {
+    8 + 4: 1.5,
+    C: 3.0,
+}  # by number of classes, how much higher seen classes score: γ is needed, another on each fold
+
+
+class Scripted(ZeroShotModel):
+    """Right on the share of images that the script says."""
+
+    gamma = 0.25
+
+    def __init__(self, space, recipe, shown) -> None:
+        super().__init__()
+        self.recipe, self.shown = recipe, shown
+        self.dummy = torch.nn.Parameter(torch.zeros(1))
+        self.register_buffer("att", space.att)
+        self.register_buffer("seen", space.seen)
+        self.register_buffer("unseen", space.unseen)
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
+        self.register_buffer("setting", torch.tensor(float(recipe.setting)))
+
+    def loss(self, x, y):
+        _, rows, _ = decode(x)
+        self.shown.setdefault("trained", set()).update(rows.tolist())
+        return {"loss": self.dummy.square().sum() + 1}
+
+    def share(self):
+        script = FINAL if len(self.att) == C else VALIDATION
+        return script[int(self.epoch)]
+
+    def class_scores(self, x):
+        onehot, rows, hard = decode(x)
+        self.shown.setdefault("scored", set()).update(rows.tolist())
+        s = onehot @ self.att.T  # 1 at the own class
+        is_seen = torch.zeros(len(self.att), dtype=torch.bool).index_fill(0, self.seen, True)
+        own_seen = s @ is_seen.float() > 0
+        seen_share, unseen_share = self.share()
+        right = hard < torch.where(own_seen, torch.tensor(seen_share), torch.tensor(unseen_share))
+        shifted = s.clone()  # a wrong image gets the next class of its own side
+        shifted[:, self.seen] = s[:, self.seen].roll(1, dims=1)
+        shifted[:, self.unseen] = s[:, self.unseen].roll(1, dims=1)
+        s = torch.where(right[:, None], s, shifted)
+        s[:, self.seen] += LEAD[len(self.att)]
+        return s
+
+
+def registered(shown, **changes):
+    """A build of the scripted method; what its hooks are shown is collected in ``shown``."""
+
+    def build(recipe, space, shape, seed, epochs):
+        model = Scripted(space, recipe, shown)
+        shown.setdefault("built", []).append(recipe)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        rates = shown.setdefault("rates", [])
+
+        def loss(x, y):
+            rates.append(optimizer.param_groups[0]["lr"])
+            return model.loss(x, y)
+
+        phase = Phase(
+            name="scripted",
+            loss=loss,
+            optimizer=optimizer,
+            batches=Batches(30),
+            epochs=epochs,
+            lr_at=lambda done: 1 - done / (epochs + 1),
+            after_epoch=lambda: model.epoch.add_(1),
+        )
+        return Method(model=model, phases=[phase], **{k: v(model, shown) for k, v in changes.items()})
+
+    return build
+
+
+@pytest.fixture
+def inputs():
+    m = metadata()
+    source = Source(m)
+    return Inputs(
+        dataset="TOY",
+        metadata=m,
+        w2v=W2V,
+        features=RegionFeatures(source, np.arange(len(m.labels)), (1, D)),
+        provenance={"backbone": "toy", "regions": "1x1", "name": "toy"},
+        vectors=None,
+        features_sha256="ab",
+        vectors_sha256="cd",
+        split_sha256=split_digest(m),
+        attribute_names=[f"attribute {k}" for k in range(C)],
+    )
+
+
+@pytest.fixture
+def go(inputs, tmp_path, monkeypatch):
+    """Run the scripted method: go(recipe changes, hooks) -> (result, what was shown)."""
+
+    def go(recipe=None, select="val", do=run, **hooks):
+        shown: dict = {}
+        monkeypatch.setattr(contract, "_REGISTRY", {m.name: m for m in contract.methods().values()})
+        contract.method("scripted", recipes={"*": Recipe()})(registered(shown, **hooks))
+        config = run_config(inputs, "scripted", recipe or Recipe(), seed=0, select=select)
+        return do(config, inputs, tmp_path / f"out{len(list(tmp_path.iterdir()))}"), shown
+
+    return go
+
+
+def test_the_epoch_of_the_highest_validation_ausuc_is_what_the_test_sets_are_read_with(go):
+    result, _ = go()
+    assert result["chosen"]["epochs"] == 1
+    assert result["chosen"]["validation"]["AUSUC"] == pytest.approx(0.5)  # 0.5 of seen, all of unseen images
+    assert result["standard"]["T1"] == pytest.approx(0.4)  # FINAL after epoch 1, though epoch 2 would give 1
+    assert result["standard"]["AUSUC"] == pytest.approx(0.6 * 0.4)
+
+
+def test_the_gamma_of_the_validation_classes_is_what_the_test_sets_are_read_with(go):
+    """Validation: unseen images win from γ = 0.5 on, seen images lose from 2.5 on, so γ is 1.5. Test would need 2."""
+    result, _ = go()
+    assert result["chosen"]["gamma"] == result["standard"]["gamma"] == pytest.approx(1.5)
+    assert result["chosen"]["validation"]["H"] == pytest.approx(2 * 0.5 / 1.5)
+    assert (result["standard"]["U"], result["standard"]["H"]) == (0, 0)
+    assert result["standard"]["S"] == pytest.approx(0.6)
+    assert result["standard"]["H_best"] == pytest.approx(2 * 0.6 * 0.4 / 1.0)
+    assert result["standard"]["H_gamma0"] == 0
+
+
+def test_the_row_selected_on_test_is_the_best_epoch_that_was_refitted_and_nothing_else_depends_on_it(go):
+    result, _ = go()
+    assert result["selected_on_test"]["epoch"] == 1 and result["selected_on_test"]["H"] == pytest.approx(0.48)
+    without, _ = go(do=lambda *a: run(*a, diagnostics=False))
+    assert without["selected_on_test"] is None
+    for key in ("chosen", "standard"):
+        assert without[key] == result[key]
+
+
+def test_only_trainval_is_trained_on_and_validation_trains_on_its_training_classes_alone(go, inputs):
+    m = inputs.metadata
+    _, shown = go(do=validate)
+    fold = validation_fold(m, W2V, 0)
+    assert shown["trained"] == set(fold.train_rows.tolist())
+    assert shown["scored"] == {*fold.seen_rows.tolist(), *fold.unseen_rows.tolist()}
+    assert not shown["scored"] & {*m.test_seen_loc.tolist(), *m.test_unseen_loc.tolist()}
+    _, shown = go()
+    assert shown["trained"] == set(m.trainval_loc.tolist())
+
+
+def test_the_refit_has_the_learning_rates_of_the_model_that_was_validated(go, inputs):
+    """Four epochs are planned, one is chosen: the refit's only epoch has the plan's first rates, not a plan of one."""
+    _, shown = go()
+    steps = [-(-len(rows) // 30) for rows in (validation_fold(inputs.metadata, W2V, 0).train_rows,)][0]
+    refit = -(-len(inputs.metadata.trainval_loc) // 30)
+    rates = shown["rates"]
+    assert len(rates) == 4 * steps + refit
+    np.testing.assert_allclose(rates[: 4 * steps], 1 - np.arange(4 * steps) / steps / 5)
+    np.testing.assert_allclose(rates[4 * steps :], 1 - np.arange(refit) / refit / 5)
+
+
+def test_the_best_setting_of_the_grid_is_chosen_and_applied_to_the_test_sets(go, monkeypatch):
+    """Settings stand for epochs of the script here; with no epoch of training only they differ."""
+
+    def set_params(model, shown):
+        def apply(setting):
+            shown.setdefault("applied", []).append(setting["setting"])
+            model.epoch.fill_(int(setting["setting"]))
+
+        return apply
+
+    grid = [{"setting": float(s)} for s in (3, 2, 1, 0)]
+    result, shown = go(Recipe(epochs=0), grid=lambda model, shown: tuple(grid), set_params=set_params)
+    assert result["chosen"]["recipe"] == {"setting": 1.0}
+    assert shown["applied"][-1] == 1.0 and shown["built"][-1].setting == 1.0
+    assert result["standard"]["T1"] == pytest.approx(0.4)
+    assert result["chosen"]["configurations"] == 5  # epoch 0 and four settings
+
+
+def test_what_tune_chose_at_the_chosen_epoch_goes_into_the_refit(go, inputs):
+    def tune(model, shown):
+        def choose(images):
+            rows = np.concatenate([decode(x)[1] for x, _ in images.blocks()])
+            shown.setdefault("tuned on", set()).update(rows.tolist())
+            return {"tuned": 10.0 + float(model.epoch)}
+
+        return choose
+
+    result, shown = go(tune=tune)
+    assert result["chosen"]["recipe"] == {"tuned": 11.0} and shown["built"][-1].tuned == 11.0
+    assert shown["tuned on"] == set(inputs.metadata.val_loc.tolist())
+
+
+def test_hooks_see_training_images_only_and_diagnose_the_test_images(go, inputs):
+    def note(name):
+        def make(model, shown):
+            def hook(*parts):
+                for part in parts:
+                    rows = decode(part.pooled())[1]
+                    assert (
+                        torch.equal(part.labels, torch.from_numpy(inputs.metadata.labels[rows])) or len(model.att) < C
+                    )
+                    shown.setdefault(name, []).append(set(rows.tolist()))
+                return {"T1": 0.5, "U": 0.25, "S": 0.75, "H": 0.375}
+
+            return hook
+
+        return make
+
+    result, shown = go(begin=note("begin"), finish=note("finish"), diagnose=note("diagnose"))
+    m = inputs.metadata
+    train = set(validation_fold(m, W2V, 0).train_rows.tolist())
+    assert shown["begin"] == [train, set(m.trainval_loc.tolist())]
+    assert all(rows in (train, set(m.trainval_loc.tolist())) for rows in shown["finish"])
+    assert shown["diagnose"] == [set(m.test_seen_loc.tolist()), set(m.test_unseen_loc.tolist())]
+    assert result["published_procedure"] == {"T1": 0.5, "U": 0.25, "S": 0.75, "H": 0.375}
+
+
+def test_select_last_takes_all_epochs_and_the_models_own_gamma(go):
+    result, shown = go(select="last")
+    assert result["chosen"]["epochs"] == 4 and result["standard"]["gamma"] == 0.25
+    assert len(shown["built"]) == 2 and "own γ" in result["chosen"]["how"]
+    assert result["standard"]["T1"] == pytest.approx(1) and result["chosen"]["configurations"] == 0
+
+
+def test_validation_seeds_draw_other_classes_and_seed_0_takes_the_files(inputs):
+    m = inputs.metadata
+    first, second, again = (validation_fold(m, W2V, seed) for seed in (0, 1, 1))
+    assert set(first.unseen_rows) == set(m.val_loc)
+    assert set(second.unseen_rows) != set(m.val_loc) and np.array_equal(second.unseen_rows, again.unseen_rows)
+    for fold in (first, second):
+        assert len(fold.space.unseen) == 4 and len(fold.space.seen) == 8
+        assert np.isin(fold.rows, m.trainval_loc).all() and len(np.unique(fold.rows)) == len(fold.rows)
+        assert len(fold.seen_rows) == 8 * 6  # a fifth of each training class's 30 images
+        np.testing.assert_array_equal(fold.space.att.numpy()[fold.train_labels], m.att[m.labels[fold.train_rows]])
+
+
+def test_validation_knows_nothing_of_the_true_unseen_classes(inputs):
+    m = inputs.metadata
+    blind = replace(m, att=m.att.copy(), test_unseen_loc=m.test_unseen_loc)
+    blind.att[SEEN:] = 7.0
+    a, b = validation_fold(m, W2V, 0), validation_fold(blind, W2V, 0)
+    assert torch.equal(a.space.att, b.space.att) and len(a.space.att) == SEEN
