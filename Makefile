@@ -1,4 +1,5 @@
-# make demo: the whole pipeline on drawn images.  make test: lint, types, tests.  Both install into .venv first.
+# make demo: the whole pipeline on drawn images.  make test: lint, types, tests; its last lines say what was skipped, and
+# why.  Both install into .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import gc
+import importlib
+import io
 import os
 import platform
 import subprocess
@@ -182,11 +185,29 @@ EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def in_fresh_process(module: str, *flags: object, environment: Mapping[str, str] | None = None) -> str:
-    """Last line that ``python -m benchmarks.<module> flags`` prints; ``environment`` is added to this one's."""
+    """Last line that ``python -m benchmarks.<module> flags`` prints; ``environment`` is added to this one's.
+
+    A trial stays in this process: its figures mean nothing, and half of its time would go into importing PyTorch.
+    """
+    if "--trial" in flags and not environment:
+        return _in_this_process(module, *flags)
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, flags)]
     variables = {**os.environ, **(environment or {})}
     done = subprocess.run(command, cwd=ROOT, env=variables, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip().splitlines()[-1]
+
+
+def _in_this_process(module: str, *flags: object) -> str:
+    printed, kept = io.StringIO(), sys.argv
+    sys.argv = [module, *map(str, flags)]
+    try:
+        with contextlib.redirect_stdout(printed):
+            failed = importlib.import_module(f"benchmarks.{module}").main()
+    finally:
+        sys.argv = kept
+    if failed:
+        raise SystemExit(f"benchmarks.{module} ended with {failed}")
+    return printed.getvalue().strip().splitlines()[-1]
 
 
 def milliseconds(seconds: float) -> str:

@@ -83,6 +83,7 @@ def rows(args: argparse.Namespace) -> list[Row]:
     typed = build_backbone(args.backbone, args.weights)
     typed.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     flags = ["--backbone", args.backbone, "--weights", args.weights, "--input-size", size, "--dtype", args.dtype]
+    flags += ["--trial"] if args.trial else []
     taken: dict[int, float] = {}
     peak: dict[int, float] = {}
     with tempfile.TemporaryDirectory() as folder:

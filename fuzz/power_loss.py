@@ -284,7 +284,7 @@ def works(folder: Path) -> list[Work]:
     from core.features.extraction import extract
     from core.training.checkpoint import load_checkpoint
     from tests import test_training
-    from tests.conftest import TOY, toy_mats
+    from tests.helpers import TOY, toy_mats
     from tests.test_extraction import TINY, make_data
 
     core.features.writer._FLUSH_ROWS = 8

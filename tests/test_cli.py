@@ -1,10 +1,99 @@
-"""What a user sees: missing data, flags that do not fit, a feature file of another split."""
+"""What a user sees of every command: help, flags that do not exist, and data that do not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from core.commands.train import check_same_split, drive
 from core.files.errors import UserError
-from tests.helpers import TOY, toy_mats
+from tests.helpers import ROOT, TOY, run_here, toy_mats
+
+SCRIPTS = sorted(
+    str(p.relative_to(ROOT)) for folder in (".", "extract_feature", "data") for p in (ROOT / folder).glob("*.py")
+)
+HEAVY = {"pandas", "scipy", "matplotlib", "gensim"}  # not for a help text
+# what a script cannot do without, said so that it fails at once where a flag is wrongly taken
+NEEDED = {"data/get_data.py": ["CUB", "--archive", "nowhere.tgz"]}
+# Every --help in one process: what is loaded after PyTorch, by which script, and the seconds of processor it took.
+_HELP = """
+import contextlib, io, json, runpy, sys, time
+scripts, heavy = json.loads(sys.argv[1])
+import torch
+report = {"torch": time.process_time()}
+known = {h for h in heavy if h in sys.modules}
+for script in scripts:
+    sys.argv, started, out = [script, "--help"], time.process_time(), io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            runpy.run_path(script, run_name="__main__")
+            code = "no exit"
+        except SystemExit as end:
+            code = end.code
+    loaded = {h for h in heavy if h in sys.modules} - known
+    known |= loaded
+    report[script] = [code or 0, sorted(loaded), time.process_time() - started, "usage: " in out.getvalue()]
+print(json.dumps(report))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict:
+    done = subprocess.run(
+        [sys.executable, "-c", _HELP, json.dumps([SCRIPTS, sorted(HEAVY)])],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_loads_no_heavy_package(helps: dict, script: str) -> None:
+    """One that an earlier script has loaded is put down to that one alone."""
+    assert helps[script][1] == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_answered_at_once(helps: dict, script: str) -> None:
+    code, _, seconds, printed = helps[script]
+    assert code == 0 and printed
+    assert seconds < max(1.0, helps["torch"])  # beyond the import of PyTorch
+
+
+def refused_in_one_sentence(place: Path, script: str, flag: str, *arguments: str) -> None:
+    """Exit code 2 and one line that begins with the reason and names the flag; no usage, nothing written."""
+    code, out, err = run_here(place, script, *NEEDED.get(script, []), flag, *arguments)
+    assert code == 2, (code, err)
+    assert not out
+    assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert re.search(rf"{flag}(?![\w-])", err) and "usage:" not in err, err
+    assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_unknown_flag_is_refused_in_one_sentence(tmp_path: Path, script: str) -> None:
+    refused_in_one_sentence(tmp_path, script, "--no-such-flag", "1")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_shortened_flag_is_refused_in_one_sentence(tmp_path: Path, script: str) -> None:
+    """Else --seed 3 would be three seeds, and a flag that is added later would change what a command means."""
+    known = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", run_here(tmp_path, script, "--help")[1]))
+    # of a number or a file first, which --x is not: where it is taken, it fails at once and not after an hour
+    full = next(f for f in ("--seeds", "--batch-size", "--jobs", "--data-root", *sorted(known)) if f in known)
+    short = full[:-2]
+    assert short not in known
+    refused_in_one_sentence(tmp_path, script, short, "x")
 
 
 class Recorded:
