@@ -20,7 +20,7 @@ import scipy.io
 import torch
 from PIL import Image
 
-from core.datasets import attributes
+from core.datasets import vectors as word_vectors
 from core.datasets.registry import DEMO
 from core.features.backbones import build_backbone
 from core.features.extraction import Normaliser, extract, load_image
@@ -471,16 +471,16 @@ def test_a_safetensors_file_that_is_no_checkpoint(tmp_path: Path, header: dict[s
 
 def test_every_flipped_byte_of_vectors_and_their_record(tmp_path: Path) -> None:
     path, vectors = tmp_path / "v.pkl", np.random.default_rng(0).random((2, 300)).astype(np.float32)
-    attributes.write_attribute_vectors(path, attributes.AttributeVectors(vectors, ["a", "b"], [], {}), "test", None)
+    word_vectors.write_attribute_vectors(path, word_vectors.AttributeVectors(vectors, ["a", "b"], [], {}), "test", None)
     good, record = path.read_bytes(), (tmp_path / "v.json").read_bytes()
     for at in [*range(250), *range(250, len(good), 7)]:
         path.write_bytes(flipped(good, at))
         with pytest.raises(UserError, match=r"v\.pkl"):
-            attributes.load_attribute_vectors(path, 2)
+            word_vectors.load_attribute_vectors(path, 2)
     path.write_bytes(good)
     for at in range(len(record)):
         (tmp_path / "v.json").write_bytes(flipped(record, at))
-        got = outcome(lambda path: attributes.load_attribute_vectors(path, 2), path)
+        got = outcome(lambda path: word_vectors.load_attribute_vectors(path, 2), path)
         assert "v." in got if isinstance(got, str) else np.array_equal(got, vectors)
 
 
@@ -499,7 +499,7 @@ def test_every_flipped_byte_of_vectors_and_their_record(tmp_path: Path) -> None:
 def test_wrong_vectors(tmp_path: Path, values: object, message: str) -> None:
     (tmp_path / "v.pkl").write_bytes(pickle.dumps(values))
     with pytest.raises(UserError, match=rf"v\.pkl.*{message}"):
-        attributes.load_attribute_vectors(tmp_path / "v.pkl", 2)
+        word_vectors.load_attribute_vectors(tmp_path / "v.pkl", 2)
 
 
 def test_truncated_at_any_length(tmp_path: Path) -> None:
@@ -509,7 +509,7 @@ def test_truncated_at_any_length(tmp_path: Path) -> None:
     readers = {
         feature: (verify, 3),  # the child process takes its time
         tmp_path / "c.safetensors": (load_checkpoint, 40),
-        tmp_path / "v.pkl": (lambda path: attributes.load_attribute_vectors(path, 2), 40),
+        tmp_path / "v.pkl": (lambda path: word_vectors.load_attribute_vectors(path, 2), 40),
     }
     for path, (read, count) in readers.items():
         good = path.read_bytes()
