@@ -15,9 +15,9 @@ from dataclasses import replace
 from math import log
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from benchmarks.common import SHAPES, TRIAL, Row, Shape, interleaved, milliseconds, parser, report, step_of
 from core.training.evaluation import evaluate
@@ -62,13 +62,14 @@ def curve(what: str, sizes: Sequence[int], base: Shape, repeats: int) -> list[fl
 
 def draw(curves: dict[str, tuple[list[int], list[float]]], out: Path) -> None:
     """One panel per size, logarithmic, with the line that linear growth would follow."""
-    figure, panels = plt.subplots(1, len(curves), figsize=(3.4 * len(curves), 3.2), layout="constrained")
+    figure = Figure(figsize=(3.4 * len(curves), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(curves))
     for panel, (what, (sizes, taken)) in zip(panels, curves.items(), strict=True):
         ms = [1e3 * t for t in taken]
         panel.loglog(sizes, ms, "o-", label="measured")
         panel.loglog(sizes, [ms[-1] * s / sizes[-1] for s in sizes], "--", color="grey", label="linear")
         panel.set_xticks(sizes, [f"{s:,}" for s in sizes], minor=False)
-        panel.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel(f"{what}, {SIZES[what][0]}")
         panel.set_ylabel("ms, all metrics" if what == "N" else "ms per training step")
         panel.legend()
@@ -78,7 +79,6 @@ def draw(curves: dict[str, tuple[list[int], list[float]]], out: Path) -> None:
 
 def main() -> int:
     args = arguments().parse_args()
-    matplotlib.use("Agg")
     curves, rows = {}, []
     base, scale = (TRIAL["CUB"], 0.1) if args.trial else (SHAPES["CUB"], 1.0)
     repeats = 1 if args.trial else args.repeats
