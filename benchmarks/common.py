@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -25,10 +25,9 @@ import torchvision
 from torch import Tensor
 
 from benchmarks.reference import ReferenceDAZLE
-from core.DAZLE import DAZLE, ClassSpace
-from core.recipes import DAZLE_RECIPES, build, recipe_of
-from core.training.loop import Fold, Method
-from core.VSMR import VSMR
+from core.DAZLE import DAZLE
+from core.method import ClassSpace, Method, epochs_of, find_method
+from core.training.folds import Fold
 
 ROOT = Path(__file__).resolve().parent.parent
 Work = Callable[[], object]
@@ -77,7 +76,38 @@ def fold_of(shape: Shape, images: int = 0) -> Fold:
         torch.from_numpy(rng.standard_normal((shape.K, shape.V), dtype=np.float32)),
     )
     none = np.empty(0, dtype=np.int64)
-    return Fold(space, np.arange(images), rng.integers(len(seen), size=images), none, none, none, none)
+    return Fold(
+        space=space,
+        train_rows=np.arange(images),
+        train_labels=rng.integers(len(seen), size=images),
+        seen_rows=none,
+        seen_labels=none,
+        unseen_rows=none,
+        unseen_labels=none,
+    )
+
+
+class DrawnImages:
+    """Two random images of every seen class, for what a method computes before its first step.
+
+    The regions of an image are all alike: none of this is timed.
+    """
+
+    def __init__(self, shape: Shape, device: str = "cpu") -> None:
+        self.shape = shape
+        self.labels = torch.arange(shape.C - shape.unseen, device=device).repeat(2)  # (N,)
+        means = torch.randn(len(self.labels), shape.D, generator=torch.Generator().manual_seed(2))
+        self._means = F.normalize(means, dim=1).to(device)  # (N,D)
+
+    def pooled(self) -> Tensor:
+        return self._means
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for means, y in zip(self._means.split(self.shape.B), self.labels.split(self.shape.B), strict=True):
+            yield means.unsqueeze(1).expand(-1, self.shape.R, -1), y
+
+    def region_norm(self) -> float:
+        return 1.0
 
 
 def batch_of(shape: Shape, device: str = "cpu") -> tuple[Tensor, Tensor]:
@@ -90,12 +120,12 @@ def batch_of(shape: Shape, device: str = "cpu") -> tuple[Tensor, Tensor]:
 
 def our_method(shape: Shape, device: str = "cpu", method: str = "dazle", seed: int = 0) -> Method:
     """core's model with the optimiser its recipe for CUB gives it, ready for its first step."""
-    fold = fold_of(shape)
-    made = build(method, recipe_of(method, "CUB"), fold, (shape.R, shape.D), seed, device=device)
-    if isinstance(made.model, VSMR):  # its closed forms need images of every class
-        classes = fold.space.seen.repeat(2)
-        pooled = torch.randn(len(classes), shape.D, generator=torch.Generator().manual_seed(2))
-        made.model.prepare(F.normalize(pooled, dim=1).to(device), classes.to(device))
+    registered = find_method(method)
+    recipe = registered.recipe("CUB")
+    made = registered.build(recipe, fold_of(shape).space, (shape.R, shape.D), seed, epochs_of(recipe))
+    made.model.to(device)
+    if made.begin:
+        made.begin(DrawnImages(shape, device))
     return made
 
 
@@ -116,7 +146,7 @@ def step_of(
     loss, optimizer = phase.loss, phase.optimizer
     if form == "reference":
         assert isinstance(model, DAZLE)
-        recipe = DAZLE_RECIPES["CUB"]
+        recipe = model.recipe
         reference = ReferenceDAZLE(model).to(device)
         loss = reference.loss
         optimizer = torch.optim.RMSprop(

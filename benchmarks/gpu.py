@@ -1,7 +1,7 @@
 """The same questions on a GPU: step time, memory, share of the hardware's peak, a run of AWA2's size, extraction.
 
     python -m benchmarks.gpu                                      # needs about 8 GB of GPU memory; some 10 minutes
-    python -m benchmarks.gpu --seeds 1 --epochs 2 --images 2000   # a quick look
+    python -m benchmarks.gpu --epochs 2 --images 2000             # a quick look
     python -m benchmarks.gpu --device cpu --trial                 # tiny sizes on the CPU: does the script run?
 
 Peak bandwidth and peak FLOP/s are not read from a data sheet but measured here: copying a large array, multiplying
@@ -15,7 +15,7 @@ import contextlib
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -39,9 +39,9 @@ from core.datasets.registry import DATASETS
 from core.features.backbones import build_backbone
 from core.features.extraction import Normaliser
 from core.features.regions import RegionFeatures
-from core.lockstep import drive, gradients
-from core.recipes import DAZLE_RECIPES, build
-from core.training.loop import Fold, class_scores, training
+from core.method import Batches, Losses, Method, find_method
+from core.training.folds import Fold
+from core.training.loop import class_scores, train
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -50,7 +50,6 @@ def arguments() -> argparse.ArgumentParser:
     add("--device", default="cuda", help="default: %(default)s")
     add("--repeats", type=int, default=50, help="timed steps of each form (default: %(default)s)")
     add("--epochs", type=int, default=20, help="of the AWA2-sized run (default: %(default)s)")
-    add("--seeds", type=int, nargs="+", default=[1, 5], help="numbers of seeds, one after another (default: 1 5)")
     add("--images", type=int, default=37322, help="images of the extraction (default: %(default)s, all of AWA2)")
     return made
 
@@ -145,57 +144,46 @@ def run_rows(args: argparse.Namespace) -> list[Row]:
     size = features.resident.numel() * features.resident.element_size()
     name = f"AWA2-sized run ({len(fold.train_rows)} x {shape.R} x {shape.D}, K={shape.K}, {args.epochs} epochs)"
     made = [Row(f"{name}: features to memory, float16", "", milliseconds(loading), "", megabytes(size))]
-    made.append(waiting_row(name, fold, features, args))
-    steps = args.epochs * -(-len(fold.train_rows) // DAZLE_RECIPES["AWA2"].batch_size)
-    for count in args.seeds:
-        for how in ("one after another", "in lockstep") if count > 1 else ("alone",):
-            if args.device.startswith("cuda"):
-                torch.cuda.reset_peak_memory_stats()
-            started = time.perf_counter()
-            bundles = [range(count)] if how == "in lockstep" else [[seed] for seed in range(count)]
-            for seeds in bundles:
-                train_seeds(seeds, shape, fold, features, args)
-            wait()
-            taken = time.perf_counter() - started
-            peak = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else 0
-            per_step = f"{taken / count / steps * 1e3:.2f} ms per step and seed"
-            made.append(Row(f"{name}: {count} seeds {how}", "", f"{taken:.1f} s", per_step, megabytes(peak)))
+    made.append(waiting_row(name, dazle(shape, fold, args), features, fold))
+    if args.device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    method = dazle(shape, fold, args)
+    steps = args.epochs * method.phases[0].batches.count(len(fold.train_rows))
+    started = time.perf_counter()
+    train(method, features, fold, seed=0)
+    class_scores(method.model, features, fold.train_rows[::3])
+    taken = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else 0
+    made.append(Row(name, "", f"{taken:.1f} s", f"{taken / steps * 1e3:.2f} ms per step", megabytes(peak)))
     return made
 
 
-def waiting_row(name: str, fold: Fold, features: RegionFeatures, args: argparse.Namespace) -> Row:
+def dazle(shape: Shape, fold: Fold, args: argparse.Namespace) -> Method:
+    """An untrained model of the fold's classes, on the device."""
+    registered = find_method("dazle")
+    method = registered.build(registered.recipe("AWA2"), fold.space, (shape.R, shape.D), 0, args.epochs)
+    method.model.to(args.device)
+    return method
+
+
+def waiting_row(name: str, method: Method, features: RegionFeatures, fold: Fold) -> Row:
     """How often the host waits for the device in five steps of training; tests/test_device.py promises never."""
-    method = build("dazle", DAZLE_RECIPES["AWA2"], fold, (features.R, features.D), 0, epochs=1, device=args.device)
-    run = training(method, features, fold, 0)
-    step = next(run)
-    cuda = args.device.startswith("cuda")
+    cuda, (phase,) = features.device.type == "cuda", method.phases
+    loss, modes = phase.loss, iter(["warn", *[None] * 4, "default"])
+
+    def watched(x: Tensor, y: Tensor) -> Losses:
+        """The loss; from the first step to the sixth every wait is a warning."""
+        if (mode := next(modes)) and cuda:
+            torch.cuda.set_sync_debug_mode(mode)
+        return loss(x, y)
+
+    phase.loss, phase.epochs = watched, 1
+    phase.batches = Batches(phase.batches.size, balanced=phase.batches.balanced, steps=6)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        if cuda:
-            torch.cuda.set_sync_debug_mode("warn")
-        try:
-            for _ in range(5):
-                step = run.send(gradients([step])[0])
-        finally:
-            if cuda:
-                torch.cuda.set_sync_debug_mode("default")
-    run.close()
+        train(method, features, fold, seed=0)
     waits = sum("synchroniz" in str(warning.message) for warning in caught)
     return Row(f"{name}: the host waits in five steps", "0", str(waits) if cuda else "not seen on a CPU")
-
-
-def train_seeds(
-    seeds: Iterable[int], shape: Shape, fold: Fold, features: RegionFeatures, args: argparse.Namespace
-) -> None:
-    """Build, train together, score."""
-    recipe = DAZLE_RECIPES["AWA2"]
-    methods = {
-        seed: build("dazle", recipe, fold, (shape.R, shape.D), seed, epochs=args.epochs, device=args.device)
-        for seed in seeds
-    }
-    drive([training(method, features, fold, seed) for seed, method in methods.items()])
-    for method in methods.values():
-        class_scores(method.model, features, fold.train_rows[::3])
 
 
 def extraction_rows(args: argparse.Namespace) -> list[Row]:
@@ -240,7 +228,7 @@ def main() -> int:
         print("no GPU: this PyTorch sees no CUDA device, so there is nothing to measure here")
         return 0
     if args.trial:
-        args.repeats, args.epochs, args.seeds = 2, 1, [1, 2]
+        args.repeats, args.epochs = 2, 1
     made = [row for shape in (TRIAL if args.trial else SHAPES).values() for row in step_rows(shape, args)]
     return report([*made, *run_rows(args), *whole_runs(args.device, args.trial), *extraction_rows(args)], args)
 

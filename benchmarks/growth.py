@@ -16,9 +16,10 @@ from math import log
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from benchmarks.common import SHAPES, TRIAL, Row, Shape, interleaved, milliseconds, parser, report, step_of
-from core.reporting.figures import growth_figure
 from core.training.evaluation import evaluate
 
 SIZES = {
@@ -61,10 +62,19 @@ def curve(what: str, sizes: Sequence[int], base: Shape, repeats: int) -> list[fl
 
 def draw(curves: dict[str, tuple[list[int], list[float]]], out: Path) -> None:
     """One panel per size, logarithmic, with the line that linear growth would follow."""
-    labels = {what: f"{what}, {SIZES[what][0]}" for what in curves}
-    panels = {labels[what]: (sizes, [1e3 * t for t in taken]) for what, (sizes, taken) in curves.items()}
-    works = {labels[what]: "ms, all metrics" if what == "N" else "ms per training step" for what in curves}
-    growth_figure(panels, out, ylabels=works)
+    figure = Figure(figsize=(3.4 * len(curves), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(curves))
+    for panel, (what, (sizes, taken)) in zip(panels, curves.items(), strict=True):
+        ms = [1e3 * t for t in taken]
+        panel.loglog(sizes, ms, "o-", label="measured")
+        panel.loglog(sizes, [ms[-1] * s / sizes[-1] for s in sizes], "--", color="grey", label="linear")
+        panel.set_xticks(sizes, [f"{s:,}" for s in sizes], minor=False)
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_xlabel(f"{what}, {SIZES[what][0]}")
+        panel.set_ylabel("ms, all metrics" if what == "N" else "ms per training step")
+        panel.legend()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=120)
 
 
 def main() -> int:

@@ -28,18 +28,22 @@ class ReferenceDAZLE(nn.Module):
 
     z: Tensor
     unseen: Tensor
+    margin: Tensor
 
     def __init__(self, model: DAZLE) -> None:
         super().__init__()
         a = model.attention
-        assert a.W1 is not None and model.use_w and not a.normalize_vectors
+        assert a.W1 is not None and model.recipe.use_w and not a.normalize_vectors
         self.v = nn.Parameter(a.v.detach().clone())  # (K,V)
         self.W1 = nn.Parameter(a.W1.detach().clone())  # (V,D), and W2, W3
         self.W2 = nn.Parameter(a.W2.detach().clone())
         self.W3 = nn.Parameter(a.W3.detach().clone())
-        self.lambda_cal = model.lambda_cal
+        self.lambda_cal = model.recipe.lambda_cal
         self.register_buffer("z", model.z.clone())
         self.register_buffer("unseen", model.unseen.clone())
+        margin = -torch.ones(len(self.z))  # (C,) m: +1 unseen, -1 seen
+        margin[self.unseen] = 1
+        self.register_buffer("margin", margin)
 
     def class_scores(self, x: Tensor) -> Tensor:
         """x (B,R,D) of unit regions; (B,C) back."""
@@ -51,10 +55,10 @@ class ReferenceDAZLE(nn.Module):
         return torch.einsum("bk,bk,ck->bc", w, e, self.z)
 
     def loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """Cross-entropy over all classes + λ self-calibration; y (B,) class numbers."""
+        """Cross-entropy of s over all classes + λ self-calibration of s + m; y (B,) class numbers."""
         s = self.class_scores(x)
         ce = F.cross_entropy(s, y)
-        cal = -torch.log(s.softmax(dim=1)[:, self.unseen].sum(dim=1).mean())
+        cal = -torch.log((s + self.margin).softmax(dim=1)[:, self.unseen].sum(dim=1).mean())
         return {"loss": ce + self.lambda_cal * cal, "ce": ce, "cal": cal}
 
 

@@ -19,7 +19,6 @@ from benchmarks.common import ROOT, environment, in_fresh_process, markdown, rea
 JOBS: tuple[tuple[str, ...], ...] = (  # module, flags
     ("training_step",),
     ("methods",),
-    ("host_time",),
     ("feature_reading",),
     ("extraction",),
     ("extraction", "--dtype", "bfloat16"),

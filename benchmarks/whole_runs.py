@@ -1,6 +1,6 @@
 """Whole experiments of `vsmr` of the three data sets' sizes: validation, refit, test scores, every file written.
 
-    python -m benchmarks.whole_runs                        # 5 seeds each on a GPU, one after another and in lockstep
+    python -m benchmarks.whole_runs                        # 5 seeds each on a GPU, one after another
     python -m benchmarks.whole_runs --device cpu --seeds 1 # one seed each on the CPU; needs 10 GB of memory
     python -m benchmarks.whole_runs --device cpu --trial   # tiny sizes on the CPU: does the script run?
 
@@ -14,7 +14,7 @@ import itertools
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,11 @@ from benchmarks.common import SHAPES, Row, Shape, parser, report
 from benchmarks.data import random_maps
 from core.datasets.registry import DATASETS
 from core.datasets.xlsa17 import VALIDATION_SEED, Metadata, class_disjoint_split
-from core.experiments.run import RunConfig, running
+from core.experiments.identity import run_config
+from core.experiments.inputs import Inputs
+from core.experiments.run import run
 from core.features.regions import RegionFeatures
-from core.lockstep import drive
-from core.recipes import most_epochs, recipe_of
+from core.method import find_method
 
 SEEDS = 5
 _BANK = 509  # different generated images; the others repeat them, rotated through the data set
@@ -77,14 +78,7 @@ def whole_runs(device: str, trial: bool, seeds: int = SEEDS) -> list[Row]:
     """Seconds of all seeds of each data set, the loading of the features included, and of all data sets."""
     if trial:
         seeds = 2
-    ways = {"one after another": 1} | ({"in lockstep": seeds} if seeds > 1 else {})  # seeds at a time
-    made, total = [], dict.fromkeys(ways, 0.0)
-
-    def row(what: str, taken: dict[str, float], unit: float, name: str) -> Row:
-        alone, *lockstep = taken.values()
-        figures = [f"{alone / unit:.1f} {name}", *(f"{t / unit:.1f} {name}" for t in lockstep)]
-        return Row(f"{what}: {', '.join(ways)}", *figures, *(f"{alone / t:.2f}x" for t in lockstep))
-
+    made, total = [], 0.0
     for shape in SHAPES.values():
         counts = DATASETS[shape.name].counts
         assert counts is not None
@@ -93,40 +87,41 @@ def whole_runs(device: str, trial: bool, seeds: int = SEEDS) -> list[Row]:
             images = (6 * shape.C, 2 * shape.C, 2 * shape.unseen)
             shape = replace(shape, D=32, R=4)
         metadata = metadata_of(shape, images)
-        source, rows = Generated(shape.D, shape.R), np.arange(sum(images))
         started = time.perf_counter()
-        features = RegionFeatures(source, rows, (shape.R, shape.D), device)
-        loading = time.perf_counter() - started
-        taken = {}
-        for how, bundle in ways.items():
-            started = time.perf_counter()
-            for first in range(0, seeds, bundle):
-                experiment(shape, metadata, features, range(first, first + bundle))
-            taken[how] = loading + time.perf_counter() - started
-            total[how] += taken[how]
-        del features  # before those of the next data set are there
-        made.append(row(f"vsmr, {seeds} seeds of {shape}, {sum(images)} images", taken, 1, "s"))
-    return [*made, row("all of these", total, 60, "min")]
+        inputs = inputs_of(shape, metadata, device)
+        for seed in range(seeds):
+            experiment(inputs, seed)
+        taken = time.perf_counter() - started
+        del inputs  # before the features of the next data set are there
+        total += taken
+        what = f"vsmr, {seeds} seeds of {shape}, {sum(images)} images"
+        made.append(Row(what, "", f"{taken:.1f} s", f"{taken / seeds:.1f} s a seed"))
+    return [*made, Row("all of these", "", f"{total / 60:.1f} min")]
 
 
-def experiment(shape: Shape, metadata: Metadata, features: RegionFeatures, seeds: range) -> None:
-    """What reproduce_tables.py does for some seeds of a data set, in a folder that is thrown away."""
-    recipe = recipe_of("vsmr", shape.name)
-    w2v = np.random.default_rng(1).standard_normal((shape.K, shape.V), dtype=np.float32)
+def inputs_of(shape: Shape, metadata: Metadata, device: str) -> Inputs:
+    """What load_inputs finds for a real data set, generated."""
+    return Inputs(
+        dataset=shape.name,
+        metadata=metadata,
+        w2v=np.random.default_rng(1).standard_normal((shape.K, shape.V), dtype=np.float32),
+        features=RegionFeatures(
+            Generated(shape.D, shape.R), np.arange(len(metadata.labels)), (shape.R, shape.D), device
+        ),
+        provenance={"name": "generated", "regions": f"{shape.R}x1"},
+        vectors=None,
+        features_sha256="generated",
+        vectors_sha256="generated",
+        split_sha256="generated",
+        attribute_names=[f"attribute {k + 1}" for k in range(shape.K)],
+    )
+
+
+def experiment(inputs: Inputs, seed: int) -> None:
+    """What reproduce_tables.py does for one seed of a data set, in a folder that is thrown away."""
+    config = run_config(inputs, "vsmr", find_method("vsmr").recipe(inputs.dataset), seed=seed)
     with tempfile.TemporaryDirectory() as folder:
-        runs = [
-            running(
-                RunConfig(shape.name, "vsmr", seed, "val", most_epochs(recipe), asdict(recipe), {}, "generated"),
-                recipe,
-                metadata,
-                w2v,
-                features,
-                Path(folder) / str(seed),
-                diagnostics=False,
-            )
-            for seed in seeds
-        ]
-        drive(runs)
+        run(config, inputs, Path(folder), diagnostics=False)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -21,7 +21,15 @@ def test_every_benchmark_runs_and_the_table_holds_what_it_found(tmp_path):
     text = (tmp_path / "benchmarks.md").read_text("utf-8")
     assert all(row["what"] in text and row["ours" if row["ours"] else "ratio"] in text for row in rows)
     assert (tmp_path / "benchmarks_growth.png").stat().st_size > 1000
-    for told in ("training step, AWA2", "step of vsmr", "host time", "read, cold", "extraction", "growth", "lockstep"):
+    for told in (
+        "training step, AWA2",
+        "step of vsmr",
+        "read, cold",
+        "extraction",
+        "growth",
+        "AWA2-sized run",
+        "2 seeds of",
+    ):
         assert any(told in row["what"] for row in rows), told
     assert len(done.stderr.split("benchmarks.")) > len(JOBS)
     assert real.read_bytes() == before  # a trial leaves the real table alone

@@ -7,12 +7,12 @@ between the two kinds of memory can be seen.
 import numpy as np
 import pytest
 import torch
+from core.lockstep import gradients
+from core.recipes import build
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from core.features.regions import RegionFeatures
-from core.lockstep import gradients
-from core.recipes import build
 from core.training.loop import class_scores, training
 from tests.conftest import ToyFeatures
 from tests.test_training import RECIPES, W2V, fold_of
