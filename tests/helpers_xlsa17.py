@@ -107,7 +107,7 @@ def attribute_names(name: str) -> list[str]:
 
 def write_glove(path: Path) -> Path:
     """Vectors (300) of every word in the attribute names, in GloVe's text format."""
-    from core.datasets.attributes import clean_name
+    from core.datasets.names import clean_name
 
     words = {word for name in COUNTS for attribute in attribute_names(name) for word in clean_name(attribute)}
     rng = np.random.default_rng(0)

@@ -7,15 +7,15 @@ between the two kinds of memory can be seen.
 import numpy as np
 import pytest
 import torch
-from core.lockstep import gradients
-from core.recipes import build
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from core.features.regions import RegionFeatures
-from core.training.loop import class_scores, training
-from tests.conftest import ToyFeatures
-from tests.test_training import RECIPES, W2V, fold_of
+from core.method import find_method
+from core.training.folds import final_fold
+from core.training.loop import class_scores, train
+from tests.helpers import ToyFeatures
+from tests.test_training import SMALL, W2V, recipe_of
 
 SYNCHRONOUS = {"vsmr-staged"}  # its visual loss counts the classes of a batch
 
@@ -41,21 +41,41 @@ def features(toy):
     return RegionFeatures(source, np.arange(len(toy.labels)), source.shape, "meta")
 
 
-@pytest.mark.parametrize("together", [1, 3])
-@pytest.mark.parametrize("method", [m for m in RECIPES if m != "eszsl" and m not in SYNCHRONOUS])
-def test_no_step_makes_the_host_wait_for_the_device(toy, features, method, together):
-    fold, runs = fold_of(toy, W2V), []
-    for seed in range(together):
-        built = build(method, RECIPES[method], fold, (features.R, features.D), seed, 2, device="meta")
-        runs.append(training(built, features, fold, seed))
-    steps = [next(run) for run in runs]
-    with Crossings() as crossings:
-        for _ in range(2):  # an epoch has three steps; at its end the losses are read
-            stackable = together > 1 and steps[0].stackable() is not None
-            losses = gradients(steps) if stackable else [gradients([step])[0] for step in steps]
-            steps = [run.send(loss) for run, loss in zip(runs, losses, strict=True)]
+def built(name, fold, features):
+    """A method on the meta device, with two epochs."""
+    method = find_method(name).build(recipe_of(name), fold.space, (features.R, features.D), 0, 2)
+    method.model.to("meta")
+    return method
+
+
+class Stop(Exception):
+    """Enough steps were seen."""
+
+
+@pytest.mark.parametrize("name", [m for m in SMALL if m != "eszsl" and m not in SYNCHRONOUS])
+def test_no_step_makes_the_host_wait_for_the_device(toy, features, name):
+    """Two steps of an epoch of three, from one call of the loss to the next; at an epoch's end the losses are read."""
+    fold = final_fold(toy, W2V)
+    method, places, crossings = built(name, fold, features), [], Crossings()
+    method.begin = None
+    phase, loss = method.phases[0], method.phases[0].loss
+
+    def counting(x, y):
+        places.append((x.device.type, y.device.type))
+        if len(places) == 1:
+            crossings.__enter__()
+        if len(places) == 3:
+            raise Stop
+        return loss(x, y)
+
+    phase.loss = counting
+    try:
+        with pytest.raises(Stop):
+            train(method, features, fold, seed=0)
+    finally:
+        crossings.__exit__(None, None, None)
     assert not crossings.seen
-    assert all(step.x.device.type == step.y.device.type == "meta" for step in steps)
+    assert places == [("meta", "meta")] * 3
 
 
 def test_a_crossing_is_seen(features):
@@ -66,8 +86,7 @@ def test_a_crossing_is_seen(features):
 
 
 def test_scores_are_brought_back_in_one_piece(toy, features):
-    fold = fold_of(toy, W2V)
-    model = build("dazle", RECIPES["dazle"], fold, (features.R, features.D), 0, device="meta").model
+    model = built("dazle", final_fold(toy, W2V), features).model
     features.block = 16
     with Crossings() as crossings, pytest.raises(NotImplementedError, match="no data"):  # the first one back
         class_scores(model, features, np.arange(90))

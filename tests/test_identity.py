@@ -24,7 +24,8 @@ SCRIPT = (
     "\nfor line in sys.stdin:"
     "\n    path, text = json.loads(line); before = open(path).read(); open(path, 'w').write(before + text)"
     "\n    i.code_digest.cache_clear(); i.method_digest.cache_clear()"
-    "\n    print(json.dumps([i.code_digest(), {m: i.method_digest(m) for m in methods()}])); open(path, 'w').write(before)"
+    "\n    print(json.dumps([i.code_digest(), {m: i.method_digest(m) for m in methods()}]))"
+    "\n    open(path, 'w').write(before)"
 )
 
 

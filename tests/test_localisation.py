@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from core.commands.train import demo, load_inputs
-from core.datasets.registry import DEMO, image_folder
+from core.commands.train import main
+from core.datasets.paths import image_folder
+from core.datasets.registry import DEMO
 from core.demo.dataset import attribute_parts, read_part_locations
 from core.demo.drawing import PARTS, SIZE
+from core.experiments.inputs import load_inputs
+from core.inference.trained import load_trained
 from core.reporting.localisation import attention_on_parts
-from core.reporting.run_attention import attention_maps
 
 
 def test_mass_by_hand():
@@ -36,15 +39,16 @@ def demo_folder(tmp_path_factory):
 def test_attention_falls_on_its_part_and_unseen_classes_are_told(demo_folder, monkeypatch, method, least):
     """``least``: attention on the own part over uniform attention there, mean of all parts."""
     monkeypatch.chdir(demo_folder)
-    assert demo(["--method", method, "--select", "last", "--no-diagnostics"]) == 0
-    run = Path("results") / "DEMO" / method / "seed0"
+    assert main("DEMO", None, ["--method", method, "--select", "last", "--no-diagnostics"]) == 0
+    (run,) = Path("results").glob(f"DEMO/*/{method}/seed0")
     result = json.loads((run / "metrics.json").read_text())
-    inputs = load_inputs(DEMO, Path("data"), None, None, "cpu")
+    inputs = load_inputs("DEMO")
     m = inputs.metadata
     assert result["standard"]["T1"] > 3 / len(m.unseen)  # chance is 1 / U
 
     rows = m.test_unseen_loc
-    theta, _ = attention_maps(result["config"], run, m, inputs.w2v, inputs.features, rows)
+    with torch.no_grad():
+        theta = load_trained(run).model.attend(inputs.features.batch(rows)).theta.numpy()
     folder = image_folder(Path("data"), DEMO)
     order = [line.split()[1] for line in (folder / "images.txt").read_text().splitlines()]
     position = [order.index(m.image_files[r].split("images/")[1]) for r in rows]

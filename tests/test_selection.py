@@ -245,7 +245,7 @@ def test_only_trainval_is_trained_on_and_validation_trains_on_its_training_class
 def test_the_refit_has_the_learning_rates_of_the_model_that_was_validated(go, inputs):
     """Four epochs are planned, one is chosen: the refit's only epoch has the plan's first rates, not a plan of one."""
     _, shown = go()
-    steps = [-(-len(rows) // 30) for rows in (validation_fold(inputs.metadata, W2V, 0).train_rows,)][0]
+    steps = next(-(-len(rows) // 30) for rows in (validation_fold(inputs.metadata, W2V, 0).train_rows,))
     refit = -(-len(inputs.metadata.trainval_loc) // 30)
     rates = shown["rates"]
     assert len(rates) == 4 * steps + refit

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from core.commands.flags import Parser
-from core.datasets.attributes import load_attribute_vectors
+from core.datasets.vectors import load_attribute_vectors
 from core.experiments.results import read_result, verify_run
 from core.features.feature_file import verify
 from core.files.errors import UserError, run_cli

@@ -24,8 +24,8 @@ from torch import Tensor
 from torchvision.transforms import functional
 from tqdm import tqdm
 
-from core.datasets.attributes import load_attribute_vectors
 from core.datasets.registry import DATASETS, DataSet, image_folder
+from core.datasets.vectors import load_attribute_vectors
 from core.datasets.xlsa17 import Metadata, read_metadata
 from core.features.backbones import DEFAULT_WEIGHTS, FrozenBackbone, build_backbone, file_form
 from core.features.backbones import IMAGENET_MEAN as MEAN
