@@ -121,4 +121,4 @@ def test_help_explains_every_flag_with_its_default(tmp_path):
     text = run_here(tmp_path, "CUB50_ours.py", "--help")[1]
     for flag in ("--method", "--select", "--split", "--lambda-cal", "--predictor-lr", "--neighbours"):
         assert flag in text
-    assert re.search(r"\ndazle:\n( .*\n)* +--lr +learning rate \(0\.0001", text)
+    assert re.search(r"\ndazle:\n( .*\n)* +--lr +learning rate of RMSprop \(0\.0001", text)
