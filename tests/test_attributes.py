@@ -4,15 +4,17 @@ import gzip
 import json
 import logging
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from core.datasets import attributes as A
+from core.datasets import names as N
+from core.datasets import vectors as A
 from core.datasets.registry import AWA2, CUB, SUN
-from core.files.atomic import load_array_pickle
 from core.files.errors import UserError
+from core.files.pickles import load_array_pickle
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not (SHARED / "w2v").is_dir(), reason="no ../shared/data")
@@ -32,7 +34,7 @@ needs_shared = pytest.mark.skipif(not (SHARED / "w2v").is_dir(), reason="no ../s
     ],
 )
 def test_clean_name(name, words):
-    assert A.clean_name(name) == words.split()
+    assert N.clean_name(name) == words.split()
 
 
 @pytest.fixture
@@ -42,10 +44,25 @@ def words():
 
 
 def write(path, words, form):
-    from gensim.models import KeyedVectors
+    from gensim.models import KeyedVectors, Word2Vec
 
+    if path.suffix in (".gz", ".zip"):
+        plain = path.with_name("plain")
+        write(plain, words, form)
+        if path.suffix == ".gz":
+            path.write_bytes(gzip.compress(plain.read_bytes()))
+        else:
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
+                z.write(plain, "glove.300d.txt")
+        return
     kv = KeyedVectors(300)
     kv.add_vectors(list(words), list(words.values()))
+    if form.startswith("model"):
+        model = Word2Vec([list(words)] * 9, vector_size=300, min_count=1, workers=1, epochs=1)
+        for word, vector in words.items():
+            model.wv[word] = vector
+        model.save(str(path), separately=["vectors"] * (form == "model-separate"))
+        return
     if form == "kv":
         kv.save(str(path), separately=[])
     elif form == "kv-separate":
@@ -54,18 +71,112 @@ def write(path, words, form):
         kv.save_word2vec_format(str(path), binary=form == "bin", write_header=form != "glove")
 
 
+def summed(names, path):
+    return A.sum_vectors(names, A.load_words(str(path), N.words_of(names)))
+
+
 @pytest.mark.parametrize(
     ("form", "file"),
-    [("glove", "g.txt"), ("header", "h.txt"), ("bin", "w.bin"), ("kv", "a.kv"), ("kv-separate", "b.kv")],
+    [
+        ("glove", "g.txt"),
+        ("header", "h.vec"),
+        ("bin", "w.bin"),
+        ("bin", "word2vec-google-news-300.gz"),
+        ("header", "glove-wiki-gigaword-300.gz"),
+        ("glove", "glove.zip"),
+        ("kv", "a.kv"),
+        ("kv-separate", "b.kv"),
+        ("model", "m.model"),
+        ("model-separate", "n.model"),
+    ],
 )
 def test_every_source_gives_the_same_sums(tmp_path, words, form, file, caplog):
     write(tmp_path / file, words, form)
     with caplog.at_level(logging.WARNING):
-        made = A.sum_vectors(["newworld", "flys", "red-zzz"], A.load_vocabulary(str(tmp_path / file)))
+        made = summed(["newworld", "flys", "red-zzz"], tmp_path / file)
     expected = np.stack([words["new"] + words["world"], words["flies"], words["red"]])
     np.testing.assert_allclose(made.vectors, expected, rtol=1e-5, atol=1e-6)
     assert made.unknown == {"red-zzz": ["zzz"]}
     assert "zzz" in caplog.text
+
+
+def test_tokens_with_spaces_and_of_digits_as_in_glove_840b(tmp_path, words):
+    rows = {"2.5": words["new"], "red": words["red"], ". . .": words["new"], "red at name@domain.com": words["new"]}
+    lines = [f"{token} {' '.join(map(str, row.tolist()))}\n" for token, row in rows.items()]
+    (tmp_path / "g.txt").write_text("".join(lines))
+    np.testing.assert_allclose(summed(["red"], tmp_path / "g.txt").vectors[0], words["red"], rtol=1e-6)
+    (tmp_path / "g.txt").write_text("".join(lines)[:-9].replace("red ", "red 0 ", 1))  # now no line is of 'red'
+    with pytest.raises(UserError, match="no word of attribute"):
+        summed(["red"], tmp_path / "g.txt")
+    (tmp_path / "g.txt").write_text(lines[0] + "red 1 2\n" + lines[2] * 200)
+    with pytest.raises(UserError, match=r"g\.txt.*'red' has 2|'red' has 2"):
+        summed(["red"], tmp_path / "g.txt")
+
+
+def test_vectors_of_any_length(tmp_path):
+    (tmp_path / "g.txt").write_text("red 1 2 3\nblue 4 5 6\n")
+    made = summed(["red-blue", "blue"], tmp_path / "g.txt")
+    assert made.vectors.tolist() == [[5, 7, 9], [4, 5, 6]]
+    A.write_attribute_vectors(tmp_path / "v.pkl", made, "test", None)
+    assert A.load_attribute_vectors(tmp_path / "v.pkl", 2).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("cc.en.300.bin", b"\xba\x16\x4f\x2f" + bytes(99), r"fastText model.*\.vec"),
+        ("g.txt", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        ("g.txt", b"<!DOCTYPE html>", "web page"),
+        ("g.txt", b"", "empty"),
+        ("w.bin", b"9 3\nred " + bytes(12), "ends after 1 vectors.*9.*truncated"),
+        ("h.vec", b"2 3\nred 1 2 3\n", "ends after 1 vectors.*2.*truncated"),
+        ("m.model", b"\x80\x04N.", r"is m\.model\.vectors\.npy"),
+    ],
+)
+def test_what_is_no_file_of_word_vectors_is_named(tmp_path, file, content, message):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=message) as info:
+        A.load_words(str(tmp_path / file), ["red"])
+    assert file in str(info.value)
+
+
+def test_a_zip_of_several_files_asks_for_one(tmp_path):
+    with zipfile.ZipFile(tmp_path / "glove.6B.zip", "w") as z:
+        z.writestr("glove.6B.50d.txt", "red 1\n")
+        z.writestr("glove.6B.300d.txt", "red 1\n")
+    with pytest.raises(UserError, match=r"glove\.6B\.300d\.txt.*unpack"):
+        A.load_words(str(tmp_path / "glove.6B.zip"), ["red"])
+
+
+def test_without_network_there_is_one_message(tmp_path, monkeypatch, capsys, caplog):
+    import gensim.downloader
+
+    def fails(*_, **__):
+        logging.getLogger("gensim.downloader").error("a traceback")
+        raise OSError("no network")
+
+    monkeypatch.setattr(gensim.downloader, "load", fails)
+    with pytest.raises(UserError, match=r"no network.*--source PATH"):
+        A.load_words(A.MODELS[0], ["red"])
+    assert not caplog.text and not capsys.readouterr().err
+
+
+def test_the_root_decides_where_vectors_go(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path / "data", tmp_path / "own"):
+        (root / "CUB" / "CUB_200_2011").mkdir(parents=True)
+        (root / "CUB" / "attributes.txt").write_text("".join(f"{k + 1} red\n" for k in range(312)))
+    np.save("v.npy", np.ones((312, 7)))
+    A.main(CUB, ["--source", "v.npy"])
+    assert A.load_attribute_vectors("w2v/CUB_attribute.pkl", 312).shape == (312, 7)
+    A.main(CUB, ["--source", "v.npy", "--data-root", "own"])
+    assert (tmp_path / "own/w2v/CUB_attribute.pkl").is_file()
+    np.save("v.npy", np.ones((311, 7)))
+    with pytest.raises(UserError, match=r"v\.npy holds .*\(311, 7\).*\(312, V\)"):
+        A.main(CUB, ["--source", "v.npy"])
+    np.save("v.npy", np.array([None] * 312), allow_pickle=True)
+    with pytest.raises(UserError, match=r"v\.npy is not a readable numpy array"):
+        A.main(CUB, ["--source", "v.npy"])
 
 
 def test_no_known_word_is_an_error(words):
@@ -81,15 +192,15 @@ class Evil:
 def test_hostile_kv_runs_nothing(tmp_path):
     (tmp_path / "e.kv").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(UserError, match="exec"):
-        A.load_vocabulary(str(tmp_path / "e.kv"))
+        A.load_words(str(tmp_path / "e.kv"), ["red"])
 
 
 def test_missing_and_wrong_sources(tmp_path):
     with pytest.raises(UserError, match="neither a file"):
-        A.load_vocabulary("nowhere.txt")
-    (tmp_path / "s.txt").write_text("red 1 2 3\n")
-    with pytest.raises(UserError, match="size 3"):
-        A.load_vocabulary(str(tmp_path / "s.txt"))
+        A.load_words("nowhere.txt", ["red"])
+    (tmp_path / "s.txt").write_text("red apples are sweet\n")
+    with pytest.raises(UserError, match="no line is a word and numbers"):
+        A.load_words(str(tmp_path / "s.txt"), ["red"])
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -99,8 +210,8 @@ def test_what_a_header_promises_is_not_set_aside(tmp_path, words, header, packed
     content = f"{header}\n".encode() + (tmp_path / "w.txt").read_bytes()
     path = tmp_path / ("h.txt.gz" if packed else "h.txt")
     path.write_bytes(gzip.compress(content) if packed else content)
-    with pytest.raises(UserError, match="its header names|vectors of size"):
-        A.load_vocabulary(str(path))
+    with pytest.raises(UserError, match="its header names"):
+        A.load_words(str(path), ["red"])
 
 
 @pytest.mark.parametrize("bad", ["nan", "-inf", "1e99", "3e38"])
@@ -108,7 +219,7 @@ def test_word_vectors_that_are_not_numbers(tmp_path, words, bad):
     rows = [f"{word} {' '.join([bad] + ['1'] * 299)}\n" for word in words]
     (tmp_path / "g.txt").write_text("".join(rows))
     with pytest.raises(UserError, match=r"'newworld'\) are not finite"):  # twice 3e38 is no float32
-        A.sum_vectors(["newworld"], A.load_vocabulary(str(tmp_path / "g.txt")))
+        summed(["newworld"], tmp_path / "g.txt")
 
 
 @pytest.mark.parametrize("array", [np.ones((4, 300, 2), "f4"), np.ones((4, 300), "i8"), np.ones(4, "f4")])
@@ -116,7 +227,7 @@ def test_a_kv_file_of_another_shape(tmp_path, words, array):
     write(tmp_path / "a.kv", words, "kv-separate")
     np.save(tmp_path / "a.kv.vectors.npy", array)
     with pytest.raises(UserError, match="one vector a word"):
-        A.load_vocabulary(str(tmp_path / "a.kv"))
+        A.load_words(str(tmp_path / "a.kv"), ["red"])
 
 
 def test_demo_round_trip_and_damage(tmp_path):
@@ -128,7 +239,6 @@ def test_demo_round_trip_and_damage(tmp_path):
     assert vectors.dtype == np.float32
     difference = A.hashed_word_vectors(["wing"]) - A.hashed_word_vectors(["tail"])
     np.testing.assert_allclose(vectors[0] - vectors[1], difference[0], atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(A.unit_rows(vectors), axis=1), 1, rtol=1e-6)
     assert pickle.loads(first).shape == (2, 300)  # as DAZLE's scripts read it
     A.write_demo_vectors(tmp_path / "attributes.txt", out)
     assert out.read_bytes() == first
@@ -146,15 +256,31 @@ def test_demo_round_trip_and_damage(tmp_path):
 def test_names_are_found_beside_the_cub_folder(tmp_path):
     (tmp_path / "CUB" / "CUB_200_2011").mkdir(parents=True)
     with pytest.raises(UserError, match="--attributes"):
-        A.find_names_file(CUB, tmp_path)
+        N.find_names_file(CUB, tmp_path)
     (tmp_path / "CUB" / "attributes.txt").write_text("1 a\n")
-    assert A.find_names_file(CUB, tmp_path) == tmp_path / "CUB" / "attributes.txt"
+    assert N.find_names_file(CUB, tmp_path) == tmp_path / "CUB" / "attributes.txt"
     with pytest.raises(UserError, match="312"):
-        A.read_attribute_names(CUB, tmp_path)
+        N.read_attribute_names(CUB, tmp_path)
+
+
+def row_residual(words, rows):
+    """Largest error of the best word vectors for ``rows`` (K,V) as sums over ``words`` (K,).
+
+    Near 0 is necessary, not sufficient: words that always occur together cannot be told apart.
+    """
+    vocabulary = sorted({w for row in words for w in row})
+    counts = np.array([[row.count(w) for w in vocabulary] for row in words], dtype=np.float64)
+    return np.abs(counts @ np.linalg.lstsq(counts, rows, rcond=None)[0] - rows).max()
+
+
+def single(vector):
+    """Share of values with 8 significant bits: 1.0 for one word2vec-google-news vector, about 0.5 or less for a sum."""
+    mantissa = np.frexp(np.asarray(vector, np.float64))[0] * 256
+    return float(np.mean(np.abs(mantissa - np.round(mantissa)) < 256 * 1e-6))
 
 
 def published(dataset):
-    names = A.read_attribute_names(dataset, Path("none"), SHARED / "attributes" / dataset.source)
+    names = N.read_attribute_names(dataset, Path("none"), SHARED / "attributes" / dataset.source)
     return names, load_array_pickle(SHARED / "w2v" / f"{dataset.source}_attribute.pkl").astype(np.float64)
 
 
@@ -162,7 +288,7 @@ def published(dataset):
 @pytest.mark.parametrize("dataset", [AWA2, CUB, SUN], ids=lambda d: d.name)
 def test_published_rows_are_sums_of_our_words(dataset):
     names, rows = published(dataset)
-    assert A.row_consistency([A.clean_name(n) for n in names], rows).max_residual < 1e-12
+    assert row_residual([N.clean_name(n) for n in names], rows) < 1e-12
 
 
 @needs_shared
@@ -172,7 +298,6 @@ def test_which_words_the_published_sums_hold():
     cub = dict(zip(names, rows, strict=True))
     awa_names, awa_rows = published(AWA2)
     awa = dict(zip(awa_names, awa_rows, strict=True))
-    single = A.single_word_share
     # one word beside "small": neither "has", nor "in", nor what is in parentheses
     size = cub["has_size::small_(5_-_9_in)"] - awa["small"]
     assert single(size) == 1

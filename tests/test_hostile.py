@@ -99,16 +99,6 @@ def test_hostile_pickle(tmp_path, monkeypatch, name, kind, small_memory):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_an_array_after_a_hostile_pickle_is_read_as_before(tmp_path):
-    good = np.arange(6.0).reshape(2, 3)
-    (tmp_path / "good.pkl").write_bytes(pickle.dumps(good, protocol=2))
-    for content in HOSTILE_PICKLES.values():
-        (tmp_path / "bad.pkl").write_bytes(content)
-        with pytest.raises(UserError):
-            load_array_pickle(tmp_path / "bad.pkl")
-    np.testing.assert_array_equal(load_array_pickle(tmp_path / "good.pkl"), good)
-
-
 def test_weights_with_code_run_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for zipped in (True, False):

@@ -1,14 +1,26 @@
-"""The split reader: real files with their counts, and every wrong file refused by name."""
+"""The split reader: real files with their counts, and every wrong file refused by name; the registry and its paths."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.datasets.registry import AWA2, CUB, CUB50, SUN
-from core.datasets.xlsa17 import class_disjoint_split, read_mat_files, read_metadata
+from core.datasets import paths, registry
+from core.datasets.metadata import class_disjoint_split
+from core.datasets.names import read_attribute_names
+from core.datasets.registry import AWA2, CUB, CUB50, SUN, DataSet
+from core.datasets.xlsa17 import read_mat_files, read_metadata
 from core.files.errors import UserError
 from tests.conftest import TOY, toy_mats
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("dataset", [AWA2, CUB, CUB50, SUN], ids=lambda d: d.name)
@@ -68,7 +80,10 @@ _WRONG = {
         "unseen classes have images in trainval",
     ),
     "seen class untested": ({"test_seen_loc": np.array([[9], [10]])}, "have no test image"),
-    "NaN attribute": ({"att": np.full((8, 9), np.nan)}, "NaN"),
+    "NaN attribute": (
+        {"att": np.where(np.arange(72).reshape(8, 9) == 30, np.nan, 1.0)},
+        "NaN or infinity, first for the class 'class3', attribute 4",
+    ),
     "zero row": ({"att": np.r_["1", np.ones((8, 8)), np.zeros((8, 1))]}, "no attribute is present"),
     "class count": ({"att": np.ones((8, 5))}, "9 class names"),
     "fractions": ({"labels": np.full((90, 1), 1.5)}, "whole numbers"),
@@ -81,6 +96,7 @@ _WRONG = {
     "empty split": ({"test_unseen_loc": np.empty((0, 1))}, "empty"),
     "names twice": ({"allclasses_names": np.array([["a"]] * 9, dtype=object)}, "more than once"),
     "numbers for names": ({"allclasses_names": np.ones((9, 1))}, "not a name"),
+    "struct for names": ({"allclasses_names": {"a": 1}}, "allclasses_names is a MATLAB struct"),
     "text for numbers": ({"att": "text"}, "not a matrix"),
     "infinite attribute": ({"att": np.full((8, 9), 1e300)}, "infinity"),
     "NaN percentage": ({"original_att": np.full((8, 9), np.nan)}, "original_att holds NaN"),
@@ -92,11 +108,131 @@ _WRONG = {
 
 
 @pytest.mark.parametrize("case", _WRONG)
-def test_wrong_files_are_refused_with_their_name(tmp_path, case):
+def test_wrong_files_are_refused_with_their_name(tmp_path, no_child, case):
     changes, message = _WRONG[case]
     with pytest.raises(UserError, match=message) as info:
         read_mat_files(*toy_mats(tmp_path, **changes), TOY)
     assert ".mat" in str(info.value)
+
+
+def nested(names):
+    out = np.empty((len(names), 1), dtype=object)
+    for i, name in enumerate(names):
+        out[i, 0] = np.array([[name]], dtype=object)
+    return out
+
+
+NAMES = [f"class{c}" for c in range(9)]
+
+
+@pytest.mark.parametrize(
+    "names", [np.array(NAMES), np.array(NAMES)[:, None], np.array([NAMES], dtype=object), nested(NAMES)]
+)
+def test_names_in_every_form_that_programs_save(tmp_path, no_child, names):
+    assert read_mat_files(*toy_mats(tmp_path, allclasses_names=names), TOY).class_names == NAMES
+
+
+def test_attributes_transposed_or_sparse_are_read(tmp_path, no_child):
+    m = read_mat_files(*toy_mats(tmp_path), TOY)
+    for change, notes in ((lambda a: a.T, 1), (scipy.sparse.csc_matrix, 0)):
+        got = read_mat_files(*toy_mats(tmp_path, att=change(m.att.T), original_att=change(m.original_att.T)), TOY)
+        np.testing.assert_array_equal(got.att, m.att)
+        assert sum("transpose" in note for note in got.notes) == notes
+
+
+def test_negative_attributes_are_kept_or_cut_with_a_note(tmp_path, no_child):
+    att = np.random.default_rng(0).standard_normal((8, 9))
+    m = read_mat_files(*toy_mats(tmp_path, att=att, original_att=None), TOY)
+    np.testing.assert_allclose(m.att, att.T, rtol=1e-6)
+    assert any(f"{(att < 0).sum()} of 72 attributes" in n and "kept" in n for n in m.notes)
+    cut = read_mat_files(*toy_mats(tmp_path, att=att), replace(TOY, clip_negative=True))
+    np.testing.assert_allclose(cut.att, np.maximum(att.T, 0), rtol=1e-6)
+    assert any(f"{(att < 0).sum()} of 72 attributes" in n and "set to 0" in n for n in cut.notes)
+    few = np.ones((100, 9)) + np.arange(9)
+    few[0, 0] = -1
+    files = toy_mats(tmp_path, att=few, original_att=None)
+    assert not any("negative" in n for n in read_mat_files(*files, replace(TOY, clip_negative=True)).notes)
+
+
+def test_attributes_that_tell_nothing_are_noted_by_name(tmp_path, no_child):
+    att = np.random.default_rng(0).random((8, 9)) + 0.1
+    att[:, 4] = att[:, 2]
+    att[5] = 0.5
+    att[:, 7] = 0.5
+    notes = read_mat_files(*toy_mats(tmp_path, att=att, original_att=None), TOY).notes
+    assert any("['class2', 'class4'] have identical attributes" in n for n in notes)
+    assert any("classes ['class7'] have one value" in n for n in notes)
+    assert any("1 attributes have one value for all classes" in n and "from 1: 6" in n for n in notes)
+    assert not any("identical" in n or "one value" in n for n in read_mat_files(*toy_mats(tmp_path), TOY).notes)
+
+
+def test_any_number_of_attributes_is_read_of_a_benchmark_too(tmp_path, no_child):
+    anchored = np.array([[f"/x/Animals_with_Attributes2/{i}.jpg"] for i in range(90)], dtype=object)
+    toy_mats(tmp_path / "xlsa17" / "data" / "AWA2", image_files=anchored)
+    m = read_metadata(tmp_path, AWA2)
+    assert m.att.shape == (9, 8) and any("attributes 8 (published 85)" in n for n in m.notes)
+    folder = tmp_path / "AWA2" / "Animals_with_Attributes2"
+    folder.mkdir(parents=True)
+    (folder / "predicates.txt").write_text("".join(f"{k + 1} a{k}\n" for k in range(8)))
+    assert read_attribute_names(AWA2, tmp_path) == [f"a{k}" for k in range(8)]
+    (folder / "predicates.txt").write_text("1 a\n")
+    with pytest.raises(UserError, match=r"predicates\.txt lists 1 attributes.* has 8"):
+        read_attribute_names(AWA2, tmp_path)
+
+
+def test_a_data_set_is_registered_once(monkeypatch):
+    monkeypatch.setattr(registry, "DATASETS", dict(registry.DATASETS))
+    new = registry.register(DataSet(name="APY", anchor="aPY"))
+    assert (new.source, new.folders, new.counts) == ("APY", ("APY/aPY", "aPY"), None)
+    assert "APY" in registry.names() and registry.DATASETS["APY"] is new
+    with pytest.raises(
+        UserError, match=r"two data sets are named CUB: one in .*registry\.py:\d+, one in .*test_xlsa17\.py:"
+    ):
+        registry.register(DataSet(name="CUB", anchor="x"))
+
+
+def test_the_root_decides_every_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/CUB/CUB_200_2011").mkdir(parents=True)
+    for root in ("data", "./data/", tmp_path / "data"):
+        assert paths.vectors_file(root, CUB) == Path("w2v/CUB_attribute.pkl")
+    own = tmp_path / "own"
+    assert paths.vectors_file(own, CUB50) == own / "w2v" / "CUB_attribute.pkl"
+    assert paths.feature_file(own, CUB50) == own / "CUB" / "feature_map_ResNet_101_CUB.hdf5"
+    paths.require(Path("data"), CUB)
+    with pytest.raises(UserError) as info:
+        paths.require(own, CUB)
+    for place in ("CUB/CUB_200_2011", "xlsa17/data/CUB/att_splits.mat", "CUB/feature_map_*_CUB.hdf5"):
+        assert str(own / place) in str(info.value)
+    paths.feature_file(own, CUB, "vit").parent.mkdir(parents=True)
+    paths.feature_file(own, CUB, "vit").touch()
+    paths.require(own, CUB)
+    assert paths.feature_files(own, CUB) == [own / "CUB" / "feature_map_vit_CUB.hdf5"]
+
+
+def test_images_are_found_in_another_case_where_that_is_unambiguous(tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for name in ("1.JPG", "2.jpg", "3.JPG", "3.Jpg"):
+        (tmp_path / "images" / "a" / name).touch()
+    found, missing = paths.resolve_images(tmp_path, [f"a/{i}.jpg" for i in range(1, 5)])
+    assert [p.name for p in found[:2]] == ["1.JPG", "2.jpg"] and missing == [2, 3]
+    assert found[0].parent == tmp_path / "images" / "a"
+
+
+SCRIPTS = sorted(path for folder in ("extract_feature", "data") for path in (ROOT / folder).glob("*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_import_the_core_beside_them(tmp_path, script):
+    """Another clone comes first on the path, as with an editable installation."""
+    before, after = script.read_text().split("\nfrom core.", 1)
+    assert before.rstrip().split("\n")[-1].startswith("sys.path.insert(0, str(Path(__file__).resolve().parents[1]))")
+    if "core.features" in after:
+        return  # the same line; importing torch takes long
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "__init__.py").write_text("raise SystemExit('the other core')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    subprocess.run([sys.executable, script, "--help"], check=True, capture_output=True, cwd=tmp_path, env=environment)
 
 
 def test_classes_in_another_order_than_the_labels_are_refused(tmp_path):
@@ -117,7 +253,7 @@ def test_classes_in_another_order_than_the_labels_are_refused(tmp_path):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_right_split_is_read_as_written_and_no_shifted_one(tmp_path, data):
+def test_any_right_split_is_read_as_written_and_no_shifted_one(tmp_path, no_child, data):
     """Every image of six seen and three unseen classes in a random place; then counted from 0, or from 2."""
     labels = np.sort(np.r_[np.repeat(np.arange(1, 10), 2), data.draw(st.lists(st.integers(1, 9), max_size=20))])
     labels = labels.astype(int)
@@ -146,7 +282,7 @@ def test_any_right_split_is_read_as_written_and_no_shifted_one(tmp_path, data):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["trainval_loc", "test_seen_loc", "test_unseen_loc"]), st.integers(1, 90), st.integers(0, 99))
-def test_one_image_more_in_a_split_is_always_noticed(tmp_path, key, image, where):
+def test_one_image_more_in_a_split_is_always_noticed(tmp_path, no_child, key, image, where):
     """All 90 images of the toy are in some split, so one more is there twice."""
     m = read_mat_files(*toy_mats(tmp_path), TOY)
     loc = getattr(m, key) + 1

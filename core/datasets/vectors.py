@@ -105,9 +105,10 @@ def read_words(path: str, words: list[str]) -> dict[str, np.ndarray]:
     if not binary and not widths:
         what = f"it is {what}" if (what := what_it_is(path)) else "no line is a word and numbers"
         raise UserError(f"{path} holds no word vectors: {what}. Give {FORMATS}")
-    if not binary and V and min(widths) != V:
-        raise UserError(f"{path}: its header names vectors of {V} numbers, its lines hold {min(widths)}")
-    V = V or min(widths)  # the first token may be a number itself
+    width = max(widths, key=widths.count, default=0)  # not each: a token of GloVe's may end in numbers
+    if not binary and V not in (0, width):
+        raise UserError(f"{path}: its header names vectors of {V} numbers, its lines hold {width}")
+    V = V or width
     wanted, found, rows = {word.encode(): word for word in words}, {}, 0
     with _opened(path) as handle:
         if count:

@@ -95,7 +95,7 @@ def _names(values: Any, key: str, where: Path) -> list[str]:
     for value in values if isinstance(values, list) else [values]:
         while isinstance(value, list) and len(value) == 1:  # cells within cells
             value = value[0]
-        name = "" if value == [] else value
+        name = "" if isinstance(value, list) and not value else value
         if not isinstance(name, str):
             raise UserError(f"{where}: {key} holds something that is not a name; a cell array of names is expected")
         names.append(name.strip())
