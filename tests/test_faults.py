@@ -291,7 +291,7 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num
     data, real = make_data(tmp_path / "data"), os.open
 
     def refuse(path, flags, *args, **more):
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and "f.hdf5" in str(path):
             raise OSError(number, os.strerror(number), str(path))
         return real(path, flags, *args, **more)
 
@@ -397,7 +397,7 @@ def test_one_flipped_byte_in_a_partial_file_costs_its_row_only(tmp_path: Path) -
         partial.write_bytes(flipped(good, at))
         with Writer(path, content(), SHAPE) as writer:
             assert np.flatnonzero(~writer.done).tolist() == [11]
-    for at in (good.index(metadata().att.tobytes()), 520, good.index(b"images/30.png"), *range(512, crcs, 997)):
+    for at in (good.index(metadata().att.tobytes()), 520, good.index(b"images/30.png"), crcs - 1):
         partial.write_bytes(flipped(good, at))
         with pytest.raises(UserError, match=r"f\.hdf5\.partial (is damaged|was begun)"):
             Writer(path, content(), SHAPE)
@@ -525,12 +525,12 @@ def test_truncated_at_any_length(tmp_path: Path) -> None:
         ({"att": np.full((6, 5), np.nan, np.float32)}, "att holds NaN"),
         ({"original_att": np.full((6, 5), np.inf, np.float32)}, "original_att holds NaN or inf"),
         ({"att": np.r_[np.ones((5, 5)), np.zeros((1, 5))].astype(np.float32)}, "no attribute is present"),
-        ({"att": np.ones((5, 5), np.float32)}, "labels outside"),
-        ({"labels": np.repeat(np.arange(1, 7), 10)}, "labels outside"),
-        ({"trainval_loc": np.arange(1, 61)}, "rows outside"),
-        ({"test_seen_loc": np.array([0, 0])}, "same row twice"),
-        ({"class_names": ["a"] * 5}, "5 entries in allclasses_names"),
-        ({"original_att": np.ones((6, 4), np.float32)}, "original_att is"),
+        ({"att": np.ones((5, 5), np.float32)}, "att is of 5 classes"),
+        ({"labels": np.repeat(np.arange(1, 7), 10)}, "labels run from 1 to 6"),
+        ({"trainval_loc": np.arange(1, 61)}, "trainval_loc runs from 1 to 60"),
+        ({"test_seen_loc": np.array([0, 0])}, "names 1 images twice"),
+        ({"class_names": ["a"] * 6}, "more than once"),
+        ({"original_att": np.ones((6, 4), np.float32)}, "but original_att"),
     ],
 )
 def test_wrong_content_of_a_feature_file(tmp_path: Path, changes: dict, message: str) -> None:

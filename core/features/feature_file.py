@@ -14,7 +14,6 @@ import math
 import os
 import shlex
 import zlib
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -24,8 +23,9 @@ import h5py
 import numpy as np
 
 from core.datasets.metadata import SPLITS, Metadata, clip_negative, cub50
-from core.datasets.registry import CUB50, DATASETS, DataSet
+from core.datasets.registry import CUB50, DataSet
 from core.datasets.xlsa17 import compare_counts
+from core.features.identity import extraction_command, first_difference
 from core.features.layout import (
     DIGEST,
     FORMAT_VERSION,
@@ -45,7 +45,6 @@ _REQUIRED = ("feature_map", "labels", *SPLITS, "att")
 _OPTIONAL = ("original_att", "w2v_att", "allclasses_names", "image_files", "train_loc", "val_loc", "row_crc32")
 _ROW = 64 << 20  # bytes of one image's features; ResNet-101's have 200 kB
 _CHILD_SECONDS = 60
-_TOLERANCE = 1e-4  # to which attributes of the file and of the data root agree
 
 
 class FeatureFile:
@@ -65,10 +64,6 @@ class FeatureFile:
         self.provenance: dict[str, Any] = {}
         self._descriptor = -1
         self._file: h5py.File | None = None
-        if not self.path.exists():
-            partial = self.path.with_name(self.path.name + ".partial")
-            hint = f" There is an unfinished {partial.name}: run the extraction again." if partial.exists() else ""
-            raise UserError(f"no feature file at {self.path}.{hint}")
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY)
             self._header: Header | None = read_header(self._descriptor)
@@ -80,12 +75,9 @@ class FeatureFile:
             # 64 MiB: automatic chunks of the old layout are read many times with HDF5's default cache
             self._file = h5py.File(self.path, "r", rdcc_nbytes=64 << 20, locking="best-effort")
             self._load(self._file)
-        except UserError:
-            self.close()
-            raise
         except Exception as error:  # a damaged file raises nearly anything
             self.close()
-            raise UserError(self._reason(error)) from error
+            raise error if isinstance(error, UserError) else UserError(self._reason(error)) from error
 
     def _load(self, file: h5py.File, finished: bool = True) -> None:
         if missing := [key for key in _REQUIRED if key not in file]:
@@ -112,11 +104,11 @@ class FeatureFile:
             check_axes(self._maps.shape)
         except ValueError as error:
             raise UserError(f"{self.path}: {error}") from None
-        self.grid: tuple[int, ...] = tuple(grid)  # (h,w)
         self.shape: tuple[int, int, int] = (n, d, math.prod(grid))  # (N,D,R)
         self.w2v_att = _matrix(file["w2v_att"][()]) if "w2v_att" in file else None  # (K,V)
         self.class_names = _names(file, "allclasses_names")
         self.image_files = _names(file, "image_files")
+        self._has_original_att = "original_att" in file
         self.metadata = self._read_metadata(file)
         if self._header is not None:
             self._row_crc32 = file["row_crc32"][()]
@@ -141,7 +133,7 @@ class FeatureFile:
             labels=labels,
             class_names=self.class_names or [f"class {c}" for c in range(len(att))],
             att=att,
-            original_att=_matrix(file["original_att"][()]) if "original_att" in file else att,
+            original_att=_matrix(file["original_att"][()]) if self._has_original_att else att,
             **{key: np.sort(_integers(file[key][()])) if key in file else np.empty(0, np.int64) for key in keys},
             split_sha256=str(self.provenance.get("split_sha256", "unknown")),
             notes=[str(self.provenance["notes"])] if self.provenance.get("notes") else [],
@@ -221,19 +213,8 @@ class FeatureFile:
 
     def extraction_command(self, data_root: Path | str | None = None) -> str:
         """The complete command that makes this file, from what it records; a general one where it records nothing."""
-        given = self.provenance
-        names = [d.source for d in DATASETS.values() if self.path.stem.endswith(f"_{d.source}")]
-        source = str(given.get("dataset", names[0] if names else "<data set>"))
-        root = [] if data_root is None else ["--data-root", str(data_root)]
-        if source == "DEMO":
-            return shlex.join(["python", "DEMO_ours.py", *root])
-        command = ["--out", str(self.path), *root]
-        for key in ("backbone", "weights", "input_size", "dtype", "batch_size"):
-            if key in given:
-                command += [f"--{key.replace('_', '-')}", str(given[key])]
-        if "backbone" in given and hasattr(self, "dtype"):
-            command += ["--store", self.dtype.name]
-        return f"python extract_feature/extract_feature_map_ResNet_101_{source}.py {shlex.join(command)}"
+        stored = self.dtype.name if hasattr(self, "dtype") else None
+        return extraction_command(self.path, self.provenance, stored, data_root)
 
     def digest(self) -> str:
         """SHA-256 that tells this file from every other: format 3 has it ready, it covers the rows' checksums."""
@@ -248,6 +229,10 @@ class FeatureFile:
 
     def _reason(self, error: Exception) -> str:
         """What an error says of this file: only what is proved is called damage."""
+        if isinstance(error, FileNotFoundError):
+            partial = self.path.with_name(self.path.name + ".partial")
+            hint = f" There is an unfinished {partial.name}: run the extraction again." if partial.exists() else ""
+            return f"no feature file at {self.path}.{hint}"
         if isinstance(error, MemoryError):
             return f"too little memory to read {self.path}; close other programs or ask the job for more"
         if isinstance(error, OSError) and error.errno:
@@ -269,32 +254,17 @@ class FeatureFile:
         Raises:
             UserError: the first difference; names both files and the command that mends it.
         """
-        mine, n = self.metadata, len(self.metadata.labels)
-        recorded = ("train_loc", "val_loc") if "split_sha256" in self.provenance else ()
-        names = [name.strip() for name in self.class_names] if self.class_names else metadata.class_names
-        compared: dict[str, tuple[Iterable[Any], Iterable[Any]]] = {
-            "image": (range(n), range(len(metadata.labels))),
-            "class": (names, metadata.class_names),
-        }
-        compared |= {"label": (mine.labels, metadata.labels)}
-        compared |= {f"row of {key}": (getattr(mine, key), getattr(metadata, key)) for key in (*SPLITS, *recorded)}
-        compared |= {"image file": (self.image_files or metadata.image_files, metadata.image_files)}
-        wrong = [text for what, (a, b) in compared.items() if (text := _first_difference(what, list(a), list(b)))]
-        for key in ("att", "original_att") if not wrong else ():
-            a, b = getattr(mine, key), getattr(metadata, key)
-            if a.shape != b.shape:
-                wrong.append(f"its {key} is {a.shape}, the split file's {b.shape}")
-            elif len(
-                off := np.argwhere(
-                    ~np.isclose(np.where(b >= 0, np.maximum(a, 0), a), b, rtol=_TOLERANCE, atol=_TOLERANCE)
-                )
-            ):
-                c, k = off[0].tolist()
-                at = f"{key} of {names[c]}, attribute {k + 1},"
-                wrong.append(f"its {at} is {a[c, k]:.6g}, the split file's {b[c, k]:.6g}")
+        attributes = ("att", "original_att") if self._has_original_att else ("att",)
+        validation = ("train_loc", "val_loc") if "split_sha256" in self.provenance else ()
+        wrong = first_difference(
+            replace(self.metadata, class_names=self.class_names or metadata.class_names),
+            metadata,
+            (*SPLITS, *validation),
+            attributes,
+        )
         if wrong:
             raise UserError(
-                f"{self.path} does not belong to {where}: {wrong[0]}. Choose the right one with --features or "
+                f"{self.path} does not belong to {where}: {wrong}. Choose the right one with --features or "
                 "--data-root, or move the feature file away and make it anew with: "
                 f"{self.extraction_command(data_root)}"
             )
@@ -387,18 +357,6 @@ def _state(descriptor: int) -> tuple[int, ...]:
     """What changes when a file is written to."""
     now = os.fstat(descriptor)
     return now.st_size, now.st_mtime_ns, now.st_ctime_ns
-
-
-def _first_difference(what: str, mine: list[Any], other: list[Any]) -> str:
-    """Where two lists differ first, counted from 1; empty if nowhere."""
-    if len(mine) != len(other):
-        return f"it has {len(mine)} ({what}: {_few(mine)}), the split file {len(other)} ({_few(other)})"
-    pairs = enumerate(zip(mine, other, strict=True), start=1)
-    return next((f"its {what} {i} is {a}, the split file's {b}" for i, (a, b) in pairs if a != b), "")
-
-
-def _few(values: list[Any]) -> str:
-    return ", ".join(map(str, values if len(values) < 5 else [*values[:3], "...", values[-1]]))
 
 
 def _names(file: h5py.File, key: str) -> list[str] | None:

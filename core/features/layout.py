@@ -81,26 +81,25 @@ def check_axes(shape: tuple[int, ...]) -> None:
     """Refuse a feature_map that cannot be (N,D,h,w) or (N,D,R); nothing is guessed.
 
     (N,D,h,w): the grid is square, or D is the longest of the three. (N,D,R): D >= R, or else R is a square number and
-    D is none (nor a square number and a class token).
+    D is none, nor one more (a class token).
 
     Raises:
         ValueError: says which transposition would mend it.
     """
-    how, axes = "", list(shape[1:])
-    if len(axes) == 3 and axes[1] != axes[2] and axes[0] <= max(axes[1:]):
+    sides = shape[1:]
+    if len(sides) == 3:
+        wrong = sides[1] != sides[2] and sides[0] <= max(sides[1:])
+    else:
+        wrong = sides[0] < sides[1] and (not _is_square(sides[1]) or _is_square(sides[0]) or _is_square(sides[0] - 1))
+    if wrong:
         # two equal sides are the grid, what is left is D; else the longest is D
-        single = [i for i in range(3) if axes.count(axes[i]) == 1]
-        first = single[0] if len(single) == 1 else int(np.argmax(axes))
-        how = f"np.transpose(maps, {(0, first + 1, *(i + 1 for i in range(3) if i != first))})"
-    elif len(axes) == 2 and axes[0] < axes[1]:
-        token = _is_square(axes[0] - 1) and axes[0] > 2
-        if not _is_square(axes[1]) or token or _is_square(axes[0]):
-            how = f"np.transpose(maps{'[:, 1:]' if token else ''}, (0, 2, 1))"
-            how += ", which leaves out the class token" if token else ", or stored as (N,D,h,w)"
-    if how:
+        alone = [i for i in range(3) if len(sides) == 3 and sides.count(sides[i]) == 1]
+        d = alone[0] if len(alone) == 1 else int(np.argmax(sides))
+        order = (0, d + 1, *(i + 1 for i in range(len(sides)) if i != d))
+        other = " (of maps[:, 1:] where region 0 is a class token), or stored as (N,D,h,w)" if len(sides) == 2 else ""
         raise ValueError(
             f"feature_map is {shape}, which cannot be (N,D,h,w): images, channels, rows and columns of the grid. "
-            f"It would be as {how}"
+            f"It would be as np.transpose(maps, {order}){other}"
         )
 
 
