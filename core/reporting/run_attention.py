@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from core.datasets.attributes import read_attribute_names
 from core.datasets.registry import CUB, CUB50, DATASETS, image_folder
@@ -88,6 +89,8 @@ def draw_attention(
     scores = calibrated(class_scores(model, features, rows), metadata.seen, metadata.unseen, gamma)
     labels, predicted = metadata.labels[rows], scores.argmax(axis=1)
     margins = margins_of(scores, labels)
+    # vsmr prepares its class attributes, others normalise them; vsmr-staged has neither them nor attribute scores e
+    z = model.z if hasattr(model, "z") else F.normalize(torch.as_tensor(metadata.att, device=features.device), dim=1)
     panels = []
     for says, i in best_median_worst(margins).items():
         path = folder / metadata.image_files[rows[i]]
@@ -101,7 +104,7 @@ def draw_attention(
             panel_of(
                 picture,
                 theta=a.theta[0].float().cpu().numpy(),
-                contributions=(shown * model.z[predicted[i]]).float().cpu().numpy(),
+                contributions=(shown * z[predicted[i]]).float().cpu().numpy(),
                 names=names,
                 true=metadata.class_names[labels[i]],
                 predicted=metadata.class_names[predicted[i]],
