@@ -224,7 +224,7 @@ def result(select="val", gamma=0.5, **standard):
 def test_a_drivers_table_says_which_gamma():
     text = table("CUB", [result()])
     assert "H of vsmr: 33.8 at γ = 0; 55.0 at the validated γ." in text
-    assert LEGEND in text and AUSUC in text and "Note: a note." in text and "code c1" in text
+    assert LEGEND in text and AUSUC in text and "note: a note." in text and "code c1" in text
     assert "SELECTED ON TEST" in text and text.index("**vsmr**") < text.index("SELECTED ON TEST")
     assert "on other features than mobilenet_v2" in text
     text = table("CUB", [result("last", 0.0, H=0.338)])

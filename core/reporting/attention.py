@@ -126,8 +126,8 @@ def attention_figure(
             right = panel.true == panel.predicted
             row[0].imshow(panel.picture)
             row[0].set_title(
-                f"{printable(panel.says, 30)}\ntrue: {printable(panel.true, 23)}\n"
-                f"predicted: {'the same' if right else printable(panel.predicted, 18)}",
+                f"{printable(panel.says, 30)}\ntrue: {printable(panel.true, 20)}\n"
+                f"predicted: {'the same' if right else printable(panel.predicted, 16)}",
                 fontsize=6.5,
                 loc="left",
                 color="black" if right else "#B00020",

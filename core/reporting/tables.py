@@ -99,7 +99,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for part in groups:
         entries = entries_of(part)
         lines = [f"## {_heading(part)}: {', '.join(e.label for e in entries)}{_telling(part, groups)}", "", AUSUC, ""]
-        lines += _metric_table([e for e in entries if not e.cut_off], "", "method, test sets, inductive")
+        lines += _metric_table(
+            [e for e in entries if not e.cut_off], "", "method, test sets, inductive", entries[0].method
+        )
         lines += _section(
             "CUT OFF: fewer epochs than the published recipe; not comparable as an equal:",
             [e for e in entries if e.cut_off],
@@ -116,7 +118,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             how = f"; chosen: {e.runs.how.iloc[0]}" if "how" in e.runs else ""
             lines += ["", f"{e.label}: epochs {epochs}; γ {gammas}{how}."]
             lines += [f"Time a seed: {e.runs.seconds.mean():.0f} s on {_values(e.runs.device)}."]
-        lines += [f"Note: {note}." for note in _notes(part)]
+        lines += [f"note: {note}." for note in _notes(part)]
         lines += ["", LEGEND, "", _digests(part)]
         texts.append("\n".join(lines))
     return "\n\n".join(texts)
@@ -134,7 +136,7 @@ def _calibration(entry: Entry) -> list[str]:
     return [f"H of {entry.label}: {'; '.join(parts)}."]
 
 
-def _metric_table(entries: Sequence[Entry], prefix: str, header: str) -> list[str]:
+def _metric_table(entries: Sequence[Entry], prefix: str, header: str, bold: str = OURS) -> list[str]:
     """One line an entry, best first, with the columns ``prefix`` + T1 ...; entries without them are left out."""
     entries = [e for e in entries if e.runs[[prefix + k for k in METRICS]].notna().any(axis=None)]
     if not entries:
@@ -149,7 +151,7 @@ def _metric_table(entries: Sequence[Entry], prefix: str, header: str) -> list[st
     names = [header, *columns, *["configurations tried"] * tried, "seeds", *["remarks"] * remarks]
     lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for e in sorted(entries, key=lambda e: -e.runs[prefix + keys[-1]].mean()):
-        cells = [f"**{_escape(e.label)}**" if e.method == OURS else _escape(e.label)]
+        cells = [f"**{_escape(e.label)}**" if e.method == bold else _escape(e.label)]
         cells += [_mean(e.runs[c]) for c in columns.values()]
         count = e.runs.configurations.max()
         cells += [("-" if np.isnan(count) else f"{count:.0f}")] * tried + [str(len(e.runs))]
@@ -280,12 +282,17 @@ def _footer(part: pd.DataFrame, entries: Sequence[Entry]) -> list[str]:
 
 
 def _digests(part: pd.DataFrame) -> str:
-    found = [f"{name} {part[column].iloc[0] or 'unknown'}" for column, name in DIGESTS.items()]
+    found = [f"{name} {_short(part, column)}" for column, name in DIGESTS.items()]
     methods = part[part.method_code != ""].groupby("method").method_code.unique()
     if len(methods):
         found += ["method code " + ", ".join(f"{m} {'/'.join(codes)}" for m, codes in methods.items())]
     found += [f"precision {_values(part.precision)}"] if part.precision.any() else []
     return f"Digests: {'; '.join(found)}. torch {_values(part.torch)}, {_values(part.device)}."
+
+
+def _short(part: pd.DataFrame, column: str) -> str:
+    value = str(part[column].iloc[0]) or "unknown"
+    return value[:16] if column.endswith("sha256") else value
 
 
 def _heading(part: pd.DataFrame) -> str:
