@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS
