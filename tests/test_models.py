@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from core.DAZLE import DAZLE, Recipe, build, region_products
+from core.features.regions import RegionFeatures
 from core.losses import classification_losses, margins, self_calibration
 from core.method import Batches, find_method, seeded
 from core.preparation import prepared_attributes
@@ -106,6 +107,28 @@ def test_region_products_are_a_matrix_product(columns):
     (expected,) = torch.autograd.grad(((x @ q.T) * mark).sum(), q)
     torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(region_products(x.transpose(0, 1).contiguous().transpose(0, 1), q), got)
+
+
+# ---- what models are given
+
+
+class TwoImages:
+    """Raw maps (n,D,R) of two images: regions (3,4) and (0,2), and (0,-5) and (8,6)."""
+
+    maps = np.array([[[3, 0], [4, 2]], [[0, 8], [-5, 6]]], dtype=np.float16)
+
+    def read(self, rows):
+        return self.maps[rows]
+
+    def expect(self, rows):
+        pass
+
+
+def test_pooled_features_are_means_of_unit_regions_by_hand():
+    """(.6,.8) and (0,1) have the mean (.3,.9); (0,-1) and (.8,.6) have (.4,-.2)."""
+    features = RegionFeatures(TwoImages(), np.array([0, 1]), (2, 2))
+    expected = torch.tensor([[0.4, -0.2], [0.3, 0.9]])
+    torch.testing.assert_close(features.pooled(np.array([1, 0])), expected, atol=1e-3, rtol=0)
 
 
 # ---- what "-prepared" gives
