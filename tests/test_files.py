@@ -66,6 +66,10 @@ def give_back(path, *rest):
 def misbehave(path, how):
     if how == "memory":
         return bytes(3 << 30).hex()[:1]
+    if how == "answer":
+        return np.zeros(3 << 26)
+    if how == "write":
+        Path("elsewhere").write_text("x")
     if how == "hang":
         time.sleep(60)
     if how == "crash":
@@ -105,6 +109,8 @@ def test_the_sandbox_hands_back_plain_data():
     [
         ("memory", "more memory than the 2048 MiB"),
         ("wrapped", "more memory than"),
+        ("answer", "more memory than"),
+        ("write", "readable thing: .*File too large"),
         ("hang", "more than 2 s"),
         ("crash", "crash .SIGSEGV"),
         ("exit", "exit code 3"),
@@ -113,7 +119,8 @@ def test_the_sandbox_hands_back_plain_data():
         ("other", "not a readable thing.*ValueError: no such thing"),
     ],
 )
-def test_what_goes_wrong_in_the_sandbox_names_the_file(how, message):
+def test_what_goes_wrong_in_the_sandbox_names_the_file(tmp_path, monkeypatch, how, message):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as info:
         sandbox.call("tests.test_files:misbehave", "a.b", how, kind="thing", timeout=2, memory=2 << 30)
     assert "a.b" in str(info.value) and "delete" not in str(info.value)
