@@ -131,7 +131,7 @@ def test_the_sandbox_runs_this_core_with_limits_and_without_torch(tmp_path, monk
     (tmp_path / "core" / "__init__.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
     got = sandbox.call("tests.test_files:environment", "a", kind="thing", memory=1 << 30, timeout=9)
     root = Path(__file__).parent.parent
     assert got == {"core": str(root / "core/files/errors.py"), "torch": False, "limits": [0, 1 << 30, 10]}
