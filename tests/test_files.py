@@ -110,7 +110,7 @@ def test_the_sandbox_hands_back_plain_data():
         ("memory", "more memory than the 2048 MiB"),
         ("wrapped", "more memory than"),
         ("answer", "more memory than"),
-        ("write", "readable thing: .*File too large"),
+        ("write", "not a readable thing .OSError.*File too large"),
         ("hang", "more than 2 s"),
         ("crash", "crash .SIGSEGV"),
         ("exit", "exit code 3"),
