@@ -469,7 +469,7 @@ def test_a_safetensors_file_that_is_no_checkpoint(tmp_path: Path, header: dict[s
         load_checkpoint(tmp_path / "c.safetensors")
 
 
-def test_every_flipped_byte_of_vectors_and_their_record(tmp_path: Path) -> None:
+def test_every_flipped_byte_of_vectors_and_their_record(tmp_path: Path, no_child: None) -> None:
     path, vectors = tmp_path / "v.pkl", np.random.default_rng(0).random((2, 300)).astype(np.float32)
     word_vectors.write_attribute_vectors(path, word_vectors.AttributeVectors(vectors, ["a", "b"], [], {}), "test", None)
     good, record = path.read_bytes(), (tmp_path / "v.json").read_bytes()
@@ -489,8 +489,8 @@ def test_every_flipped_byte_of_vectors_and_their_record(tmp_path: Path) -> None:
     [
         (np.full((2, 300), np.nan), "not finite"),
         (np.full((2, 300), 1e300), "not finite"),
-        (np.ones((3, 300)), r"\(2, 300\) is needed"),
-        (np.ones(600), r"\(2, 300\) is needed"),
+        (np.ones((3, 300)), r"\(2, V\), one row an attribute, is needed"),
+        (np.ones(600), r"\(2, V\), one row an attribute, is needed"),
         (np.zeros((2, 300)), "zeros"),
         (np.ones((2, 300), complex), "numeric"),
         ("text", "not a numeric"),

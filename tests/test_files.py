@@ -66,6 +66,10 @@ def give_back(path, *rest):
 def misbehave(path, how):
     if how == "memory":
         return bytes(3 << 30).hex()[:1]
+    if how == "answer":
+        return np.zeros(3 << 26)
+    if how == "write":
+        Path("elsewhere").write_text("x")
     if how == "hang":
         time.sleep(60)
     if how == "crash":
@@ -105,6 +109,8 @@ def test_the_sandbox_hands_back_plain_data():
     [
         ("memory", "more memory than the 2048 MiB"),
         ("wrapped", "more memory than"),
+        ("answer", "more memory than"),
+        ("write", "not a readable thing .OSError.*File too large"),
         ("hang", "more than 2 s"),
         ("crash", "crash .SIGSEGV"),
         ("exit", "exit code 3"),
@@ -113,7 +119,8 @@ def test_the_sandbox_hands_back_plain_data():
         ("other", "not a readable thing.*ValueError: no such thing"),
     ],
 )
-def test_what_goes_wrong_in_the_sandbox_names_the_file(how, message):
+def test_what_goes_wrong_in_the_sandbox_names_the_file(tmp_path, monkeypatch, how, message):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message) as info:
         sandbox.call("tests.test_files:misbehave", "a.b", how, kind="thing", timeout=2, memory=2 << 30)
     assert "a.b" in str(info.value) and "delete" not in str(info.value)
@@ -124,7 +131,7 @@ def test_the_sandbox_runs_this_core_with_limits_and_without_torch(tmp_path, monk
     (tmp_path / "core" / "__init__.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
     got = sandbox.call("tests.test_files:environment", "a", kind="thing", memory=1 << 30, timeout=9)
     root = Path(__file__).parent.parent
     assert got == {"core": str(root / "core/files/errors.py"), "torch": False, "limits": [0, 1 << 30, 10]}

@@ -180,6 +180,20 @@ def test_any_number_of_attributes_is_read_of_a_benchmark_too(tmp_path, no_child)
         read_attribute_names(AWA2, tmp_path)
 
 
+def test_the_files_validation_classes_are_cut_to_trainval_or_drawn(tmp_path, no_child):
+    rows = np.arange(90).reshape(9, 10) + 1
+    own = {"train_loc": rows[:4].reshape(-1, 1), "val_loc": rows[4:6].reshape(-1, 1)}  # two test images of each class
+    m = read_mat_files(*toy_mats(tmp_path, **own), TOY)
+    np.testing.assert_array_equal(m.train_loc, rows[:4, :8].ravel() - 1)
+    np.testing.assert_array_equal(m.val_loc, rows[4:6, :8].ravel() - 1)
+    assert any("12 of its images lie outside trainval" in n for n in m.notes)
+    assert m.with_validation(0.5).notes == m.notes
+    for change in ({"val_loc": rows[3:6].reshape(-1, 1)}, {"val_loc": rows[7:].reshape(-1, 1)}, {"val_loc": None}):
+        m = read_mat_files(*toy_mats(tmp_path, **{**own, **change}), TOY)
+        assert any("drawn with seed 0" in n for n in m.notes) and len(np.unique(m.labels[m.val_loc])) == 2
+        assert np.array_equal(np.sort(np.r_[m.train_loc, m.val_loc]), m.trainval_loc)
+
+
 def test_a_data_set_is_registered_once(monkeypatch):
     monkeypatch.setattr(registry, "DATASETS", dict(registry.DATASETS))
     new = registry.register(DataSet(name="APY", anchor="aPY"))

@@ -29,7 +29,6 @@ TIMEOUT = 60  # seconds without a byte
 BLOCK = 1 << 20
 SIZE_LIMIT = 64 << 30  # bytes unpacked; AWA2, the largest, is about 13 GB
 _ENTRY = 512  # bytes that an empty entry counts for: their number is bounded too
-_SKIPPED = (tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 RATIO_LIMIT = 200  # unpacked : packed, over the whole archive
 
 
@@ -211,20 +210,9 @@ def _unzip(archive: Path, folder: Path) -> None:
             z.extract(e, folder)  # stops at the declared size, checks the CRC
 
 
-class _Member(tarfile.TarInfo):
-    """A tar entry; tarfile reads long names and extended headers into memory whole, so they may not be large."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
-        member = super().frombuf(buf, encoding, errors)
-        if member.type not in (*tarfile.REGULAR_TYPES, *_SKIPPED) and member.size > BLOCK:
-            raise ValueError(f"a header of {member.size} bytes")
-        return member
-
-
 def _untar(archive: Path, folder: Path) -> None:
     total = 0
-    with tarfile.open(archive, tarinfo=_Member) as t:
+    with tarfile.open(archive) as t:
         for member in tqdm(t, desc=archive.name, unit="file"):
             total += member.size + _ENTRY
             _check_total(total, archive)

@@ -147,11 +147,12 @@ class Metadata:
         if len(train) and len(val) and not shared:
             outside = len(self.train_loc) + len(self.val_loc) - len(train) - len(val)
             note = f"train/val classes of the split file; {outside} of its images lie outside trainval and are dropped"
-            return replace(self, train_loc=train, val_loc=val, notes=[*self.notes, *[note][: outside > 0]])
-        why = f"the split file's share {shared} classes" if shared else "the split file has none"
-        train, val = class_disjoint_split(self.labels, self.trainval_loc, share, seed)
-        note = f"train/val classes drawn with seed {seed} ({why})"
-        return replace(self, train_loc=train, val_loc=val, notes=[*self.notes, note])
+            new = [] if any("train/val classes" in known for known in self.notes) else [note]  # a feature file's has it
+        else:
+            train, val = class_disjoint_split(self.labels, self.trainval_loc, share, seed)
+            why = f"the split file's share {shared} classes" if shared else "the split file has none"
+            new = [f"train/val classes drawn with seed {seed} ({why})"]
+        return replace(self, train_loc=train, val_loc=val, notes=[*self.notes, *new])
 
 
 def clip_negative(att: np.ndarray, dataset: DataSet) -> tuple[np.ndarray, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from core.files.errors import UserError
@@ -78,65 +78,47 @@ def names() -> list[str]:
     return list(DATASETS)
 
 
-AWA2 = register(
-    DataSet(
-        name="AWA2",
-        anchor="Animals_with_Attributes2",
-        val_share=13 / 40,
-        counts=Counts(
-            seen=40, unseen=10, attributes=85, images=37322, trainval=23527, test_seen=5882, test_unseen=7913
-        ),
-        clip_negative=True,
-        attribute_file="predicates.txt",
-    )
+AWA2 = DataSet(
+    name="AWA2",
+    anchor="Animals_with_Attributes2",
+    val_share=13 / 40,
+    counts=Counts(seen=40, unseen=10, attributes=85, images=37322, trainval=23527, test_seen=5882, test_unseen=7913),
+    clip_negative=True,
+    attribute_file="predicates.txt",
 )
-CUB = register(
-    DataSet(
-        name="CUB",
-        anchor="CUB_200_2011",
-        val_share=50 / 150,
-        counts=Counts(
-            seen=150, unseen=50, attributes=312, images=11788, trainval=7057, test_seen=1764, test_unseen=2967
-        ),
-        clip_negative=True,
-        attribute_file="attributes/attributes.txt",
-    )
+CUB = DataSet(
+    name="CUB",
+    anchor="CUB_200_2011",
+    val_share=50 / 150,
+    counts=Counts(seen=150, unseen=50, attributes=312, images=11788, trainval=7057, test_seen=1764, test_unseen=2967),
+    clip_negative=True,
+    attribute_file="attributes/attributes.txt",
 )
-CUB50 = register(
-    DataSet(
-        name="CUB50",
-        source="CUB",
-        anchor=CUB.anchor,
-        val_share=10 / 40,
-        counts=Counts(seen=40, unseen=10, attributes=312, images=2936, trainval=1938, test_seen=400, test_unseen=598),
-        clip_negative=True,
-        attribute_file=CUB.attribute_file,
-    )
+CUB50 = replace(
+    CUB,
+    name="CUB50",
+    val_share=10 / 40,
+    counts=Counts(seen=40, unseen=10, attributes=312, images=2936, trainval=1938, test_seen=400, test_unseen=598),
 )
-SUN = register(
-    DataSet(
-        name="SUN",
-        anchor="SUN",
-        folders=("SUN",),
-        val_share=65 / 645,
-        counts=Counts(
-            seen=645, unseen=72, attributes=102, images=14340, trainval=10320, test_seen=2580, test_unseen=1440
-        ),
-        clip_negative=True,
-        attribute_file="attributes.mat",
-    )
+SUN = DataSet(
+    name="SUN",
+    anchor="SUN",
+    folders=("SUN",),
+    val_share=65 / 645,
+    counts=Counts(seen=645, unseen=72, attributes=102, images=14340, trainval=10320, test_seen=2580, test_unseen=1440),
+    clip_negative=True,
+    attribute_file="attributes.mat",
 )
-DEMO = register(
-    DataSet(
-        name="DEMO",
-        anchor="DEMO_creatures",
-        folders=("DEMO/DEMO_creatures",),
-        val_share=0.25,
-        caveat="the demo shows that the pipeline runs, it is no evidence for a method: the training length of its "
-        "backbone was settled while looking at accuracy on its unseen TEST classes, and the backbone knows the "
-        "validation classes",
-    )
+DEMO = DataSet(
+    name="DEMO",
+    anchor="DEMO_creatures",
+    folders=("DEMO/DEMO_creatures",),
+    val_share=0.25,
+    caveat="the demo shows that the pipeline runs, it is no evidence for a method: the training length of its backbone "
+    "was settled while looking at accuracy on its unseen TEST classes, and the backbone knows the validation classes",
 )
+for _dataset in (AWA2, CUB, CUB50, SUN, DEMO):
+    register(_dataset)
 
 
 def image_folder(data_root: Path, dataset: DataSet) -> Path:

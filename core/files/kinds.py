@@ -53,7 +53,5 @@ def unreadable(path: Path | str, kind: str, error: Exception | str) -> UserError
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"cannot read {path}: {error.strerror}")
     detail = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    found = what_it_is(path)
-    return UserError(
-        f"{path} is not a readable {kind}: " + (f"it is {found}" if found else f"it is damaged? ({detail})")
-    )
+    what = f": it is {found}" if (found := what_it_is(path)) else f" ({detail})"
+    return UserError(f"{path} is not a readable {kind}{what}")

@@ -75,6 +75,7 @@ def _read(path: str, wanted: list[str]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if hasattr(value, "toarray"):
+        value.check_format(full_check=True)
         value = value.toarray()
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufUO":
         raise ValueError(f"{getattr(value, 'dtype', type(value).__name__)} in place of numbers, text or cells")

@@ -17,15 +17,14 @@ import signal
 import struct
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from core.files.errors import UserError
 from core.files.kinds import unreadable
 
-_ANSWER_LIMIT = 1 << 30  # bytes that the child may write, into any file
+_ANSWER_LIMIT = 1 << 30  # bytes of arrays
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # starts faster
 
 
@@ -46,22 +45,18 @@ def call(function: str, *arguments: Any, kind: str, timeout: float = 60, memory:
     """
     named = arguments[0] if isinstance(arguments[0], list) else [arguments[0]]
     where = f"{' and '.join(map(str, named))}, read as {kind}," if len(named) > 1 else f"{named[0]}, read as a {kind},"
-    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as log:
-        request = json.dumps([function, arguments, memory, timeout]).encode()
-        try:
-            code = run(request, answer, log, timeout)
-        except subprocess.TimeoutExpired:
-            raise UserError(f"{where} takes more than {timeout:g} s (a hang), which no intact one does") from None
-        for file in (answer, log):
-            file.seek(0)
-        content, last = bytearray(answer.read()), log.read()[-2000:].decode("utf-8", "replace").strip().split("\n")[-1]
+    try:
+        code, answer, log = run(json.dumps([function, arguments, memory, timeout]).encode(), timeout)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{where} takes more than {timeout:g} s (a hang), which no intact one does") from None
     if code == -signal.SIGKILL:
         raise UserError(f"{where} was too much: the reading process was killed, as happens when memory runs out")
     if code < 0:
         raise UserError(f"{where} made the reading process crash ({signal.Signals(-code).name}); is the file damaged?")
-    if code or len(content) < 8:
-        raise UserError(f"{where} made the reading process crash (exit code {code}) {last}")
-    reply = _decode(content)
+    if code or len(answer) < 8:
+        last = log.decode("utf-8", "replace").strip().split("\n")[-1]
+        raise UserError(f"{where} made the reading process crash (exit code {code}) {last[:500]}")
+    reply = _decode(answer)
     if "refused" in reply:
         raise UserError(reply["refused"])
     if "memory" in reply:
@@ -71,23 +66,23 @@ def call(function: str, *arguments: Any, kind: str, timeout: float = 60, memory:
     return reply["value"]
 
 
-def run(request: bytes, answer: IO[bytes], log: IO[bytes], timeout: float) -> int:
-    """Start the child and wait for it; its exit code, negative for a signal."""
+def run(request: bytes, timeout: float) -> tuple[int, bytes, bytes]:
+    """Start the child and wait for it: its exit code (negative for a signal), its answer, its log."""
     modules = [str(Path(__file__).resolve().parents[2]), *filter(None, sys.path)]  # this clone's core first
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-P", "-c", "from core.files.sandbox import child; child()"],
         env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(modules), "PYTHONUTF8": "1"},
         input=request,
-        stdout=answer,
-        stderr=log,
+        capture_output=True,
         timeout=timeout,
-    ).returncode
+    )
+    return done.returncode, done.stdout, done.stderr
 
 
 def child() -> None:
     """What the child process does."""
     function, arguments, memory, timeout = json.load(sys.stdin)
-    limits = {"CORE": 0, "FSIZE": _ANSWER_LIMIT, "CPU": int(timeout) + 1, "AS": memory}
+    limits = {"CORE": 0, "FSIZE": 0, "CPU": int(timeout) + 1, "AS": memory}
     for name, limit in limits.items():
         with contextlib.suppress(ValueError, OSError):  # where there is no such limit, or a lower one
             number = getattr(resource, f"RLIMIT_{name}")
@@ -115,6 +110,8 @@ def answer_to(function: str, arguments: list[Any]) -> Iterator[bytes | memoryvie
 
     try:
         header = json.dumps({"value": called(*arguments)}, default=pack).encode()
+        if len(header) + sum(map(len, arrays)) > _ANSWER_LIMIT:
+            raise MemoryError
     except Exception as error:
         arrays.clear()
         header = json.dumps(_reason(error)).encode()
@@ -134,7 +131,7 @@ def _reason(error: Exception) -> dict[str, str]:
     return {"refused": str(error)} if isinstance(error, UserError) else {"failed": f"{type(error).__name__}: {error}"}
 
 
-def _decode(content: bytearray) -> Any:
+def _decode(content: bytes) -> Any:
     start = 8 + struct.unpack_from("<Q", content)[0]
     at = start
 
