@@ -75,9 +75,12 @@ class FeatureFile:
             # 64 MiB: automatic chunks of the old layout are read many times with HDF5's default cache
             self._file = h5py.File(self.path, "r", rdcc_nbytes=64 << 20, locking="best-effort")
             self._load(self._file)
+        except UserError:
+            self.close()
+            raise
         except Exception as error:  # a damaged file raises nearly anything
             self.close()
-            raise error if isinstance(error, UserError) else UserError(self._reason(error)) from error
+            raise UserError(self._reason(error)) from error
 
     def _load(self, file: h5py.File, finished: bool = True) -> None:
         if missing := [key for key in _REQUIRED if key not in file]:
