@@ -6,8 +6,8 @@ reads the images and xlsa17's .mat files under data/ (see data/AWA2.md) and writ
 data/AWA2/feature_map_ResNet_101_AWA2.hdf5. Interrupted? The same command continues. --help lists every option.
 """
 
+from core.commands.extract import main
 from core.datasets.registry import AWA2
-from core.features.extraction import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":

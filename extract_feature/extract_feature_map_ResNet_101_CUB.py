@@ -6,8 +6,8 @@ reads the images and xlsa17's .mat files under data/ (see data/CUB.md) and write
 data/CUB/feature_map_ResNet_101_CUB.hdf5. Interrupted? The same command continues. --help lists every option.
 """
 
+from core.commands.extract import main
 from core.datasets.registry import CUB
-from core.features.extraction import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ reads the images and xlsa17's .mat files under data/ (see data/SUN.md) and write
 data/SUN/feature_map_ResNet_101_SUN.hdf5. Interrupted? The same command continues. --help lists every option.
 """
 
+from core.commands.extract import main
 from core.datasets.registry import SUN
-from core.features.extraction import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":

@@ -24,14 +24,16 @@ from torchvision import transforms
 from core.datasets.registry import CUB, DEMO
 from core.datasets.xlsa17 import read_metadata
 from core.features.backbones import build_backbone, file_form
-from core.features.extraction import extract, load_image
+from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
+from core.features.images import load_image
+from core.features.settings import ExtractionConfig
 from core.files.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 KILLS = int(os.environ.get("KILLS", "3"))  # 30 by night
-TINY = {"backbone": "squeezenet1_1", "weights": "random", "device": "cpu", "batch_size": 4, "input_size": 64}
+TINY = ExtractionConfig(backbone="squeezenet1_1", weights="random", device="cpu", batch_size=4, input_size=64)
 
 
 def make_data(root: Path, n: int = 36) -> Path:
@@ -144,25 +146,25 @@ def test_damaged_and_bomb_images_are_value_errors(tmp_path: Path, monkeypatch: p
 
 def test_bad_images_are_listed_and_a_rerun_continues(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data")
-    clean = extract(DEMO, data, tmp_path / "clean.hdf5", **TINY)
+    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
     images = data / "DEMO" / "DEMO_creatures" / "images"
     kept = {name: (images / name).read_bytes() for name in ("005.png", "020.png")}
     (images / "005.png").write_bytes(kept["005.png"][:300])
     (images / "020.png").unlink()
     out = tmp_path / "f.hdf5"
     with pytest.raises(UserError, match="2 of 36 images") as caught:
-        extract(DEMO, data, out, **TINY)
+        extract(DEMO, data_root=data, out=out, config=TINY)
     assert "005.png" in str(caught.value) and "020.png" in str(caught.value) and not out.exists()
     report = tmp_path / "f.hdf5.partial.bad_images.txt"
     assert len(report.read_text().splitlines()) == 2
     for name, content in kept.items():
         (images / name).write_bytes(content)
-    assert extract(DEMO, data, out, **TINY) == out
+    assert extract(DEMO, data_root=data, out=out, config=TINY) == out
     assert out.read_bytes() == clean.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.hdf5", "data", "f.hdf5"]
-    assert extract(DEMO, data, out, **TINY) == out  # already there
+    assert extract(DEMO, data_root=data, out=out, config=TINY) == out  # already there
     with pytest.raises(UserError, match="other settings.*input_size"):
-        extract(DEMO, data, out, **{**TINY, "input_size": 96})
+        extract(DEMO, data_root=data, out=out, config=replace(TINY, input_size=96))
 
 
 def test_no_image_at_all_is_said_at_once(tmp_path: Path) -> None:
@@ -170,7 +172,7 @@ def test_no_image_at_all_is_said_at_once(tmp_path: Path) -> None:
     for path in (data / "DEMO" / "DEMO_creatures" / "images").iterdir():
         path.unlink()
     with pytest.raises(UserError, match="none of the 36 images"):
-        extract(DEMO, data, tmp_path / "f.hdf5", **TINY)
+        extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY)
 
 
 _KILLED = """
@@ -179,13 +181,13 @@ from pathlib import Path
 import core.features.writer
 core.features.writer._FLUSH_ROWS = 8
 from tests.test_extraction import *
-extract(DEMO, Path(sys.argv[1]), Path(sys.argv[2]), **TINY)
+extract(DEMO, data_root=sys.argv[1], out=sys.argv[2], config=TINY)
 """
 
 
 def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 150)
-    clean = extract(DEMO, data, tmp_path / "clean.hdf5", **TINY)
+    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
     out, journal, new = (tmp_path / f"f.hdf5{end}" for end in ("", ".partial.rows", ".partial.new"))
     command = [sys.executable, "-c", _KILLED, str(data), str(out)]
 
@@ -208,7 +210,7 @@ def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
             assert out.read_bytes() == clean.read_bytes()
             out.unlink()
     assert killed
-    assert extract(DEMO, data, out, **TINY) == out
+    assert extract(DEMO, data_root=data, out=out, config=TINY) == out
     assert out.read_bytes() == clean.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.hdf5", "data", "f.hdf5"]
 
@@ -217,7 +219,8 @@ def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
 def test_mobilenet_on_real_photographs(tmp_path: Path) -> None:
     weights = SHARED / "weights" / "mobilenet_v2_imagenet1k.safetensors"
     data, out = SHARED / "mini_cub", tmp_path / "f.hdf5"
-    partial = extract(CUB, data, out, "mobilenet_v2", weights, device="cpu", batch_size=8, limit=8)
+    config = ExtractionConfig(backbone="mobilenet_v2", weights=str(weights), device="cpu", batch_size=8)
+    partial = extract(CUB, data_root=data, out=out, config=config, limit=8)
     assert partial.name == "f.hdf5.partial" and not out.exists()
     files = read_metadata(data, CUB).image_files[:8]
     steps = transforms.Compose(
@@ -240,7 +243,7 @@ def test_mobilenet_on_real_photographs(tmp_path: Path) -> None:
 
 
 def test_to_metadata_of_another_data_set_is_refused(tmp_path: Path) -> None:
-    out = extract(DEMO, make_data(tmp_path / "data"), tmp_path / "f.hdf5", **TINY)
+    out = extract(DEMO, data_root=make_data(tmp_path / "data"), out=tmp_path / "f.hdf5", config=TINY)
     with FeatureFile(out) as file:
         assert file.shape[0] == 36 and os.path.samefile(file.path, out)
         assert len(file.to_metadata(DEMO).class_names) == 6
