@@ -7,8 +7,8 @@ and demo, the repository's own small network.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +32,8 @@ SAW_UNSEEN = ("no", "unknown", "yes")
 # in ImageNet-1k, all of them seen). CUB: of its 200 species ImageNet-1k has two, both seen.
 _AWA2_UNSEEN = frozenset(
     ["sheep", "dolphin", "bobcat", "blue+whale", "rat", "horse", "walrus", "giraffe", "bat", "seal"]
-)  # the proposed split's
+)
 _CUB_IN_IMAGENET = ("Indigo_Bunting", "Red_breasted_Merganser")
-_log = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
@@ -55,14 +54,9 @@ class Backbone(nn.Module):
         self._outputs: dict[str, Tensor] = {}
         for layer in (self._last, *self.layers):
             if layer != FORWARD:
-                self.network.get_submodule(layer).register_forward_hook(self._keep(layer))
+                keep = functools.partial(_keep, self._outputs, layer)  # no closure: a copy of this keeps its own
+                self.network.get_submodule(layer).register_forward_hook(keep)
         self.shape: tuple[int, int, int] = (0, 0, 0)  # (D,h,w); known after the first forward pass
-
-    def _keep(self, layer: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            self._outputs[layer] = output
-
-        return keep
 
     @property
     def layer(self) -> str:
@@ -123,6 +117,10 @@ class Backbone(nn.Module):
             "pool": self.pool,
             "flip": "average of both views" if self.flip else "no",
         }
+
+
+def _keep(outputs: dict[str, Tensor], layer: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    outputs[layer] = output
 
 
 def build_backbone(
