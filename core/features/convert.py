@@ -138,6 +138,13 @@ def read_beside(path: str) -> dict[str, Any]:
                     check_stored(file, key)
                     if key != "feature_map":
                         found[key] = _plain_array(file[key])
+            axes = {"att": 2, "original_att": 2, "w2v_att": 2, "allclasses_names": None, "image_files": None}
+            for key, values in found.items():
+                wanted = axes.get(key, 1)
+                if wanted and (isinstance(values, list) or values.ndim != wanted):
+                    raise UserError(f"{path}: {key} is not what feature files hold, {wanted} axes of numbers")
+                if not wanted and not isinstance(values, list):
+                    raise UserError(f"{path}: {key} holds numbers, not names")
             if file["feature_map"].dtype.kind != "f" or 0 in file["feature_map"].shape:
                 raise UserError(f"{path}: feature_map is {file['feature_map'].shape} {file['feature_map'].dtype}")
             if len(found["labels"]) != file["feature_map"].shape[0]:
@@ -158,7 +165,7 @@ def _plain_array(dataset: h5py.Dataset) -> Any:
     """Numbers as an array, text as a list of str."""
     values = dataset[()]
     if values.dtype.kind in "fiu":
-        return values if values.ndim == 2 and min(values.shape) > 1 else values.ravel()
+        return values if dataset.name.endswith("att") else values.ravel()
     return [v.decode() if isinstance(v, bytes) else str(v) for v in values.ravel()]
 
 
