@@ -400,7 +400,7 @@ def test_another_transform_is_applied_as_torchvision_does(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_features_are_those_of_a_plain_loop_to_the_bit(tmp_path: Path, name: str) -> None:
     """Of the same arithmetic: one batch after the other, the whole network, a hook on the last stage."""
-    data = make_data(tmp_path / "data", 12)
+    data = make_data(tmp_path / "data", 24)
     config = ExtractionConfig(backbone=name, weights="random", device="cpu", batch_size=4, store="float32")
     out = extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=config)
     with torch.random.fork_rng():
@@ -411,10 +411,10 @@ def test_features_are_those_of_a_plain_loop_to_the_bit(tmp_path: Path, name: str
     stage.register_forward_hook(lambda module, inputs, output: kept.append(output))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     paths = sorted((data / "DEMO" / "DEMO_creatures" / "images").iterdir())
-    for start in range(0, 12, 4):
+    for start in range(0, 24, 4):
         pixels = torch.stack([torch.tensor(torchvisions(p, 224)) for p in paths[start : start + 4]])
         with torch.inference_mode():
             net(pixels.permute(0, 3, 1, 2).float() * (1 / (255 * std)) + -mean / std)
     with FeatureFile(out) as file:
-        got = file.read(np.arange(12))
+        got = file.read(np.arange(24))
     np.testing.assert_array_equal(got, torch.cat(kept).flatten(2).numpy())

@@ -188,6 +188,10 @@ def _fit(trunk: Trunk, size: int) -> str | None:
             else:
                 network(blank)
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        if "memory" in str(error):
+            raise UserError(
+                f"the memory is not enough for one image of {size} pixels ({_first_line(error)})"
+            ) from error
         return _first_line(error)
     return None
 
