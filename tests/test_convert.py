@@ -100,7 +100,8 @@ def test_names_come_from_the_data_sets_own_files(tmp_path: Path, maps: np.ndarra
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [({"labels": np.zeros(3, int)}, "3 labels, but feature_map"), ({"att": np.full((9, 8), "a", "S1")}, "att is not what feature files hold"),
+    [({"labels": np.zeros(3, int)}, "3 labels, but feature_map"), ({"att": np.full((9, 8), "a", "S1")},
+      "att is not what feature files hold"),
      ({"trainval_loc": np.array([0, 900])}, "trainval_loc")],
 )  # fmt: skip
 def test_what_is_no_feature_file_leaves_nothing(tmp_path: Path, maps: np.ndarray, change: dict, said: str) -> None:
