@@ -10,8 +10,8 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
+from core.datasets.metadata import Metadata
 from core.datasets.registry import DEMO
-from core.datasets.xlsa17 import Metadata
 from core.features.writer import FeatureFileMetadata, Writer
 
 _DIFFERENT = 64  # different images or rows; the others repeat them

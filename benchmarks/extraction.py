@@ -27,15 +27,16 @@ from benchmarks.common import Row, in_fresh_process, megabytes, parser, report
 from benchmarks.data import make_images
 from benchmarks.reference import plain_extraction
 from core.datasets.registry import DEMO
-from core.features.backbones import FrozenBackbone, build_backbone
-from core.features.extraction import BATCH_SIZE, DTYPES, extract
+from core.features.backbones import Backbone, build_backbone
+from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
+from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig
 
 
 def arguments() -> argparse.ArgumentParser:
     made = parser(__doc__)
     add = made.add_argument
-    add("--backbone", default="resnet101", help="torchvision CNN (default: %(default)s)")
+    add("--backbone", default="resnet101", help="torchvision classifier or timm:NAME (default: %(default)s)")
     add("--weights", default="random", help="as for the extraction (default: %(default)s, which cost the same)")
     add("--dtype", choices=DTYPES, default="float32", help="arithmetic of core's extraction (default: %(default)s)")
     add("--input-size", type=int, default=None, help="image side in pixels (default: the backbone's)")
@@ -53,17 +54,19 @@ def extract_here(args: argparse.Namespace) -> str:
         DEMO,
         data_root=args.run,
         out=args.run / "features.hdf5",
-        backbone=args.backbone,
-        weights=args.weights,
-        input_size=args.input_size,
-        dtype=args.dtype,
-        device="cpu",
-        store="float32",
+        config=ExtractionConfig(
+            backbone=args.backbone,
+            weights=args.weights,
+            input_size=args.input_size,
+            dtype=args.dtype,
+            device="cpu",
+            store="float32",
+        ),
     )
     return f"{time.perf_counter() - started} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}"
 
 
-def bare_forward(network: FrozenBackbone, size: int, dtype: torch.dtype, times: int) -> list[float]:
+def bare_forward(network: Backbone, size: int, dtype: torch.dtype, times: int) -> list[float]:
     """Seconds of each forward pass of one batch, after one that does not count."""
     images = torch.randn(BATCH_SIZE, 3, size, size).to(dtype).contiguous(memory_format=torch.channels_last)
     taken = []
@@ -78,9 +81,9 @@ def rows(args: argparse.Namespace) -> list[Row]:
     """Throughput against both references, agreement, memory at two sizes."""
     few, many = sorted(args.images)
     dtype = DTYPES[args.dtype]
-    network = build_backbone(args.backbone, args.weights)
-    size = args.input_size or network.input_size
-    typed = build_backbone(args.backbone, args.weights)
+    network = build_backbone(args.backbone, args.weights, input_size=args.input_size)
+    size = network.input_size
+    typed = build_backbone(args.backbone, args.weights, input_size=args.input_size)
     typed.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     flags = ["--backbone", args.backbone, "--weights", args.weights, "--input-size", size, "--dtype", args.dtype]
     flags += ["--trial"] if args.trial else []

@@ -37,7 +37,7 @@ from benchmarks.common import (
 from benchmarks.whole_runs import Generated, whole_runs
 from core.datasets.registry import DATASETS
 from core.features.backbones import build_backbone
-from core.features.extraction import Normaliser
+from core.features.images import Normaliser
 from core.features.regions import RegionFeatures
 from core.method import Batches, Losses, Method, find_method
 from core.training.folds import Fold

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from core.DAZLE import DAZLE
-from core.features.backbones import IMAGENET_MEAN, IMAGENET_STD
+from core.features.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ReferenceDAZLE(nn.Module):

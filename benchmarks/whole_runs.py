@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.common import SHAPES, Row, Shape, parser, report
 from benchmarks.data import random_maps
+from core.datasets.metadata import VALIDATION_SEED, Metadata, class_disjoint_split
 from core.datasets.registry import DATASETS
-from core.datasets.xlsa17 import VALIDATION_SEED, Metadata, class_disjoint_split
 from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs
 from core.experiments.run import run

@@ -51,9 +51,10 @@ from core.datasets import download, names, vectors
 from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
 from core.datasets.xlsa17 import read_mat_files
-from core.features import backbones, feature_file
+from core.features import feature_file
 from core.features import writer as feature_writer
-from core.features.extraction import load_image
+from core.features.images import load_image
+from core.features.weights import load_weights
 from core.files import sandbox
 from core.files.errors import UserError
 from core.files.pickles import load_array_pickle
@@ -282,7 +283,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "archive": Target(archives(), unpack, ".tgz"),
         "hdf5": Target([new], features, ".hdf5", truth=features(folder / "new.hdf5", b"")),
         "hdf5-old": Target([old], features, ".hdf5"),
-        "pth": Target(weights(), lambda p, _: backbones._load_into(network(), p), ".pth"),
+        "pth": Target(weights(), lambda p, _: load_weights(network(), p), ".pth"),
         **{f"words{suffix}": Target(files, sums, suffix) for suffix, files in words.items()},
         **{f"words{suffix}.gz": Target(words[suffix], packed_sums, suffix) for suffix in (".txt", ".bin")},
     }

@@ -289,7 +289,6 @@ def works(folder: Path) -> list[Work]:
 
     core.features.writer._FLUSH_ROWS = 8
     code_version()  # once for all runs: a source edited meanwhile is no power cut
-    options: dict[str, Any] = dict(TINY)
     data = make_data(folder / "data", 150)
     metadata = read_mat_files(*toy_mats(folder / "mats"), TOY)
     whole, clean = folder / "whole", folder / "clean.hdf5"
@@ -319,7 +318,7 @@ def works(folder: Path) -> list[Work]:
 
     extraction = Work(
         "extraction",
-        lambda p: extract(DEMO, data, p / "f.hdf5", **options),
+        lambda p: extract(DEMO, data_root=data, out=p / "f.hdf5", config=TINY),
         whole_file,
         same_file,
         "*.partial",

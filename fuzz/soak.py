@@ -29,6 +29,7 @@ from core.datasets.registry import DEMO
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile, verify
 from core.features.regions import RegionFeatures
+from core.features.settings import ExtractionConfig
 from core.files.errors import UserError
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -36,7 +37,7 @@ IMAGES = 240
 WARM_UP = 20  # rounds after which allocators have what they keep
 WINDOW = 10  # rounds compared: the most of those that end the warm-up with the least of the last
 GROWTH = 16 << 20  # bytes of resident memory that count as noise
-OPTIONS = {"backbone": "squeezenet1_1", "weights": "random", "device": "cpu", "batch_size": 16, "input_size": 64}
+OPTIONS = ExtractionConfig(backbone="squeezenet1_1", weights="random", device="cpu", batch_size=16, input_size=64)
 
 
 def make_data(root: Path) -> Path:
@@ -66,10 +67,10 @@ def one_round(root: Path, folder: Path, number: int) -> None:
     good = bad.read_bytes()
     bad.write_bytes(good[:99])
     try:
-        extract(DEMO, root, out, **OPTIONS)
+        extract(DEMO, data_root=root, out=out, config=OPTIONS)
     except UserError:
         bad.write_bytes(good)
-    extract(DEMO, root, out, **OPTIONS)
+    extract(DEMO, data_root=root, out=out, config=OPTIONS)
     verify(out)
     rng = np.random.default_rng(number)
     with FeatureFile(out) as file:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import scipy.io
 
+from core.datasets.metadata import Metadata
 from core.datasets.names import clean_name, read_attribute_names
 from core.datasets.registry import CUB50_SEEN, CUB50_UNSEEN, DATASETS
-from core.datasets.xlsa17 import Metadata, read_metadata
+from core.datasets.xlsa17 import read_metadata
 from core.files.errors import UserError
 from tests.helpers_xlsa17 import COUNTS, Drawn, draw
 

@@ -21,17 +21,23 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
 
+from core.commands.extract import main
 from core.datasets.registry import CUB, DEMO
 from core.datasets.xlsa17 import read_metadata
+from core.features import extraction
 from core.features.backbones import build_backbone, file_form
-from core.features.extraction import extract, load_image
+from core.features.devices import resolve_device
+from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
+from core.features.images import Normaliser, load_image
+from core.features.settings import ExtractionConfig
+from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 KILLS = int(os.environ.get("KILLS", "3"))  # 30 by night
-TINY = {"backbone": "squeezenet1_1", "weights": "random", "device": "cpu", "batch_size": 4, "input_size": 64}
+TINY = ExtractionConfig(backbone="squeezenet1_1", weights="random", device="cpu", batch_size=4, input_size=64)
 
 
 def make_data(root: Path, n: int = 36) -> Path:
@@ -144,25 +150,25 @@ def test_damaged_and_bomb_images_are_value_errors(tmp_path: Path, monkeypatch: p
 
 def test_bad_images_are_listed_and_a_rerun_continues(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data")
-    clean = extract(DEMO, data, tmp_path / "clean.hdf5", **TINY)
+    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
     images = data / "DEMO" / "DEMO_creatures" / "images"
     kept = {name: (images / name).read_bytes() for name in ("005.png", "020.png")}
     (images / "005.png").write_bytes(kept["005.png"][:300])
     (images / "020.png").unlink()
     out = tmp_path / "f.hdf5"
     with pytest.raises(UserError, match="2 of 36 images") as caught:
-        extract(DEMO, data, out, **TINY)
+        extract(DEMO, data_root=data, out=out, config=TINY)
     assert "005.png" in str(caught.value) and "020.png" in str(caught.value) and not out.exists()
     report = tmp_path / "f.hdf5.partial.bad_images.txt"
     assert len(report.read_text().splitlines()) == 2
     for name, content in kept.items():
         (images / name).write_bytes(content)
-    assert extract(DEMO, data, out, **TINY) == out
+    assert extract(DEMO, data_root=data, out=out, config=TINY) == out
     assert out.read_bytes() == clean.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.hdf5", "data", "f.hdf5"]
-    assert extract(DEMO, data, out, **TINY) == out  # already there
+    assert extract(DEMO, data_root=data, out=out, config=TINY) == out  # already there
     with pytest.raises(UserError, match="other settings.*input_size"):
-        extract(DEMO, data, out, **{**TINY, "input_size": 96})
+        extract(DEMO, data_root=data, out=out, config=replace(TINY, input_size=96))
 
 
 def test_no_image_at_all_is_said_at_once(tmp_path: Path) -> None:
@@ -170,7 +176,7 @@ def test_no_image_at_all_is_said_at_once(tmp_path: Path) -> None:
     for path in (data / "DEMO" / "DEMO_creatures" / "images").iterdir():
         path.unlink()
     with pytest.raises(UserError, match="none of the 36 images"):
-        extract(DEMO, data, tmp_path / "f.hdf5", **TINY)
+        extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY)
 
 
 _KILLED = """
@@ -179,18 +185,18 @@ from pathlib import Path
 import core.features.writer
 core.features.writer._FLUSH_ROWS = 8
 from tests.test_extraction import *
-extract(DEMO, Path(sys.argv[1]), Path(sys.argv[2]), **TINY)
+extract(DEMO, data_root=sys.argv[1], out=sys.argv[2], config=TINY)
 """
 
 
 def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 150)
-    clean = extract(DEMO, data, tmp_path / "clean.hdf5", **TINY)
-    out, partial, new = (tmp_path / f"f.hdf5{end}" for end in ("", ".partial", ".partial.new"))
+    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
+    out, journal, new = (tmp_path / f"f.hdf5{end}" for end in ("", ".partial.rows", ".partial.new"))
     command = [sys.executable, "-c", _KILLED, str(data), str(out)]
 
     def written() -> list[tuple[int, int]]:
-        return [(p.stat().st_size, p.stat().st_mtime_ns) for p in (partial, new) if p.exists()]
+        return [(p.stat().st_size, p.stat().st_mtime_ns) for p in (journal, new) if p.exists()]
 
     rng = np.random.default_rng(0)
     killed = 0
@@ -208,7 +214,7 @@ def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
             assert out.read_bytes() == clean.read_bytes()
             out.unlink()
     assert killed
-    assert extract(DEMO, data, out, **TINY) == out
+    assert extract(DEMO, data_root=data, out=out, config=TINY) == out
     assert out.read_bytes() == clean.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.hdf5", "data", "f.hdf5"]
 
@@ -217,7 +223,8 @@ def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
 def test_mobilenet_on_real_photographs(tmp_path: Path) -> None:
     weights = SHARED / "weights" / "mobilenet_v2_imagenet1k.safetensors"
     data, out = SHARED / "mini_cub", tmp_path / "f.hdf5"
-    partial = extract(CUB, data, out, "mobilenet_v2", weights, device="cpu", batch_size=8, limit=8)
+    config = ExtractionConfig(backbone="mobilenet_v2", weights=str(weights), device="cpu", batch_size=8)
+    partial = extract(CUB, data_root=data, out=out, config=config, limit=8)
     assert partial.name == "f.hdf5.partial" and not out.exists()
     files = read_metadata(data, CUB).image_files[:8]
     steps = transforms.Compose(
@@ -240,9 +247,174 @@ def test_mobilenet_on_real_photographs(tmp_path: Path) -> None:
 
 
 def test_to_metadata_of_another_data_set_is_refused(tmp_path: Path) -> None:
-    out = extract(DEMO, make_data(tmp_path / "data"), tmp_path / "f.hdf5", **TINY)
+    out = extract(DEMO, data_root=make_data(tmp_path / "data"), out=tmp_path / "f.hdf5", config=TINY)
     with FeatureFile(out) as file:
         assert file.shape[0] == 36 and os.path.samefile(file.path, out)
         assert len(file.to_metadata(DEMO).class_names) == 6
         with pytest.raises(UserError, match="features of DEMO"):
             file.to_metadata(replace(DEMO, name="OTHER", source="OTHER"))
+
+
+def test_a_range_of_rows_at_a_time_gives_the_same_file(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
+    job = extraction._prepare(DEMO, data, TINY, None)
+    content = FeatureFileMetadata(job.metadata, job.provenance)
+    with Writer(tmp_path / "f.hdf5", content, job.network.shape) as writer:
+        for rows in (range(20, 36), range(0, 8), range(8, 20)):
+            assert not extraction._run(writer, job, rows)
+        with pytest.raises(ValueError, match="begin at a batch"):
+            extraction._run(writer, job, range(2, 8))
+        writer.finish()
+    assert (tmp_path / "f.hdf5").read_bytes() == clean.read_bytes()
+
+
+def test_a_limit_is_what_the_progress_counts_and_changes_no_byte(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = make_data(tmp_path / "data"), tmp_path / "f.hdf5"
+    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
+    capsys.readouterr()
+    assert extract(DEMO, data_root=data, out=out, config=TINY, limit=6).name == "f.hdf5.partial"  # a batch and a half
+    assert "6/6" in (said := capsys.readouterr().err) and "36" not in said
+    assert extract(DEMO, data_root=data, out=out, config=TINY) == out
+    assert out.read_bytes() == clean.read_bytes()
+
+
+def test_a_dry_run_says_rows_bytes_and_time_and_writes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_data(tmp_path / "data")
+    before = sorted(tmp_path.rglob("*"))
+    flags = ["--data-root", str(data), "--backbone", "squeezenet1_1", "--weights", "random", "--device", "CPU"]
+    caplog.set_level("INFO")
+    assert main(DEMO, [*flags, "--input-size", "64", "--batch-size", "4", "--dry-run"]) == 0
+    assert "36 rows, 332 kB" in caplog.text and "images/s" in caplog.text
+    assert "layer features: 512 x 3x3 an image at 64 pixels" in caplog.text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_by_default_the_data_root_holds_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = make_data(tmp_path / "mine")
+    made = extract(DEMO, data_root=data, config=replace(TINY, input_size=96, pool=5, flip=True))
+    assert made == data / "DEMO" / "feature_map_squeezenet1_1_96px_pool5_flip_DEMO.hdf5"
+    with FeatureFile(made) as file:
+        assert file.shape == (36, 512, 1)
+        said = {k: file.provenance[k] for k in ("pool", "flip", "input_size", "layer", "pretraining_saw_unseen")}
+    assert said == {
+        "pool": 5, "flip": "average of both views", "input_size": 96, "layer": "features",
+        "pretraining_saw_unseen": "no",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("batch_size", 0), ("batch_size", -5), ("workers", 0), ("input_size", 8), ("pool", 0), ("dtype", "int8"),
+     ("store", "float64"), ("pretraining_saw_unseen", "no")],
+)  # fmt: skip
+def test_values_out_of_range_are_refused_by_their_flag(flag: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"^--{flag.replace('_', '-')} "):
+        ExtractionConfig(**{flag: value})
+
+
+def test_flags_are_not_abbreviated(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main(DEMO, ["--batch", "4"])
+    with pytest.raises(UserError, match="--limit -1"):
+        main(DEMO, ["--limit", "-1"])
+
+
+def test_devices_by_any_name() -> None:
+    assert resolve_device("CPU") == resolve_device(" cpu ") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    for name in ("foo", "cuda:x", "gpu:1", ""):
+        with pytest.raises(UserError, match="choose auto, cpu"):
+            resolve_device(name)
+    if not torch.cuda.is_available():
+        for name in ("cuda", "CUDA:1", "gpu", "mps"):
+            with pytest.raises(UserError, match="sees no .*use --device cpu"):
+                resolve_device(name)
+
+
+def test_too_large_a_batch_is_told_from_other_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = make_data(tmp_path / "data"), tmp_path / "f.hdf5"
+    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
+    real = Normaliser.__call__
+
+    def full(self: Normaliser, pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 4:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return real(self, pixels)
+
+    monkeypatch.setattr(Normaliser, "__call__", full)
+    with pytest.raises(UserError, match=r"--batch-size 8\): run again with --batch-size 4 or --dtype bfloat16"):
+        extract(DEMO, data_root=data, out=out, config=replace(TINY, batch_size=8))
+    assert (
+        extract(DEMO, data_root=data, out=out, config=TINY) == out
+    )  # the batch size is recorded: nothing is in the way
+    assert out.read_bytes() == clean.read_bytes()
+    out.unlink()
+    monkeypatch.setattr(Normaliser, "__call__", lambda self, pixels: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        extract(DEMO, data_root=data, out=out, config=TINY)
+
+
+def test_upper_case_suffixes_are_found(tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data")
+    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
+    for path in (data / "DEMO" / "DEMO_creatures" / "images").iterdir():
+        path.rename(path.with_suffix(".PNG"))
+    out = extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY)
+    assert out.read_bytes() == clean.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html><html>gone</html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (b"\0\0\0\x20ftypavif", "an AVIF image"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
+        (b"", "an empty file"),
+        (b"\xff\xd8\xff", "no image, or a damaged one"),
+    ],
+)
+def test_what_is_no_image_is_called_what_it_is(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(ValueError, match=f"^it is {said}.*what is read: JPEG") as caught:
+        load_image(tmp_path / "a.jpg", 32)
+    assert "0x" not in str(caught.value)
+
+
+def test_another_transform_is_applied_as_torchvision_does(tmp_path: Path) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
+    noise.save(tmp_path / "a.png")
+    bicubic = transforms.InterpolationMode.BICUBIC
+    steps = transforms.Compose([transforms.Resize(40, bicubic), transforms.CenterCrop(32)])
+    np.testing.assert_array_equal(load_image(tmp_path / "a.png", 32, 40, "bicubic"), np.asarray(steps(noise)))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_features_are_those_of_a_plain_loop_to_the_bit(tmp_path: Path, name: str) -> None:
+    """Of the same arithmetic: one batch after the other, the whole network, a hook on the last stage."""
+    data = make_data(tmp_path / "data", 24)
+    config = ExtractionConfig(backbone=name, weights="random", device="cpu", batch_size=4, store="float32")
+    out = extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = torchvision.models.get_model(name).eval().to(memory_format=torch.channels_last)
+    kept: list[torch.Tensor] = []
+    stage = net.layer4 if name == "resnet18" else net.features
+    stage.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    paths = sorted((data / "DEMO" / "DEMO_creatures" / "images").iterdir())
+    for start in range(0, 24, 4):
+        pixels = torch.stack([torch.tensor(torchvisions(p, 224)) for p in paths[start : start + 4]])
+        with torch.inference_mode():
+            net(pixels.permute(0, 3, 1, 2).float() * (1 / (255 * std)) + -mean / std)
+    with FeatureFile(out) as file:
+        got = file.read(np.arange(24))
+    np.testing.assert_array_equal(got, torch.cat(kept).flatten(2).numpy())

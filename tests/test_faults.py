@@ -23,8 +23,9 @@ from PIL import Image
 from core.datasets import vectors as word_vectors
 from core.datasets.registry import DEMO
 from core.features.backbones import build_backbone
-from core.features.extraction import Normaliser, extract, load_image
+from core.features.extraction import extract
 from core.features.feature_file import FeatureFile, verify
+from core.features.images import Normaliser, load_image
 from core.features.regions import RegionFeatures
 from core.features.writer import Writer
 from core.files import atomic as files
@@ -103,7 +104,7 @@ def test_one_report_names_every_bad_image_and_good_rows_belong_to_their_image(tm
     data, images = with_images(tmp_path / "data")
     out = tmp_path / "f.hdf5"
     with pytest.raises(UserError) as caught:
-        extract(DEMO, data, out, **TINY)
+        extract(DEMO, data_root=data, out=out, config=TINY)
     bad = [*BAD, "missing.jpg", "loop.jpg", "folder.jpg"]
     assert f"{len(bad)} of {len(images)} images" in str(caught.value) and not out.exists()
     report = (tmp_path / "f.hdf5.partial.bad_images.txt").read_text(encoding="utf-8").splitlines()
@@ -111,7 +112,7 @@ def test_one_report_names_every_bad_image_and_good_rows_belong_to_their_image(tm
     assert "Too many levels of symbolic links" in report[-2] and "not a file" in report[-1]
 
     folder = data / "DEMO" / "DEMO_creatures"
-    network, normalise = build_backbone(TINY["backbone"], "random"), Normaliser(torch.device("cpu"), torch.float32)
+    network, normalise = build_backbone(TINY.backbone, "random"), Normaliser(torch.device("cpu"), torch.float32)
     with h5py.File(tmp_path / "f.hdf5.partial") as file:
         for row, name in enumerate(images):
             if Path(name).name in bad:
@@ -124,7 +125,7 @@ def test_one_report_names_every_bad_image_and_good_rows_belong_to_their_image(tm
         path = folder / "images" / name
         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
         path.write_bytes(GOOD["palette.png"])
-    assert extract(DEMO, data, out, **TINY) == out
+    assert extract(DEMO, data_root=data, out=out, config=TINY) == out
     with FeatureFile(out) as file:
         assert file.image_files == images and not list(tmp_path.glob("*.partial*"))
 
@@ -162,7 +163,7 @@ def test_an_image_named_twice_is_refused(tmp_path: Path, same: str) -> None:
     names[0, 0] = f"/x/DEMO_creatures/{same}"
     scipy.io.savemat(mat, {"labels": content["labels"], "image_files": names})
     with pytest.raises(UserError, match=r"res101\.mat: 1 image files are named more than once"):
-        extract(DEMO, data, tmp_path / "f.hdf5", **TINY)
+        extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY)
 
 
 def fails_with(number: int, after: int = 0):
@@ -297,7 +298,7 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num
 
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(UserError, match=rf"cannot write .*f\.hdf5: {os.strerror(number)}"):
-        extract(DEMO, data, tmp_path / "f.hdf5", **TINY)
+        extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY)
     monkeypatch.setattr(Path, "mkdir", lambda path, **_: fails_with(number)())
     with pytest.raises(UserError, match="Choose another place"):
         write_bytes(tmp_path / "new" / "b", b"1")

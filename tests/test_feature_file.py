@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 import torch
 
+from core.datasets.metadata import Metadata
 from core.datasets.registry import DEMO, Counts
-from core.datasets.xlsa17 import Metadata
 from core.features import feature_file
 from core.features.feature_file import FeatureFile, verify
 from core.features.layout import check_axes

@@ -30,8 +30,8 @@ from core.datasets.vectors import load_words
 from core.datasets.xlsa17 import read_mat_files
 from core.features import feature_file
 from core.features.backbones import build_backbone
-from core.features.extraction import load_image
 from core.features.feature_file import FeatureFile
+from core.features.images import load_image
 from core.files.atomic import read_json
 from core.files.errors import UserError
 from core.files.matfile import read_mats
@@ -435,7 +435,7 @@ def test_unpacking_clears_what_a_killed_process_left_and_refuses_a_second(tmp_pa
 def test_a_postscript_program_named_jpg_is_not_started(tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "a.eps")
     os.rename(tmp_path / "a.eps", tmp_path / "a.jpg")
-    with pytest.raises(ValueError, match="UnidentifiedImageError"):
+    with pytest.raises(ValueError, match="it is a PostScript file"):
         load_image(tmp_path / "a.jpg", 32)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import core.method as contract
 from core.commands import flags
+from core.commands.parser import Parser
 from core.files.errors import UserError
 from core.method import hp, method, methods, parse_value, with_settings
 
@@ -120,7 +121,7 @@ def test_every_field_of_every_method_has_help_and_its_defaults_are_in_range():
 
 
 def test_flags_of_another_method_are_refused_by_name():
-    parser = flags.Parser("x")
+    parser = Parser("x")
     flags.add_recipes(parser)
     args = parser.parse_args(["--beta", "3", "--lr", "0.5"])
     recipe, epochs = flags.recipe_from(args, methods()["vsmr"], "CUB")
@@ -130,7 +131,7 @@ def test_flags_of_another_method_are_refused_by_name():
 
 
 def test_abbreviations_are_not_taken():
-    parser = flags.Parser("x")
+    parser = Parser("x")
     flags.add_seeds(parser, 1)
     flags.add_recipes(parser)
     assert flags.seeds_of(parser.parse_args(["--seed", "3"])) == (3,)

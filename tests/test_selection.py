@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import core.method as contract
-from core.datasets.xlsa17 import Metadata
+from core.datasets.metadata import Metadata
 from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs, split_digest
 from core.experiments.run import run, validate

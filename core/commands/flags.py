@@ -1,64 +1,17 @@
-"""Flags that several commands share, and a parser that says what is wrong in one sentence."""
+"""Flags that several commands share."""
 
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from core.commands.parser import whole
 from core.files.errors import UserError
 from core.method import Registered, epochs_of, flag_of, methods, parse_value, range_of, with_settings
 
 PRECISIONS = ("float32", "bfloat16")
-
-
-class Parser(argparse.ArgumentParser):
-    """No abbreviated flags; an error is one sentence, raised like every other mistake of a user."""
-
-    def __init__(self, description: str | None, epilog: str | None = None) -> None:
-        raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help lists every flag")
-
-
-def whole(at_least: int) -> Callable[[str], int]:
-    """Type of a flag: a whole number, not below ``at_least``."""
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = at_least - 1
-        if value < at_least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {at_least}")
-        return value
-
-    return parse
-
-
-def number(above: float) -> Callable[[str], float]:
-    """Type of a flag: a finite number above ``above``."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value > above):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number above {above:g}")
-        return value
-
-    return parse
 
 
 def add_data(p: argparse.ArgumentParser, source: str) -> None:

@@ -8,14 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.commands import flags
+from core.commands.parser import Parser, whole
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
 from core.method import methods
 
 
-def parser(description: str | None) -> flags.Parser:
+def parser(description: str | None) -> Parser:
     """All flags."""
-    p = flags.Parser(description)
+    p = Parser(description)
     p.add_argument("--datasets", nargs="+", choices=[*DATASETS], default=["AWA2", "CUB", "SUN"], help="(AWA2 CUB SUN)")
     p.add_argument("--methods", nargs="+", choices=[*methods()], default=[*methods()], help="(all)")
     p.add_argument("--demo", action="store_true", help="the synthetic data set instead, made where missing")
@@ -23,8 +24,8 @@ def parser(description: str | None) -> flags.Parser:
     flags.add_data(p, "DS")
     flags.add_device(p)
     p.add_argument("--out", type=Path, default=Path("results"), help="(results)")
-    p.add_argument("--jobs", type=flags.whole(1), default=1, help="processes; each holds its data set's features (1)")
-    p.add_argument("--epochs", type=flags.whole(0), help="most epochs of every method (each recipe's own)")
+    p.add_argument("--jobs", type=whole(1), default=1, help="processes; each holds its data set's features (1)")
+    p.add_argument("--epochs", type=whole(0), help="most epochs of every method (each recipe's own)")
     p.add_argument("--ablation", action=BooleanOptionalAction, default=True, help="the ablation of vsmr (yes)")
     p.add_argument(
         "--diagnostics", action=BooleanOptionalAction, default=True, help="the rows labelled 'selected on test' (yes)"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.commands import flags
+from core.commands.parser import Parser
 from core.datasets import paths
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
@@ -17,9 +18,9 @@ from core.method import find_method, methods
 log = logging.getLogger(__name__)
 
 
-def parser(dataset: str, description: str | None) -> flags.Parser:
+def parser(dataset: str, description: str | None) -> Parser:
     """All flags of a driver; defaults of hyper-parameters are the recipe's."""
-    p = flags.Parser(description, flags.recipe_help(dataset))
+    p = Parser(description, flags.recipe_help(dataset))
     source = DATASETS[dataset].source
     p.add_argument("--method", choices=[*methods()], default="vsmr", help="(vsmr)")
     flags.add_seeds(p, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from core.commands.flags import Parser
+from core.commands.parser import Parser
 from core.datasets.vectors import load_attribute_vectors
 from core.experiments.results import read_result, verify_run
 from core.features.feature_file import verify

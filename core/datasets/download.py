@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import http.client
 import logging
@@ -264,14 +263,3 @@ def _flatten(into: Path, source: Archive) -> None:
         found = sorted(into.glob(f"*/{content}"))
         if not (into / content).exists() and len(found) == 1:
             os.rename(found[0], into / content)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line of data/get_data.py."""
-    p = argparse.ArgumentParser(description="Download and unpack a data set.")
-    p.add_argument("name", choices=sorted(SOURCES))
-    p.add_argument("--data-root", type=Path, default=Path("data"), help="default: data")
-    p.add_argument("--archive", type=Path, nargs="+", default=[], help="archives that are already downloaded")
-    a = p.parse_args(arguments)
-    get(a.name, a.data_root, a.archive)
-    return 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from core.files.errors import UserError
 
@@ -119,10 +118,3 @@ DEMO = DataSet(
 )
 for _dataset in (AWA2, CUB, CUB50, SUN, DEMO):
     register(_dataset)
-
-
-def image_folder(data_root: Path, dataset: DataSet) -> Path:
-    """:func:`core.datasets.paths.image_folder`, by its former name."""
-    from core.datasets import paths
-
-    return paths.image_folder(data_root, dataset)

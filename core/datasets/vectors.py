@@ -5,7 +5,6 @@ The published files (DAZLE's) are sums of word2vec-google-news-300 vectors, V = 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gzip
 import hashlib
@@ -20,9 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from core.datasets.names import FALLBACK, clean_name, read_attribute_names, read_names_file, words_of
-from core.datasets.paths import DEFAULT_ROOT, vectors_file
-from core.datasets.registry import DataSet
+from core.datasets.names import FALLBACK, clean_name, read_names_file, words_of
 from core.files import sandbox
 from core.files.atomic import read_json, sha256_file, write_bytes
 from core.files.errors import UserError
@@ -342,33 +339,17 @@ def write_demo_vectors(attribute_file: Path | str, out: Path | str) -> None:
     write_attribute_vectors(out, made, "hashed words (no meaning; demo only)", None)
 
 
-def main(dataset: DataSet, arguments: Sequence[str] | None = None) -> int:
-    """Command line of extract_feature/extract_attribute_w2v_<DS>.py."""
-    name = dataset.source
-    p = argparse.ArgumentParser(
-        description=f"Write {vectors_file(DEFAULT_ROOT, dataset)}: word vectors of {name}'s attributes.",
-        allow_abbrev=False,
-    )
-    sources = f"{' or '.join(MODELS)} (through gensim), a file of word vectors ({FORMATS}), or ready "
-    sources += "vectors (K,V) of the attributes, .pkl or .npy (default: %(default)s)"
-    p.add_argument("--source", default=MODELS[0], metavar="NAME_OR_PATH", help=sources)
-    p.add_argument("--attributes", type=Path, help="file (or its folder) with the attribute names")
-    p.add_argument(
-        "--data-root", type=Path, default=DEFAULT_ROOT, help="where the data sets are (default: %(default)s)"
-    )
-    p.add_argument("--out", type=Path, help=f"default: w2v/{name}_attribute.pkl, in the data root if one is given")
-    a = p.parse_args(arguments)
-    names, local = read_attribute_names(dataset, a.data_root, a.attributes), Path(a.source)
-    if local.suffix in _READY and local.is_file():
-        made = AttributeVectors(_finite(local, _ready(local), len(names)), names, [], {})
-        for k in np.flatnonzero(~made.vectors.any(1)):
-            log.warning("%s: its vector in %s is all zeros; kept as published", names[k], local.name)
-            made.unknown[names[k]] = clean_name(names[k])
-    else:
-        made = sum_vectors(names, load_words(a.source, words_of(names)))
-    # only the file's name goes into the record: a path means nothing on another machine
-    digest = sha256_file(local) if local.is_file() else None
-    out = a.out or vectors_file(a.data_root, dataset)
-    write_attribute_vectors(out, made, local.name if local.is_file() else a.source, digest)
-    log.info("wrote %s %s", out, made.vectors.shape)
-    return 0
+def attribute_vectors(source: str, names: Sequence[str]) -> AttributeVectors:
+    """Vectors of attributes from a source of word vectors, or ready ones (K,V) from a .pkl or .npy file.
+
+    Raises:
+        UserError: no such source, or one that cannot be read or lacks what is needed.
+    """
+    local = Path(source)
+    if local.suffix not in _READY or not local.is_file():
+        return sum_vectors(names, load_words(source, words_of(names)))
+    made = AttributeVectors(_finite(local, _ready(local), len(names)), list(names), [], {})
+    for k in np.flatnonzero(~made.vectors.any(1)).tolist():
+        log.warning("%s: its vector in %s is all zeros; kept as published", names[k], local.name)
+        made.unknown[names[k]] = clean_name(names[k])
+    return made

@@ -9,29 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from core.datasets.metadata import SPLITS, VALIDATION_SEED, Metadata, class_disjoint_split, clip_negative, cub50
+from core.datasets.metadata import SPLITS, Metadata, clip_negative, cub50
 from core.datasets.paths import xlsa17_folder
 from core.datasets.registry import CUB50, DataSet
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
 from core.files.matfile import read_mats
-
-__all__ = [
-    "VALIDATION_SEED",
-    "Metadata",
-    "class_disjoint_split",
-    "compare_counts",
-    "cub50",
-    "read_mat_files",
-    "read_metadata",
-]
-
-find_xlsa17 = xlsa17_folder
-
-
-def check_splits(metadata: Metadata, where: str) -> None:
-    """:meth:`Metadata.check`, by its former name."""
-    metadata.check(where)
 
 
 def read_metadata(data_root: Path | str, dataset: DataSet) -> Metadata:

@@ -19,8 +19,10 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from core.datasets.registry import DEMO, image_folder
-from core.datasets.xlsa17 import Metadata, check_splits, read_metadata
+from core.datasets.metadata import Metadata
+from core.datasets.paths import image_folder
+from core.datasets.registry import DEMO
+from core.datasets.xlsa17 import read_metadata
 from core.demo.drawing import SIZE
 from core.files.atomic import atomic_path
 from core.files.errors import UserError
@@ -175,7 +177,7 @@ def train_demo_backbone(
 
 def _training_images(metadata: Metadata) -> np.ndarray:
     """The rows of trainval, after making sure that no test image and no unseen class is among them."""
-    check_splits(metadata, DEMO.name)
+    metadata.check(DEMO.name)
     loc = metadata.trainval_loc
     test = np.concatenate([metadata.test_seen_loc, metadata.test_unseen_loc])
     assert not np.intersect1d(loc, test).size, "a test image among the backbone's training images"

@@ -26,8 +26,8 @@ import numpy as np
 import scipy.io
 from tqdm import tqdm
 
+from core.datasets.metadata import class_disjoint_split
 from core.datasets.registry import DEMO
-from core.datasets.xlsa17 import class_disjoint_split
 from core.demo.drawing import PARTS, Signature, draw_creature
 from core.files.atomic import fsync_folder, sha256_file
 from core.files.errors import UserError

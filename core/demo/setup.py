@@ -12,6 +12,7 @@ from core.demo.backbone import train_demo_backbone
 from core.demo.dataset import render_demo
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
+from core.features.settings import ExtractionConfig
 from core.files.atomic import sha256_file
 
 log = logging.getLogger(__name__)
@@ -33,5 +34,6 @@ def prepare_demo(data_root: Path) -> Path:
         features.unlink()
     if not features.exists():
         log.info("demo: region features")
-        extract(DEMO, data_root, features, backbone="demo", weights=str(weights), input_size=112, dtype="float32")
+        config = ExtractionConfig(backbone="demo", weights=str(weights))
+        extract(DEMO, data_root=data_root, out=features, config=config)
     return features

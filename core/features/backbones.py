@@ -1,250 +1,234 @@
-"""Frozen convolutional backbones: image in, last spatial map out."""
+"""Frozen backbones: image in, map of regions out.
+
+A backbone is a network, its own transform, the grid its regions lie on, a name, the digest of its weights, and what its
+pretraining saw. Known are torchvision's classifiers (resnet101, vit_b_16, swin_t, ...), every model of timm (timm:NAME)
+and demo, the repository's own small network.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib
-import mmap
-import pickletools
 import re
-import warnings
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from core.datasets.registry import DataSet
+from core.features.images import Transform
+from core.features.trunks import DEFAULT_WEIGHTS, DEMO, FORWARD, TIMM, Trunk, build_trunk, spatial_outputs
+from core.features.weights import is_weights_file, state_sha256
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
 
-DEFAULT_WEIGHTS = "IMAGENET1K_V1"  # what DAZLE and its relatives used; torchvision's DEFAULT is V2, other features
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
-DEMO = "demo"
-RANDOM_SEED = 0
-_LARGEST = 8 << 30  # bytes of a weights file
-_OLD_PICKLES = 5  # in a file of PyTorch's old format, before the numbers
-# What a state dict is made of; PyTorch's own list has calls more, which set aside any amount of memory (bytearray).
-_PARTS = re.compile(
-    r"collections (OrderedDict|Counter)|torch (Size|device|\w+Storage|[a-z]\w*)|torch\._utils _rebuild_\w+"
-    r"|torch\.storage \w+|torch\.nn\.parameter Parameter|torch\.serialization _get_layout"
+__all__ = ["DEFAULT_WEIGHTS", "DEMO", "SAW_UNSEEN", "Backbone", "build_backbone", "file_form"]
+
+SAW_UNSEEN = ("no", "unknown", "yes")
+# Classes of the proposed splits that no class of ImageNet-1k shows. AWA2: its ten unseen ones (23 of its 50 classes are
+# in ImageNet-1k, all of them seen). CUB: of its 200 species ImageNet-1k has two, both seen.
+_AWA2_UNSEEN = frozenset(
+    ["sheep", "dolphin", "bobcat", "blue+whale", "rat", "horse", "walrus", "giraffe", "bat", "seal"]
 )
+_CUB_IN_IMAGENET = ("Indigo_Bunting", "Red_breasted_Merganser")
 
 
-class FrozenBackbone(nn.Module):
-    """A network in eval mode without gradients that returns the output of one of its modules."""
+class Backbone(nn.Module):
+    """A network in eval mode without gradients that returns a map of regions, (B,3,H,W) to (B,D,h,w)."""
 
-    def __init__(self, name: str, network: nn.Module, weights: str, sha256: str, input_size: int) -> None:
-        """Args: weights is their name for the record; input_size the image side it was made for, in pixels."""
+    def __init__(
+        self, name: str, trunk: Trunk, sha256: str, size: int, layers: Sequence[str] = (), pool: int = 1,
+        flip: bool = False,
+    ) -> None:  # fmt: skip
+        """Args are those of :func:`build_backbone`; trunk is the network at ``size`` pixels, sha256 of its weights."""
         super().__init__()
-        self.name, self.weights, self.sha256, self.input_size = name, weights, sha256, input_size
-        self.network = network.eval().requires_grad_(False)
-        self.layer, self.shape = _last_map(self.network, input_size)  # shape (D,h,w) at input_size
-        self._map: Tensor | None = None
-        self.network.get_submodule(self.layer).register_forward_hook(self._keep)
+        self.name, self.weights, self.sha256, self.pretraining = name, trunk.weights, sha256, trunk.pretraining
+        self.network = trunk.network.eval().requires_grad_(False)
+        self.transform: Transform = trunk.transform.at(size)
+        self.input_size, self.layers, self.pool, self.flip = size, tuple(layers), pool, flip
+        self._trunk = trunk
+        self._last = trunk.layer
+        self._outputs: dict[str, Tensor] = {}
+        for layer in (self._last, *self.layers):
+            if layer != FORWARD:
+                keep = functools.partial(_keep, self._outputs, layer)  # no closure: a copy of this keeps its own
+                self.network.get_submodule(layer).register_forward_hook(keep)
+        self.shape: tuple[int, int, int] = (0, 0, 0)  # (D,h,w); known after the first forward pass
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._map = output
+    @property
+    def layer(self) -> str:
+        """The layers' names, the last first, for the record."""
+        return "+".join((self._last, *self.layers))
 
-    def train(self, mode: bool = True) -> FrozenBackbone:
+    def train(self, mode: bool = True) -> Backbone:
         """Stays in eval mode: it is frozen."""
         return super().train(False)
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) normalised images to (B,D,h,w)."""
-        self.network(images)
-        result, self._map = self._map, None
-        assert result is not None
-        return result
+        maps = self._map(images)
+        if self.flip:
+            maps = (maps + self._map(images.flip(3)).flip(3)) / 2
+        return F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
+
+    def _map(self, images: Tensor) -> Tensor:
+        """The last layer's map, and the earlier ones' averaged to its grid behind it."""
+        whole: Any = self.network
+        if self._last == FORWARD:
+            self._outputs[FORWARD] = whole.forward_features(images)
+        else:
+            whole(images)
+        maps = [self._trunk.to_map(self._outputs.pop(layer)) for layer in (self._last, *self.layers)]
+        grid = (maps[0].shape[2], maps[0].shape[3])  # (h,w)
+        for layer, other in zip(self.layers, maps[1:], strict=True):
+            if other.shape[2] < grid[0]:
+                raise ValueError(f"the map of {layer} is smaller than the last one's {grid[0]}x{grid[1]}")
+        pooled = [m if (m.shape[2], m.shape[3]) == grid else F.adaptive_avg_pool2d(m, grid) for m in maps]
+        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
+
+    def saw_unseen(self, dataset: DataSet, unseen_classes: Sequence[str], declared: str | None = None) -> str:
+        """Whether pretraining saw images of the unseen classes: no, unknown or yes.
+
+        Args:
+            declared: what a user says of own weights or timm's; torchvision's, the demo's and random ones are known.
+        """
+        names = [re.sub(r"^\d+\.", "", name) for name in unseen_classes]
+        if self.pretraining in ("nothing", "demo"):  # the demo's learns from seen classes only
+            return "no" if self.pretraining == "nothing" or dataset.source == "DEMO" else "unknown"
+        if self.pretraining != "imagenet1k":
+            return declared or "unknown"
+        if dataset.source == "CUB":
+            return "yes" if any(name in _CUB_IN_IMAGENET for name in names) else "no"
+        return "no" if dataset.source == "AWA2" and set(names) <= _AWA2_UNSEEN else "unknown"
+
+    def record(self) -> dict[str, str | int]:
+        """What a feature file says about it; the same record, the same features."""
+        return {
+            "backbone": self.name,
+            "layer": self.layer,
+            "weights": self.weights,
+            "weights_sha256": self.sha256,
+            "transform": str(self.transform),
+            "input_size": self.input_size,
+            "pool": self.pool,
+            "flip": "average of both views" if self.flip else "no",
+        }
 
 
-def build_backbone(name: str, weights: str | Path = DEFAULT_WEIGHTS) -> FrozenBackbone:
-    """A torchvision classification CNN, or "demo", the repository's own small network.
+def _keep(outputs: dict[str, Tensor], layer: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    outputs[layer] = output
+
+
+def build_backbone(
+    name: str, weights: str | Path | None = None, *, input_size: int | None = None, layers: Sequence[str] = (),
+    pool: int = 1, flip: bool = False,
+) -> Backbone:  # fmt: skip
+    """A frozen backbone, tried on one blank image.
+
+    IMAGENET1K_V1 weights and weights files get Resize(size) and CenterCrop(size), the protocol of DAZLE and its
+    relatives (the preset of IMAGENET1K_V1 would resize to 256 and crop 224); all others their own transform.
 
     Args:
-        weights: a torchvision weights name, a .safetensors or .pth file, or "random" (seeded; for tests).
+        name: a torchvision classifier, "timm:NAME" for a model of timm, or "demo".
+        weights: a torchvision weights name, a weights file, "pretrained" (timm), or "random" (seeded; for tests). None:
+            IMAGENET1K_V1, of timm what the model's name says.
+        input_size: image side in pixels; None: what the network was made for.
+        layers: modules whose maps, averaged to the grid of the last map, are put behind it, (B,D+D',h,w).
+        pool: average pool x pool regions into one.
+        flip: average the maps of the image and of its mirror image, the latter's mirrored back.
 
     Raises:
-        UserError: unknown names, unreadable files, keys or shapes that do not fit.
+        UserError: unknown names, unreadable files, keys or shapes that do not fit, a size the network cannot take.
     """
-    choice = str(weights)
-    if name == DEMO:
-        network: nn.Module = importlib.import_module("core.demo.backbone").DemoBackbone()
-        input_size = 112
+    given = None if weights is None else str(weights)
+    trunk = build_trunk(name, given)
+    # of the network as it was made, before its position embeddings are interpolated
+    digest = sha256_file(given) if given and is_weights_file(given) else state_sha256(trunk.network)
+    size = input_size or trunk.transform.crop
+    known = dict(trunk.network.named_modules())
+    if unknown := [layer for layer in layers if layer not in known or not layer]:
+        raise UserError(f"--layers {','.join(unknown)}: {name} has no such module; {_layers_of(trunk)}")
+    if trunk.layer in layers:
+        raise UserError(f"--layers {trunk.layer}: that is the last map, which is taken anyway; name an earlier one")
+    error = _fit(trunk, size)
+    if error is not None:
+        raise UserError(f"{name} cannot take images of {size} pixels ({error}); it takes {_sizes(trunk, size)}")
+    backbone = Backbone(name, trunk, digest, size, layers)
+    try:
+        shape = backbone(torch.zeros(1, 3, size, size)).shape
+    except (ValueError, KeyError, AttributeError, RuntimeError) as failed:
+        raise UserError(
+            f"--layers {','.join(layers)} of {name}: {_first_line(failed)}; {_layers_of(trunk)}"
+        ) from failed
+    if pool > 1 and (shape[2] % pool or shape[3] % pool):
+        raise UserError(
+            f"--pool {pool}: {name} at {size} pixels has {shape[2]}x{shape[3]} regions, which cannot be averaged by "
+            f"{pool}; choose another --input-size"
+        )
+    backbone.pool, backbone.flip = pool, flip
+    backbone.shape = (shape[1], shape[2] // pool, shape[3] // pool)
+    return backbone
+
+
+def _fit(trunk: Trunk, size: int) -> str | None:
+    """Make the network take that image side; the reason if it cannot."""
+    if size % trunk.patch:
+        return f"its patches have {trunk.patch} pixels"
+    try:
+        if trunk.resize is not None and size != trunk.transform.crop:
+            trunk.resize(size)
+        with torch.inference_mode():
+            blank, network = torch.zeros(1, 3, size, size), trunk.network.eval()
+            if trunk.layer == FORWARD:
+                trunk.to_map(network.forward_features(blank))  # type: ignore[operator]
+            else:
+                network(blank)
+    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
+        if "memory" in str(error):
+            raise UserError(
+                f"the memory is not enough for one image of {size} pixels ({_first_line(error)})"
+            ) from error
+        return _first_line(error)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+
+
+def _sizes(trunk: Trunk, size: int) -> str:
+    """Image sides that a network takes, for a message."""
+    own = trunk.transform.crop
+    if trunk.patch > 1:
+        below = max(trunk.patch, size // trunk.patch * trunk.patch)
+        near = f"multiples of {trunk.patch}, such as {below} and {below + trunk.patch}"
+        if size % trunk.patch:
+            return near
+    tried = {own} | {max(step, (size + up) // step * step) for step in (32, 64) for up in (0, step)} | {128, 224, 256}
+    takes = sorted(side for side in tried if side != size and _fit(trunk, side) is None)
+    return ", ".join(map(str, takes)) or f"{own}"
+
+
+def _layers_of(trunk: Trunk) -> str:
+    """Some modules whose maps could be taken, for a message."""
+    if trunk.layer == "encoder":
+        names = [f"encoder.layers.{name}" for name, _ in trunk.network.encoder.layers.named_children()]  # type: ignore[union-attr]
+    elif hasattr(trunk.network, "blocks"):
+        names = [f"blocks.{name}" for name, _ in trunk.network.blocks.named_children()]  # type: ignore[union-attr]
     else:
-        network, input_size = _torchvision(name, choice), 224
-    if choice.endswith((".safetensors", ".pth", ".pt")):
-        _load_into(network, Path(choice))
-        if name == DEMO:  # it was trained on [0,1]; extraction feeds every backbone ImageNet's normalisation
-            network = nn.Sequential(_ToUnitRange(), network)
-        return FrozenBackbone(name, network, Path(choice).name, sha256_file(choice), input_size)
-    if name == DEMO and choice != "random":
-        raise UserError("the demo backbone needs --weights <file>.safetensors (or random)")
-    return FrozenBackbone(name, network, choice, _state_sha256(network), input_size)
-
-
-class _ToUnitRange(nn.Module):
-    """Undoes the ImageNet normalisation: (B,3,h,w) back to [0,1]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        mean: Any = self.mean
-        std: Any = self.std
-        unit: Tensor = images * std + mean
-        return unit
+        outputs = spatial_outputs(trunk.network, trunk.transform.crop)
+        names = [name for name in outputs if name and name.count(".") < 2 and name != trunk.layer]
+    return f"it has {', '.join(names[-12:])}"
 
 
 def file_form(name: str) -> str:
     """A backbone's name as feature files carry it: resnet101 -> ResNet_101 (DAZLE's), others as they are."""
     match = re.fullmatch(r"resnet(\d+)", name)
-    return f"ResNet_{match[1]}" if match else name
-
-
-def _torchvision(name: str, weights: str) -> nn.Module:
-    models = torchvision.models.list_models(module=torchvision.models)
-    if name not in models or name.startswith("vit_"):
-        near = [m for m in models if m[:4] == name[:4] and not m.startswith("vit_")]
-        raise UserError(
-            f"no CNN {name!r} in torchvision {torchvision.__version__}; "
-            + (f"near it: {', '.join(near)}" if near else "try resnet101")
-        )
-    is_file = weights.endswith((".safetensors", ".pth", ".pt"))
-    if is_file and not Path(weights).is_file():
-        raise UserError(f"no weights file at {weights}")
-    if is_file or weights == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(RANDOM_SEED)
-            return torchvision.models.get_model(name, weights=None)
-    known = {w.name: w for w in torchvision.models.get_model_weights(name)}
-    if weights not in known:
-        raise UserError(
-            f"no weights {weights!r} for {name}: choose {', '.join(known)}, random, or a .safetensors or .pth file"
-        )
-    try:
-        return torchvision.models.get_model(name, weights=known[weights])
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"the weights {weights} of {name} could not be fetched ({error}). Download {known[weights].url} elsewhere "
-            "and name the file with --weights"
-        ) from error
-
-
-def _load_into(network: nn.Module, path: Path) -> None:
-    state = _read_state(path)
-    own = network.state_dict()
-    missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
-    extra = [k for k in state if k not in own]
-    shapes = [f"{k} {tuple(state[k].shape)}, needs {tuple(own[k].shape)}" for k in own if k in state]
-    shapes = [s for s, k in zip(shapes, (k for k in own if k in state), strict=True) if state[k].shape != own[k].shape]
-    if missing or extra or shapes:
-        parts = [
-            f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-            for what, keys in (("missing", missing), ("unknown", extra), ("of another shape", shapes))
-            if keys
-        ]
-        raise UserError(f"{path} does not fit the network: {'; '.join(parts)}")
-    odd = [k for k, v in state.items() if not _is_plain(v)]
-    if odd:
-        raise UserError(f"{path}: sparse, quantized or complex weights, or none at all, in {', '.join(odd[:3])}")
-    # as they will be stored: a float64 may be too large
-    bad = [k for k, v in state.items() if not torch.isfinite(v.to(own[k].dtype)).all()]
-    if bad:
-        raise UserError(f"{path}: NaN or infinity in {', '.join(bad[:3])}")
-    network.load_state_dict(state, strict=False)
-
-
-def _is_plain(value: Tensor) -> bool:
-    """Whether it can be copied into a network's parameter; a meta tensor has no numbers."""
-    dense = value.layout == torch.strided and not value.is_quantized and not value.is_nested
-    return dense and not value.is_complex() and value.device.type == "cpu"
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(f"no weights file at {path}")
-    if (size := path.stat().st_size) > _LARGEST:
-        raise UserError(f"{path} has {size} bytes; no weights file of more than {_LARGEST} is read")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        _check_pickles(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch about its own formats, and about damaged ones
-            state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a readable weights file ({reason})") from error
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} holds no state dict (names to tensors)")
-    return {str(k).removeprefix("module."): v for k, v in state.items()}
-
-
-def _check_pickles(path: Path) -> None:
-    """Refuse a .pth file that would take much more memory than it has bytes.
-
-    Raises:
-        ValueError: its pickle calls something that no state dict needs, or its parts are compressed or overlap.
-    """
-    with open(path, "rb") as handle:
-        if handle.read(4) != b"PK\x03\x04":  # as PyTorch tells its two formats apart
-            # a file sets aside as many bytes as it is asked for, a map gives what is there
-            with mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                for _ in range(_OLD_PICKLES):
-                    _check_calls(mapped)
-            return
-        with zipfile.ZipFile(handle) as archive:
-            entries = archive.infolist()
-            if any(e.compress_type != zipfile.ZIP_STORED for e in entries):
-                raise ValueError("compressed, which PyTorch's files are not")
-            if sum(e.file_size for e in entries) > path.stat().st_size:
-                raise ValueError("parts of it overlap")
-            for entry in entries:
-                if entry.filename.endswith("data.pkl"):
-                    with archive.open(entry) as part:
-                        _check_calls(part)
-
-
-def _check_calls(stream: Any) -> None:
-    for operation, argument, _ in pickletools.genops(stream):
-        if operation.name in ("GLOBAL", "INST") and not _PARTS.fullmatch(str(argument)):
-            raise ValueError(f"it asks for {argument}, which is not part of a state dict; not loaded")
-
-
-def _state_sha256(network: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for key, value in network.state_dict().items():
-        digest.update(key.encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _last_map(network: nn.Module, input_size: int) -> tuple[str, tuple[int, int, int]]:
-    """Name and output shape (D,h,w) of the last module with a spatial output; adaptive pooling does not count."""
-    seen: list[tuple[str, tuple[int, int, int]]] = []
-    names = {module: name for name, module in network.named_modules()}
-
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
-        pooled = isinstance(module, nn.AdaptiveAvgPool2d)
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2] > 1 and not pooled:
-            seen.append((names[module], (output.shape[1], output.shape[2], output.shape[3])))
-
-    handles = [module.register_forward_hook(note) for module in names]
-    try:
-        with torch.inference_mode():
-            network(torch.zeros(1, 3, input_size, input_size))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not seen:
-        raise UserError("this network has no spatial output; choose a CNN such as resnet101")
-    return seen[-1]
+    if match:
+        return f"ResNet_{match[1]}"
+    plain = re.sub(r"[^\w.+-]", "_", name.replace(TIMM, "timm_"))
+    return plain if len(plain) < 100 else plain[:80] + hashlib.sha256(plain.encode()).hexdigest()[:8]

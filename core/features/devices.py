@@ -1,27 +1,41 @@
-"""Devices by the names that users give them."""
+"""Which device a command runs on, by any name a user would type."""
 
 from __future__ import annotations
+
+import re
 
 import torch
 
 from core.files.errors import UserError
 
+NAMES = "auto, cpu, gpu, cuda, cuda:0, cuda:1, ..., or mps"
+
 
 def resolve_device(name: str) -> torch.device:
-    """auto, cpu, gpu, cuda, cuda:1 or mps, in any case, as a device; auto: a GPU where there is one.
+    """The device of that name: auto (cuda where there is one, else cpu), cpu, gpu, cuda, cuda:N or mps, in any case.
 
     Raises:
-        UserError: no such device here.
+        UserError: no such name, or this PyTorch sees no such device.
     """
-    low = name.lower()
-    if low == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    low = "cuda" if low == "gpu" else low
-    kind, _, number = low.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
-        raise UserError(f"--device {name}: choose auto, cpu, cuda, cuda:0, cuda:1, ... or mps")
-    if kind == "cuda" and (not torch.cuda.is_available() or int(number or 0) >= torch.cuda.device_count()):
-        raise UserError(f"--device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"--device {name}: torch sees no such device; use --device cpu")
-    return torch.device(low)
+    wanted = name.strip().lower()
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        wanted = "cuda" if cuda else "cpu"
+    elif wanted == "gpu":
+        if not cuda and not mps:
+            raise UserError(f"--device {name}: this PyTorch sees no GPU; use --device cpu")
+        wanted = "cuda" if cuda else "mps"
+    if wanted in ("cpu", "cpu:0"):
+        return torch.device("cpu")
+    if wanted in ("mps", "mps:0"):
+        if not mps:
+            raise UserError(f"--device {name}: this PyTorch sees no Apple GPU; use --device cpu")
+        return torch.device("mps")
+    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", wanted)
+    if not match:
+        raise UserError(f"--device {name}: choose {NAMES}")
+    if not cuda:
+        raise UserError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
+    if match[1] and int(match[1]) >= (count := torch.cuda.device_count()):
+        raise UserError(f"--device {name}: this machine has {count} CUDA devices, cuda:0 to cuda:{count - 1}")
+    return torch.device(wanted)

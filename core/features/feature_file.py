@@ -107,6 +107,7 @@ class FeatureFile:
             check_axes(self._maps.shape)
         except ValueError as error:
             raise UserError(f"{self.path}: {error}") from None
+        self.grid: tuple[int, ...] = tuple(grid)  # (h,w)
         self.shape: tuple[int, int, int] = (n, d, math.prod(grid))  # (N,D,R)
         self.w2v_att = _matrix(file["w2v_att"][()]) if "w2v_att" in file else None  # (K,V)
         self.class_names = _names(file, "allclasses_names")

@@ -9,7 +9,7 @@ import torch
 from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS
 from core.experiments.inputs import Inputs
-from core.features.extraction import load_image
+from core.features.images import load_image
 from core.files.errors import UserError
 from core.inference.trained import load_trained
 from core.reporting.attention import attention_figure, best_median_worst, margins_of, panel_of

@@ -1,0 +1,106 @@
+"""The command line of the extraction, which the scripts in extract_feature/ share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.commands.parser import Parser, whole
+from core.datasets.paths import DEFAULT_ROOT, vectors_file
+from core.datasets.registry import DATASETS, DataSet
+from core.features.backbones import DEFAULT_WEIGHTS, SAW_UNSEEN
+from core.features.devices import NAMES
+from core.features.extraction import estimate, extract
+from core.features.settings import BATCH_SIZE, DTYPES, STORES, ExtractionConfig
+
+_log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
+    """The extraction flags, each with its default."""
+    source = dataset.source
+    demo = source == "DEMO"
+    add = parser.add_argument
+    add(
+        "--backbone",
+        default="demo" if demo else "resnet101",
+        help="torchvision classifier (resnet101, vit_b_16, swin_t, ...), timm:NAME for any model of timm, or demo "
+        "(default: %(default)s)",
+    )
+    add(
+        "--weights",
+        help="torchvision weights name, a weights file (.safetensors, .pth, .pth.tar, .ckpt; its head is ignored), or "
+        f"random (default: {DEFAULT_WEIGHTS}; for timm those its name says)",
+    )
+    add(
+        "--pretraining-saw-unseen",
+        choices=SAW_UNSEEN,
+        help="for weights files and timm: whether their pretraining saw images of unseen classes (default: unknown)",
+    )
+    add(
+        "--input-size",
+        type=whole(1),
+        help="image side in pixels: 224 gives ResNet 7x7 regions, 448 gives 14x14 (default: the backbone's own)",
+    )
+    add(
+        "--pool",
+        type=whole(1),
+        default=1,
+        help="average this many by this many regions into one (default: %(default)s)",
+    )
+    add(
+        "--layers",
+        default="",
+        metavar="NAME[,NAME]",
+        help="earlier layers, averaged to the grid of the last map and put behind it, as layer3 (default: none)",
+    )
+    add("--flip", action="store_true", help="average the features of each image and of its mirror image")
+    add("--dtype", choices=DTYPES, default="float32", help="arithmetic of the backbone (default: %(default)s)")
+    add("--store", choices=STORES, default="float16", help="type in the file (default: %(default)s)")
+    add("--device", default="auto", help=f"{NAMES} (default: %(default)s)")
+    add("--workers", type=whole(1), help="decoding threads (default: one per core, 2 to 16)")
+    add("--batch-size", type=whole(1), default=BATCH_SIZE, help="images per forward pass (default: %(default)s)")
+    add("--limit", type=whole(1), help="stop after this many images and keep the partial file (default: all)")
+    add("--dry-run", action="store_true", help="say rows, bytes and time from a measured batch; write nothing")
+    add("--data-root", type=Path, default=DEFAULT_ROOT, help="folder with images and xlsa17/ (default: %(default)s)")
+    add(
+        "--out",
+        type=Path,
+        help=f"feature file (default: DATA_ROOT/{source}/feature_map_<Backbone>_{source}.hdf5)",
+    )
+    add(
+        "--w2v",
+        type=Path,
+        help=f"attribute word vectors to store too (default: w2v/{source}_attribute.pkl of the data root if it exists)",
+    )
+
+
+def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
+    """The command line of one data set's extraction."""
+    dataset, parser = DATASETS[name], Parser(description)
+    add_arguments(parser, dataset)
+    args = parser.parse_args(argv)
+    config = ExtractionConfig(
+        backbone=args.backbone,
+        weights=args.weights,
+        input_size=args.input_size,
+        layers=tuple(name.strip() for name in args.layers.split(",") if name.strip()),
+        pool=args.pool,
+        flip=args.flip,
+        dtype=args.dtype,
+        store=args.store,
+        device=args.device,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        pretraining_saw_unseen=args.pretraining_saw_unseen,
+    )
+    if args.dry_run:
+        _log.info("%s", estimate(dataset, data_root=args.data_root, config=config))
+        return 0
+    usual = vectors_file(args.data_root, dataset)
+    vectors = args.w2v or (usual if usual.is_file() else None)
+    path = extract(dataset, data_root=args.data_root, out=args.out, config=config, limit=args.limit, w2v=vectors)
+    _log.info("features in %s", path)
+    return 0

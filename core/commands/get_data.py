@@ -1,0 +1,21 @@
+"""The command line of data/get_data.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.commands.parser import Parser
+from core.datasets.download import SOURCES, get
+from core.datasets.paths import DEFAULT_ROOT
+
+
+def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
+    """Download and unpack a data set."""
+    p = Parser(description)
+    p.add_argument("name", choices=sorted(SOURCES))
+    p.add_argument("--data-root", type=Path, default=DEFAULT_ROOT, help="default: data")
+    p.add_argument("--archive", type=Path, nargs="+", default=[], help="archives that are already downloaded")
+    a = p.parse_args(argv)
+    get(a.name, a.data_root, a.archive)
+    return 0

@@ -1,0 +1,56 @@
+"""A parser that says what is wrong in one sentence, and types of flags."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+from core.files.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """No abbreviated flags; an error is one sentence, raised like every other mistake of a user."""
+
+    def __init__(self, description: str | None, epilog: str | None = None) -> None:
+        raw = argparse.RawDescriptionHelpFormatter
+        super().__init__(description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse found wrong.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help lists every flag")
+
+
+def whole(at_least: int) -> Callable[[str], int]:
+    """Type of a flag: a whole number, not below ``at_least``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = at_least - 1
+        if value < at_least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {at_least}")
+        return value
+
+    return parse
+
+
+def number(above: float) -> Callable[[str], float]:
+    """Type of a flag: a finite number above ``above``."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > above):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number above {above:g}")
+        return value
+
+    return parse

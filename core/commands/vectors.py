@@ -1,0 +1,38 @@
+"""The command line of attribute word vectors, which the scripts in extract_feature/ share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.commands.parser import Parser
+from core.datasets.names import read_attribute_names
+from core.datasets.paths import DEFAULT_ROOT, vectors_file
+from core.datasets.registry import DATASETS
+from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
+from core.files.atomic import sha256_file
+
+log = logging.getLogger(__name__)
+
+
+def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
+    """Make the vectors of one data set's attributes."""
+    dataset, p = DATASETS[name], Parser(description)
+    sources = f"{' or '.join(MODELS)} (through gensim), a file of word vectors ({FORMATS}), or ready "
+    sources += "vectors (K,V) of the attributes, .pkl or .npy (default: %(default)s)"
+    p.add_argument("--source", default=MODELS[0], metavar="NAME_OR_PATH", help=sources)
+    p.add_argument("--attributes", type=Path, help="file (or its folder) with the attribute names")
+    p.add_argument(
+        "--data-root", type=Path, default=DEFAULT_ROOT, help="where the data sets are (default: %(default)s)"
+    )
+    p.add_argument("--out", type=Path, help=f"default: w2v/{name}_attribute.pkl, in the data root if one is given")
+    a = p.parse_args(argv)
+    names, local = read_attribute_names(dataset, a.data_root, a.attributes), Path(a.source)
+    made = attribute_vectors(a.source, names)
+    # only the file's name goes into the record: a path means nothing on another machine
+    digest = sha256_file(local) if local.is_file() else None
+    out = a.out or vectors_file(a.data_root, dataset)
+    write_attribute_vectors(out, made, local.name if local.is_file() else a.source, digest)
+    log.info("wrote %s %s", out, made.vectors.shape)
+    return 0

@@ -1,0 +1,144 @@
+"""Image files: finding, decoding, and the transform that a backbone was made for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, functional
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
+# Pillow's other decoders are not needed, and one of them (EPS) starts a program
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+FILE_LIMIT = 64 << 20  # bytes of one image file
+_HEADS = {  # how files begin that are often found under an image's name
+    b"version https://git-lfs": "a Git LFS pointer, not the image itself (git lfs pull fetches it)",
+    b"\x00\x00\x00\x0cjP  ": "a JPEG 2000 image",
+    b"\xff\x4f\xff\x51": "a JPEG 2000 image",
+    b"\x00\x00\x00\x0cJXL ": "a JPEG XL image",
+    b"\xff\x0a": "a JPEG XL image",
+    b"%PDF": "a PDF file",
+    b"%!PS": "a PostScript file",
+    b"8BPS": "a Photoshop file",
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip file",
+}
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize the shorter side, crop the middle, normalise: pixels as a backbone was trained on them."""
+
+    crop: int  # image side in pixels
+    resize: int  # shorter side before the crop, in pixels, at least ``crop``
+    interpolation: str = "bilinear"  # a value of torchvision's InterpolationMode
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def at(self, size: int) -> Transform:
+        """The same transform for another image side; the share that is cropped stays."""
+        resize = max(size, round(self.resize * size / self.crop))
+        return Transform(size, resize, self.interpolation, self.mean, self.std)
+
+    def __str__(self) -> str:
+        steps = f"Resize({self.resize}, {self.interpolation}) CenterCrop({self.crop})"
+        return f"{steps} mean {self.mean} std {self.std}"
+
+
+class Normaliser:
+    """uint8 (B,H,W,3) to normalised (B,3,H,W), channels_last, on the device in the given type."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        self.device, self.dtype = device, dtype
+        self.scale = (1 / (255 * torch.tensor(std))).view(1, 3, 1, 1).to(device)
+        self.shift = (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1).to(device)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        x = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()  # channels_last by its strides
+        return x.mul_(self.scale).add_(self.shift).to(self.dtype)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode as 8-bit RGB. Transparency is dropped, as torchvision's loader does; 16-bit grey is scaled."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.array(image, dtype=np.float32)  # in place from here: it may have many pixels
+        if image.mode == "F":
+            grey *= 255 if np.nanmax(grey) <= 1 else 1
+        elif image.mode != "I" or grey.max() > 255:
+            grey /= 257  # 65535 -> 255
+        np.nan_to_num(grey, copy=False)
+        np.clip(np.rint(grey, out=grey), 0, 255, out=grey)
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def load_image(path: Path, size: int, resize: int | None = None, interpolation: str = "bilinear") -> np.ndarray:
+    """Decode, Resize, CenterCrop(size): uint8 (size,size,3); of an animation the first frame.
+
+    EXIF orientation is not applied: neither torchvision's loader nor DAZLE does, so published features have none.
+
+    Args:
+        resize: shorter side before the crop in pixels; None: ``size``, so that the whole shorter side is kept.
+
+    Raises:
+        ValueError: the file cannot be read as an image; says why.
+    """
+    shorter = resize or size
+    content = b""
+    try:
+        size_on_disk = path.stat().st_size  # says what is wrong: nothing there, a loop of links, no permission
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError("not a file")
+        if size_on_disk > FILE_LIMIT:
+            raise ValueError(f"{size_on_disk} bytes are more than {FILE_LIMIT}")
+        content = path.read_bytes()
+        # from memory: decoders ask a file for as many bytes as it claims to have
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            limit = Image.MAX_IMAGE_PIXELS
+            if limit and image.width * image.height > limit:
+                raise ValueError(f"{image.width}x{image.height} pixels are more than {limit}")
+            image.load()
+            rgb = to_rgb(image)
+        longer = shorter * max(rgb.size) // min(rgb.size)
+        if limit and longer * shorter > limit:
+            raise ValueError(f"too narrow: resized it would be {shorter}x{longer} pixels")
+        resized = functional.resize(rgb, [shorter], InterpolationMode(interpolation))
+        return np.asarray(functional.center_crop(resized, [size, size]))
+    except UnidentifiedImageError as error:  # its text is the address of an object
+        raise ValueError(f"it is {_what_it_is(content)}; what is read: {', '.join(FORMATS)}") from error
+    except Exception as error:  # damaged images raise nearly anything
+        reason = str(error).splitlines()[0] if str(error) else ""
+        raise ValueError(f"{type(error).__name__}: {reason}") from error
+
+
+def _what_it_is(content: bytes) -> str:
+    if not content:
+        return "an empty file"
+    for head, what in _HEADS.items():
+        if content.startswith(head):
+            return what
+    if content[4:8] == b"ftyp":
+        brand = content[8:12]
+        return {b"avif": "an AVIF image", b"avis": "an AVIF image"}.get(brand, "an HEIC image or a film")
+    text = content[:512].lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page (of a download that failed?)"
+    if text.startswith((b"<svg", b"<?xml")):
+        return "an SVG or XML file"
+    return "no image, or a damaged one"

@@ -1,0 +1,264 @@
+"""Backbones: tokens and maps as the libraries give them, grids that lie as the picture does, sizes, layers, pooling."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch.nn import functional as F
+
+from core.datasets.registry import AWA2, CUB, DEMO, SUN
+from core.features import trunks
+from core.features.backbones import Backbone, build_backbone, file_form
+from core.features.settings import ExtractionConfig, default_out, extraction_command, recorded_config
+from core.files.errors import UserError
+
+try:
+    import timm
+except ImportError:
+    timm = None
+needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed")
+
+TORCHVISION = [  # one small variant of each family; D and grid at the image side they were made for
+    ("alexnet", 256, 6), ("convnext_tiny", 768, 7), ("densenet121", 1024, 7), ("efficientnet_b0", 1280, 7),
+    ("googlenet", 1024, 7), ("inception_v3", 2048, 8), ("maxvit_t", 512, 7), ("mnasnet0_5", 1280, 7),
+    ("mobilenet_v2", 1280, 7), ("mobilenet_v3_small", 576, 7), ("regnet_y_400mf", 440, 7), ("resnet18", 512, 7),
+    ("shufflenet_v2_x0_5", 1024, 7), ("squeezenet1_1", 512, 13), ("swin_t", 768, 7), ("swin_v2_t", 768, 8),
+    ("vit_b_32", 768, 7),
+]  # fmt: skip
+TIMM = [
+    ("vit_tiny_patch16_224", 192, 14), ("vit_small_patch14_reg4_dinov2.lvd142m", 384, 37),
+    ("vit_base_patch32_clip_224.openai", 768, 7), ("vit_base_patch16_siglip_224", 768, 14),
+    ("eva02_tiny_patch14_224", 192, 16), ("convnext_atto", 320, 7), ("swin_tiny_patch4_window7_224", 768, 7),
+    ("deit_tiny_distilled_patch16_224", 192, 14), ("vit_small_patch16_dinov3", 384, 16), ("resnet18", 512, 7),
+]  # fmt: skip
+
+
+@functools.cache
+def made(name: str, size: int | None = None) -> Backbone:
+    """With random weights; not to be changed."""
+    return build_backbone(name, "random", input_size=size)
+
+
+@pytest.mark.parametrize(("name", "channels", "side"), TORCHVISION)
+def test_every_family_of_torchvision_builds_and_gives_no_logits(name: str, channels: int, side: int) -> None:
+    backbone = made(name)
+    assert backbone.shape == (channels, side, side)
+    assert not backbone.train().training and not any(p.requires_grad for p in backbone.parameters())
+
+
+@needs_timm
+@pytest.mark.parametrize(("name", "channels", "side"), TIMM)
+def test_every_family_of_timm_builds_with_its_own_transform(name: str, channels: int, side: int) -> None:
+    backbone = made(f"timm:{name}")
+    assert (backbone.shape, backbone.layer) == ((channels, side, side), "forward_features")
+    config = timm.data.resolve_model_data_config(backbone.network)
+    transform = backbone.transform
+    assert transform.mean == config["mean"] and transform.std == config["std"]
+    assert (transform.crop, transform.interpolation) == (config["input_size"][1], config["interpolation"])
+    steps = timm.data.create_transform(**config).transforms
+    assert steps[0].size == transform.resize
+
+
+def test_tokens_are_torchvisions_own() -> None:
+    images = torch.randn(2, 3, 224, 224, dtype=torch.float64)
+    backbone = copy.deepcopy(made("vit_b_32")).double()
+    net: Any = backbone.network
+    with torch.inference_mode():
+        x = net._process_input(images)
+        tokens = net.encoder(torch.cat([net.class_token.expand(2, -1, -1), x], dim=1))
+    maps = backbone(images)
+    for row in range(7):
+        for column in range(7):
+            assert torch.equal(maps[:, :, row, column], tokens[:, 1 + 7 * row + column])
+    swin = copy.deepcopy(made("swin_t")).double()
+    net = swin.network
+    with torch.inference_mode():
+        assert torch.equal(swin(images), net.norm(net.features(images)).permute(0, 3, 1, 2))
+
+
+@needs_timm
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
+def test_tokens_are_timms_own(name: str) -> None:
+    backbone = copy.deepcopy(made(f"timm:{name}")).double()
+    net = timm.create_model(name, num_classes=0).double().eval()
+    net.load_state_dict(backbone.network.state_dict())
+    images = torch.randn(1, 3, backbone.input_size, backbone.input_size, dtype=torch.float64)
+    with torch.inference_mode():
+        expected, got = net.forward_features(images), backbone(images)
+    if expected.ndim == 4:  # (B,h,w,D)
+        assert torch.equal(got, expected.permute(0, 3, 1, 2))
+        return
+    first, side = net.num_prefix_tokens, got.shape[3]
+    for row in range(side):
+        assert torch.equal(got[0, :, row].T, expected[0, first + side * row : first + side * (row + 1)])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "squeezenet1_1", "vit_b_32", "swin_t"]
+    + [pytest.param(f"timm:{n}", marks=needs_timm) for n, *_ in TIMM]
+    + [pytest.param(f"timm:{n}", marks=needs_timm) for n in ("mixer_b16_224", "hiera_tiny_224", "cait_xxs24_224")],
+)
+def test_the_grid_lies_as_the_picture_does(name: str) -> None:
+    """A bright quadrant changes the regions of that quadrant most."""
+    backbone = made(name, 224 if "dinov2" in name else None)
+    size = backbone.input_size
+    blank = torch.zeros(1, 3, size, size)
+    for top in (True, False):
+        for left in (True, False):
+            image = blank.clone()
+            rows = slice(0, size // 2) if top else slice(size // 2, None)
+            columns = slice(0, size // 2) if left else slice(size // 2, None)
+            image[:, :, rows, columns] = 2 + torch.rand(3, size // 2, size // 2)
+            change = (backbone(image) - backbone(blank)).norm(dim=1)[0]  # (h,w)
+            h, w = change.shape
+            halves = {True: slice(0, h // 2), False: slice(-(w // 2), None)}
+            quadrants = {(t, s): float(change[halves[t], halves[s]].mean()) for t in halves for s in halves}
+            assert max(quadrants, key=lambda q: quadrants[q]) == (top, left)
+
+
+@pytest.mark.parametrize("size", [96, 448])
+def test_position_embeddings_are_interpolated_to_the_input_size(size: int) -> None:
+    small = made("vit_b_32")
+    table = small.network.encoder.pos_embedding.detach().clone()  # (1,50,D)
+    backbone = build_backbone("vit_b_32", "random", input_size=size)
+    got, side = backbone.network.encoder.pos_embedding, size // 32
+    assert backbone.shape == (768, side, side) and got.shape == (1, side * side + 1, 768)
+    grid = table[0, 1:].reshape(7, 7, 768).permute(2, 0, 1)[None]
+    expected = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=True)[0]
+    torch.testing.assert_close(got[0, 1:].reshape(side, side, 768).permute(2, 0, 1), expected)
+    assert torch.equal(got[0, 0], table[0, 0])
+    assert backbone.sha256 == small.sha256  # of the weights as they came
+
+
+@needs_timm
+@pytest.mark.parametrize("size", [96, 320])
+def test_position_embeddings_of_timm_are_interpolated_by_timm(size: int) -> None:
+    backbone = build_backbone("timm:vit_tiny_patch16_224", "random", input_size=size)
+    own = made("timm:vit_tiny_patch16_224")
+    dynamic = timm.create_model("vit_tiny_patch16_224", num_classes=0, dynamic_img_size=True).eval()
+    dynamic.load_state_dict(own.network.state_dict())
+    images = torch.randn(1, 3, size, size)
+    with torch.inference_mode():
+        expected = dynamic.forward_features(images)[:, 1:].transpose(1, 2).unflatten(2, (size // 16, size // 16))
+    torch.testing.assert_close(backbone(images), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("vit_b_32", {"input_size": 230}, "multiples of 32, such as 224 and 256"),
+        ("maxvit_t", {"input_size": 448}, r"cannot take images of 448 pixels.* it takes 224"),
+        ("inception_v3", {"input_size": 64}, "it takes .*299"),
+        ("resnet18", {"pool": 2}, "7x7 regions, which cannot be averaged by 2"),
+        ("resnet18", {"layers": ["layer9"]}, "no such module; it has .*layer3"),
+        ("resnet18", {"layers": ["layer4"]}, "taken anyway"),
+        ("resnet18", {"layers": ["fc"]}, "no regions"),
+        ("resnet1001", {}, "no backbone 'resnet1001'.*near it: resnet101"),
+    ],
+)
+def test_what_a_network_cannot_do_is_said(name: str, options: dict, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        build_backbone(name, "random", **options)
+
+
+def test_a_missing_timm_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(UserError, match="pip install timm"):
+        build_backbone("timm:vit_tiny_patch16_224", "random")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_b_32"])
+def test_pool_flip_and_layers_are_what_they_say(name: str) -> None:
+    earlier = "layer3" if name == "resnet18" else "encoder.layers.encoder_layer_5"
+    size = 256
+    images = torch.randn(2, 3, size, size)
+    net = build_backbone(name, "random", input_size=size).network
+    taken: dict[str, torch.Tensor] = {}
+    last = "layer4" if name == "resnet18" else "encoder"
+    for layer in (last, earlier):
+        net.get_submodule(layer).register_forward_hook(lambda m, i, out, layer=layer: taken.__setitem__(layer, out))
+
+    def by_hand(x: torch.Tensor) -> np.ndarray:
+        with torch.inference_mode():
+            net(x)
+        a, b = (taken[layer].numpy() for layer in (last, earlier))
+        if a.ndim == 3:
+            a, b = (np.stack([t[:, 1 + 8 * r : 9 + 8 * r].transpose(0, 2, 1) for r in range(8)], 2) for t in (a, b))
+        else:
+            b = (b[..., ::2, ::2] + b[..., 1::2, ::2] + b[..., ::2, 1::2] + b[..., 1::2, 1::2]) / 4
+        return np.concatenate([a, b], axis=1)
+
+    both = (by_hand(images) + by_hand(torch.from_numpy(images.numpy()[..., ::-1].copy()))[..., ::-1]) / 2
+    pooled = (both[..., ::2, ::2] + both[..., 1::2, ::2] + both[..., ::2, 1::2] + both[..., 1::2, 1::2]) / 4
+    backbone = build_backbone(name, "random", input_size=size, layers=[earlier], pool=2, flip=True)
+    assert backbone.shape == pooled.shape[1:] and backbone.layer == f"{last}+{earlier}"
+    np.testing.assert_allclose(backbone(images).numpy(), pooled, atol=2e-5)
+
+
+def test_a_transform_is_the_weights_own_but_the_benchmarks_keep_dazles(monkeypatch: pytest.MonkeyPatch,
+                                                                       tmp_path: Path) -> None:  # fmt: skip
+    path = tmp_path / "w.pth"
+    monkeypatch.setattr(trunks, "fetch_cached", lambda url: path)
+    torch.save(torchvision.models.resnet18().state_dict(), path)
+    imagenet = "mean (0.485, 0.456, 0.406) std (0.229, 0.224, 0.225)"
+    assert str(build_backbone("resnet18").transform) == f"Resize(224, bilinear) CenterCrop(224) {imagenet}"
+    torch.save(torchvision.models.resnet50().state_dict(), path)
+    second = build_backbone("resnet50", "IMAGENET1K_V2")
+    assert str(second.transform) == f"Resize(232, bilinear) CenterCrop(224) {imagenet}"
+    assert second.transform.at(448).resize == 464
+    assert made("inception_v3").transform.crop == 299
+    state = dict(made("vit_b_32").network.state_dict())
+    state["encoder.pos_embedding"] = torch.randn(1, 12 * 12 + 1, 768)  # made for 384 pixels
+    torch.save(state, path)
+    large = build_backbone("vit_b_32", path)
+    assert large.shape == (768, 12, 12) and torch.equal(
+        large.network.encoder.pos_embedding.detach(), state["encoder.pos_embedding"]
+    )
+
+
+def test_what_pretraining_saw(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(torchvision.models.squeezenet1_1().state_dict(), path)
+    monkeypatch.setattr(trunks, "fetch_cached", lambda url: path)
+    imagenet, own, random = (build_backbone("squeezenet1_1", w) for w in (None, path, "random"))
+    assert imagenet.saw_unseen(AWA2, ["sheep", "blue+whale"]) == "no"
+    assert imagenet.saw_unseen(AWA2, ["sheep", "zebra"]) == "unknown"  # not the proposed split
+    assert imagenet.saw_unseen(CUB, ["001.Black_footed_Albatross"]) == "no"
+    assert imagenet.saw_unseen(CUB, ["014.Indigo_Bunting"]) == "yes"
+    assert imagenet.saw_unseen(SUN, ["abbey"]) == "unknown"
+    assert own.saw_unseen(CUB, ["a"]) == "unknown" and own.saw_unseen(CUB, ["a"], "no") == "no"
+    assert random.saw_unseen(SUN, ["abbey"]) == "no"
+    demo = build_backbone("demo", "random")
+    assert demo.saw_unseen(DEMO, ["a"]) == "no" and demo.shape == (128, 7, 7)
+
+
+def test_names_of_files_and_commands_say_what_differs() -> None:
+    assert file_form("resnet101") == "ResNet_101" and file_form("timm:vit_x.y") == "timm_vit_x.y"
+    usual = ExtractionConfig()
+    assert default_out("data", CUB, usual) == Path("data/CUB/feature_map_ResNet_101_CUB.hdf5")
+    config = ExtractionConfig(input_size=448, pool=2, flip=True, layers=("layer3",), weights="my weights.pth")
+    name = "feature_map_ResNet_101_448px_layer3_pool2_flip_CUB.hdf5"
+    assert default_out("root", CUB, config) == Path("root/CUB") / name
+    inception = ExtractionConfig(backbone="inception_v3", input_size=224)
+    assert "224px" in default_out("root", CUB, inception).name
+    command = extraction_command(CUB, data_root="my root", config=config)
+    assert command == (
+        "python extract_feature/extract_feature_map_ResNet_101_CUB.py --data-root 'my root' --weights 'my weights.pth' "
+        "--input-size 448 --layers layer3 --pool 2 --flip"
+    )
+    record = {
+        "backbone": "resnet101", "weights": "my weights.pth", "input_size": 448, "layer": "layer4+layer3", "pool": 2,
+        "flip": "average of both views", "dtype": "float32", "batch_size": 32, "pretraining_saw_unseen": "unknown",
+    }  # fmt: skip
+    assert recorded_config(record) == config
+    assert recorded_config({}) == usual and recorded_config({"backbone": "resnet101", "input_size": 224}) == usual
+    assert math.prod(build_backbone("resnet18", "random", input_size=64).shape) == 512 * 4

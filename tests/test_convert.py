@@ -1,0 +1,120 @@
+"""Feature files of other axes and of DAZLE's gzip layout, rewritten to ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from core.commands.convert import main
+from core.features import convert as module
+from core.features.convert import LAYOUTS, convert
+from core.features.feature_file import FeatureFile
+from core.files.errors import UserError
+from tests.conftest import TOY, toy_mats
+
+N, D, SIDE = 90, 96, 4
+
+
+@pytest.fixture
+def maps() -> np.ndarray:
+    """(N,D,h,w)"""
+    return np.random.default_rng(0).random((N, D, SIDE, SIDE)).astype(np.float32)
+
+
+def arranged(maps: np.ndarray, layout: str) -> np.ndarray:
+    tokens = maps.reshape(N, D, SIDE * SIDE).transpose(0, 2, 1)
+    return {
+        "ndhw": maps,
+        "ndr": maps.reshape(N, D, SIDE * SIDE),
+        "nhwc": maps.transpose(0, 2, 3, 1),
+        "nrd": tokens,
+        "tokens": np.concatenate([tokens[:, :3] * 0 - 1, tokens], axis=1),  # a class and two register tokens
+    }[layout]
+
+
+def write(path: Path, values: np.ndarray, **replace: object) -> Path:
+    labels = np.repeat(np.arange(9), 10)
+    att = np.random.default_rng(1).random((9, 8)).astype(np.float32) + 0.1
+    rows = np.arange(N).reshape(9, 10)
+    content = {
+        "labels": labels, "att": att, "original_att": att, "trainval_loc": rows[:6, :8].ravel(),
+        "test_seen_loc": rows[:6, 8:].ravel(), "test_unseen_loc": rows[6:].ravel(),
+    } | replace  # fmt: skip
+    with h5py.File(path, "w") as file:
+        file.create_dataset("feature_map", data=values, compression="gzip", chunks=(7, *values.shape[1:]))
+        for key, value in content.items():
+            file[key] = value
+    return path
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_becomes_ours(
+    tmp_path: Path, maps: np.ndarray, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCK", 8 * D * SIDE * SIDE * 4)  # several blocks
+    source, out = write(tmp_path / "theirs.hdf5", arranged(maps, layout)), tmp_path / "f.hdf5"
+    before = source.read_bytes()
+    assert main([str(source), str(out), "--layout", layout, "--store", "float32"]) == 0
+    with FeatureFile(out) as file:
+        assert file.grid == (SIDE, SIDE) and file.provenance["pretraining_saw_unseen"] == "unknown"
+        assert file.provenance["converted_from"].startswith("theirs.hdf5 sha256 ")
+        np.testing.assert_array_equal(file.read(np.arange(N)), maps.reshape(N, D, -1))
+        assert file.image_files is None and file.labels[10] == 1
+    assert source.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["f.hdf5", "theirs.hdf5"]
+
+
+def test_an_interrupted_conversion_goes_on(tmp_path: Path, maps: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write(tmp_path / "theirs.hdf5", arranged(maps, "nrd"))
+    clean = convert(source, tmp_path / "clean.hdf5", layout="nrd").read_bytes()
+    monkeypatch.setattr(module, "_BLOCK", 1)
+    real, calls = module.to_ndhw, []
+
+    def stop(values: np.ndarray, layout: str) -> np.ndarray:
+        calls.append(len(values))
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(values, layout)
+
+    monkeypatch.setattr(module, "to_ndhw", stop)
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "f.hdf5", layout="nrd")
+    assert not (tmp_path / "f.hdf5").exists()
+    made = convert(source, tmp_path / "f.hdf5", layout="nrd")
+    assert made.read_bytes() == clean
+    assert len(calls) < 2 * -(-N // 7)  # what was done is not done again
+
+
+def test_names_come_from_the_data_sets_own_files(tmp_path: Path, maps: np.ndarray) -> None:
+    toy_mats(tmp_path / "xlsa17" / "data" / "TOY")
+    source = write(tmp_path / "theirs.hdf5", maps)
+    made = convert(source, tmp_path / "f.hdf5", layout="ndhw", dataset=TOY, data_root=tmp_path)
+    with FeatureFile(made) as file:
+        assert file.class_names == [f"class{c}" for c in range(9)] and len(file.image_files or []) == N
+    write(source, maps, labels=np.repeat(np.arange(9)[::-1], 10))
+    with pytest.raises(UserError, match="labels are not those of TOY"):
+        convert(source, tmp_path / "g.hdf5", layout="ndhw", dataset=TOY, data_root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"labels": np.zeros(3, int)}, "3 labels, but feature_map"), ({"att": np.full((9, 8), "a", "S1")},
+      "att is not what feature files hold"),
+     ({"trainval_loc": np.array([0, 900])}, "trainval_loc")],
+)  # fmt: skip
+def test_what_is_no_feature_file_leaves_nothing(tmp_path: Path, maps: np.ndarray, change: dict, said: str) -> None:
+    source = write(tmp_path / "theirs.hdf5", maps, **change)
+    with pytest.raises(UserError, match=said):
+        convert(source, tmp_path / "f.hdf5", layout="ndhw")
+    assert [p.name for p in tmp_path.iterdir()] == ["theirs.hdf5"]
+
+
+def test_axes_that_cannot_be(tmp_path: Path, maps: np.ndarray) -> None:
+    source = write(tmp_path / "theirs.hdf5", maps)
+    with pytest.raises(UserError, match=r"4 axes, --layout tokens is \(N,T,D\)"):
+        convert(source, tmp_path / "f.hdf5", layout="tokens")
+    (tmp_path / "junk.hdf5").write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"junk\.hdf5 is damaged or not a feature file"):
+        convert(tmp_path / "junk.hdf5", tmp_path / "f.hdf5", layout="tokens")
