@@ -95,7 +95,7 @@ RULES = {
     ),
     "training does not know experiments": lambda: crossings(room("core.training"), "core.experiments"),
     "only commands and the backbones know the demo": lambda: crossings(
-        outside("core.demo", "core.commands", "core.features.backbones"), "core.demo"
+        outside("core.demo", "core.commands", "core.features.trunks"), "core.demo"
     ),
     "nobody knows the commands": lambda: crossings(outside("core.commands"), "core.commands"),
 }

@@ -7,8 +7,8 @@ import pytest
 
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
-from core.reporting.rows import as_frame
-from core.reporting.tables import AUSUC, BEGIN, END, LEGEND, all_tables, insert_tables, read_summary, table
+from core.reporting.rows import as_frame, read_summary
+from core.reporting.tables import AUSUC, BEGIN, END, LEGEND, all_tables, insert_tables, table
 
 METRICS = {"T1": 0.7, "U": 0.5, "S": 0.6, "H": 0.55, "AUSUC": 0.4}
 

@@ -14,7 +14,8 @@ from core.experiments.results import seal
 from core.features.regions import RegionFeatures
 from core.files.atomic import Lock
 from core.files.errors import UserError
-from core.reporting.tables import all_tables, read_summary
+from core.reporting.rows import read_summary
+from core.reporting.tables import all_tables
 from tests.helpers import ToyFeatures
 from tests.test_training import SMALL, inputs_of
 

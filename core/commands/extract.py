@@ -10,10 +10,11 @@ from pathlib import Path
 from core.commands.parser import Parser, whole
 from core.datasets.paths import DEFAULT_ROOT, vectors_file
 from core.datasets.registry import DATASETS, DataSet
-from core.features.backbones import DEFAULT_WEIGHTS, SAW_UNSEEN
+from core.features.backbones import SAW_UNSEEN
 from core.features.devices import NAMES
 from core.features.extraction import estimate, extract
 from core.features.settings import BATCH_SIZE, DTYPES, STORES, ExtractionConfig
+from core.features.trunks import DEFAULT_WEIGHTS
 
 _log = logging.getLogger(__name__)
 

@@ -20,12 +20,10 @@ from torch.nn import functional as F
 
 from core.datasets.registry import DataSet
 from core.features.images import Transform
-from core.features.trunks import DEFAULT_WEIGHTS, DEMO, FORWARD, TIMM, Trunk, build_trunk, spatial_outputs
+from core.features.trunks import FORWARD, TIMM, Trunk, build_trunk, spatial_outputs
 from core.features.weights import is_weights_file, state_sha256
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
-
-__all__ = ["DEFAULT_WEIGHTS", "DEMO", "SAW_UNSEEN", "Backbone", "build_backbone", "file_form"]
 
 SAW_UNSEEN = ("no", "unknown", "yes")
 # Classes of the proposed splits that no class of ImageNet-1k shows. AWA2: its ten unseen ones (23 of its 50 classes are

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from core.datasets.registry import DataSet
-from core.features.backbones import DEMO, SAW_UNSEEN, file_form
-from core.features.trunks import TIMM, own_size
+from core.features.backbones import SAW_UNSEEN, file_form
+from core.features.trunks import DEMO, TIMM, own_size
 from core.features.weights import is_weights_file
 from core.files.errors import UserError
 

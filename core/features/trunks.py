@@ -7,11 +7,12 @@ and register tokens are left out.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,16 +251,12 @@ def _shown(weights: str | None) -> str:
     return Path(weights).name if weights and is_weights_file(weights) else str(weights)
 
 
-class _seeded:
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
     """Initial weights that are always the same, and leave the caller's random numbers alone."""
-
-    def __enter__(self) -> None:
-        self._fork = torch.random.fork_rng(devices=[])
-        self._fork.__enter__()
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-
-    def __exit__(self, *error: Any) -> None:
-        self._fork.__exit__(*error)
+        yield
 
 
 def spatial_outputs(network: nn.Module, size: int) -> dict[str, tuple[int, ...]]:

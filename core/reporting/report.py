@@ -11,8 +11,8 @@ import pandas as pd
 from core.experiments.statistics import Interval, bootstrap_over_classes, load_scores
 from core.files.atomic import write_bytes
 from core.reporting.figures import calibration_figure, per_class_figure
-from core.reporting.rows import as_frame, entries_of, tables_of
-from core.reporting.tables import OURS, all_tables, read_summary
+from core.reporting.rows import as_frame, entries_of, read_summary, tables_of
+from core.reporting.tables import OURS, all_tables
 
 log = logging.getLogger(__name__)
 

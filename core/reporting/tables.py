@@ -22,12 +22,9 @@ from core.reporting.rows import (
     Entry,
     as_frame,
     entries_of,
-    read_summary,
     same_runs,
     tables_of,
 )
-
-__all__ = ["BEGIN", "END", "all_tables", "insert_tables", "read_summary", "table"]
 
 OURS = "vsmr"  # the method that the others are compared with
 LEGEND = (

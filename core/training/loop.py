@@ -6,6 +6,7 @@ bit-identical to an uninterrupted run.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,7 @@ def _epoch(
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + step / len(drawn))
         phase.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
+        with torch.autocast(x.device.type, dtype=autocast_dtype) if autocast_dtype else contextlib.nullcontext():
             losses = phase.loss(x, y)
         losses["loss"].backward()
         phase.optimizer.step()
