@@ -280,21 +280,21 @@ def works(folder: Path) -> list[Work]:
     from core.commands.verify import check
     from core.datasets.registry import DEMO
     from core.datasets.xlsa17 import read_mat_files
-    from core.experiments.run import code_version
+    from core.experiments.identity import code_digest, method_digest
     from core.features.extraction import extract
     from core.training.checkpoint import load_checkpoint
-    from tests import test_training
+    from tests import helpers_runs
     from tests.helpers import TOY, toy_mats
-    from tests.test_extraction import TINY, make_data
+    from tests.helpers_features import TINY, make_data
 
     core.features.writer._FLUSH_ROWS = 8
-    code_version()  # once for all runs: a source edited meanwhile is no power cut
+    code_digest(), method_digest("dazle")  # once for all runs: a source edited meanwhile is no power cut
     data = make_data(folder / "data", 150)
     metadata = read_mat_files(*toy_mats(folder / "mats"), TOY)
     whole, clean = folder / "whole", folder / "clean.hdf5"
 
     def train(place: Path) -> None:
-        test_training.go("dazle", metadata, place / "run", epochs=20)
+        helpers_runs.go("dazle", metadata, place / "run", epochs=20)
 
     def same_file(place: Path) -> None:
         assert (place / "f.hdf5").read_bytes() == clean.read_bytes(), "other bytes"
@@ -314,7 +314,7 @@ def works(folder: Path) -> list[Work]:
             same_run(place)
 
     def same_run(place: Path) -> None:
-        test_training.same(whole / "run", place / "run")
+        helpers_runs.same(whole / "run", place / "run")
 
     extraction = Work(
         "extraction",

@@ -242,3 +242,22 @@ def write_attribute_names(root: Path, name: str) -> Path:
         form = "{:6d}\t{}\n" if name == "AWA2" else "{} {}\n"
         path.write_text("".join(form.format(i, n) for i, n in enumerate(names, 1)))
     return path
+
+
+def tiny_features(place: Path) -> dict[str, Path]:
+    """A drawn SUN with random features and vectors on disk: data_root, features and w2v of a run."""
+    from core.datasets.registry import SUN
+    from core.datasets.vectors import AttributeVectors, write_attribute_vectors
+    from core.datasets.xlsa17 import read_metadata
+    from core.features.writer import FeatureFileMetadata, Writer
+
+    draw(place, "SUN", (2, 1, 1))
+    metadata, rng = read_metadata(place, SUN), np.random.default_rng(0)
+    features, vectors, n = place / "SUN" / "feature_map_tiny_SUN.hdf5", place / "SUN.pkl", len(metadata.labels)
+    with Writer(features, FeatureFileMetadata(metadata, {"dataset": "SUN", "backbone": "tiny"}), (8, 2, 2)) as writer:
+        writer.write(np.arange(n), rng.standard_normal((n, 8, 2, 2)).astype(np.float16))
+        writer.finish()
+    names = attribute_names("SUN")
+    made = AttributeVectors(rng.standard_normal((len(names), 6)).astype(np.float32), names, [], {})
+    write_attribute_vectors(vectors, made, "drawn", None)
+    return {"data_root": place, "features": features, "w2v": vectors}

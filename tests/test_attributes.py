@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.commands.vectors import main
 from core.datasets import names as N
 from core.datasets import vectors as A
 from core.datasets.registry import AWA2, CUB, SUN
@@ -167,16 +168,16 @@ def test_the_root_decides_where_vectors_go(tmp_path, monkeypatch):
         (root / "CUB" / "CUB_200_2011").mkdir(parents=True)
         (root / "CUB" / "attributes.txt").write_text("".join(f"{k + 1} red\n" for k in range(312)))
     np.save("v.npy", np.ones((312, 7)))
-    A.main(CUB, ["--source", "v.npy"])
+    main("CUB", None, ["--source", "v.npy"])
     assert A.load_attribute_vectors("w2v/CUB_attribute.pkl", 312).shape == (312, 7)
-    A.main(CUB, ["--source", "v.npy", "--data-root", "own"])
+    main("CUB", None, ["--source", "v.npy", "--data-root", "own"])
     assert (tmp_path / "own/w2v/CUB_attribute.pkl").is_file()
     np.save("v.npy", np.ones((311, 7)))
     with pytest.raises(UserError, match=r"v\.npy holds .*\(311, 7\).*\(312, V\)"):
-        A.main(CUB, ["--source", "v.npy"])
+        main("CUB", None, ["--source", "v.npy"])
     np.save("v.npy", np.array([None] * 312), allow_pickle=True)
     with pytest.raises(UserError, match=r"v\.npy is not a readable numpy array"):
-        A.main(CUB, ["--source", "v.npy"])
+        main("CUB", None, ["--source", "v.npy"])
 
 
 def test_no_known_word_is_an_error(words):
@@ -332,7 +333,7 @@ def test_which_words_the_published_sums_hold():
 def test_published_sun_has_one_row_of_zeros(tmp_path):
     out = tmp_path / "SUN_attribute.pkl"
     source = SHARED / "w2v" / "SUN_attribute.pkl"
-    A.main(SUN, ["--source", str(source), "--attributes", str(SHARED / "attributes" / "SUN"), "--out", str(out)])
+    main("SUN", None, ["--source", str(source), "--attributes", str(SHARED / "attributes" / "SUN"), "--out", str(out)])
     assert not A.load_attribute_vectors(out, 102)[88].any()
     record = json.loads(out.with_suffix(".json").read_text())
     assert record["zero_rows"] == [88] and record["names"][88] == "man-made"

@@ -97,9 +97,9 @@ def test_a_shortened_flag_is_refused_in_one_sentence(tmp_path: Path, script: str
 
 
 @pytest.mark.parametrize(("name", "source"), [("AWA2", "AWA2"), ("CUB", "CUB"), ("SUN", "SUN")])
-def test_missing_features_name_the_command(tmp_path, monkeypatch, name, source):
+def test_a_root_without_the_data_set_says_what_was_looked_for(tmp_path, monkeypatch, name, source):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"extract_feature_map_ResNet_101_{source}.py"):
+    with pytest.raises(UserError, match=rf"holds no {source}.*See data/{source}\.md"):
         main(name, None, [])
 
 

@@ -13,7 +13,7 @@ from core.features import convert as module
 from core.features.convert import LAYOUTS, convert
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
-from tests.conftest import TOY, toy_mats
+from tests.helpers import TOY, toy_mats
 
 N, D, SIDE = 90, 96, 4
 
@@ -62,7 +62,7 @@ def test_every_layout_becomes_ours(
         assert file.grid == (SIDE, SIDE) and file.provenance["pretraining_saw_unseen"] == "unknown"
         assert file.provenance["converted_from"].startswith("theirs.hdf5 sha256 ")
         np.testing.assert_array_equal(file.read(np.arange(N)), maps.reshape(N, D, -1))
-        assert file.image_files is None and file.labels[10] == 1
+        assert file.image_files is None and file.metadata.labels[10] == 1
     assert source.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["f.hdf5", "theirs.hdf5"]
 
 

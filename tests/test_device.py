@@ -15,7 +15,7 @@ from core.method import find_method
 from core.training.folds import final_fold
 from core.training.loop import class_scores, train
 from tests.helpers import ToyFeatures
-from tests.test_training import SMALL, W2V, recipe_of
+from tests.helpers_runs import SMALL, W2V, recipe_of
 
 SYNCHRONOUS = {"vsmr-staged"}  # its visual loss counts the classes of a batch
 

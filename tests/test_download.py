@@ -12,6 +12,7 @@ import zipfile
 
 import pytest
 
+from core.commands.get_data import main
 from core.datasets import download as D
 from core.files.errors import UserError
 
@@ -148,7 +149,7 @@ def test_get_from_archives_and_again(tmp_path):
     archives = [str(p) for p in tmp_path.glob("*.gz")]
     root = tmp_path / "data"
     for _ in range(2):
-        D.main(["SUN", "--data-root", str(root), "--archive", *archives])
+        main(None, ["SUN", "--data-root", str(root), "--archive", *archives])
     assert (root / "SUN" / "images" / "a" / "b.jpg").is_file()
     assert (root / "SUN" / "attributes.mat").is_file()
     with pytest.raises(UserError, match="not an archive of CUB"):

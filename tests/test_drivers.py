@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from core.datasets.registry import DATASETS
+from core.features.feature_file import FeatureFile
 from tests.helpers import extraction, refused, run_apart, run_here, weights_file
 from tests.helpers_xlsa17 import PARTS, SPLITS, Maker, Part, below, class_names, draw, paint
 
@@ -42,7 +43,7 @@ def test_the_feature_file_says_what_xlsa17_says(made: Maker, name: str) -> None:
     part, splits = PARTS[name], drawn.splits
     folder = place / "data" / DATASETS[name].source
     files = [p.name for p in folder.iterdir() if p.is_file() and p.name != DATASETS[name].attribute_file]
-    assert files == [f"feature_map_{part.backbone}_{name}.hdf5"]  # no .partial, no .lock
+    assert files == [f"feature_map_{part.backbone}_{part.input_size}px_{name}.hdf5"]  # no .partial, no .lock
     with h5py.File(folder / files[0]) as file:
         paths = list(file["image_files"].asstr()[()])
         classes = list(file["allclasses_names"].asstr()[()])
@@ -93,7 +94,7 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     assert table in out
     heading = table.splitlines()[0]
     assert all(said in heading for said in (run, method, part.backbone, f"{part.grid[1]}x{part.grid[2]}"))
-    row = next(line for line in table.splitlines() if line.startswith((f"| {method} |", f"| **{method}** |")))
+    row = next(line for line in table.splitlines() if re.match(rf"\| (\*\*)?{method}[ *]", line))
     assert row.split(" | ")[1] == f"{100 * result['standard']['T1']:.1f}"
     assert "SELECTED ON TEST" in table and "(as published)" not in table
     assert ("PUBLISHED PROCEDURE" in table) == (method == "vsmr-staged")
@@ -105,10 +106,13 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
 def test_missing_data_are_named_with_what_makes_them(tmp_path: Path, name: str) -> None:
     script = next(s for s, source, _ in RUNS.values() if source == name)
     apart = run_apart if name == "AWA2" else run_here  # one in a process of its own is enough
-    said = f"looked for {Path('data') / name}/feature_map_*_{name}.hdf5", f"python {extraction(name)}"
+    said = f"--data-root data holds no {name}", f"data/xlsa17/data/{name}/att_splits.mat", f"See data/{name}.md"
     refused(apart(tmp_path, script), *said)
     refused(apart(tmp_path, extraction(name)), f"data/xlsa17/data/{name}", f"See data/{name}.md")
     assert not list(tmp_path.iterdir())
+    draw(tmp_path / "data", name, SMALL.images)
+    said = f"looked for {Path('data') / name}/feature_map_*_{name}.hdf5", f"python {extraction(name)}"
+    refused(run_here(tmp_path, script), *said)
 
 
 def test_missing_images_are_named(tmp_path: Path) -> None:
@@ -148,7 +152,7 @@ def test_a_corrupt_image_is_listed_and_no_final_file_is_left(small: tuple[Path, 
     result = run_apart(place, extraction("AWA2"), *flags)
     shown = str(bad.relative_to(place))
     refused(result, "1 of 130 images could not be read", shown, "Replace them and run the same command again")
-    final = place / "data" / "AWA2" / f"feature_map_{SMALL.backbone}_AWA2.hdf5"
+    final = place / "data" / "AWA2" / f"feature_map_{SMALL.backbone}_{SMALL.input_size}px_AWA2.hdf5"
     assert not final.exists()
     report = final.with_name(final.name + ".partial.bad_images.txt")
     assert [line.split(": ")[0] for line in report.read_text().splitlines()] == [shown]
@@ -162,7 +166,7 @@ def test_a_corrupt_image_is_listed_and_no_final_file_is_left(small: tuple[Path, 
 def test_a_half_written_feature_file_is_refused(small: tuple[Path, list[str]]) -> None:
     place, flags = small
     assert run_here(place, extraction("AWA2"), *flags, "--limit", "64")[0] == 0
-    final = place / "data" / "AWA2" / f"feature_map_{SMALL.backbone}_AWA2.hdf5"
+    final = place / "data" / "AWA2" / f"feature_map_{SMALL.backbone}_{SMALL.input_size}px_AWA2.hdf5"
     partial = final.with_name(final.name + ".partial")
     assert partial.exists() and not final.exists()
     command = f"python {extraction('AWA2')}"
@@ -171,21 +175,23 @@ def test_a_half_written_feature_file_is_refused(small: tuple[Path, list[str]]) -
     refused(run_here(place, "AWA2_ours.py", "--features", shown), str(shown), f"{command} --out {shown}")
 
     shutil.copy(partial, final)  # as if someone had renamed it
-    refused(run_here(place, "AWA2_ours.py"), str(shown), "not complete", "extraction again")
+    mend = f"mv {shown} {shown}.partial"
+    refused(run_here(place, "AWA2_ours.py"), str(shown), "was never finished", mend, "--backbone")
     refused(run_here(place, extraction("AWA2"), *flags), str(shown))  # nor does the extraction take it for done
     final.write_bytes(partial.read_bytes()[:-5000])  # a copy that broke off
-    refused(run_here(place, "AWA2_ours.py"), str(shown), "truncated", "extract it again")
+    message = refused(run_here(place, "AWA2_ours.py"), str(shown))
+    assert "never finished" in message or "truncated" in message
     final.unlink()
 
     code, _, err = run_here(place, extraction("AWA2"), *flags)
     assert code == 0, err
     damaged = bytearray(final.read_bytes())
-    with h5py.File(final) as file:
-        start = file["feature_map"].id.get_chunk_info(17).byte_offset
+    with FeatureFile(final) as file:
+        start = file.row_offset(17)
     damaged[start + 999] ^= 4
     final.write_bytes(damaged)
     vectors = place / "vectors.pkl"
     np.random.default_rng(0).standard_normal((85, 300)).astype(np.float32).dump(vectors)
-    said = str(shown), "row 17", "JPEGImages/", "damaged", "extract it again"
+    said = str(shown), "row 17", "JPEGImages/", "damaged", mend
     refused(run_here(place, "AWA2_ours.py", "--w2v", vectors), *said)
     assert not (place / "results").exists()

@@ -14,7 +14,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import scipy.io
 import torch
 import torchvision
 from PIL import Image
@@ -33,39 +32,11 @@ from core.features.images import Normaliser, load_image
 from core.features.settings import ExtractionConfig
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
+from tests.helpers_features import TINY, make_data
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
 KILLS = int(os.environ.get("KILLS", "3"))  # 30 by night
-TINY = ExtractionConfig(backbone="squeezenet1_1", weights="random", device="cpu", batch_size=4, input_size=64)
-
-
-def make_data(root: Path, n: int = 36) -> Path:
-    """Six classes of noise images in the demo's layout, with xlsa17's two .mat files."""
-    rng = np.random.default_rng(0)
-    folder = root / "DEMO" / "DEMO_creatures"
-    (folder / "images").mkdir(parents=True)
-    names = [f"images/{i:03}.png" for i in range(n)]
-    for name in names:
-        Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(folder / name)
-    labels = np.repeat(np.arange(6), n // 6)
-    seen = np.flatnonzero(labels < 4)
-    mats = root / "xlsa17" / "data" / "DEMO"
-    mats.mkdir(parents=True)
-    files = np.array([[f"/somewhere/DEMO_creatures/{name}"] for name in names], dtype=object)
-    scipy.io.savemat(mats / "res101.mat", {"labels": labels[:, None] + 1, "image_files": files})
-    scipy.io.savemat(
-        mats / "att_splits.mat",
-        {
-            "att": rng.random((5, 6)),
-            "original_att": rng.random((5, 6)),
-            "allclasses_names": np.array([[f"class{c}"] for c in range(6)], dtype=object),
-            "trainval_loc": np.setdiff1d(seen, seen[::3])[:, None] + 1,
-            "test_seen_loc": seen[::3][:, None] + 1,
-            "test_unseen_loc": np.flatnonzero(labels >= 4)[:, None] + 1,
-        },
-    )
-    return root
 
 
 def torchvisions(path: Path, size: int) -> np.ndarray:
@@ -288,7 +259,7 @@ def test_a_dry_run_says_rows_bytes_and_time_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     flags = ["--data-root", str(data), "--backbone", "squeezenet1_1", "--weights", "random", "--device", "CPU"]
     caplog.set_level("INFO")
-    assert main(DEMO, [*flags, "--input-size", "64", "--batch-size", "4", "--dry-run"]) == 0
+    assert main("DEMO", None, [*flags, "--input-size", "64", "--batch-size", "4", "--dry-run"]) == 0
     assert "36 rows, 332 kB" in caplog.text and "images/s" in caplog.text
     assert "layer features: 512 x 3x3 an image at 64 pixels" in caplog.text
     assert sorted(tmp_path.rglob("*")) == before
@@ -319,10 +290,10 @@ def test_values_out_of_range_are_refused_by_their_flag(flag: str, value: object)
 
 
 def test_flags_are_not_abbreviated(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit):
-        main(DEMO, ["--batch", "4"])
-    with pytest.raises(UserError, match="--limit -1"):
-        main(DEMO, ["--limit", "-1"])
+    with pytest.raises(UserError, match="unrecognized arguments: --batch"):
+        main("DEMO", None, ["--batch", "4"])
+    with pytest.raises(UserError, match="--limit: '-1' is not a whole number of at least 1"):
+        main("DEMO", None, ["--limit", "-1"])
 
 
 def test_devices_by_any_name() -> None:

@@ -32,8 +32,7 @@ from core.files import atomic as files
 from core.files.atomic import atomic_path, write_bytes
 from core.files.errors import UserError
 from core.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.test_extraction import TINY, make_data
-from tests.test_feature_file import SHAPE, content, maps, metadata, write
+from tests.helpers_features import SHAPE, TINY, content, make_data, maps, metadata, write
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
 

@@ -28,47 +28,11 @@ from core.features import feature_file
 from core.features.feature_file import FeatureFile, verify
 from core.features.layout import check_axes
 from core.features.regions import free_bytes
-from core.features.writer import FeatureFileMetadata, Writer
+from core.features.writer import Writer
 from core.files.errors import UserError
+from tests.helpers_features import SHAPE, content, maps, metadata, write
 
-SHAPE = (8, 7, 7)
 zlib_crc32 = zlib.crc32
-
-
-def metadata(n: int = 60) -> Metadata:
-    """Six classes, the last two unseen; n must be a multiple of six."""
-    labels = np.repeat(np.arange(6), n // 6)
-    seen = np.flatnonzero(labels < 4)
-    test_seen, trainval = seen[::5], np.setdiff1d(seen, seen[::5])
-    return Metadata(
-        name="DEMO",
-        image_files=[f"images/{i}.png" for i in range(n)],
-        labels=labels,
-        class_names=[f"class {c}" for c in range(6)],
-        att=np.random.default_rng(0).random((6, 5)).astype(np.float32),
-        original_att=np.ones((6, 5), np.float32),
-        trainval_loc=trainval,
-        test_seen_loc=test_seen,
-        test_unseen_loc=np.flatnonzero(labels >= 4),
-        train_loc=trainval[labels[trainval] < 3],
-        val_loc=trainval[labels[trainval] == 3],
-        split_sha256="0" * 64,
-    )
-
-
-def content(n: int = 60, **other: str | int) -> FeatureFileMetadata:
-    provenance = {"dataset": "DEMO", "backbone": "tiny", **other}
-    return FeatureFileMetadata(metadata(n), provenance, np.ones((5, 3), np.float32))
-
-
-def maps(n: int = 60) -> np.ndarray:
-    return np.random.default_rng(1).standard_normal((n, *SHAPE)).astype(np.float16)
-
-
-def write(path: Path, n: int = 60) -> Path:
-    with Writer(path, content(n), SHAPE) as writer:
-        writer.write(np.arange(n), maps(n))
-        return writer.finish()
 
 
 def version_2(path: Path, n: int = 60) -> Path:

@@ -36,8 +36,8 @@ from core.files.atomic import read_json
 from core.files.errors import UserError
 from core.files.matfile import read_mats
 from core.files.pickles import load_array_pickle
-from tests.conftest import TOY, toy_mats
-from tests.test_feature_file import maps, metadata
+from tests.helpers import TOY, toy_mats
+from tests.helpers_features import maps, metadata
 
 ROOT = Path(__file__).parent.parent
 MEMORY = 200 << 20  # bytes that Python may allocate while it refuses a file

@@ -10,7 +10,7 @@ from core.losses import classification_losses, margins, self_calibration
 from core.method import Batches, find_method, seeded
 from core.preparation import prepared_attributes
 from tests import reference
-from tests.conftest import K
+from tests.helpers import K
 
 B, R, D = 6, 9, 16
 

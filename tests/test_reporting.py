@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from core.experiments.results import row_of
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
+from core.reporting.report import OverClassesTable, published
 from core.reporting.rows import as_frame, read_summary
 from core.reporting.tables import AUSUC, BEGIN, END, LEGEND, all_tables, insert_tables, table
 
@@ -205,37 +207,42 @@ def result(select="val", gamma=0.5, **standard):
             "dataset": "CUB",
             "method": "vsmr",
             "seed": 0,
+            "select": select,
             "epochs": 5,
             "code": "c1",
+            "method_code": "m1",
+            "precision": "float32",
+            "features_sha256": "ab" * 32,
+            "split_sha256": "s1",
             "vectors_sha256": "v1",
             "recipe": {"alpha": 20},
-            "features": {"backbone": "mobilenet_v2", "regions": "49 regions", "file_sha256": "ab" * 32},
+            "features": {"backbone": "mobilenet_v2", "regions": "49 regions"},
         },
         "chosen": chosen,
         "standard": METRICS | {"gamma": gamma, "H_gamma0": 0.338} | standard,
         "selected_on_test": METRICS | {"H": 0.64},
         "published_procedure": None,
         "seconds": 3.0,
-        "where": {"device": "cpu", "torch": "2"},
+        "environment": {"device": "cpu", "torch": "2"},
         "notes": ["a note"],
     }
 
 
 def test_a_drivers_table_says_which_gamma():
-    text = table("CUB", [result()])
-    assert "H of vsmr: 33.8 at γ = 0; 55.0 at the validated γ." in text
+    text = table([row_of(result())])
+    assert "H of vsmr (alpha=20): 33.8 at γ = 0; 55.0 at the validated γ." in text
     assert LEGEND in text and AUSUC in text and "note: a note." in text and "code c1" in text
     assert "SELECTED ON TEST" in text and text.index("**vsmr**") < text.index("SELECTED ON TEST")
     assert "on other features than mobilenet_v2" in text
-    text = table("CUB", [result("last", 0.0, H=0.338)])
+    text = table([row_of(result("last", 0.0, H=0.338))])
     assert "33.8 at γ = 0, the method's own (--select last validates none)" in text
     assert lines_with(text, "| **vsmr** |", "γ = 0, the method's own")
     assert "validated γ" not in text
-    assert "TransZero" not in table("my_birds", [result()])
+    assert "TransZero" not in table([row_of(result()) | {"dataset": "my_birds"}])
 
 
 def test_a_drivers_table_takes_rows_too():
-    assert lines_with(table("CUB", two_methods()[:3]), "| **vsmr** | 81.0 ± 1.0 |")
+    assert lines_with(table(two_methods()[:3]), "| **vsmr** | 81.0 ± 1.0 |")
 
 
 def test_tables_go_between_the_markers():
@@ -244,9 +251,7 @@ def test_tables_go_between_the_markers():
         insert_tables("nothing here", "new")
 
 
-def test_the_readme_shows_what_the_csv_says():
-    top = Path(__file__).parent.parent
-    readme = (top / "README.md").read_text()
-    tables = all_tables(read_summary(top / "results" / "summary.csv"))
-    assert insert_tables(readme, tables) == readme
-    assert (top / "results" / "tables.md").read_text() == tables
+def test_the_docs_show_what_the_csv_says():
+    docs = Path(__file__).parent.parent / "docs"
+    tables = all_tables(read_summary(docs / "results.csv"), OverClassesTable(docs / "results_over_classes.csv"))
+    assert (docs / "results.md").read_text() == published(tables)

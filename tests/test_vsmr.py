@@ -11,7 +11,7 @@ from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as EszslRecipe
 from core.preparation import prepared_attributes, ridge_weights, shrunk_whitening, signed_root
 from core.VSMR import VSMR, Recipe, build, closed_form_W1
-from tests.conftest import C, K
+from tests.helpers import C, K
 
 B, R, D = 6, 9, 16
 RECIPE = Recipe(width=8)

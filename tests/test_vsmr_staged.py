@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from core.method import ClassSpace
 from core.VSMR_staged import RECIPES, StagedRecipe, VSMRStaged, build, published_procedure, visual_losses
 from tests import reference
-from tests.conftest import C
+from tests.helpers import C
 
 B, R, D = 6, 9, 16
 CUB50 = RECIPES["CUB50"]

@@ -18,7 +18,7 @@ from core.datasets.names import read_attribute_names
 from core.datasets.registry import AWA2, CUB, CUB50, SUN, DataSet
 from core.datasets.xlsa17 import read_mat_files, read_metadata
 from core.files.errors import UserError
-from tests.conftest import TOY, toy_mats
+from tests.helpers import TOY, toy_mats
 
 ROOT = Path(__file__).parent.parent
 

@@ -32,6 +32,7 @@ def parser(description: str | None) -> Parser:
     )
     p.add_argument("--collect", action="store_true", help="run nothing: rebuild OUT/summary.csv from the run folders")
     p.add_argument("--tables-only", action="store_true", help="run nothing: write the tables from OUT/summary.csv")
+    p.add_argument("--docs", type=Path, help="also write the tables and their CSV to this folder (no)")
     return p
 
 
@@ -70,7 +71,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         sweep(plan)
     if not summary.is_file():
         raise UserError(f"no {summary}; run without --tables-only first, or rebuild it from run folders with --collect")
-    sys.stdout.write("\n" + write_report(args.out))
+    sys.stdout.write("\n" + write_report(args.out, args.docs))
     return 0
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from core.experiments.statistics import Interval, bootstrap_over_classes, load_scores
-from core.files.atomic import write_bytes
+from core.files.atomic import atomic_path, write_bytes
 from core.reporting.figures import calibration_figure, per_class_figure
 from core.reporting.rows import as_frame, entries_of, read_summary, tables_of
 from core.reporting.tables import OURS, all_tables
@@ -17,22 +17,72 @@ from core.reporting.tables import OURS, all_tables
 log = logging.getLogger(__name__)
 
 
-def write_report(out: Path) -> str:
-    """Write OUT/tables.md and OUT/figures/ from OUT/summary.csv; returns the tables."""
+def write_report(out: Path, docs: Path | None = None) -> str:
+    """Write OUT/tables.md and OUT/figures/ from OUT/summary.csv; returns the tables.
+
+    Intervals over classes come from the scores in the run folders and are kept in OUT/over_classes.csv, so that the
+    tables can be written again where the folders are not.
+
+    Args:
+        docs: folder that gets a copy: results.md, results.csv and results_over_classes.csv.
+    """
     frame = read_summary(out / "summary.csv")
-
-    def over_classes(mine: pd.DataFrame, other: pd.DataFrame) -> dict[str, Interval] | None:
-        paths = [[out / str(folder) / "scores.npz" for folder in runs.folder] for runs in (mine, other)]
-        if not all(path.is_file() for side in paths for path in side):
-            return None
-        a, b = ([load_scores(path) for path in side] for side in paths)
-        return bootstrap_over_classes(a, b, rng=np.random.default_rng(0))
-
-    tables = all_tables(frame, over_classes if "folder" in frame else None)
+    intervals = OverClassesTable(out / "over_classes.csv", out)
+    tables = all_tables(frame, intervals)
+    intervals.write(out / "over_classes.csv")
     write_bytes(out / "tables.md", tables.encode())
+    if docs is not None:
+        write_bytes(docs / "results.csv", (out / "summary.csv").read_bytes())
+        intervals.write(docs / "results_over_classes.csv")
+        write_bytes(docs / "results.md", published(tables).encode())
     for part in tables_of(as_frame(frame)):
         _figures(out, part[part.ablation == ""])
     return tables
+
+
+def published(tables: str) -> str:
+    """The page docs/results.md."""
+    return f"# Results\n\nWritten by `reproduce_tables.py` from `docs/results.csv`; do not edit.\n\n{tables}"
+
+
+class OverClassesTable:
+    """Paired intervals over the draw of test classes: from run folders, or as they were written down before."""
+
+    def __init__(self, path: Path, out: Path | None = None) -> None:
+        """Args: path of the written intervals, if there are any; ``out`` the folder that the run folders lie in."""
+        self.out = out
+        self._known: dict[str, dict[str, Interval]] = {}
+        if path.is_file():
+            for pair, rows in pd.read_csv(path).groupby("pair", sort=False):
+                made = {r.metric: Interval(mean=r.mean_, low=r.low, high=r.high) for r in rows.itertuples()}
+                self._known[str(pair)] = made
+        self._used: dict[str, dict[str, Interval]] = {}
+
+    def __call__(self, mine: pd.DataFrame, other: pd.DataFrame) -> dict[str, Interval] | None:
+        """Differences of the runs in ``mine`` minus those in ``other``; None where nothing is known of them."""
+        if "folder" not in mine or "folder" not in other:
+            return None
+        pair = " minus ".join("+".join(sorted(map(str, runs.folder))) for runs in (mine, other))
+        found = self._known.get(pair)
+        paths = [[self.out / str(f) / "scores.npz" for f in runs.folder] for runs in (mine, other)] if self.out else []
+        if paths and all(path.is_file() for side in paths for path in side):
+            a, b = ([load_scores(path) for path in side] for side in paths)
+            found = bootstrap_over_classes(a, b, rng=np.random.default_rng(0))
+        if found:
+            self._used[pair] = found
+        return found
+
+    def write(self, path: Path) -> None:
+        """Write down every interval that was asked for."""
+        rows = [
+            {"pair": pair, "metric": metric, "mean_": i.mean, "low": i.low, "high": i.high}
+            for pair, intervals in self._used.items()
+            for metric, i in intervals.items()
+        ]
+        with atomic_path(path) as temporary:
+            pd.DataFrame(rows, columns=["pair", "metric", "mean_", "low", "high"]).to_csv(
+                temporary, index=False, float_format="%.6g"
+            )
 
 
 def _figures(out: Path, part: pd.DataFrame) -> None:

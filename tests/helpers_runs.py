@@ -1,0 +1,90 @@
+"""Small runs of every method on the toy data set."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import core.experiments.run as experiment
+from core.experiments.identity import run_config
+from core.experiments.inputs import Inputs, split_digest
+from core.experiments.run import run
+from core.features.regions import RegionFeatures
+from core.method import find_method
+from core.training.checkpoint import load_checkpoint
+from tests.helpers import ToyFeatures
+
+SMALL = {
+    "dazle": {"lr": 1e-3, "batch_size": 16},
+    "vsmr-staged": {
+        "predictor_lr": 1e-2,
+        "predictor_epochs": 2,
+        "threshold": None,
+        "hidden": 16,
+        "semantic_lr": 1e-2,
+        "semantic_epochs": 20,
+        "neighbours": 5,
+        "classes_per_batch": 4,
+        "images_per_class": 3,
+    },
+    "vsmr": {"batch_size": 16, "width": 8},
+    "eszsl": {},
+    "msdn": {"lr": 1e-3, "batch_size": 16},
+    "transzero": {"lr": 1e-3, "batch_size": 16, "width": 12, "feed_forward": 16},
+}
+W2V = np.random.default_rng(3).normal(size=(8, 6)).astype(np.float32)
+
+
+def recipe_of(method):
+    return replace(find_method(method).recipe("*"), **SMALL[method])
+
+
+def inputs_of(metadata, features=None):
+    source = ToyFeatures(metadata)
+    return Inputs(
+        dataset="TOY",
+        metadata=metadata,
+        w2v=W2V,
+        features=features or RegionFeatures(source, np.arange(len(metadata.labels)), source.shape),
+        provenance={"backbone": "toy", "regions": "3x3", "name": "toy"},
+        vectors=None,
+        features_sha256="ab",
+        vectors_sha256="cd",
+        split_sha256=split_digest(metadata),
+        attribute_names=[f"attribute {k}" for k in range(8)],
+    )
+
+
+def config_of(method, inputs, seed=0, epochs=2):
+    return run_config(inputs, method, recipe_of(method), seed=seed, epochs=epochs)
+
+
+def go(method, toy, out, epochs=2, seed=0, **kw):
+    inputs = inputs_of(toy)
+    return run(config_of(method, inputs, seed, epochs), inputs, out, **kw)
+
+
+def go_to_the_end(method, toy, out, epochs=2):
+    """A run whose refit trains for all epochs: validation of a toy may prefer the untrained model."""
+    with pytest.MonkeyPatch.context() as patch:
+        real = experiment.choose
+        patch.setattr(experiment, "choose", lambda config, *a: real(config, *a) | {"epochs": config.epochs})
+        result = go(method, toy, out, epochs)
+    assert result["chosen"]["epochs"] == epochs
+    return result
+
+
+def same(a, b):
+    """Two folders hold the same run, but for the times it took."""
+    for name in ("history.csv", "history_validation.csv", "per_class.csv"):
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    x, _ = load_checkpoint(a / "checkpoint.safetensors")
+    y, _ = load_checkpoint(b / "checkpoint.safetensors")
+    assert x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    m, n = (json.loads((p / "metrics.json").read_text()) for p in (a, b))
+    for result in (m, n):
+        result.pop("seconds")
+        result.pop("sha256")  # of all else, the seconds too
+    assert m == n
