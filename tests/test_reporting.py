@@ -232,11 +232,11 @@ def test_a_drivers_table_says_which_gamma():
     text = table([row_of(result())])
     assert "H of vsmr (alpha=20): 33.8 at γ = 0; 55.0 at the validated γ." in text
     assert LEGEND in text and AUSUC in text and "note: a note." in text and "code c1" in text
-    assert "SELECTED ON TEST" in text and text.index("**vsmr**") < text.index("SELECTED ON TEST")
+    assert "SELECTED ON TEST" in text and text.index("**vsmr (alpha=20)**") < text.index("SELECTED ON TEST")
     assert "on other features than mobilenet_v2" in text
     text = table([row_of(result("last", 0.0, H=0.338))])
     assert "33.8 at γ = 0, the method's own (--select last validates none)" in text
-    assert lines_with(text, "| **vsmr** |", "γ = 0, the method's own")
+    assert lines_with(text, "| **vsmr (alpha=20)** |", "γ = 0, the method's own")
     assert "validated γ" not in text
     assert "TransZero" not in table([row_of(result()) | {"dataset": "my_birds"}])
 

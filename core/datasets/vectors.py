@@ -279,7 +279,7 @@ def load_attribute_vectors(path: Path | str, K: int) -> np.ndarray:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no attribute vectors at {path}")
-    vectors = _finite(path, load_array_pickle(path), K)
+    vectors = _finite(path, _ready(path), K)
     declared: list[int] = []
     sidecar = path.with_suffix(".json")
     if sidecar.is_file():

@@ -65,6 +65,27 @@ class Trunk:
         return patches.transpose(1, 2).unflatten(2, (side, side))
 
 
+Builder = Callable[[str | None], Trunk]
+BUILDERS: dict[str, Builder] = {}
+
+
+def backbone(name: str) -> Callable[[Builder], Builder]:
+    """Register ``build(weights) -> Trunk`` as the backbone of that name (docs/adding.md).
+
+    Raises:
+        UserError: the name is taken.
+    """
+
+    def register(build: Builder) -> Builder:
+        known = BUILDERS.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (build.__module__, build.__qualname__):
+            raise UserError(f"two backbones are named {name!r}: one in {known.__module__}, one in {build.__module__}")
+        BUILDERS[name] = build
+        return build
+
+    return register
+
+
 def build_trunk(name: str, weights: str | None) -> Trunk:
     """The named network with its weights, at the image side that it was made for.
 
@@ -73,11 +94,12 @@ def build_trunk(name: str, weights: str | None) -> Trunk:
     """
     if weights is not None and is_weights_file(weights) and not Path(weights).is_file():
         raise UserError(f"no weights file at {weights}")
-    if name == DEMO:
-        return _demo(weights)
+    if name in BUILDERS:
+        return BUILDERS[name](weights)
     return _timm(name.removeprefix(TIMM), weights) if name.startswith(TIMM) else _torchvision(name, weights)
 
 
+@backbone(DEMO)
 def _demo(weights: str | None) -> Trunk:
     with _seeded():
         network: nn.Module = importlib.import_module("core.demo.backbone").DemoBackbone()
@@ -232,8 +254,8 @@ def _resizable(network: nn.Module) -> bool:
 
 def own_size(name: str) -> int:
     """Image side that a backbone was made for, without building it; 224 where that is not known."""
-    if name == DEMO:
-        return DEMO_SIZE
+    if name in BUILDERS:
+        return DEMO_SIZE if name == DEMO else BUILDERS[name](RANDOM).transform.crop
     if name.startswith(TIMM):
         try:
             config = importlib.import_module("timm").get_pretrained_cfg(name.removeprefix(TIMM))

@@ -1,0 +1,108 @@
+"""docs/adding.md is true: its method, data set and backbone are written to files, registered, and a driver is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+from PIL import Image
+from torch import nn
+
+import core.method as contract
+from core.commands import extract, train
+from core.datasets import registry
+from core.experiments.identity import method_digest
+from core.features import trunks
+from core.features.images import Transform
+from core.features.weights import load_weights
+from tests.helpers import ROOT, cells
+
+PAGE = (ROOT / "docs" / "adding.md").read_text()
+BLOCKS = {block.split("\n")[0].removeprefix("# "): block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S)}
+
+
+def load(path: Path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """The three of the page, registered for one test."""
+    monkeypatch.setattr(contract, "_REGISTRY", {m.name: m for m in contract.methods().values()})
+    monkeypatch.setattr(registry, "_PLACES", dict(registry._PLACES))
+    for known in (registry.DATASETS, trunks.BUILDERS):
+        for name in ("FLO", "tiny"):
+            monkeypatch.setitem(known, name, None)
+            del known[name]
+    (tmp_path / "Linear.py").write_text(BLOCKS["core/Linear.py"])
+    monkeypatch.setitem(sys.modules, "Linear", None)
+    load(tmp_path / "Linear.py")
+    exec(BLOCKS["core/datasets/registry.py"], {"register": registry.register, "DataSet": registry.DataSet})
+    names = {"backbone": trunks.backbone, "Trunk": trunks.Trunk, "Transform": Transform, "nn": nn, "torch": torch}
+    with torch.random.fork_rng(devices=[]):
+        exec(BLOCKS["core/features/trunks.py"], names | {"load_weights": load_weights, "Path": Path})
+    yield tmp_path
+    method_digest.cache_clear()
+
+
+def flowers(root: Path) -> None:
+    """Nine classes of eight coloured squares and seven attributes, in xlsa17's format."""
+    rng, C = np.random.default_rng(0), 9
+    labels, att = np.repeat(np.arange(C), 8), rng.random((7, C))
+    rows = np.arange(C * 8).reshape(C, 8) + 1
+    names = [f"{y}/{i}.png" for i, y in enumerate(labels)]
+    for name, y in zip(names, labels, strict=True):
+        path = root / "FLO" / "FLO_images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = 255 * att[:3, y] + rng.normal(0, 20, (40, 40, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+    folder = root / "xlsa17" / "data" / "FLO"
+    folder.mkdir(parents=True)
+    images = {"labels": labels[:, None] + 1, "image_files": cells([f"/x/FLO_images/{n}" for n in names])}
+    scipy.io.savemat(folder / "res101.mat", images)
+    content = {"att": att, "original_att": att, "allclasses_names": cells([f"flower {c}" for c in range(C)])}
+    content |= {"trainval_loc": rows[:6, :6].reshape(-1, 1), "test_seen_loc": rows[:6, 6:].reshape(-1, 1)}
+    scipy.io.savemat(folder / "att_splits.mat", content | {"test_unseen_loc": rows[6:].reshape(-1, 1)})
+
+
+def test_a_driver_runs_with_the_method_data_set_and_backbone_of_the_page(added, monkeypatch, capsys):
+    monkeypatch.chdir(added)
+    flowers(added / "data")
+    np.save("v.npy", np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32))
+    assert extract.main("FLO", None, ["--backbone", "tiny", "--weights", "random", "--device", "cpu"]) == 0
+    flags = ["--method", "linear", "--w2v", "v.npy", "--device", "cpu"]
+    assert train.main("FLO", "FLO", [*flags, "--ridge", "0.5"]) == 0
+    assert "| linear (ridge=0.5) |" in capsys.readouterr().out
+    (path,) = (added / "results").rglob("metrics.json")
+    result = json.loads(path.read_text())
+    assert result["standard"]["T1"] > 0.34  # three unseen classes, told by their colour
+    assert result["config"]["recipe"] == {"ridge": 0.5} and result["config"]["features"]["regions"] == "4x4"
+    with pytest.raises(contract.UserError, match="--ridge -1.0: penalty of the ridge regression must be above 0"):
+        train.main("FLO", "FLO", [*flags, "--ridge", "-1"])
+
+
+def test_help_knows_them(added, capsys):
+    with pytest.raises(SystemExit):
+        train.main("FLO", "FLO", ["--help"])
+    text = capsys.readouterr().out
+    assert re.search(r"linear:\n  --ridge +penalty of the ridge regression \(1\.0; above 0\)", text)
+    assert "feature_map_*_FLO.hdf5" in text
+
+
+def test_a_change_of_the_added_method_changes_its_digest(added):
+    before = method_digest("linear")
+    path = added / "Linear.py"
+    path.write_text(path.read_text() + "\n# changed\n")
+    method_digest.cache_clear()
+    assert method_digest("linear") != before
