@@ -295,7 +295,9 @@ def _short(part: pd.DataFrame, column: str) -> str:
 def _heading(part: pd.DataFrame) -> str:
     first = part.iloc[0]
     size = f"{first.input_size} px" if first.input_size else ""
-    shown = [v for v in (first.backbone or "unknown", first.regions, size, first.features) if v]
+    # what extraction added to the name of the features (a layer, a mirror image) where there is more than the backbone
+    variant = first.features if first.features != first.backbone else ""
+    shown = [v for v in (first.backbone or "unknown", first.regions, size, variant) if v]
     return _escape(f"{first.dataset}, features {', '.join(shown)}")
 
 
@@ -304,7 +306,7 @@ def _telling(part: pd.DataFrame, alike: Sequence[pd.DataFrame]) -> str:
     if [_heading(other) for other in alike].count(_heading(part)) < 2:
         return ""
     shown = [
-        f"{n} {part[c].iloc[0] or 'unknown'}" for c, n in DIGESTS.items() if len({o[c].iloc[0] for o in alike}) > 1
+        f"{n} {part[c].iloc[0][:12] or 'unknown'}" for c, n in DIGESTS.items() if len({o[c].iloc[0] for o in alike}) > 1
     ]
     return f" ({', '.join(shown)})"
 
