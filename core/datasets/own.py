@@ -88,16 +88,15 @@ def read_folder(root: Path | str, choices: Choices | None = None) -> Metadata:
         names = _some([sheet.classes[c] for c in without])
         metadata.notes.insert(
             0,
-            f"{without.size} classes have no images ({names}): they compete in every prediction, no accuracy is over "
-            "them",
+            f"{_count(without.size)} without images ({names}): offered in every prediction, in no accuracy",
         )
     if not choices.validation:
         return metadata
     metadata = metadata.with_validation(OWN.val_share, choices.seed)
     if len(held := np.unique(metadata.labels[metadata.val_loc])) < 3:
         metadata.notes.append(
-            f"epochs and γ are chosen on {len(held)} validation {'class' if len(held) == 1 else 'classes'}: that says "
-            "little; more classes with images, or --select last, which chooses nothing"
+            f"epochs and γ are chosen on {_count(len(held), 'validation ')}: that says little; add classes with images, "
+            "or use --select last, which chooses nothing"
         )
     return metadata
 
@@ -290,7 +289,10 @@ def _unseen(root: Path, choices: Choices, classes: list[str], images: dict[str, 
         if count < 1:
             raise _too_few(root, len(images), 0, choices.validation)
         drawn = np.random.default_rng(choices.seed).permutation(sorted(images))[:count].tolist()
-        return drawn, f"{count} unseen classes drawn with seed {choices.seed} (share {share:g}): {_some(sorted(drawn))}"
+        return (
+            drawn,
+            f"{_count(count, 'unseen ')} drawn with seed {choices.seed} (share {share:g}): {_some(sorted(drawn))}",
+        )
     for where, name in named:
         if name not in classes:
             close = difflib.get_close_matches(name, classes, 1)
@@ -339,9 +341,7 @@ def _read_splits(path: Path, classes: list[str], files: list[str]) -> tuple[str,
 
 def _by_image(path: Path, rows: list[tuple[int, str, str]], files: list[str]) -> _Split:
     at = {file: i for i, file in enumerate(files)}
-    parts = {
-        side: np.array(sorted(at[f] for _, f, s in rows if s == side), dtype=np.int64) for side in IMAGE_SPLITS
-    }
+    parts = {side: np.array(sorted(at[f] for _, f, s in rows if s == side), dtype=np.int64) for side in IMAGE_SPLITS}
     notes = [f"the split of {path.name}"]
     if left := len(files) - len(rows):
         notes.append(f"{left} images are not in {path.name} and are left out")
@@ -375,6 +375,10 @@ def _odd_attributes(sheet: Description) -> list[str]:
 
 def _quoted(name: str) -> str:
     return f'"{name}"' if " " in name else name
+
+
+def _count(n: int, kind: str = "") -> str:
+    return f"{n} {kind}{'class' if n == 1 else 'classes'}"
 
 
 def _some(names: Sequence[str]) -> str:

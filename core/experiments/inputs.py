@@ -182,7 +182,11 @@ def load_inputs(
         path = find_own_features(root, features, metadata)
         file = FeatureFile(path)
         check_images(path, file.image_files or [], root, metadata)
-        array, vectors = (load_attribute_vectors(w2v, metadata.att.shape[1]), w2v) if w2v else (np.eye(metadata.att.shape[1], dtype=np.float32), None)
+        array, vectors = (
+            (load_attribute_vectors(w2v, metadata.att.shape[1]), w2v)
+            if w2v
+            else (np.eye(metadata.att.shape[1], dtype=np.float32), None)
+        )
     else:
         path = find_features(dataset, root, features)
         file = FeatureFile(path)

@@ -145,9 +145,7 @@ def write_run(
             "accuracy": per_class_accuracy(predicted, labels, classes),
         }
     )
-    curve = calibration_curve(
-        scores[0], fold.seen_labels, scores[1], fold.unseen_labels, seen, unseen, fold.candidates
-    )
+    curve = calibration_curve(scores[0], fold.seen_labels, scores[1], fold.unseen_labels, seen, unseen, fold.candidates)
     steps = np.concatenate([[-np.inf], curve.thresholds])  # γ from which a point holds
     pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
     confusion = pd.DataFrame(

@@ -204,7 +204,9 @@ def _scores(method: Method, inputs: Inputs, fold: Fold) -> tuple[np.ndarray, np.
 
 def _evaluate(fold: Fold, scores_seen: np.ndarray, scores_unseen: np.ndarray, gamma: float | None) -> Metrics:
     seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
-    return evaluate(scores_seen, fold.seen_labels, scores_unseen, fold.unseen_labels, seen, unseen, gamma, fold.candidates)
+    return evaluate(
+        scores_seen, fold.seen_labels, scores_unseen, fold.unseen_labels, seen, unseen, gamma, fold.candidates
+    )
 
 
 def _other_gammas(fold: Fold, scores_seen: np.ndarray, scores_unseen: np.ndarray) -> dict[str, float]:

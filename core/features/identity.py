@@ -24,13 +24,12 @@ def extraction_command(
     root = [] if data_root is None else ["--data-root", str(data_root)]
     if source == "DEMO":
         return shlex.join(["python", "DEMO_ours.py", *root])
-    own = source == "OWN"
-    command = ["--features" if own else "--out", str(path), *root]
+    if source == "OWN":
+        return shlex.join(["python", "OWN_ours.py", "--features", str(path), *root])
+    command = ["--out", str(path), *root]
     for key in ("backbone", "weights", "input_size", "dtype", "batch_size"):
         if key in provenance:
             command += [f"--{key.replace('_', '-')}", str(provenance[key])]
-    if own:
-        return f"python OWN_ours.py {shlex.join(command)}"
     if "backbone" in provenance and store is not None:
         command += ["--store", store]
     return f"python extract_feature/extract_feature_map_ResNet_101_{source}.py {shlex.join(command)}"
