@@ -95,8 +95,8 @@ def read_folder(root: Path | str, choices: Choices | None = None) -> Metadata:
     metadata = metadata.with_validation(OWN.val_share, choices.seed)
     if len(held := np.unique(metadata.labels[metadata.val_loc])) < 3:
         metadata.notes.append(
-            f"epochs and γ are chosen on {_count(len(held), 'validation ')}: that says little; add classes with images, "
-            "or use --select last, which chooses nothing"
+            f"epochs and γ are chosen on {_count(len(held), 'validation ')}: that says little; add classes with "
+            "images, or use --select last, which chooses nothing"
         )
     return metadata
 
@@ -193,7 +193,7 @@ def find_images(root: Path) -> tuple[dict[str, list[str]], list[str]]:
         if not entry.is_dir():
             skipped.append(entry.name)
             continue
-        files = []
+        files: list[str] = []
         for place, folders, names in os.walk(entry):  # a class folder may be a link, as for a subset of a data set
             folders[:] = sorted(f for f in folders if not f.startswith("."))
             for file in (Path(place, name) for name in sorted(names) if not name.startswith(".")):
@@ -223,7 +223,7 @@ def _split(
     root: Path, choices: Choices, sheet: Description, images: dict[str, list[str]], files: list[str], labels: np.ndarray
 ) -> _Split:
     """Every split of the images, from splits.csv, the choices, unseen.txt or a draw."""
-    path, rows = root / "splits.csv", []
+    path = root / "splits.csv"
     if path.is_file():
         if choices.unseen or choices.unseen_share is not None or (root / "unseen.txt").is_file():
             also = "unseen.txt" if (root / "unseen.txt").is_file() else "--unseen or --unseen-share"
@@ -246,9 +246,10 @@ def _split(
     if few := [name for name in seen if len(images[name]) < needed]:
         counts = ", ".join(f"{name!r} has {len(images[name])}" for name in few[:5])
         way = ", or choose nothing on validation with --select last (2 images are enough)" if needed == 3 else ""
+        uses = "train, validate, test" if needed == 3 else "train, test"
         raise UserError(
-            f"a seen class needs {needed} images or more ({'train, validate, test' if needed == 3 else 'train, test'}); "
-            f"{counts}. Add images, or make it an unseen class with --unseen {' '.join(_quoted(n) for n in few[:5])}{way}"
+            f"{root / 'images'}: a seen class needs {needed} images or more ({uses}); {counts}. Add images, or make it "
+            f"an unseen class with --unseen {' '.join(_quoted(n) for n in few[:5])}{way}"
         )
     rng = np.random.default_rng(choices.seed)
     of = {name: labels == sheet.classes.index(name) for name in images}
@@ -367,8 +368,8 @@ def _odd_attributes(sheet: Description) -> list[str]:
     typical = float(np.median(sizes))
     if big := [names[k] for k in np.flatnonzero(sizes > _SCALE * typical)] if typical else []:
         notes.append(
-            f"the attributes {_some(big)} are more than {_SCALE} times as large as most and drown the others; bring the "
-            "columns to one scale"
+            f"the attributes {_some(big)} are more than {_SCALE} times as large as most and drown the others; bring "
+            "the columns to one scale"
         )
     return notes
 

@@ -108,7 +108,7 @@ def read_attributes(path: Path) -> Description:
     (line, header), *rows = read_rows(path)
     if header[0].lower() != "class":
         raise UserError(
-            f"{path}, line {line}: the header must be class,<attribute>,<attribute>,...; its first cell is {header[0]!r}"
+            f"{path}, line {line}: the header must be class,<attribute>,...; its first cell is {header[0]!r}"
         )
     names = header[1:]
     if not names:
