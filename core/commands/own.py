@@ -32,7 +32,7 @@ def parser(description: str | None) -> Parser:
     p.add_argument("--method", choices=[*methods()], default="vsmr", help="(vsmr)")
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
-    data.add_argument("--data-root", type=Path, required=True, help="the folder with images/ and attributes.csv")
+    data.add_argument("--data-root", type=Path, help="the folder with images/ and attributes.csv")
     data.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help="classes that are not trained on")
     data.add_argument(
         "--unseen-share",
@@ -92,6 +92,8 @@ def parser(description: str | None) -> Parser:
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
     """Everything from a folder to a table."""
     args = parser(description).parse_args(argv)
+    if args.data_root is None:
+        raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")
     root: Path = args.data_root
     args.out = args.out or root / "results"
     method = find_method(args.method)
