@@ -16,8 +16,6 @@ from core.datasets.metadata import Metadata
 from core.datasets.own import Choices, feature_pattern, read_folder, record_images
 from core.datasets.registry import OWN
 from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
-from core.features.backbones import DEFAULT_WEIGHTS, SAW_UNSEEN
-from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig, default_out
 from core.files.atomic import read_json, sha256_file
 from core.files.errors import UserError
 from core.method import find_method, methods
@@ -51,18 +49,18 @@ def parser(description: str | None) -> Parser:
     data.add_argument(
         "--features", type=Path, help="feature file to read, or to make (ROOT/OWN/feature_map_*_OWN.hdf5)"
     )
+    # values are checked by ExtractionConfig: its module takes seconds to import, which --help need not wait for
     images = p.add_argument_group("features", "used where the feature file is not there yet")
     add = images.add_argument
     add("--backbone", default="resnet101", help="torchvision classifier, timm:NAME, or demo (resnet101)")
-    add("--weights", help=f"torchvision weights name, a weights file, or random ({DEFAULT_WEIGHTS})")
+    add("--weights", help="torchvision weights name, a weights file, or random (IMAGENET1K_V1)")
     add(
         "--pretraining-saw-unseen",
-        choices=SAW_UNSEEN,
-        help="for weights files and timm: whether pretraining saw images of unseen classes (unknown)",
+        help="no, unknown or yes, for weights files and timm: whether pretraining saw unseen classes (unknown)",
     )
     add("--input-size", type=whole(1), help="image side in pixels (the backbone's own)")
-    add("--image-batch-size", type=whole(1), default=BATCH_SIZE, help=f"images per forward pass ({BATCH_SIZE})")
-    add("--dtype", choices=DTYPES, default="float32", help="arithmetic of the backbone (float32)")
+    add("--image-batch-size", type=whole(1), default=32, help="images per forward pass (32)")
+    add("--dtype", default="float32", help="arithmetic of the backbone: float32, bfloat16, float16 (float32)")
     add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
     flags.add_device(p)
     p.add_argument(
@@ -159,6 +157,7 @@ def _features(args: argparse.Namespace, root: Path, m: Metadata) -> Path:
     if args.features is not None and args.features.is_file():
         return Path(args.features)
     from core.features.extraction import extract
+    from core.features.settings import ExtractionConfig, default_out
 
     config = ExtractionConfig(
         backbone=args.backbone,
