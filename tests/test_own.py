@@ -17,6 +17,7 @@ from core.demo.drawing import draw_creature
 from core.files.errors import UserError
 from core.inference.trained import load_trained
 from core.preparation import prepared_attributes
+from core.reporting import run_attention
 from core.training.evaluation import evaluate
 from core.training.folds import final_fold, validation_fold
 from tests.helpers import refused, run_here
@@ -54,7 +55,13 @@ def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a run this small."""
+    monkeypatch.setattr(run_attention, "draw_attention", lambda *_: None)
+
+
+def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_figure) -> None:
     root = shutil.copytree(creatures, tmp_path / "mine")
     code, out, err = run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES)
     assert code == 0, err
@@ -298,7 +305,7 @@ def test_negative_attributes_are_not_cut() -> None:
     assert (z.sign() == att.sign()).all() and not torch.allclose(z[0], z[1])
 
 
-def test_vectors_of_ones_own(creatures: Path, tmp_path: Path) -> None:
+def test_vectors_of_ones_own(creatures: Path, tmp_path: Path, no_figure) -> None:
     root = shutil.copytree(creatures, tmp_path / "mine")
     K = len(read_attributes(root / "attributes.csv").attributes)
     np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(K, 7)))
