@@ -19,12 +19,12 @@ def prepared_attributes(att: Tensor, seen: Tensor, *, root: bool = True, centre:
     """z (C,K): unit rows of att, root taken, the mean over seen classes taken away, unit rows again.
 
     Args:
-        att: (C,K) class attributes, not negative.
+        att: (C,K) class attributes; of negative ones the root is -√|a|.
         seen: (S,) class numbers whose mean is taken away; unseen classes do not enter it.
     """
     z = F.normalize(att, dim=1)
     if root:
-        z = z.clamp_min(0).sqrt()
+        z = z.sign() * z.abs().sqrt()  # descriptions of one's own may have negative attributes: not cut
     if centre:
         z = z - z[seen].mean(dim=0)
     return F.normalize(z, dim=1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from core.commands import flags
 from core.commands.parser import Parser
@@ -14,6 +16,9 @@ from core.datasets import paths
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
 from core.method import find_method, methods
+
+if TYPE_CHECKING:
+    from core.experiments.inputs import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -72,16 +77,22 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
         prepare_demo(args.data_root or Path("data"))
 
     # what parsing and --help do not need: pandas, scipy and matplotlib take seconds
-    from core.experiments.identity import run_config
     from core.experiments.inputs import load_inputs
+
+    inputs = load_inputs(name, data_root=args.data_root, features=args.features, w2v=args.w2v, device=device)
+    return run_seeds(args, inputs, recipe, epochs, args.data_root or paths.DEFAULT_ROOT)
+
+
+def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, epochs: int, data_root: Path) -> int:
+    """Train every seed and print the table; OWN_ours.py ends in it too."""
+    from core.experiments.identity import run_config
     from core.experiments.results import row_of
     from core.experiments.run import run
     from core.files.atomic import write_bytes
     from core.reporting.run_attention import draw_attention
     from core.reporting.tables import table
 
-    inputs = load_inputs(name, data_root=args.data_root, features=args.features, w2v=args.w2v, device=device)
-    folder = args.out / name / inputs.variant / args.method
+    folder = args.out / inputs.dataset / inputs.variant / args.method
     results = []
     for seed in flags.seeds_of(args):
         config = run_config(
@@ -94,7 +105,7 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
     sys.stdout.write(f"\n{text}\n\nresults: {folder}\n")
     figure, first = folder / "attention.png", folder / f"seed{flags.seeds_of(args)[0]}"
     try:
-        draw_attention(first, inputs, args.data_root or paths.DEFAULT_ROOT, figure)
+        draw_attention(first, inputs, data_root, figure)
         sys.stdout.write(f"attention figure: {figure}\n")
     except UserError as error:  # the numbers stand without it
         log.info("no attention figure: %s", error)

@@ -32,6 +32,8 @@ class Metadata:
     val_loc: np.ndarray
     split_sha256: str
     notes: list[str] = field(default_factory=list)
+    attribute_names: list[str] = field(default_factory=list)  # (K,) where the source of the attributes has them
+    allow_candidates: bool = False  # classes without an image in any split may be there
 
     @property
     def seen(self) -> np.ndarray:
@@ -42,6 +44,13 @@ class Metadata:
     def unseen(self) -> np.ndarray:
         """Sorted unseen classes (those of test_unseen)."""
         return np.unique(self.labels[self.test_unseen_loc])
+
+    @property
+    def candidates(self) -> np.ndarray:
+        """Sorted classes of neither side: no image of theirs is measured, but a prediction may name them."""
+        if not self.allow_candidates:
+            return np.empty(0, np.int64)
+        return np.setdiff1d(np.arange(len(self.class_names)), np.concatenate([self.seen, self.unseen]))
 
     def check(self, where: str, images: str | None = None, first: int = 0) -> None:
         """Raise unless everything fits together; what is odd but usable goes into ``notes``.
@@ -115,7 +124,8 @@ class Metadata:
             yield f"the test_seen classes {self._named(strangers)} have no image in trainval"
         if (untested := np.setdiff1d(seen, tested)).size:
             yield f"the seen classes {self._named(untested)} have no test image, so their accuracy is undefined"
-        if (left := np.setdiff1d(np.arange(len(names)), np.concatenate([seen, unseen]))).size:
+        left = np.setdiff1d(np.arange(len(names)), np.concatenate([seen, unseen]))
+        if left.size and not self.allow_candidates:
             yield (
                 f"the classes {self._named(left)} have no image in any split, so their accuracy is undefined; leave "
                 "them out of allclasses_names and att, or get the file again"
@@ -129,8 +139,9 @@ class Metadata:
         if (flat := np.flatnonzero(np.ptp(self.att, axis=1) == 0)).size and self.att.shape[1] > 1:
             yield f"all attributes of the classes {self._named(flat)} have one value"
         if (flat := np.flatnonzero(np.ptp(self.att, axis=0) == 0)).size:
-            some = ", ".join(str(k + 1) for k in flat[:5])
-            yield f"{flat.size} attributes have one value for all classes and tell none apart (from 1: {some})"
+            some = ", ".join(self.attribute_names[k] if self.attribute_names else str(k + 1) for k in flat[:5])
+            where = some if self.attribute_names else f"from 1: {some}"
+            yield f"{flat.size} attributes have one value for all classes and tell none apart ({where})"
 
     def _named(self, classes: np.ndarray) -> str:
         return str([self.class_names[c] for c in classes[:5]]) + (

@@ -110,6 +110,8 @@ def _listed(paths: Sequence[Path]) -> str:
 
 
 def _get(dataset: DataSet) -> str:
+    if dataset.source == "OWN":
+        return "docs/own-data.md shows how a folder of one's own is laid out"
     if dataset.counts is None:
         return "data/CUB.md shows how a data set is laid out"
     return f"See data/{dataset.source}.md for where to get them and where to unpack them"

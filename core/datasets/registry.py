@@ -116,5 +116,11 @@ DEMO = DataSet(
     caveat="the demo shows that the pipeline runs, it is no evidence for a method: the training length of its backbone "
     "was settled while looking at accuracy on its unseen TEST classes, and the backbone knows the validation classes",
 )
-for _dataset in (AWA2, CUB, CUB50, SUN, DEMO):
+OWN = DataSet(  # a folder of one's own: core/datasets/own.py
+    name="OWN",
+    anchor="images",
+    folders=("images",),
+    attribute_file="attributes.csv",
+)
+for _dataset in (AWA2, CUB, CUB50, SUN, DEMO, OWN):
     register(_dataset)

@@ -55,6 +55,8 @@ def read_mat_files(res101: Path | str, att_splits: Path | str, dataset: DataSet)
         **locs,
         split_sha256=sha256_file(att_splits),
         notes=notes + clipped,
+        attribute_names=[],
+        allow_candidates=False,
     )
     metadata.check(str(att_splits), images=str(res101), first=1)
     _check_class_order(metadata, res101, att_splits)

@@ -13,7 +13,8 @@ import numpy as np
 from core.datasets import paths
 from core.datasets.metadata import Metadata
 from core.datasets.names import read_attribute_names
-from core.datasets.registry import DATASETS, DataSet
+from core.datasets.own import Choices, check_images, feature_pattern, read_folder
+from core.datasets.registry import DATASETS, OWN, DataSet
 from core.datasets.vectors import load_attribute_vectors
 from core.datasets.xlsa17 import read_metadata
 from core.features.devices import resolve_device
@@ -58,8 +59,9 @@ def split_digest(m: Metadata) -> str:
 
 def extraction_command(dataset: DataSet, data_root: Path) -> str:
     """The command that makes a data set's features."""
-    if dataset.name == "DEMO":
-        return "python DEMO_ours.py"
+    if dataset.name in ("DEMO", "OWN"):
+        root = f" --data-root {data_root}" if dataset.name == "OWN" else ""
+        return f"python {dataset.name}_ours.py{root}"
     root = "" if data_root == paths.DEFAULT_ROOT else f" --data-root {data_root}"
     return f"python extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py{root}"
 
@@ -88,6 +90,25 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None) -> Path
     raise UserError(
         f"no feature file; looked for {pattern}. {_unfinished(begun)}"
         f"Make one with: {command}, or name one with --features."
+    )
+
+
+def find_own_features(data_root: Path, given: Path | None, m: Metadata) -> Path:
+    """The feature file of a folder of one's own: ``given``, or the one of these very images.
+
+    Raises:
+        UserError: none or several; says where we looked and the command that makes one.
+    """
+    if given is not None:
+        return find_features(OWN, data_root, given)
+    pattern = feature_pattern(data_root, m.image_files)
+    found = sorted(pattern.parent.glob(pattern.name))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
+    raise UserError(
+        f"no feature file of these images; looked for {pattern}. Make one with: {extraction_command(OWN, data_root)}"
     )
 
 
@@ -143,24 +164,37 @@ def load_inputs(
     w2v: Path | None = None,
     device: str = "cpu",
     test: bool = True,
+    own: Choices | None = None,
 ) -> Inputs:
     """Find, check and load a data set's features and vectors; ``test=False`` leaves the test images out.
 
     Args:
         data_root: decides what is read; None: data/, where a feature file named by ``features`` may stand alone.
+        own: how a folder of one's own is split; None: as its files say.
 
     Raises:
         UserError: anything missing, of another data set or split, or damaged.
     """
     dataset, root = DATASETS[dataset_name], data_root or paths.DEFAULT_ROOT
-    path = find_features(dataset, root, features)
-    file = FeatureFile(path)
     of_root: Metadata | None = None
-    if data_root or not features or (root / "xlsa17").is_dir():
-        of_root = read_metadata(root, DATASETS[dataset.source])
-        file.check_belongs(of_root, paths.xlsa17_folder(root, dataset) / "att_splits.mat", root)
-    metadata = file.to_metadata(dataset, of_root)
-    array, vectors = find_vectors(dataset, root, w2v, file, metadata.att.shape[1])
+    if dataset.name == OWN.name:
+        metadata = read_folder(root, own or Choices())
+        path = find_own_features(root, features, metadata)
+        file = FeatureFile(path)
+        check_images(path, file.image_files or [], root, metadata)
+        array, vectors = (
+            (load_attribute_vectors(w2v, metadata.att.shape[1]), w2v)
+            if w2v
+            else (np.eye(metadata.att.shape[1], dtype=np.float32), None)
+        )
+    else:
+        path = find_features(dataset, root, features)
+        file = FeatureFile(path)
+        if data_root or not features or (root / "xlsa17").is_dir():
+            of_root = read_metadata(root, DATASETS[dataset.source])
+            file.check_belongs(of_root, paths.xlsa17_folder(root, dataset) / "att_splits.mat", root)
+        metadata = file.to_metadata(dataset, of_root)
+        array, vectors = find_vectors(dataset, root, w2v, file, metadata.att.shape[1])
     _, D, R = file.shape
     if dataset.caveat:
         metadata.notes.append(dataset.caveat)
@@ -189,5 +223,5 @@ def load_inputs(
         features_sha256=file.digest(),
         vectors_sha256=sha256_file(vectors) if vectors else hashlib.sha256(array.tobytes()).hexdigest(),
         split_sha256=split_digest(metadata),
-        attribute_names=attribute_names(dataset, root, vectors, metadata.att.shape[1]),
+        attribute_names=metadata.attribute_names or attribute_names(dataset, root, vectors, metadata.att.shape[1]),
     )

@@ -135,16 +135,17 @@ def write_run(
     seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
     labels = np.concatenate([fold.seen_labels, fold.unseen_labels])
     predicted = predict(np.concatenate(scores), seen, unseen, gamma)
-    classes = np.concatenate([seen, unseen])
+    measured = np.setdiff1d(unseen, fold.candidates)
+    classes = np.concatenate([seen, measured])
     table = pd.DataFrame(
         {
             "class": [names[c] for c in classes],
-            "side": ["seen"] * len(seen) + ["unseen"] * len(unseen),
+            "side": ["seen"] * len(seen) + ["unseen"] * len(measured),
             "images": np.bincount(labels, minlength=classes.max() + 1)[classes],
             "accuracy": per_class_accuracy(predicted, labels, classes),
         }
     )
-    curve = calibration_curve(scores[0], fold.seen_labels, scores[1], fold.unseen_labels, seen, unseen)
+    curve = calibration_curve(scores[0], fold.seen_labels, scores[1], fold.unseen_labels, seen, unseen, fold.candidates)
     steps = np.concatenate([[-np.inf], curve.thresholds])  # γ from which a point holds
     pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
     confusion = pd.DataFrame(
@@ -164,6 +165,7 @@ def write_run(
         labels_unseen=fold.unseen_labels,
         seen=seen,
         unseen=unseen,
+        candidates=fold.candidates,
     )
     with atomic_path(out / "scores.npz") as temporary, open(temporary, "wb") as handle:
         np.savez(handle, **arrays)

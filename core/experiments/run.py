@@ -204,13 +204,17 @@ def _scores(method: Method, inputs: Inputs, fold: Fold) -> tuple[np.ndarray, np.
 
 def _evaluate(fold: Fold, scores_seen: np.ndarray, scores_unseen: np.ndarray, gamma: float | None) -> Metrics:
     seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
-    return evaluate(scores_seen, fold.seen_labels, scores_unseen, fold.unseen_labels, seen, unseen, gamma)
+    return evaluate(
+        scores_seen, fold.seen_labels, scores_unseen, fold.unseen_labels, seen, unseen, gamma, fold.candidates
+    )
 
 
 def _other_gammas(fold: Fold, scores_seen: np.ndarray, scores_unseen: np.ndarray) -> dict[str, float]:
     """H without calibration, and the highest H that any γ gives on these test images (which is chosen on test)."""
     seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
-    curve = calibration_curve(scores_seen, fold.seen_labels, scores_unseen, fold.unseen_labels, seen, unseen)
+    curve = calibration_curve(
+        scores_seen, fold.seen_labels, scores_unseen, fold.unseen_labels, seen, unseen, fold.candidates
+    )
     return {"H_gamma0": harmonic(*curve.at(0.0)), "H_best": harmonic(*curve.at(curve.best()))}
 
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.datasets.metadata import Metadata
+from core.datasets.own import stand_in
 from core.datasets.paths import image_folder, resolve_images
-from core.datasets.registry import DATASETS, DataSet
+from core.datasets.registry import DATASETS, OWN, DataSet
 from core.datasets.vectors import load_attribute_vectors
 from core.datasets.xlsa17 import read_metadata
 from core.features.backbones import Backbone, build_backbone
@@ -185,7 +186,7 @@ def estimate(dataset: DataSet, *, data_root: Path | str = "data", config: Extrac
 def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, w2v: Path | str | None) -> _Job:
     """Look at everything that can be refused before the first image is read."""
     device, dtype = resolve_device(config.device), DTYPES[config.dtype]
-    metadata = read_metadata(root, dataset)
+    metadata = stand_in(root) if dataset.name == OWN.name else read_metadata(root, dataset)
     paths, missing = resolve_images(image_folder(root, dataset), metadata.image_files)
     if len(missing) == len(paths):
         raise UserError(f"none of the {len(paths)} images of {dataset.source} is there; looked for {paths[0]}, ...")

@@ -141,6 +141,8 @@ class FeatureFile:
             **{key: np.sort(_integers(file[key][()])) if key in file else np.empty(0, np.int64) for key in keys},
             split_sha256=str(self.provenance.get("split_sha256", "unknown")),
             notes=[str(self.provenance["notes"])] if self.provenance.get("notes") else [],
+            attribute_names=[],
+            allow_candidates=False,
         )
         m.check(str(self.path))
         return m

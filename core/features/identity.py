@@ -24,6 +24,8 @@ def extraction_command(
     root = [] if data_root is None else ["--data-root", str(data_root)]
     if source == "DEMO":
         return shlex.join(["python", "DEMO_ours.py", *root])
+    if source == "OWN":
+        return shlex.join(["python", "OWN_ours.py", "--features", str(path), *root])
     command = ["--out", str(path), *root]
     for key in ("backbone", "weights", "input_size", "dtype", "batch_size"):
         if key in provenance:

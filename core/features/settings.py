@@ -80,7 +80,12 @@ def extraction_command(
     if dataset.source == "DEMO":
         words = ["python", "DEMO_ours.py"] + ([] if str(data_root) == "data" else ["--data-root", str(data_root)])
         return shlex.join(words)
-    words = ["python", f"extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py"]
+    words = [
+        "python",
+        "OWN_ours.py"
+        if dataset.source == "OWN"
+        else f"extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py",
+    ]
     words += [] if str(data_root) == "data" else ["--data-root", str(data_root)]
     words += [] if out is None else ["--out", str(out)]
     for field in fields(config):

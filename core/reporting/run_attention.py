@@ -33,7 +33,8 @@ def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path)
     h, _, w = inputs.provenance["regions"].partition("x")
     grid = (int(h), int(w)) if h.isdigit() and w.isdigit() else None
     rows = metadata.test_unseen_loc
-    scores = calibrated(class_scores(model, features, rows), metadata.seen, metadata.unseen, trained.gamma)
+    sides = (trained.space.seen.cpu().numpy(), trained.space.unseen.cpu().numpy())
+    scores = calibrated(class_scores(model, features, rows), *sides, trained.gamma)
     labels, predicted = metadata.labels[rows], scores.argmax(axis=1)
     margins = margins_of(scores, labels)
     z = getattr(model, "z", trained.space.z.to(features.device))  # (C,K), as the model takes class attributes

@@ -10,7 +10,7 @@ be stored with a run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +115,7 @@ def compact(
     labels_unseen: np.ndarray,
     seen: np.ndarray,
     unseen: np.ndarray,
+    candidates: Sequence[int] | np.ndarray = (),
 ) -> dict[str, np.ndarray]:
     """All that the metrics need of scores (N,C): five arrays (N,), seen classes' images first.
 
@@ -122,13 +123,17 @@ def compact(
     highest score on either side; ``margin``, by how much the former is ahead, in the unit of the scores. An image is
     predicted as its best unseen class once γ reaches its margin. About 17 bytes an image.
 
+    Args:
+        candidates: those of ``unseen`` that no image is of. They compete in every prediction, right answers they cannot
+            be, and no mean is over them.
+
     Raises:
-        UserError: scores not finite, or a class of ``seen`` or ``unseen`` without test images.
+        UserError: scores not finite, or a class of ``seen`` or ``unseen`` without test images, ``candidates`` excepted.
         ValueError: an image's label is not among the classes of its side.
     """
     if not (np.isfinite(scores_seen).all() and np.isfinite(scores_unseen).all()):
         raise UserError("the model's scores hold NaN or infinity; training diverged (try a lower --lr)")
-    for labels, classes in ((labels_seen, seen), (labels_unseen, unseen)):
+    for labels, classes in ((labels_seen, seen), (labels_unseen, np.setdiff1d(unseen, candidates))):
         if _images_of(labels, classes)[classes].sum() != len(labels):
             raise ValueError("a test image's label is no class of its side")
     parts = [_best_seen_and_unseen(scores, seen, unseen) for scores in (scores_seen, scores_unseen)]
@@ -195,6 +200,7 @@ def calibration_curve(
     labels_unseen: np.ndarray,
     seen: np.ndarray,
     unseen: np.ndarray,
+    candidates: Sequence[int] | np.ndarray = (),
 ) -> CalibrationCurve:
     """The whole curve from scores (N,C) of test images of seen and of unseen classes, in O(N (C + log N)).
 
@@ -209,6 +215,7 @@ def calibration_curve(
             labels_unseen=labels_unseen,
             seen=seen,
             unseen=unseen,
+            candidates=candidates,
         )
     )
 
@@ -221,6 +228,7 @@ def evaluate(
     seen: np.ndarray,
     unseen: np.ndarray,
     gamma: float | None,
+    candidates: Sequence[int] | np.ndarray = (),
 ) -> Metrics:
     """All metrics of one model; the one function every method is measured with.
 
@@ -229,6 +237,7 @@ def evaluate(
         labels_seen, labels_unseen: (N,) their class numbers.
         seen, unseen: (S,), (U,) the class numbers of either side.
         gamma: added to unseen scores; None picks the γ of the highest H on these very images (validation only).
+        candidates: as for :func:`compact`.
 
     Raises:
         UserError: scores not finite, or a class without test images.
@@ -240,6 +249,7 @@ def evaluate(
         labels_unseen=labels_unseen,
         seen=seen,
         unseen=unseen,
+        candidates=candidates,
     )
     return metrics_from_compact(arrays, gamma)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ class Fold:
     seen_labels: np.ndarray
     unseen_rows: np.ndarray
     unseen_labels: np.ndarray
+    candidates: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # unseen classes without an image
 
     @property
     def rows(self) -> np.ndarray:
@@ -75,15 +76,20 @@ class FoldImages:
 
 
 def final_fold(m: Metadata, w2v: np.ndarray) -> Fold:
-    """Train on trainval, measure on the test sets: the numbers that are reported."""
+    """Train on trainval, measure on the test sets: the numbers that are reported.
+
+    Classes without images (a folder of one's own may have some) are unseen classes of the space: they compete in every
+    prediction and are in no mean.
+    """
     return Fold(
-        space=_space(m.att, m.seen, m.unseen, w2v),
+        space=_space(m.att, m.seen, np.union1d(m.unseen, m.candidates), w2v),
         train_rows=m.trainval_loc,
         train_labels=m.labels[m.trainval_loc],
         seen_rows=m.test_seen_loc,
         seen_labels=m.labels[m.test_seen_loc],
         unseen_rows=m.test_unseen_loc,
         unseen_labels=m.labels[m.test_unseen_loc],
+        candidates=m.candidates,
     )
 
 

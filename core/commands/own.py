@@ -1,0 +1,180 @@
+"""Command line of OWN_ours.py: look at the folder, extract, train every seed, print the table."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from argparse import BooleanOptionalAction
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.commands import flags
+from core.commands.parser import Parser, number, whole
+from core.commands.train import run_seeds
+from core.datasets import paths
+from core.datasets.metadata import Metadata
+from core.datasets.own import Choices, feature_pattern, read_folder, record_images
+from core.datasets.registry import OWN
+from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
+from core.files.atomic import read_json, sha256_file
+from core.files.errors import UserError
+from core.method import find_method, methods
+
+log = logging.getLogger(__name__)
+NONE = "none"
+
+
+def parser(description: str | None) -> Parser:
+    """All flags."""
+    p = Parser(description, flags.recipe_help(OWN.name))
+    p.add_argument("--method", choices=[*methods()], default="vsmr", help="(vsmr)")
+    flags.add_seeds(p, 1)
+    data = p.add_argument_group("data")
+    data.add_argument("--data-root", type=Path, help="the folder with images/ and attributes.csv")
+    data.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help="classes that are not trained on")
+    data.add_argument(
+        "--unseen-share",
+        type=number(0),
+        help="share of the classes with images that is drawn instead (unseen.txt, else 0.2)",
+    )
+    data.add_argument("--split-seed", type=whole(0), default=0, help="of everything that is drawn for the split (0)")
+    data.add_argument(
+        "--vectors",
+        default=NONE,
+        metavar="NONE_NAME_OR_FILE",
+        help="word vectors of the attributes: none (one-hot: names mean nothing), "
+        f"{' or '.join(MODELS)} (through gensim), a file of word vectors ({FORMATS}), or ready ones (K,V) as .npy or "
+        ".pkl (none)",
+    )
+    data.add_argument(
+        "--features", type=Path, help="feature file to read, or to make (ROOT/OWN/feature_map_*_OWN.hdf5)"
+    )
+    # values are checked by ExtractionConfig: its module takes seconds to import, which --help need not wait for
+    images = p.add_argument_group("features", "used where the feature file is not there yet")
+    add = images.add_argument
+    add("--backbone", default="resnet101", help="torchvision classifier, timm:NAME, or demo (resnet101)")
+    add("--weights", help="torchvision weights name, a weights file, or random (IMAGENET1K_V1)")
+    add(
+        "--pretraining-saw-unseen",
+        help="no, unknown or yes, for weights files and timm: whether pretraining saw unseen classes (unknown)",
+    )
+    add("--input-size", type=whole(1), help="image side in pixels (the backbone's own)")
+    add("--image-batch-size", type=whole(1), default=32, help="images per forward pass (32)")
+    add("--dtype", default="float32", help="arithmetic of the backbone: float32, bfloat16, float16 (float32)")
+    add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
+    flags.add_device(p)
+    p.add_argument(
+        "--select",
+        choices=("val", "last"),
+        default="val",
+        help="val: epochs, γ and thresholds from a class-disjoint validation split, then refit; last: all epochs, the "
+        "method's own γ; for very few classes (val)",
+    )
+    p.add_argument("--out", type=Path, help="OUT/OWN/<features>/<method>/seed<k>/ (ROOT/results)")
+    p.add_argument(
+        "--resume",
+        action=BooleanOptionalAction,
+        default=True,
+        help="continue an unfinished run and read back a finished one; --no-resume starts anew (resume)",
+    )
+    p.add_argument(
+        "--diagnostics",
+        action=BooleanOptionalAction,
+        default=True,
+        help="also print the row labelled 'selected on test'; it costs one evaluation an epoch (yes)",
+    )
+    flags.add_recipes(p)
+    return p
+
+
+def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
+    """Everything from a folder to a table."""
+    args = parser(description).parse_args(argv)
+    if args.data_root is None:
+        raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")
+    root: Path = args.data_root
+    args.out = args.out or root / "results"
+    method = find_method(args.method)
+    recipe, epochs = flags.recipe_from(args, method, OWN.name)
+    if args.unseen_share is not None and args.unseen_share >= 1:
+        raise UserError(f"--unseen-share {args.unseen_share:g}: must be between 0 and 1")
+    choices = Choices(
+        unseen=tuple(args.unseen),
+        unseen_share=args.unseen_share,
+        seed=args.split_seed,
+        validation=args.select == "val",
+    )
+    log.info("1 of 3: the folder %s", root)
+    metadata = read_folder(root, choices)
+    _describe(metadata)
+    vectors = _vectors(args.vectors, root, metadata)
+    log.info("2 of 3: region features")
+    features = _features(args, root, metadata)
+
+    from core.experiments.inputs import load_inputs
+    from core.features.devices import resolve_device
+
+    log.info("3 of 3: training %s", args.method)
+    device = str(resolve_device(args.device))
+    inputs = load_inputs(OWN.name, data_root=root, features=features, w2v=vectors, device=device, own=choices)
+    return run_seeds(args, inputs, recipe, epochs, root)
+
+
+def _describe(m: Metadata) -> None:
+    """What was read, before anything takes long."""
+    log.info(
+        "%d classes by %d attributes: %d seen, %d unseen, %d without images; %d images, %d for training, %d + %d for "
+        "test",
+        len(m.class_names), m.att.shape[1], len(m.seen), len(m.unseen), len(m.candidates), len(m.labels),
+        len(m.trainval_loc), len(m.test_seen_loc), len(m.test_unseen_loc),
+    )  # fmt: skip
+    for note in m.notes:
+        log.info("note: %s", note)
+
+
+def _vectors(source: str, root: Path, m: Metadata) -> Path | None:
+    """The file of the attributes' vectors, made where it is not there; None for one-hot ones."""
+    if source.lower() == NONE:
+        log.info("note: no word vectors (--vectors none): one-hot, so attribute names mean nothing to the model")
+        return None
+    local = Path(source)
+    digest = sha256_file(local) if local.is_file() else None
+    path = paths.vectors_file(root, OWN)
+    made_from = {"source": local.name if digest else source, "source_sha256": digest, "names": m.attribute_names}
+    beside = path.with_suffix(".json")
+    if path.is_file() and beside.is_file():
+        record = read_json(beside)
+        if isinstance(record, dict) and all(record.get(key) == value for key, value in made_from.items()):
+            return path
+    made = attribute_vectors(source, m.attribute_names)
+    write_attribute_vectors(path, made, str(made_from["source"]), digest)
+    log.info("word vectors in %s", path)
+    return path
+
+
+def _features(args: argparse.Namespace, root: Path, m: Metadata) -> Path:
+    """The feature file of these images, made or continued where it is not finished."""
+    if args.features is not None and args.features.is_file():
+        return Path(args.features)
+    from core.features.extraction import extract
+    from core.features.settings import ExtractionConfig, default_out
+
+    config = ExtractionConfig(
+        backbone=args.backbone,
+        weights=args.weights,
+        input_size=args.input_size,
+        dtype=args.dtype,
+        device=args.device,
+        batch_size=args.image_batch_size,
+        workers=args.workers,
+        pretraining_saw_unseen=args.pretraining_saw_unseen,
+    )
+    usual = default_out(root, OWN, config).stem.removeprefix("feature_map_").removesuffix(f"_{OWN.name}")
+    out = args.features or feature_pattern(root, m.image_files, usual)
+    try:
+        path = extract(OWN, data_root=root, out=out, config=config)
+    except UserError as error:  # the extraction's own scripts have no training beside it: two flags differ there
+        said = str(error).replace("--batch-size", "--image-batch-size").replace("--out", "--features")
+        raise UserError(said) from error
+    record_images(path, root, m)
+    return path

@@ -1,0 +1,318 @@
+"""A folder of one's own, from photographs and a sheet to a table: what is read, what is refused, what is measured."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from core.datasets.own import Choices, feature_pattern, find_images, read_folder, stand_in
+from core.datasets.sheets import read_attributes
+from core.demo.dataset import TRAITS, draw_signatures
+from core.demo.drawing import draw_creature
+from core.files.errors import UserError
+from core.inference.trained import load_trained
+from core.preparation import prepared_attributes
+from core.reporting import run_attention
+from core.training.evaluation import evaluate
+from core.training.folds import final_fold, validation_fold
+from tests.helpers import refused, run_here
+
+SHEET = "class,red,blue,long\na,1,0,0.5\nb,0,1,0.25\nc,1,1,-2\nd,0,0,3\ne,1,0,1\nf,.5,1e0,0\n"
+CREATURES = ("--backbone", "resnet18", "--weights", "random", "--input-size", "64", "--device", "cpu", "--epochs", "2")
+
+
+def folder(place: Path, sheet: str | bytes = SHEET, images: str = "aaaaabbbbbcccccdddddeee", **files: str) -> Path:
+    """A folder with an empty file for each letter of ``images``: nothing here decodes them."""
+    for i, name in enumerate(images):
+        path = place / "images" / name / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    (place / "attributes.csv").write_bytes(sheet.encode() if isinstance(sheet, str) else sheet)
+    for name, text in files.items():
+        (place / name.replace("_", ".")).write_text(text)
+    return place
+
+
+@pytest.fixture(scope="module")
+def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn classes, the last of them described only."""
+    root = tmp_path_factory.mktemp("creatures")
+    signatures = draw_signatures(6, 1, np.random.default_rng(0))[0]
+    traits = [(t, v) for t in ("crown_color", "wing_color", "belly_color") for v in TRAITS[t][1]]
+    rows = ["class," + ",".join(f"{v} {t}" for t, v in traits)]
+    for c, signature in enumerate(signatures):
+        rows.append(f"creature {c}," + ",".join(str(int(signature[t] == v)) for t, v in traits))
+        for i in range(0 if c == 5 else 4):
+            path = root / "images" / f"creature {c}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_creature(signature, np.random.default_rng([c, i])).image.save(path)
+    (root / "attributes.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture
+def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of the time of a run this small."""
+    monkeypatch.setattr(run_attention, "draw_attention", lambda *_: None)
+
+
+def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_figure) -> None:
+    root = shutil.copytree(creatures, tmp_path / "mine")
+    code, out, err = run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES)
+    assert code == 0, err
+    (table,) = root.rglob("table.md")
+    assert "vsmr" in table.read_text() and "1 class without images ('creature 5')" in table.read_text()
+    assert "| as published |" not in out
+    assert {p.name for p in tmp_path.iterdir()} == {"mine"}  # nothing beside the data root
+
+    trained = load_trained(table.parent / "seed0")
+    assert trained.classes[5] == "creature 5" and 5 in trained.space.unseen.tolist()
+    assert trained.attributes[0] == "red crown_color"
+    assert "creature 5" not in (table.parent / "seed0" / "per_class.csv").read_text()
+    (features,) = (root / "OWN").glob("feature_map_ResNet_18_64px_*_OWN.hdf5")
+    made = features.stat().st_mtime_ns
+
+    code, _, err = run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES)
+    assert code == 0 and "finished earlier" in err and "is complete already" in err
+
+    sheet = root / "attributes.csv"
+    sheet.write_text(sheet.read_text().replace(",0\n", ",-0.5\n"))
+    code, _, err = run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES[:-2], "--method", "eszsl")
+    assert code == 0, err
+    assert features.stat().st_mtime_ns == made and len(list((root / "OWN").glob("*.hdf5"))) == 1
+
+    image = root / "images" / "creature 0" / "0.png"
+    image.write_bytes(image.read_bytes() + b"\0")
+    refused(run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES), "creature 0/0.png", str(features))
+    image.rename(image.with_name("new.png"))
+    code, _, err = run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES, "--select", "last")
+    assert code == 0, err
+    assert len(list((root / "OWN").glob("*.hdf5"))) == 2 and features.stat().st_mtime_ns == made
+
+
+def test_six_classes_of_birds(shared: Path, tmp_path: Path) -> None:
+    source = shared / "mini_cub" / "CUB" / "CUB_200_2011" / "images"
+    described = {  # by the author of this test, from looking at the birds
+        "013.Bobolink": "1 0 0 0 1 0 1 0 0 0 0 0 .3 .2",
+        "014.Indigo_Bunting": "0 1 0 0 0 0 0 1 0 0 0 0 .2 .2",
+        "016.Painted_Bunting": "0 1 1 1 0 0 0 0 0 0 1 0 .2 .2",
+        "042.Vermilion_Flycatcher": "0 0 1 0 0 1 0 0 0 0 0 0 .2 .3",
+        "047.American_Goldfinch": "1 0 0 0 0 1 0 0 1 1 0 0 .2 .2",
+        "046.Gadwall": "0 0 0 0 0 1 0 0 0 0 0 1 .9 -1",
+    }
+    names = "black_head,blue_head,red_breast,green_back,buff_nape,brown_wings,white_back,blue_back,yellow_breast,"
+    names += "orange_bill,mixed_colors,swims,size,bill_length"
+    rows = [f"class,{names}"] + [f"{c},{numbers.replace(' ', ',')}" for c, numbers in described.items()]
+    (tmp_path / "attributes.csv").write_text("\n".join(rows))
+    for name in list(described)[:5]:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for path in sorted((source / name).iterdir())[:5]:
+            (tmp_path / "images" / name / path.name).symlink_to(path)
+    weights = shared / "weights" / "mobilenet_v2_imagenet1k.safetensors"
+    flags = ("--backbone", "mobilenet_v2", "--weights", weights, "--device", "cpu", "--unseen", "014.Indigo_Bunting")
+    code, out, err = run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path, *flags)
+    assert code == 0, err
+    assert "pretraining saw unseen classes: unknown" in out
+    (table,) = tmp_path.rglob("table.md")
+    trained = load_trained(table.parent / "seed0")
+    assert len(trained.attributes) == 14
+    assert [trained.classes[c] for c in trained.space.unseen.tolist()] == ["014.Indigo_Bunting", "046.Gadwall"]
+
+
+def test_help_and_what_is_missing(tmp_path: Path) -> None:
+    code, out, _ = run_here(tmp_path, "OWN_ours.py", "--help")
+    assert code == 0 and "--unseen-share" in out and "--vectors" in out and "learning rate" in out
+    refused(run_here(tmp_path, "OWN_ours.py"), "--data-root")
+    refused(run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path), "attributes.csv", "docs/own-data.md")
+    (tmp_path / "attributes.csv").write_text(SHEET)
+    refused(run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path), str(tmp_path / "images"))
+
+
+@pytest.mark.parametrize(
+    ("sheet", "says"),
+    [
+        ("", "has no row"),
+        ("class,red\n", "has no row"),
+        ("name,red\na,1\n", "line 1: the header must be class,"),
+        ("class\na\n", "line 1: the header names no attribute"),
+        ("class,red,red\na,1,1\n", "line 1: the attribute 'red' stands there twice"),
+        ("class,red,\na,1,1\n", "line 1: attribute 2 has no name"),
+        ("class,red\na,1\n\nb,1\na,0\n", "line 5: the class 'a' stands there twice (line 2)"),
+        ("class,red\na,1\n,0\n", "line 3: class 2 has no name"),
+        ("class,red,blue\na,1,1\nb,1\n", "line 3, class 'b': 1 values for 2 attributes; none for 'blue'"),
+        ("class,red,blue\na,1,1,1\n", "line 2, class 'a': 3 values for 2 attributes"),
+        ("class,red,blue\na,1,\n", "line 2, class 'a': no value for 'blue'"),
+        ("class,red\na,1\nb,yes\n", "line 3, class 'b': 'yes' for 'red' is not a number"),
+        ("class,red\na,nan\n", "line 2, class 'a': 'nan' for 'red' is not a number"),
+        ("class,red\na,inf\n", "line 2, class 'a': 'inf' for 'red' is not a number"),
+        ("class,red\na,1_0\n", "line 2, class 'a': '1_0' for 'red' is not a number"),
+        ("class,red\na,1e60\n", "line 2, class 'a': 1e60 for 'red' is too large"),
+        ("class,red,blue\na,1,1\nb,0,0\n", "line 3, class 'b': all values are 0"),
+        ('class,red\n"a\nb",1\n', "line 2: 'a\\nb' is no name of a class"),
+        ('class,red\na,1\n"b,1\n', "line 3: "),
+        ("class,red\n=a(),1\n", "line 2: '=a()' is no name of a class"),
+        ("class;red;blue\na;0,5;1\nb;1;0.5\n", "line 2: '0,5' has a decimal comma, but '0.5' in line 3 a point"),
+        (b"class,red\na,1\nb\xe9,1\n", "line 3: not UTF-8"),
+        (b"class,red\na,1\nb,\0\n", "line 3: a zero byte"),
+    ],
+)
+def test_sheets_that_are_refused_with_their_line(tmp_path: Path, sheet: str | bytes, says: str) -> None:
+    path = folder(tmp_path, sheet) / "attributes.csv"
+    with pytest.raises(UserError) as error:
+        read_attributes(path)
+    assert str(path) in str(error.value) and says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "sheet",
+    [
+        "class,long bill,b\nä,0.5,-1\nc,2,0\n".encode("utf-8-sig"),
+        "class,long bill,b\r\nä,0.5,-1\r\nc,2,0\r\n".encode("utf-16"),
+        "class\tlong bill\tb\nä\t0.5\t-1\nc\t2\t0\n".encode("utf-16-le"),
+        "Class;long bill;b\nä;0,5;-1\nc;2;0\n\n".encode(),
+        '"class","long bill","b"\n"ä" , "0.5",-1\nc,2e0,0'.replace(" , ", ",").replace(', "', ',"').encode(),
+        "class,long bill,b\rä,.5,-1\rc,+2,0".encode(),
+        "class,long bill,b\na\u0308,0.5,-1\nc,2,0\n".encode(),  # a decomposed letter
+    ],
+)
+def test_sheets_of_every_spreadsheet(tmp_path: Path, sheet: bytes) -> None:
+    read = read_attributes(folder(tmp_path, sheet) / "attributes.csv")
+    assert (read.classes, read.attributes) == (["ä", "c"], ["long bill", "b"])
+    assert np.array_equal(read.values, np.array([[0.5, -1], [2, 0]], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("images", "files", "choices", "says"),
+    [
+        ("aaabbbcccdddxxx", {}, {}, "has no row for 'x'"),
+        ("aaa", {}, {}, "there are 1 in all"),
+        ("aaabbbccc", {}, {}, "3 seen classes (2 to train on, 1 to validate with) and 1 unseen class"),
+        ("aaabbb", {}, {"validation": False}, "2 seen classes and 1 unseen class"),
+        ("abbbcccdddeee", {}, {"unseen": ("e",)}, "'a' has 1. Add images, or make it an unseen class with --unseen a"),
+        ("aabbbcccdddeee", {}, {"unseen": ("e",)}, "--select last"),
+        ("aaabbbcccddd", {}, {"unseen": ("E",)}, "--unseen E: attributes.csv has no class 'E'"),
+        ("aaabbbcccddd", {}, {"unseen": ("e",)}, "there are 4 in all"),  # e has no images: nothing to measure on
+        ("aaabbbcccddd", {"unseen_txt": "a\n\nq\n"}, {}, "unseen.txt, line 3: attributes.csv has no class 'q'"),
+        ("aaabbbcccddd", {"unseen_txt": "a", "splits_csv": "class,split\na,seen\n"}, {}, "keep one of them"),
+        ("aaabbbcccddd", {"splits_csv": "class,split\na,seen\n"}, {}, "has no line for 'b', 'c', 'd'"),
+        ("aaabbbcccddd", {"splits_csv": "class,split\na,test\n"}, {}, "line 2: 'test' is no split"),
+        ("aaabbbcccddd", {"splits_csv": "class,split\na,seen\na,seen\n"}, {}, "line 3: the class 'a' stands in line 2"),
+        ("aaabbbcccddd", {"splits_csv": "class,split\nq,seen\n"}, {}, "line 2: attributes.csv has no class 'q'"),
+        (
+            "aaabbbcccddd",
+            {"splits_csv": "image,split\na/9.jpg,trainval\n"},
+            {},
+            "line 2: images/ has no image 'a/9.jpg'",
+        ),
+        ("aaabbbcccddd", {"splits_csv": "file,split\na/0.jpg,trainval\n"}, {}, "line 1: the header must be"),
+    ],
+)
+def test_folders_that_are_refused(tmp_path: Path, images: str, files: dict, choices: dict, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        read_folder(folder(tmp_path, images=images, **files), Choices(**choices))
+    assert says in str(error.value)
+
+
+def test_what_is_drawn_is_drawn_by_seed_and_a_class_without_images_is_measured_nowhere(tmp_path: Path) -> None:
+    root = folder(tmp_path, images="aaaaaaaaaabbbbbcccccdddddeee")
+    (root / "images" / "Thumbs.db").write_bytes(b"")
+    (root / "images" / "f").mkdir()
+    m = read_folder(root)
+    assert len(m.unseen) == 1 and m.candidates.tolist() == [5]
+    assert m.notes[0] == "1 class without images ('f'): offered in every prediction, in no accuracy"
+    assert any("Thumbs.db" in note for note in m.notes)
+    assert len(m.val_loc) and not np.intersect1d(m.labels[m.val_loc], m.labels[m.train_loc]).size
+    assert np.array_equal(m.att, read_attributes(root / "attributes.csv").values)  # -2 and all
+    again = read_folder(root)
+    assert all(np.array_equal(getattr(m, k), getattr(again, k)) for k in ("trainval_loc", "test_seen_loc", "val_loc"))
+    drawn = {tuple(read_folder(root, Choices(seed=s)).unseen.tolist()) for s in range(8)}
+    assert len(drawn) > 1
+    assert len(read_folder(root, Choices(unseen_share=0.4)).unseen) == 2
+    named = read_folder(root, Choices(unseen=("b", "f")))
+    assert named.unseen.tolist() == [1] and named.candidates.tolist() == [5]
+    held = np.bincount(named.labels[named.test_seen_loc], minlength=6)
+    assert held.tolist() == [2, 0, 1, 1, 1, 0]  # a fifth of each, at least one
+    (root / "unseen.txt").write_text("\ufeffc\r\n")
+    assert read_folder(root).unseen.tolist() == [2]
+
+    w2v = np.eye(3, dtype=np.float32)
+    space = final_fold(named, w2v).space
+    assert space.unseen.tolist() == [1, 5] and final_fold(named, w2v).candidates.tolist() == [5]
+    assert len(validation_fold(named, w2v).space.att) == 4  # neither b nor f enters what is chosen
+
+
+def test_splits_csv(tmp_path: Path) -> None:
+    root = folder(tmp_path, splits_csv="class,split\na,train\nb,train\nc,val\nd,unseen\ne,train\nf,unseen\n")
+    m = read_folder(root)
+    assert m.unseen.tolist() == [3] and np.unique(m.labels[m.val_loc]).tolist() == [2]
+    lines = ["image,split"]
+    for i, name in enumerate("aaaaabbbbbcccccdddddeee"):
+        side = "test_unseen" if name in "de" else "test_seen" if i % 5 == 0 else "val" if name == "c" else "train"
+        lines += [f"images\\{name}\\{i}.jpg,{side}"] if i != 22 else []
+    (root / "splits.csv").write_text("\n".join(lines))
+    m = read_folder(root)
+    assert m.test_seen_loc.tolist() == [0, 5, 10] and len(m.test_unseen_loc) == 7 and len(m.val_loc) == 4
+    assert any("1 images are not in splits.csv" in note for note in m.notes)
+
+
+def test_odd_sheets_are_named(tmp_path: Path) -> None:
+    sheet = "class,x,y,same,grams\na,1,1,1,300\nb,1,1,1,300\nc,0,0,1,900\nd,1,0,1,10\ne,-1,0,1,20\n"
+    sheet = sheet.replace("b,1,1,1,300", "b,1,1,1,300").replace("d,1,0", "d,0.5,0.5")
+    notes = " | ".join(read_folder(folder(tmp_path, sheet), Choices(unseen=("a",))).notes)
+    for said in ("['a', 'b'] have identical", "tell none apart (same)", "'grams' are more than 100 times", "negative"):
+        assert said in notes
+
+
+def test_features_depend_on_the_images_alone(tmp_path: Path) -> None:
+    root = folder(tmp_path, images="abbbcccdddeeefff")
+    m = stand_in(root)
+    m.check("the stand-in")
+    assert m.image_files == [f for files in find_images(root)[0].values() for f in files]
+    assert m.image_files == read_folder(root, Choices(unseen=("a",))).image_files
+    before = feature_pattern(root, m.image_files)
+    (root / "images" / "a" / "new.webp").write_bytes(b"")
+    assert feature_pattern(root, stand_in(root).image_files) != before
+
+
+def test_a_candidate_competes_and_is_in_no_mean() -> None:
+    rng = np.random.default_rng(0)
+    seen, unseen, labels = np.array([0, 1]), np.array([2, 3, 4]), np.array([2, 2, 3])
+    scores = rng.normal(size=(3, 5))
+    scores[0, 2], scores[1, 4], scores[2, 3] = 9, 9, 9  # the second image goes to class 4, which has no images
+    of_seen = (rng.normal(size=(2, 5)), np.array([0, 1]))
+    m = evaluate(*of_seen, scores, labels, seen, unseen, 0.0, np.array([4]))
+    assert m.T1 == m.U == (0.5 + 1.0) / 2
+    assert evaluate(*of_seen, scores, labels, seen, unseen[:2], 0.0).T1 >= m.T1
+    with pytest.raises(UserError, match="no test image"):
+        evaluate(*of_seen, scores, labels, seen, unseen, 0.0)
+
+
+def test_benchmarks_may_not_lack_images(toy) -> None:
+    lacking = replace(toy, class_names=[*toy.class_names, "new"], att=np.vstack([toy.att, toy.att[:1]]))
+    lacking = replace(lacking, original_att=lacking.att)
+    with pytest.raises(UserError, match="have no image in any split"):
+        lacking.check("a benchmark")
+
+
+def test_negative_attributes_are_not_cut() -> None:
+    att = torch.tensor([[0.5, -0.3, 0.0], [0.5, -0.9, 0.0], [0.1, 0.2, 0.3]])
+    z = prepared_attributes(att, torch.tensor([0, 2]), centre=False)
+    assert (z.sign() == att.sign()).all() and not torch.allclose(z[0], z[1])
+
+
+def test_vectors_of_ones_own(creatures: Path, tmp_path: Path, no_figure) -> None:
+    root = shutil.copytree(creatures, tmp_path / "mine")
+    K = len(read_attributes(root / "attributes.csv").attributes)
+    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(K, 7)))
+    flags = ("--vectors", tmp_path / "vectors.npy", "--method", "dazle")
+    code, _, err = run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES, *flags)
+    assert code == 0, err
+    (run,) = root.rglob("seed0")
+    assert load_trained(run).space.w2v.shape == (K, 7)
+    np.save(tmp_path / "vectors.npy", np.ones((K + 1, 7)))
+    refused(run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES, *flags), "vectors.npy", f"({K}, V)")
