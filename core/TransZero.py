@@ -207,6 +207,10 @@ class TransZero(ZeroShotModel):
         assert psi is not None
         return psi
 
+    def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:
+        """ψ (B,K)."""
+        return None if a is None else a.e
+
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) without the margin m: calibration is applied by the evaluation."""
         return self.attribute_scores(x) @ self.z.T
