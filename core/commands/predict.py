@@ -74,6 +74,8 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     if args.export:
         from core.inference.export import export
 
+        for talker in ("onnxscript", "onnx_ir", "torch.onnx"):
+            logging.getLogger(talker).setLevel(logging.WARNING)
         log.info("%s", export(model, args.export, with_backbone=args.with_backbone))
     if not images:
         return 0
@@ -156,7 +158,7 @@ def row_of(answer: Prediction, top: int) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula, and that can be written: names of files may hold anything."""
+    """Text that a spreadsheet does not take for a formula, and that can be written: file names may hold anything."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
 

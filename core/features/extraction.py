@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -71,7 +71,7 @@ class Batch:
 
 def decoded(
     batches: Sequence[np.ndarray], paths: list[Path], transform: Transform, *, pin: bool, threads: int
-) -> Iterator[tuple[Batch, dict[int, str]]]:
+) -> Generator[tuple[Batch, dict[int, str]], None, None]:
     """Batches of rows with their images, and position and reason of those that could not be read.
 
     Some are decoded ahead of the one that is given out. What is queued is dropped when the generator is closed.

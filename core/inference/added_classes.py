@@ -30,7 +30,7 @@ def add_classes(trained: Trained, frame: pd.DataFrame) -> Trained:
 
     Args:
         frame: a row a class; first column the name, the others the run's attributes in any order, in the unit of the
-            run's own. Where all its rows have one length, as in xlsa17's files, any unit will do: rows are scaled to it.
+            run's own. Where all its rows have one length, as in xlsa17's files, any unit will do: rows are scaled.
 
     Raises:
         UserError: missing, unknown or twice-named columns, a name that exists, a value that is no number, a row of

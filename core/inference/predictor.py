@@ -109,7 +109,9 @@ class Predictor:
             )
         if record.get("dtype", "float32") not in DTYPES or record["store"] not in ("float16", "float32"):
             raise UserError(f"the checkpoint in {run} records features of an unknown type; it is not usable")
-        config = recorded_config(record)
+        config = recorded_config({k: v for k, v in record.items() if k != "batch_size"})
+        if config.backbone != record["backbone"]:
+            raise UserError(f"the checkpoint in {run} records a backbone {record['backbone']!r} that cannot be made")
         config = replace(config, device=device, batch_size=batch_size, workers=workers, pretraining_saw_unseen=None)
         if weights is not None:
             config = replace(config, weights=str(weights))
@@ -158,18 +160,19 @@ class Predictor:
                 )
         (D, h, w), (R, D_run) = network.shape, self.trained.shape
         if (D, h * w) != (D_run, R):
-            raise UserError(f"the backbone gives {h}x{w} regions of {D} channels, the run was trained on {R} of {D_run}")
-        network.to(self.device, DTYPES[self._dtype], memory_format=torch.channels_last)  # type: ignore[call-overload]
+            raise UserError(f"{h}x{w} regions of {D} channels here, the run was trained on {R} of {D_run}")
+        network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return network
 
     @property
-    def _dtype(self) -> str:
-        return str(self.trained.backbone.get("dtype", "float32"))
+    def dtype(self) -> torch.dtype:
+        """Arithmetic of the backbone."""
+        return DTYPES[str(self.trained.backbone.get("dtype", "float32"))]
 
     @cached_property
     def _normaliser(self) -> Normaliser:
         how = self.network.transform
-        return Normaliser(self.device, DTYPES[self._dtype], how.mean, how.std)
+        return Normaliser(self.device, self.dtype, how.mean, how.std)
 
     @torch.inference_mode()
     def regions(self, pixels: Tensor) -> Tensor:
@@ -191,9 +194,7 @@ class Predictor:
             raise UserError(f"cannot read {image}: {found.error}")
         return found
 
-    def predict_all(
-        self, images: Sequence[Path | str], *, top: int = 5, among: str = "all"
-    ) -> Iterator[Prediction]:
+    def predict_all(self, images: Sequence[Path | str], *, top: int = 5, among: str = "all") -> Iterator[Prediction]:
         """One answer an image, in their order; images that cannot be read have a reason in its place.
 
         Decoding runs in threads ahead of the network.
@@ -223,11 +224,7 @@ class Predictor:
         found, evidence = trained.scores(x)
         scores = trained.calibrated(found.float().cpu().numpy(), among)
         best = np.argsort(-scores, axis=1, kind="stable")
-        z, said = trained.z, None
-        if evidence is not None and z is not None:
-            said = evidence * z[torch.from_numpy(best[:, 0].copy()).to(z.device)]  # (B,K)
-            values, places = said.topk(min(SPOKEN, said.shape[1]), dim=1)
-            said = values.cpu().tolist(), places.cpu().tolist()
+        spoke = self._spoke(evidence, best[:, 0])
         seen = set(trained.space.seen.tolist())
         for i, path in enumerate(paths):
             if i in reasons:
@@ -235,7 +232,6 @@ class Predictor:
                 continue
             row, order = scores[i], best[i, : top + 1]
             order = order[np.isfinite(row[order])]
-            spoke = zip(said[1][i], said[0][i], strict=True) if said else ()
             yield Prediction(
                 image=str(path),
                 classes=tuple(
@@ -243,8 +239,21 @@ class Predictor:
                     for c in order[:top].tolist()
                 ),
                 margin=float(row[order[0]] - row[order[1]]) if len(order) > 1 else None,
-                attributes=tuple((trained.attributes[k], value) for k, value in spoke if value > 0),
+                attributes=spoke[i],
             )
+
+    def _spoke(self, evidence: Tensor | None, classes: np.ndarray) -> list[tuple[tuple[str, float], ...]]:
+        """For each image the attributes that add most to the score of its class (B,), and how much."""
+        z = self.trained.z
+        if evidence is None or z is None:
+            return [()] * len(classes)
+        parts = evidence * z[torch.from_numpy(classes.copy()).to(z.device)]  # (B,K)
+        values, places = parts.topk(min(SPOKEN, parts.shape[1]), dim=1)
+        names = self.trained.attributes
+        return [
+            tuple((names[k], value) for k, value in zip(ks, vs, strict=True) if value > 0)
+            for ks, vs in zip(places.tolist(), values.tolist(), strict=True)
+        ]
 
     def regions_of(self, images: Sequence[Path | str]) -> Iterator[tuple[Path, Tensor]]:
         """Path and regions (R,D) of each image that can be read."""
