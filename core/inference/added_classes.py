@@ -125,7 +125,7 @@ def _rows(trained: Trained, frame: pd.DataFrame) -> tuple[list[str], Tensor]:
         raise UserError(f"class {names[c]!r}: no number for {wanted[k]!r}; every attribute needs one")
     for c in np.flatnonzero(~values.any(axis=1))[:1]:
         raise UserError(f"class {names[c]!r}: all attributes are 0, which describes nothing")
-    return names, torch.from_numpy(np.ascontiguousarray(values))
+    return names, torch.from_numpy(values.copy(order="C"))
 
 
 def _some(names: Sequence[str]) -> str:
