@@ -133,9 +133,12 @@ class DAZLE(ZeroShotModel):
 
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) without the margin m: calibration is applied by the evaluation."""
-        a = self.attend(x)
-        assert a.e is not None
-        return (a.w * a.e if self.recipe.use_w else a.e) @ self.z.T
+        return self.evidence(x, self.attend(x)) @ self.z.T
+
+    def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
+        """w∘e (B,K)."""
+        assert a is not None and a.e is not None
+        return a.w * a.e if self.recipe.use_w else a.e
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy of s over all classes + λ self-calibration of s + m; y (B,) class numbers."""

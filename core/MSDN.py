@@ -131,6 +131,11 @@ class MSDN(ZeroShotModel):
         s1, s2 = self.branch_scores(x)
         return self.recipe.fusion * s1 + (1 - self.recipe.fusion) * s2
 
+    def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
+        """Both branches' attribute scores, fused: (B,K)."""
+        assert isinstance(a, MutualAttentionOutput) and a.e is not None
+        return self.recipe.fusion * a.e + (1 - self.recipe.fusion) * a.e2
+
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Both branches' classification losses and their distillation; x (B,R,D), y (B,) class numbers."""
         s1, s2 = self.branch_scores(x)  # (B,C)

@@ -156,7 +156,7 @@ class AttributeDecoder(nn.Module):
 
     def forward(self, a: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """θ (B,K,R) and F (B,K,d) of attributes a (K,d) and regions m (B,R,d)."""
-        t = self.queries(a, len(m))
+        t = self.queries(a, m.shape[0])
         W_q, W_k, W_v = self.over.in_proj_weight.chunk(3)
         b_q, b_k, b_v = self.over.in_proj_bias.chunk(3)
         keys = F.linear(m, W_k, b_k)  # (B,R,d)
@@ -206,6 +206,10 @@ class TransZero(ZeroShotModel):
         psi = self.attend(x).e
         assert psi is not None
         return psi
+
+    def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:
+        """ψ (B,K)."""
+        return None if a is None else a.e
 
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) without the margin m: calibration is applied by the evaluation."""

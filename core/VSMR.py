@@ -165,12 +165,22 @@ class VSMR(ZeroShotModel):
     def branch_scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s1 (B,C), s2 (B,C) and φ (B,D)."""
         a = self.attend(x)
-        assert a.e is not None and self.attention.W1 is not None
-        e = a.e - self.attention.v @ (self.attention.W1 @ self.x_mean)  # (B,K)
-        s1 = self.recipe.alpha * F.normalize(a.w * e, dim=1) @ self.z.T
+        s1 = self.evidence(x, a) @ self.z.T
         phi = self.pooled(x, a)
         s2 = self.recipe.alpha * F.normalize(phi @ self.P.T, dim=1) @ self.prototypes().T
         return s1, s2, phi
+
+    def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
+        """α w∘e / |w∘e| (B,K), whose product with z̃ is s1; e less what the mean training image has."""
+        assert a is not None and a.e is not None and self.attention.W1 is not None
+        e = a.e - self.attention.v @ (self.attention.W1 @ self.x_mean)  # (B,K)
+        return self.recipe.alpha * F.normalize(a.w * e, dim=1)
+
+    @torch.no_grad()
+    def describe_classes(self, classes: Tensor) -> None:
+        """E(z̃) of classes (A,) that were added after training."""
+        means = self.class_means @ self.P.T  # (S,d)
+        self.encoded[classes] = F.normalize(self.ridge_weights[classes] @ means, dim=1)
 
     def class_scores(self, x: Tensor) -> Tensor:
         """s1 + β s2: (B,C)."""

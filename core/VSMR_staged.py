@@ -183,6 +183,11 @@ class VSMRStaged(ZeroShotModel):
             self.prototypes.copy_(targets)
             self.prototypes[self.unseen] = self.E(self.A[self.unseen])
 
+    @torch.no_grad()
+    def describe_classes(self, classes: Tensor) -> None:
+        """E(A) of classes (A,) that were added after training."""
+        self.prototypes[classes] = self.E(self.A[classes])
+
     def class_scores(self, x: Tensor) -> Tensor:
         """Stage 4: cosine of f (predicted mask) with every class prototype: (B,C)."""
         f = self.image_features(x, self.predicted_mask(x))

@@ -95,6 +95,19 @@ class ZeroShotModel(nn.Module, ABC):
         """Where each attribute was looked for; None for a model without attention over regions."""
         return None
 
+    def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:
+        """g (B,K): Σ_i g_i z_ci is the part of the score of class c that its attributes speak for, z being the model's.
+
+        Args: a is what :meth:`attend` found in x. None is returned where scores do not split over attributes.
+        """
+        return None
+
+    def describe_classes(self, classes: Tensor) -> None:
+        """Fill what the model keeps of classes (A,) beside their rows of attributes, from those rows alone.
+
+        For classes that were added after training; a model that keeps nothing else need not override it.
+        """
+
 
 # ---------------------------------------------------------------------------------------------------- how it is trained
 @dataclass(frozen=True)

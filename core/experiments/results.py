@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ from core.training.evaluation import calibration_curve, compact, per_class_accur
 from core.training.folds import Fold
 
 log = logging.getLogger(__name__)
+BACKBONE = (  # of a feature file's provenance, what a photograph's regions depend on
+    *("backbone", "layer", "weights", "weights_sha256", "transform", "input_size", "pool", "flip", "dtype"),
+    *("batch_size", "regions"),
+)
 WRITTEN = (
     *("history.csv", "per_class.csv", "curve.csv", "confusion.csv", "scores.npz"),
     *("config.json", "checkpoint.safetensors"),
@@ -190,9 +195,17 @@ def checkpoint(method: Method, result: dict[str, Any], inputs: Inputs, fold: Fol
         "classes": inputs.metadata.class_names,
         "attributes": inputs.attribute_names,
         "regions": "unit length over D (L2)",
+        "backbone": backbone_record(inputs, fold),
+        "libraries": {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
         "environment": result["environment"],
     }
     return tensors, meta
+
+
+def backbone_record(inputs: Inputs, fold: Fold) -> dict[str, str]:
+    """What makes the run's regions of a photograph: provenance of the features, and the type they were stored in."""
+    store = inputs.features.source.read(fold.train_rows[:1]).dtype.name
+    return {k: v for k, v in inputs.provenance.items() if k in BACKBONE} | {"store": store}
 
 
 def row_of(result: dict[str, Any]) -> dict[str, Any]:

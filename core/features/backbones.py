@@ -68,6 +68,10 @@ class Backbone(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) normalised images to (B,D,h,w)."""
+        return self.maps(images)
+
+    def maps(self, images: Tensor) -> Tensor:
+        """:meth:`forward` outside of inference mode, for tracing."""
         maps = self._map(images)
         if self.flip:
             maps = (maps + self._map(images.flip(3)).flip(3)) / 2

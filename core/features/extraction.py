@@ -12,8 +12,9 @@ import math
 import os
 import time
 from collections import deque
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +43,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a"
 _log = logging.getLogger(__name__)
 
 
-class _Batch:
+class Batch:
     """Rows of one batch and their images, filled by the decoding threads."""
 
     def __init__(
@@ -67,6 +68,34 @@ class _Batch:
         """Block until all are decoded; position and reason of those that could not be."""
         reasons = [job.result() for job in self._jobs]
         return {i: reason for i, reason in enumerate(reasons) if reason is not None}
+
+
+def decoded(
+    batches: Sequence[np.ndarray], paths: list[Path], transform: Transform, *, pin: bool, threads: int
+) -> Generator[tuple[Batch, dict[int, str]], None, None]:
+    """Batches of rows with their images, and position and reason of those that could not be read.
+
+    Some are decoded ahead of the one that is given out. What is queued is dropped when the generator is closed.
+
+    Args: paths one a row; pin: memory from which a GPU reads while something else is done.
+    """
+    queue: deque[Batch] = deque()
+    coming = iter(batches)
+    pool = ThreadPoolExecutor(threads)
+
+    def prefetch() -> None:
+        while len(queue) < _AHEAD and (some := next(coming, None)) is not None:
+            queue.append(Batch(some, paths, transform, pin, pool))
+
+    try:
+        prefetch()
+        while queue:
+            batch = queue.popleft()
+            reasons = batch.wait()
+            prefetch()
+            yield batch, reasons
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -170,15 +199,15 @@ def estimate(dataset: DataSet, *, data_root: Path | str = "data", config: Extrac
     job = _prepare(DATASETS.get(dataset.source, dataset), Path(data_root), config, None)
     there = np.setdiff1d(np.arange(len(job.paths)), job.missing)[: 2 * config.batch_size]
     batches = np.array_split(there, 2) if len(there) > 1 else [there]
-    with ThreadPoolExecutor(_threads(config)) as pool:
+    with ThreadPoolExecutor(threads_of(config)) as pool:
         for rows in batches:  # what the first takes does not count
             started = time.perf_counter()
             try:
-                batch = _Batch(rows, job.paths, job.network.transform, False, pool)
+                batch = Batch(rows, job.paths, job.network.transform, False, pool)
                 batch.wait()
                 job.network(job.normalise(batch.pixels)).cpu()
             except (RuntimeError, MemoryError) as error:
-                raise _memory_error(error, config) from error
+                raise memory_error(error, config) from error
             taken = time.perf_counter() - started
     return Estimate(len(job.paths), job.row_bytes, taken / len(rows) * len(job.paths))
 
@@ -207,7 +236,8 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, w2v: Path |
     return job
 
 
-def _threads(config: ExtractionConfig) -> int:
+def threads_of(config: ExtractionConfig) -> int:
+    """Number of decoding threads."""
     return config.workers or min(16, max(2, os.cpu_count() or 2))
 
 
@@ -228,25 +258,13 @@ def _run(writer: Writer, job: _Job, rows: range, limit: int | None = None) -> di
     before = len(rows) - left if limit is None else 0
     failed: dict[int, str] = {}
     with ExitStack() as stack:
-        decoding = stack.enter_context(ThreadPoolExecutor(_threads(job.config)))
         writing = stack.enter_context(ThreadPoolExecutor(1))
-        # on an error: do not decode or write what is queued
-        stack.callback(decoding.shutdown, wait=True, cancel_futures=True)
+        coming = decoded(batches, paths, job.network.transform, pin=cuda, threads=threads_of(job.config))
+        stack.enter_context(closing(coming))
         bar = stack.enter_context(tqdm(total=before + left, initial=before, unit="image", desc=writer.final.name))
-        queue: deque[_Batch] = deque()
         written: deque[Future[None]] = deque()
-        coming = iter(batches)
-
-        def prefetch() -> None:
-            while len(queue) < _AHEAD and (some := next(coming, None)) is not None:
-                queue.append(_Batch(some, paths, job.network.transform, cuda, decoding))
-
         try:
-            prefetch()
-            while queue:
-                batch = queue.popleft()
-                reasons = batch.wait()
-                prefetch()
+            for batch, reasons in coming:
                 maps = job.network(job.normalise(batch.pixels))
                 if len(written) == 2:
                     written.popleft().result()
@@ -263,13 +281,14 @@ def _run(writer: Writer, job: _Job, rows: range, limit: int | None = None) -> di
 
 def _out_of_memory(error: Exception, writer: Writer, config: ExtractionConfig) -> Exception:
     """The error to raise. The batch size is part of a file's record: a partial file without a row gives way."""
-    said = _memory_error(error, config)
+    said = memory_error(error, config)
     if isinstance(said, UserError) and not writer.done.any():
         writer.partial.unlink(missing_ok=True)
     return said
 
 
-def _memory_error(error: Exception, config: ExtractionConfig) -> Exception:
+def memory_error(error: Exception, config: ExtractionConfig) -> Exception:
+    """The error to raise in place of one of a forward pass: if memory ran out, what to do about it."""
     if not isinstance(error, MemoryError) and not any(part in str(error).lower() for part in _OUT_OF_MEMORY):
         return error
     size = config.batch_size

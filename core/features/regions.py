@@ -32,7 +32,12 @@ class FeatureSource(Protocol):
 
 def normalise(raw: np.ndarray) -> tuple[Tensor, Tensor]:
     """(n,D,R) maps to (n,R,D) float16, each region of unit length (all-zero regions stay zero), and lengths (n,R)."""
-    x = torch.from_numpy(np.ascontiguousarray(raw)).transpose(1, 2).contiguous().float()  # (n,R,D); moved while small
+    return unit_regions(torch.from_numpy(np.ascontiguousarray(raw)))
+
+
+def unit_regions(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`normalise` of a tensor (n,D,R), where it is."""
+    x = maps.transpose(1, 2).contiguous().float()  # (n,R,D); moved while small
     length = x.norm(dim=2)  # (n,R)
     return (x / length.clamp_min(1e-12).unsqueeze(2)).half(), length
 

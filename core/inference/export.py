@@ -1,0 +1,161 @@
+"""A trained model as ONNX, for programs without this one.
+
+The head alone takes the backbone's map and does the rest: rounding as in stored features, regions of unit length, class
+scores, γ. With the backbone it takes pixels, resized and cropped as the file's metadata says.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from core.features.regions import unit_regions
+from core.files.atomic import atomic_path
+from core.files.errors import UserError
+from core.inference.predictor import Predictor
+from core.inference.trained import Trained
+
+TOLERANCE = 1e-4  # of the largest score
+_NEEDED = ("onnx", "onnxscript")
+_OPSET = 18
+
+
+class Head(nn.Module):
+    """Map (B,D,h,w) of the backbone to scores (B,C) with γ, of the classes that are offered, in their order."""
+
+    def __init__(self, trained: Trained) -> None:
+        super().__init__()
+        self.model, self.added = trained.model, trained.added
+        self.store = getattr(torch, trained.backbone["store"])
+        offered = torch.from_numpy(trained.of_side("all"))
+        self.register_buffer("offered", offered.to(trained.device))
+        gamma = torch.isin(offered, trained.space.unseen).float() * trained.gamma
+        self.register_buffer("gamma", gamma.to(trained.device))  # (C,)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B,D,h,w) to (B,C)."""
+        x = unit_regions(maps.to(self.store).flatten(2))[0].float()
+        scores = self.model.class_scores(x)
+        if self.added is not None:
+            scores = torch.cat([scores, self.added.class_scores(x)[:, scores.shape[1] :]], dim=1)
+        return scores.index_select(1, self.offered) + self.gamma
+
+
+class Whole(nn.Module):
+    """Pixels (B,S,S,3), uint8, to scores (B,C)."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        # in float32 whatever the run's features were made in: few programs have bfloat16
+        self.network, self.head = copy.deepcopy(predictor.network).float(), Head(predictor.trained)
+        how = self.network.transform
+        self.register_buffer("scale", (1 / (255 * torch.tensor(how.std))).view(1, 3, 1, 1).to(predictor.device))
+        shift = (-torch.tensor(how.mean) / torch.tensor(how.std)).view(1, 3, 1, 1)
+        self.register_buffer("shift", shift.to(predictor.device))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B,S,S,3) to (B,C)."""
+        images = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
+        scores: Tensor = self.head(self.network.maps(images).float())
+        return scores
+
+
+def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = False) -> str:
+    """Write an ONNX file; returns what was written, and how far onnxruntime's scores are from ours.
+
+    Its input is ``pixels`` (with the backbone) or ``maps``, its output ``scores``; the metadata hold classes, sides,
+    attributes, γ and the transform. Where onnxruntime is not installed, the sentence says that nothing was compared.
+
+    Raises:
+        UserError: a package is missing, the method cannot be exported, or the scores differ by more than 1e-4 of the
+            largest.
+    """
+    path = Path(path)
+    if lacking := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"--export needs {' and '.join(lacking)}: pip install onnx onnxscript onnxruntime (the extra [export])"
+        )
+    trained, device = predictor.trained, predictor.device
+    rng = np.random.default_rng(0)
+    if with_backbone:
+        side = predictor.network.input_size
+        program: nn.Module = Whole(predictor)
+        name, example = "pixels", rng.integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    else:
+        (h, w), D = grid_of(trained), trained.shape[1]
+        program = Head(trained)
+        name, example = "maps", np.abs(rng.standard_normal((3, D, h, w), dtype=np.float32))
+    inputs = torch.from_numpy(example).to(device)
+    program.eval()
+    with torch.no_grad():
+        ours = program(inputs).cpu().numpy()
+    with atomic_path(path) as temporary:
+        try:
+            torch.onnx.export(
+                program, (inputs,), str(temporary), input_names=[name], output_names=["scores"],
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},), dynamo=True, external_data=False,
+                verbose=False, opset_version=_OPSET,
+            )  # fmt: skip
+        except Exception as error:  # exporters raise nearly anything
+            first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+            raise UserError(f"{trained.config['method']} cannot be exported to ONNX: {first}") from error
+        _describe(temporary, predictor, with_backbone)
+        said = _compare(temporary, name, example, ours)
+    return f"{path}: {name} {list(example.shape[1:])} to scores of {ours.shape[1]} classes; {said}"
+
+
+def grid_of(trained: Trained) -> tuple[int, int]:
+    """Rows and columns of the regions, from the checkpoint."""
+    h, _, w = str(trained.backbone.get("regions", "")).partition("x")
+    return (int(h), int(w)) if h.isdigit() and w.isdigit() else (1, trained.shape[0])
+
+
+def _describe(path: Path, predictor: Predictor, with_backbone: bool) -> None:
+    """Put what a user of the file must know into its metadata."""
+    onnx: Any = importlib.import_module("onnx")
+    trained = predictor.trained
+    seen = set(trained.space.seen.tolist())
+    model = onnx.load(str(path))
+    facts = {
+        "classes": json.dumps([trained.classes[c] for c in trained.offered], ensure_ascii=False),
+        "sides": json.dumps(["seen" if c in seen else "unseen" for c in trained.offered]),
+        "attributes": json.dumps(trained.attributes, ensure_ascii=False),
+        "gamma": repr(trained.gamma),
+        "method": str(trained.config["method"]),
+        "backbone": json.dumps(trained.backbone),
+        "input": "RGB uint8, resized and cropped by the backbone's transform; mean and std are applied inside"
+        if with_backbone
+        else "the backbone's map as it is, before any normalisation",
+    }
+    onnx.helper.set_model_props(model, facts)
+    onnx.save(model, str(path))
+
+
+def _compare(path: Path, name: str, example: np.ndarray, ours: np.ndarray) -> str:
+    """Run the file with onnxruntime, on all of the example and on one of it.
+
+    Raises:
+        UserError: other scores than ours.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "not compared with onnxruntime, which is not installed (pip install onnxruntime)"
+    runtime: Any = importlib.import_module("onnxruntime")
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for count in (len(example), 1):
+        (theirs,) = session.run(["scores"], {name: example[:count]})
+        worst = max(worst, float(np.abs(theirs - ours[:count]).max()))
+    largest = float(np.abs(ours).max())
+    if not worst <= TOLERANCE * largest:
+        raise UserError(
+            f"the exported model's scores differ from ours by {worst:.2g} (largest score {largest:.3g}); not written"
+        )
+    return f"onnxruntime's scores differ by at most {worst:.1e} (largest score {largest:.3g})"
