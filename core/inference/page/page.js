@@ -122,26 +122,39 @@ function renderPrediction() {
     el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Class"), el("th", { className: "n" }, "Score"), el("th", {}, "ahead of the last shown"))),
       el("tbody", {}, ...shown.map((r) => el("tr", { className: r.c === state.chosen ? "chosen" : "" },
         el("td", {}, el("button", { className: "link", id: `class-${r.c.number}`, ariaPressed: String(r.c === state.chosen), onclick: () => keeping(() => select(r.c)) }, named(r.c.name)), " ", ...badge(r.c).filter(Boolean)),
-        el("td", { className: "n", "data-score": r.score }, fixed(r.score, 3)), el("td", {}, bar(r.score - low, 2 * (high - low))))))),
-    margin === null ? null : el("p", {}, "Margin over the second: ", el("output", { id: "margin" }, fixed(margin, 3)),
+        el("td", { className: "n", "data-score": r.score }, fixed(r.score, 3)), el("td", {}, bar(r.score - low, high - low, true)))))),
+    margin === null ? null : el("p", {}, "Margin over the second: ", el("output", { id: "margin" }, fixed(margin, 3)), " ",
       truth ? el("span", { className: place === 0 ? "badge truth" : "badge wrong" }, place === 0 ? "right" : place < 0 ? "the true class is not offered" : `wrong: the true class is number ${place + 1}`) : null),
     el("p", { className: "note" }, `Scores are calibrated: γ = ${fixed(D.gamma, 3)} is added to classes without training images. `, M.splits ? "Choose a class to see what speaks for it." : ""));
 }
 
 /* 3 ------------------------------------------------------------------------------------------------- the reasons */
 function table(rows, columns, id) {
-  const scale = Math.max(...rows.map((r) => Math.abs(r.value)), 1e-12), lines = [];
-  let kind = null;
-  for (const r of rows) {
-    if (r.kind !== kind) lines.push(el("tr", { className: "group" }, el("th", { colSpan: columns.length + 3, scope: "rowgroup" }, GROUPS[kind = r.kind])));
-    const label = r.kind === "attribute" && r.i >= 0
-      ? el("button", { className: "link", id: `${id}-${r.i}`, "data-attribute": r.i, ariaPressed: String(r.i === state.attribute), title: r.name, onclick: () => point(r.i), onfocus: () => point(r.i), onmouseenter: () => point(r.i) }, named(r.name)) : named(r.name);
-    lines.push(el("tr", { className: r.kind === "attribute" && r.i === state.attribute ? "chosen" : "" }, el("td", {}, label),
-      ...columns.map((column) => el("td", { className: "n" }, r.kind === "attribute" && r.i >= 0 ? column.value(r.i) : "")),
-      el("td", {}, bar(r.value, scale)), el("td", { className: "n", "data-part": r.value }, signed(r.value, 3))));
+  /* the groups differ in size by far, so each has a scale of its own, and one row each on a common one */
+  const kinds = [...new Set(rows.map((r) => r.kind))], of = (kind) => rows.filter((r) => r.kind === kind);
+  const sums = kinds.map((kind) => of(kind).reduce((a, r) => a + r.value, 0)), common = Math.max(...sums.map(Math.abs), 1e-12);
+  const empty = () => columns.map(() => el("td", {})), lines = [];
+  kinds.forEach((kind, n) => {
+    lines.push(el("tr", { className: "group" }, el("th", { scope: "rowgroup" }, GROUPS[kind]), ...empty(), el("td", {}, bar(sums[n], common)), el("td", { className: "n" }, signed(sums[n], 3))));
+  });
+  const sum = sums.reduce((a, v) => a + v, 0);
+  lines.push(el("tr", { className: "sum" }, el("td", {}, "Sum"), ...empty(), el("td", {}), el("td", { className: "n", "data-sum": sum }, fixed(sum, 3))));
+  for (const kind of kinds) {
+    const single = of(kind).filter((r) => r.i >= 0), scale = Math.max(...single.map((r) => Math.abs(r.value)), 1e-12);
+    if (kind !== "gamma") lines.push(el("tr", { className: "group" }, el("th", { colSpan: columns.length + 3, scope: "rowgroup" }, `${GROUPS[kind]}, longest bar ${fixed(scale, 2)}`)));
+    for (const r of of(kind)) {
+      if (kind === "gamma") {
+        lines[kinds.indexOf(kind)].cells[0].replaceChildren(r.name);
+        lines[kinds.indexOf(kind)].lastChild.dataset.part = r.value;
+        continue;
+      }
+      const label = kind === "attribute" && r.i >= 0
+        ? el("button", { className: "link", id: `${id}-${r.i}`, "data-attribute": r.i, ariaPressed: String(r.i === state.attribute), title: r.name, onclick: () => point(r.i), onfocus: () => point(r.i), onmouseenter: () => point(r.i) }, named(r.name)) : named(r.name);
+      lines.push(el("tr", { className: kind === "attribute" && r.i === state.attribute ? "chosen" : "" }, el("td", {}, label),
+        ...columns.map((column) => el("td", { className: "n" }, kind === "attribute" && r.i >= 0 ? column.value(r.i) : "")),
+        el("td", {}, r.i < 0 ? "" : bar(r.value, scale)), el("td", { className: "n", "data-part": r.value }, signed(r.value, 3))));
+    }
   }
-  const sum = rows.reduce((a, r) => a + r.value, 0);
-  lines.push(el("tr", { className: "sum" }, el("td", { colSpan: columns.length + 2 }, "Sum"), el("td", { className: "n", "data-sum": sum }, fixed(sum, 3))));
   return el("table", { id }, el("thead", {}, el("tr", {}, el("th", {}, ""), ...columns.map((c) => el("th", { className: "n" }, c.name)), el("th", {}, ""), el("th", { className: "n" }, "adds"))), el("tbody", {}, ...lines));
 }
 function renderReasons() {
@@ -152,7 +165,7 @@ function renderReasons() {
   show("reasons", el("p", {}, "For ", named(c.name), ", score ", el("output", { id: "score", "data-score": M.score(image, c) }, fixed(M.score(image, c), 3)), " · what adds up to it:"),
     table(rows, [{ name: "described", value: (i) => signed(c.z[i]) }, { name: "seen", value: (i) => signed(seen(i)) }, { name: "difference", value: (i) => signed(seen(i) - c.z[i]) }], "why"),
     el("div", { className: "row" }, el("button", { id: "all", ariaPressed: String(state.all), onclick: () => { state.all = !state.all; keeping(renderReasons); } }, state.all ? "Show the largest" : "Show all attributes and classes")),
-    el("p", { className: "note" }, "Described: the attribute in the class's row as the model takes it. Seen: weight × score in this photograph. Both as parts of a row of unit length. One scale for all bars. ",
+    el("p", { className: "note" }, "Described: the attribute in the class's row as the model takes it. Seen: weight × score in this photograph. Both as parts of a row of unit length, minus where there is less than in the mean seen class if the model takes that away: two minuses speak for a class. Each group of bars has its own scale. ",
       M.S ? "What seen classes add rests on the photograph as a whole; it does not split over regions." : ""));
 }
 
@@ -318,7 +331,7 @@ function list() {
     [state.a, state.b] = [entry.c, entry.truth];
     renderVersus();
     byId("versus").scrollIntoView();
-  } }, named(entry.truth.name), " taken for ", named(entry.c.name), ` (${entry.images.length})`))));
+  } }, `${entry.images.length} × `, named(entry.truth.name), el("br"), "as ", named(entry.c.name)))));
 }
 function begin() {
   byId("title").textContent = document.title = `Why this class? ${D.title}`;

@@ -61,13 +61,13 @@ function legend(largest, uniform) {
   return el("div", { id: "legend", role: "img", ariaLabel: `Colour scale from 0 to ${percent(largest)}; uniform attention is ${percent(uniform)}` },
     canvas, mark, at > 12 ? el("span", { className: "first" }, "0") : null, label, last);
 }
-/* a horizontal bar from the middle: right and blue for, left and orange against */
-function bar(value, scale) {
-  const inner = el("span"), share = 50 * Math.min(1, Math.abs(value) / (scale || 1));
-  inner.style.width = `${share}%`;
-  inner.style[value < 0 ? "right" : "left"] = "50%";
+/* a horizontal bar from the middle: right and blue for, left and orange against; one-sided: from the left edge */
+function bar(value, scale, oneSided) {
+  const inner = el("span"), share = Math.min(1, Math.abs(value) / (scale || 1));
+  inner.style.width = `${(oneSided ? 100 : 50) * share}%`;
+  inner.style[value < 0 ? "right" : "left"] = oneSided ? "0" : "50%";
   if (value < 0) inner.className = "minus";
-  return el("div", { className: "bar" }, inner);
+  return el("div", { className: oneSided ? "bar left" : "bar" }, inner);
 }
 /* The largest parts by size, and the others as one, so that what is shown adds up. */
 function largest(values, count, names) {
@@ -84,7 +84,7 @@ function rowsOf(parts, counts) {
   rows.push({ i: -1, name: parts.gammaName || "γ, added to classes without training images", value: parts.gamma, kind: "gamma" });
   return rows;
 }
-const GROUPS = { attribute: "Attributes: seen, weighed, and described for this class", class: "Seen classes it is a mixture of (− where it is unlike them)", gamma: "Calibration" };
+const GROUPS = { attribute: "Attributes", class: "Seen classes in the mixture", gamma: "γ" };
 
 /* One figure for saving: photograph and map on the left, bars on the right. */
 function figure(title, lines, picture, cells, grid, rows, total) {
