@@ -2,45 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from core.inference.explain import describer_of, explain
 from core.inference.trained import Trained
-from core.method import ClassSpace, find_method, with_settings
-
-D, R, B = 24, 9, 6
-
-
-def trained_on(space: ClassSpace, name: str = "vsmr", **settings) -> Trained:
-    """A model with everything a trained one has: means, whitening, attention that differs between regions."""
-    registered = find_method(name)
-    recipe = with_settings(registered.recipe("*"), settings)
-    model = registered.build(recipe, space, (R, D), 0, 1).model
-    g = torch.Generator().manual_seed(1)
-    if name == "vsmr":
-        y = space.seen[torch.arange(60) % len(space.seen)]
-        signal = space.att.float() @ torch.randn(space.att.shape[1], D, generator=g)
-        model.fit_closed_form(F.normalize(signal[y] + torch.randn(60, D, generator=g), dim=1), y)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.3 * torch.randn(p.shape, generator=g))
-        if name == "vsmr":
-            model.epoch_sums.copy_(model.class_means)
-            model.epoch_counts.fill_(1)
-            model.update_class_means()
-    return Trained(
-        model=model.double().eval(),
-        space=space,
-        gamma=0.7,
-        classes=[f"class {c}" for c in range(len(space.att))],
-        attributes=[f"attribute {k}" for k in range(space.att.shape[1])],
-        config={"method": name, "dataset": "TOY"},
-    )
-
-
-def regions(dtype=torch.float64):
-    g = torch.Generator().manual_seed(2)
-    return F.normalize(torch.randn(B, R, D, generator=g), dim=2).to(dtype)
+from core.method import ClassSpace, find_method
+from tests.helpers_page import D, R, regions, trained_on
 
 
 def many_seen() -> ClassSpace:
@@ -68,7 +34,7 @@ def test_the_parts_add_up_to_the_score(space, name, settings, dtype):
     trained.model.to(dtype)
     x = regions(dtype)
     found = explain(trained, x)
-    scores = trained.model.class_scores(x)
+    scores = trained.model.class_scores(x).detach()
     scale = max(1.0, float(scores.abs().max()))
     assert torch.equal(found.scores, scores)
     assert float((found.summed() - scores).abs().max()) < (1e-9 if dtype == torch.float64 else 1e-5) * scale
@@ -99,7 +65,7 @@ def test_a_class_described_anew_scores_as_if_the_model_had_known_it(space, name,
     if name == "vsmr":
         rebuilt.epoch_counts.zero_()
         rebuilt.update_class_means()  # the prototypes again, from the same means
-    expected = rebuilt.class_scores(regions())
+    expected = rebuilt.class_scores(regions()).detach()
     assert torch.allclose(expected[:, :C], trained.model.class_scores(regions()), atol=1e-9)
     assert float((explain(trained, regions()).described(new) - expected[:, C:]).abs().max()) < 1e-6
 

@@ -11,7 +11,7 @@ B images · R regions · D channels · K attributes · C classes (S seen) · N c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ from core.VSMR import VSMR
 
 @dataclass(frozen=True, kw_only=True)
 class Describer:
-    """Class attributes as the model takes them, and a class as a mixture of seen ones. float64.
+    """Class attributes as the model takes them, and a class as a mixture of seen ones; float64 on the CPU.
 
     Holds for classes without training images: a changed description of a seen class would change the ridge itself.
     """
@@ -107,7 +107,7 @@ class Explanation:
 def explain(trained: Trained, x: Tensor) -> Explanation:
     """Take the scores of regions x (B,R,D), of unit length, apart.
 
-    The model is left as it is; the parts are computed in float64 from what it computed.
+    The model is left as it is; the parts are computed from what it computed, in float64 on the CPU.
     """
     model = trained.model
     a = model.attend(x)
@@ -127,22 +127,22 @@ def explain(trained: Trained, x: Tensor) -> Explanation:
         return found
     if isinstance(model, DAZLE):
         describer = describer_of(trained)
-        g = (a.w * a.e if model.recipe.use_w else a.e).double()
-        return _with(found, g=g, z=model.z.double(), describer=describer)
+        g = _exact(a.w * a.e if model.recipe.use_w else a.e)
+        return replace(found, g=g, z=_exact(model.z), describer=describer)
     if isinstance(model, VSMR) and model.E is None:
         assert model.attention.W1 is not None
         r = model.recipe
         e = a.e - model.attention.v @ (model.attention.W1 @ model.x_mean)
-        g = r.alpha * F.normalize((a.w * e).double(), dim=1)
-        f = F.normalize((model.pooled(x, a) @ model.P.T).double(), dim=1)  # (B,d)
+        g = r.alpha * F.normalize(_exact(a.w * e), dim=1)
+        f = F.normalize(_exact(model.pooled(x, a) @ model.P.T), dim=1)  # (B,d)
         means = projected_means(model)
-        W = model.ridge_weights.double()
+        W = _exact(model.ridge_weights)
         length = (W @ means).norm(dim=1, keepdim=True).clamp_min(1e-12)  # (C,1)
-        return _with(
+        return replace(
             found,
             e=e,
             g=g,
-            z=model.z.double(),
+            z=_exact(model.z),
             h=r.beta * r.alpha * f @ means.T,
             mixture=W / length,
             describer=describer_of(trained),
@@ -150,19 +150,20 @@ def explain(trained: Trained, x: Tensor) -> Explanation:
     return found
 
 
-def _with(found: Explanation, **parts: object) -> Explanation:
-    return Explanation(**(vars(found) | parts))
+def _exact(t: Tensor) -> Tensor:
+    """In float64 on the CPU: not every device has it."""
+    return t.detach().cpu().double()
 
 
 def projected_means(model: VSMR) -> Tensor:
     """P M (S,d) float64: the seen classes' means in the whitened space."""
-    return model.class_means.double() @ model.P.double().T
+    return _exact(model.class_means) @ _exact(model.P).T
 
 
 def describer_of(trained: Trained) -> Describer | None:
     """What turns a description into a class for this model; None where the method cannot say."""
     model, space = trained.model, trained.space
-    att = space.att.double()
+    att = _exact(space.att)
     if isinstance(model, DAZLE):
         root = centre = model.recipe.prepared
     elif isinstance(model, VSMR) and model.E is None:
@@ -170,13 +171,13 @@ def describer_of(trained: Trained) -> Describer | None:
     else:
         return None
     plain = Describer(root=root, centre=att.new_zeros(att.shape[1]), B=None, gram=None)
-    mean = plain._rooted(att[space.seen]).mean(dim=0) if centre else plain.centre
+    mean = plain._rooted(att[space.seen.cpu()]).mean(dim=0) if centre else plain.centre
     if isinstance(model, DAZLE):
         return Describer(root=root, centre=mean, B=None, gram=None)
-    known = model.z.double()[space.seen]  # (S,K)
+    known = _exact(model.z)[space.seen.cpu()]  # (S,K)
     S, K = known.shape
     penalty = model.recipe.ridge * S / min(S, K)  # ridge_weights' (core/preparation.py)
-    eye = torch.eye(S, dtype=known.dtype, device=known.device)
+    eye = torch.eye(S, dtype=known.dtype)
     B = torch.linalg.solve(known @ known.T + penalty * eye, known)
     means = projected_means(model)
     return Describer(root=root, centre=mean, B=B, gram=means @ means.T)

@@ -3,7 +3,7 @@
     index.html page.css model.js panels.js page.js     as they lie in core/inference/page/
     data.js            DATA = {...}: classes, attributes, the arrays that score a class from its description, and of
                        each image its scores and factors; browsers refuse to fetch JSON from file://
-    images/0000.jpg    the photograph as the backbone saw it, at most 320 pixels wide and high
+    images/0000.jpg    the photograph as the backbone saw it, at most 256 pixels wide and high
     images/0000.js     its attention maps, and the photograph again for saving as PNG; read when the image is opened
 Numbers are float32 in base64, so bars add up to the score shown; maps have 256 steps from 0 to the largest share.
 Names are data: JSON with every letter outside ASCII and < > & escaped here, and put into the page as text there.
@@ -33,6 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 from core.features.images import Transform, load_image
+from core.files.atomic import fsync, fsync_folder
 from core.files.errors import UserError
 from core.inference.explain import Describer, Explanation, describer_of, explain
 from core.inference.trained import Trained
@@ -43,7 +44,7 @@ IMAGES = 200  # at most, on a page
 SIZE = 10_000_000  # bytes, at most, of a page
 ASSETS = ("index.html", "page.css", "model.js", "panels.js", "page.js")
 _MARK = "// a page of core/inference/page.py\n"  # how data.js begins: what may be replaced
-_SIDE, _QUALITY = 288, 72  # of the photographs
+_SIDE, _QUALITY = 256, 70  # of the photographs
 _BATCH = 16
 _GRAM = 1000  # seen classes; above it the products of their means would be most of the page
 _NEVER = 1e30  # stands for no number
@@ -102,9 +103,14 @@ def write_page(
         shutil.rmtree(temporary, ignore_errors=True)
         (temporary / "images").mkdir(parents=True)
         _write(trained, shown, temporary, grid, transform, title, len(items))
+        for file in sorted(temporary.rglob("*.*")):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    fsync(handle.fileno())
         if out.exists():
             os.rename(out, old)
         os.rename(temporary, out)
+        fsync_folder(out.parent)
     except OSError as error:
         if old.exists() and not out.exists():
             os.rename(old, out)
@@ -222,8 +228,7 @@ def _describer(d: Describer) -> dict[str, Any]:
 
 def _explained(trained: Trained, items: list[Item]) -> list[tuple[Explanation, int]]:
     """Of each item the explanation of its batch, and its place there."""
-    device = trained.space.att.device if not any(True for _ in trained.model.parameters()) else next(
-        trained.model.parameters()).device  # fmt: skip
+    device = next(iter(trained.model.state_dict().values())).device
     found = []
     for start in range(0, len(items), _BATCH):
         x = torch.stack([item.x for item in items[start : start + _BATCH]]).to(device).float()

@@ -69,7 +69,7 @@ def transform_of(said: str) -> Transform | None:
 
 
 def part_points(folder: Path) -> dict[str, Points]:
-    """Visible key points in pixels by image, from CUB's parts/part_locs.txt (image, part, x, y, visible), if it is there.
+    """Visible key points in pixels by image, from CUB's parts/part_locs.txt, if that is there.
 
     Raises:
         UserError: a line that is not of that form.

@@ -77,7 +77,7 @@ function renderPhoto() {
   const image = state.image, c = predicted(image);
   const picture = el("img", { src: fileOf(image, "jpg"), alt: `Photograph ${nameOf(image)}, predicted: ${c.name}` });
   const check = (id, text, key) => el("label", {}, el("input", { id, type: "checkbox", checked: state[key], onchange: (e) => { state[key] = e.target.checked; drawPhoto(); } }), ` ${text}`);
-  show("photo", el("div", { id: "stage" }, picture, el("canvas", { id: "map", width: 288, height: 288, role: "img" }), svg("svg", { id: "points", viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" })),
+  show("photo", el("div", { id: "stage" }, picture, el("canvas", { id: "map", width: 256, height: 256, role: "img" }), svg("svg", { id: "points", viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" })),
     D.grid ? legend(D.largest, 1 / R) : null, el("p", { id: "caption" }),
     D.grid ? el("div", { className: "row" }, check("showmap", "map", "map"), check("smooth", "smooth", "smooth")) : null,
     D.grid && !M.splits ? el("label", {}, "Attribute ", el("select", { id: "pointed", onchange: (e) => point(Number(e.target.value)) }, ...D.attributes.map((a, i) => el("option", { value: String(i), selected: i === state.attribute }, plain(a).slice(0, 60))))) : null,
@@ -135,7 +135,7 @@ function table(rows, columns, id) {
   const sums = kinds.map((kind) => of(kind).reduce((a, r) => a + r.value, 0)), common = Math.max(...sums.map(Math.abs), 1e-12);
   const empty = () => columns.map(() => el("td", {})), lines = [];
   kinds.forEach((kind, n) => {
-    lines.push(el("tr", { className: "group" }, el("th", { scope: "rowgroup" }, GROUPS[kind]), ...empty(), el("td", {}, bar(sums[n], common)), el("td", { className: "n" }, signed(sums[n], 3))));
+    lines.push(el("tr", {}, el("td", {}, GROUPS[kind]), ...empty(), el("td", {}, bar(sums[n], common)), el("td", { className: "n" }, signed(sums[n], 3))));
   });
   const sum = sums.reduce((a, v) => a + v, 0);
   lines.push(el("tr", { className: "sum" }, el("td", {}, "Sum"), ...empty(), el("td", {}), el("td", { className: "n", "data-sum": sum }, fixed(sum, 3))));
@@ -196,7 +196,7 @@ function renderWhatIf() {
     const score = at(i, v), wins = !rival || score > rival.score;
     output.textContent = `${fixed(v, 1)} (described: ${fixed(now, 1)}), score ${fixed(score, 3)}`;
     output.dataset.score = score;
-    decision.textContent = (wins ? c : rival.c).name;
+    decision.replaceChildren(named((wins ? c : rival.c).name));
     decision.dataset.flipped = String(wins !== (at(i, now) > (rival ? rival.score : -Infinity)));
   };
   const slider = el("input", { id: "slider", type: "range", min: M.lowest, max: 100, step: 0.1, ariaLabel: "Value of the attribute", oninput: (e) => { state.value = Number(e.target.value); tell(state.value); } });
