@@ -178,7 +178,7 @@ def _write(
     left = SIZE - 200_000 - used - len(json.dumps(data))
     kept = _kept(left, len(items), trained, shape)
     data["kept"] = kept if kept < len(trained.attributes) else None
-    if kept < len(trained.attributes):
+    if shape is not None and kept < len(trained.attributes):
         log.info("the page has the maps of %d of %d attributes an image", kept, len(trained.attributes))
     (folder / "data.js").write_text(_MARK + f"window.DATA = {script_json(data)};\n", "ascii")
     for number, (picture, theta) in enumerate(zip(pictures, maps, strict=True)):
