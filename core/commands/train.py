@@ -51,6 +51,7 @@ def parser(dataset: str, description: str | None) -> Parser:
         default=True,
         help="also print the row labelled 'selected on test'; it costs one evaluation an epoch (yes)",
     )
+    p.add_argument("--page", action="store_true", help="also write page/, which shows why test images got their names")
     if dataset == "CUB":
         p.add_argument(
             "--split",
@@ -109,4 +110,9 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, epochs: int
         sys.stdout.write(f"attention figure: {figure}\n")
     except UserError as error:  # the numbers stand without it
         log.info("no attention figure: %s", error)
+    if args.page:
+        from core.reporting.run_page import draw_page
+
+        page = draw_page(first, inputs, args.data_root or paths.DEFAULT_ROOT, folder / "page")
+        sys.stdout.write(f"page: {page}\n")
     return 0

@@ -1,0 +1,172 @@
+"use strict";
+/* The arithmetic of core/inference/explain.py, on the arrays of data.js. Nothing here touches the page.
+   score = sum of g_i z_ci over attributes + sum of h_s mix_cs over seen classes; calibrated: + gamma for classes
+   without training images. */
+const Model = (function () {
+  function floats(text) {
+    const raw = atob(text), bytes = new Uint8Array(raw.length);
+    for (let i = 0; i < raw.length; i++) bytes[i] = raw.charCodeAt(i);
+    return new Float32Array(bytes.buffer);
+  }
+  const D = window.DATA, K = D.attributes.length, C = D.classes.length;
+  const att = floats(D.att), describer = D.describer;
+  const root = describer && describer.root, power = root ? 0.5 : 1;
+  const centre = describer ? floats(describer.centre) : null;
+  const B = describer && describer.B ? floats(describer.B) : null;
+  const gram = B ? floats(describer.gram) : null;
+  const S = B ? B.length / K : 0;
+  const seen = new Set(D.seen);
+  const images = D.images.map((image, number) => ({
+    number, name: image.name, truth: image.truth, points: image.points, peaks: image.peaks,
+    scores: floats(image.scores), g: image.g && floats(image.g), h: image.h && floats(image.h),
+  }));
+  const splits = Boolean(describer && images[0].g);
+  const classes = D.classes.map((name, c) => ({
+    name, number: c, side: seen.has(c) ? "seen" : "unseen", att: Float64Array.from(att.subarray(c * K, (c + 1) * K)),
+  }));
+  const lowest = att.reduce((a, b) => Math.min(a, b), 0) < 0 ? -100 : 0;
+
+  const f = (v) => (root ? Math.sqrt(Math.max(v, 0)) : v);
+  function dot(a, b) {
+    let sum = 0;
+    for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
+    return sum;
+  }
+  /* M v for a matrix of v.length columns, row by row */
+  function times(M, v) {
+    const n = v.length, out = new Float64Array(M.length / n);
+    for (let r = 0; r < out.length; r++) {
+      let sum = 0;
+      for (let i = 0, at = r * n; i < n; i++, at++) sum += M[at] * v[i];
+      out[r] = sum;
+    }
+    return out;
+  }
+  /* Bᵀ v */
+  function back(v) {
+    const out = new Float64Array(K);
+    for (let s = 0; s < S; s++) for (let i = 0, at = s * K; i < K; i++, at++) out[i] += B[at] * v[s];
+    return out;
+  }
+  function prepare(a) {
+    const scale = Math.pow(Math.max(Math.sqrt(dot(a, a)), 1e-12), -power);
+    const z = Float64Array.from(a, (v, i) => f(v) * scale - centre[i]);
+    const length = Math.max(Math.sqrt(dot(z, z)), 1e-12);
+    return z.map((v) => v / length);
+  }
+  function mixture(z) {
+    if (!B) return null;
+    const W = times(B, z), n = Math.max(Math.sqrt(Math.max(dot(W, times(gram, W)), 0)), 1e-12);
+    return W.map((v) => v / n);
+  }
+  function ready(c) {
+    if (!c.z) {
+      c.z = prepare(c.att);
+      c.mix = mixture(c.z);
+    }
+    return c;
+  }
+  const margin = (c) => (c.side === "seen" ? 0 : D.gamma);
+  /* what each part adds to the calibrated score of a class */
+  function parts(image, c) {
+    ready(c);
+    const attributes = c.z.map((v, i) => v * image.g[i]);
+    const mixed = c.mix ? c.mix.map((v, s) => v * image.h[s]) : new Float64Array(0);
+    const gamma = margin(c), total = (list) => list.reduce((a, b) => a + b, 0);
+    return { attributes, mixed, gamma, sum: total(attributes) + total(mixed) + gamma };
+  }
+  /* as the model gave it where the model knew the class, else from its description */
+  function score(image, c) {
+    return c.number < C ? image.scores[c.number] + margin(c) : parts(image, c).sum;
+  }
+  const offered = (among) => classes.filter((c) => among === "all" || (c.side === "seen") === (among === "seen"));
+  function ranking(image, among) {
+    return offered(among).map((c) => ({ c, score: score(image, c) })).sort((a, b) => b.score - a.score);
+  }
+
+  /* Q = Bᵀ gram B is never formed: its diagonal, and its products with two vectors, are all a changed description asks */
+  let diagonal = null;
+  function diagonalOfQ() {
+    if (diagonal) return diagonal;
+    diagonal = new Float64Array(K);
+    const column = new Float64Array(S);
+    for (let i = 0; i < K; i++) {
+      for (let s = 0; s < S; s++) column[s] = B[s * K + i];
+      diagonal[i] = dot(column, times(gram, column));
+    }
+    return diagonal;
+  }
+  /* Calibrated score of a class without training images as a function of (attribute, its value). The prepared row is
+     proportional to k (F + d e_i) - m, with k from the length and d = f(v) - F_i, so a value costs a few products. */
+  function changed(image, c) {
+    const a = c.att, F = Float64Array.from(a, f), m = centre, squared = dot(a, a);
+    const FF = dot(F, F), Fm = dot(F, m), mm = dot(m, m), gF = dot(image.g, F), gm = dot(image.g, m);
+    let Q = null;
+    if (B) {
+      const QF = back(times(gram, times(B, F))), Qm = back(times(gram, times(B, m))), hB = back(image.h);
+      Q = { QF, Qm, hB, diagonal: diagonalOfQ(), FQF: dot(F, QF), FQm: dot(F, Qm), mQm: dot(m, Qm),
+        hF: dot(hB, F), hm: dot(hB, m) };
+    }
+    return function (i, v) {
+      const d = f(v) - F[i];
+      const k = Math.pow(Math.max(Math.sqrt(Math.max(squared - a[i] * a[i] + v * v, 0)), 1e-12), -power);
+      const length = k * k * (FF + 2 * d * F[i] + d * d) + mm - 2 * k * (Fm + d * m[i]);
+      let sum = (k * (gF + d * image.g[i]) - gm) / Math.max(Math.sqrt(Math.max(length, 0)), 1e-12);
+      if (Q) {
+        const n = k * k * (Q.FQF + 2 * d * Q.QF[i] + d * d * Q.diagonal[i]) + Q.mQm - 2 * k * (Q.FQm + d * Q.Qm[i]);
+        sum += (k * (Q.hF + d * Q.hB[i]) - Q.hm) / Math.max(Math.sqrt(Math.max(n, 0)), 1e-12);
+      }
+      return sum + margin(c);
+    };
+  }
+  /* the best class among those offered but c */
+  function rival(image, c, among) {
+    return ranking(image, among).find((r) => r.c !== c) || null;
+  }
+  /* values of attribute i at which class c begins or ceases to be ahead of the others */
+  function flips(at, other, i, steps) {
+    const found = [], ahead = (v) => at(i, v) > other;
+    let low = lowest, was = ahead(low);
+    for (let n = 1; n <= steps; n++) {
+      const high = lowest + ((100 - lowest) * n) / steps, is = ahead(high);
+      if (is !== was) {
+        let a = low, b = high;
+        for (let turn = 0; turn < 40; turn++) {
+          const middle = (a + b) / 2;
+          if (ahead(middle) === was) a = middle; else b = middle;
+        }
+        found.push({ value: b, other: a, gains: is });
+      }
+      low = high;
+      was = is;
+    }
+    return found;
+  }
+  /* the smallest change of one attribute that flips the decision for or against class c */
+  function smallest(image, c, among) {
+    const against = rival(image, c, among);
+    if (!against) return null;
+    const at = changed(image, c), now = at(0, c.att[0]) > against.score;
+    let best = null;
+    for (let i = 0; i < K; i++) {
+      for (const flip of flips(at, against.score, i, 50)) {
+        /* the side of the crossing on which the decision is the other one */
+        const value = flip.gains === now ? flip.other : flip.value;
+        const size = Math.abs(value - c.att[i]);
+        if (!best || size < best.size) best = { i, value, size, wins: !now, rival: against.c };
+      }
+    }
+    return best;
+  }
+  function add(name, values) {
+    const c = { name, number: nextNumber++, side: "unseen", added: true, att: Float64Array.from(values) };
+    classes.push(c);
+    return c;
+  }
+  let nextNumber = C;
+  function remove(c) {
+    classes.splice(classes.indexOf(c), 1);
+  }
+  return { D, K, C, S, images, classes, splits, lowest, parts, score, ranking, rival, changed, flips, smallest, add,
+    remove, margin, ready, seenNames: D.seen.map((c) => D.classes[c]) };
+})();

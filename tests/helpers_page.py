@@ -1,0 +1,83 @@
+"""A small model with everything a trained one has, images for its page, and names nobody should have."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from core.inference.page import Item
+from core.inference.trained import Trained
+from core.method import ClassSpace, find_method, with_settings
+
+D, R, B = 24, 9, 6
+
+HOSTILE = [
+    "</script><script>window.broken=1</script>",
+    "<img src=x onerror='window.broken=1'>",
+    "\"'`;window.broken=1//\\",
+    "\u202egnorw\u202c \u05d0\u05d1",
+    "x" * 300,
+    "a\u2028b\u2029c\x00\x1b[31m\ud800",
+    "../../../etc/passwd",
+    "=HYPERLINK(1)",
+    "__proto__",
+    "${window.broken=1}",
+    "]]> --> &lt;b&gt;",
+]
+
+
+def made(name="vsmr", names=None, n=12, **settings):
+    """A model over 7 seen and 4 unseen classes, and images of each class."""
+    g = torch.Generator().manual_seed(0)
+    att = torch.rand(11, 7, generator=g, dtype=torch.float64)
+    space = ClassSpace(att, torch.arange(7), torch.arange(7, 11), torch.randn(7, 5, generator=g))
+    trained = trained_on(space, name, **({"beta": 0.5} if name == "vsmr" else {}) | settings)
+    trained.model.float()
+    attributes = ["has_bill_color::red", "belly color: blue", *trained.attributes[2:]]
+    vars(trained).update(classes=names or trained.classes, attributes=(names or attributes)[:7])
+    rng = np.random.default_rng(0)
+    x = regions(torch.float32)
+    items = [
+        Item(
+            picture=rng.integers(0, 255, (64, 64, 3), dtype=np.uint8),
+            x=x[i % len(x)].roll(i, 0),
+            truth=i % 11 if i % 5 else None,
+            points=[("beak", 0.5, 0.2), ("tail", 0.9, 0.9)] if i % 2 else [],
+            name=names[i % 11] if names else f"image {i}",
+        )
+        for i in range(n)
+    ]
+    return trained, items
+
+
+def trained_on(space: ClassSpace, name: str = "vsmr", **settings) -> Trained:
+    """A model with everything a trained one has: means, whitening, attention that differs between regions."""
+    registered = find_method(name)
+    recipe = with_settings(registered.recipe("*"), settings)
+    model = registered.build(recipe, space, (R, D), 0, 1).model
+    g = torch.Generator().manual_seed(1)
+    if name == "vsmr":
+        y = space.seen[torch.arange(60) % len(space.seen)]
+        signal = space.att.float() @ torch.randn(space.att.shape[1], D, generator=g)
+        model.fit_closed_form(F.normalize(signal[y] + torch.randn(60, D, generator=g), dim=1), y)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn(p.shape, generator=g))
+        if name == "vsmr":
+            model.epoch_sums.copy_(model.class_means)
+            model.epoch_counts.fill_(1)
+            model.update_class_means()
+    return Trained(
+        model=model.double().eval(),
+        space=space,
+        gamma=0.7,
+        classes=[f"class {c}" for c in range(len(space.att))],
+        attributes=[f"attribute {k}" for k in range(space.att.shape[1])],
+        config={"method": name, "dataset": "TOY"},
+    )
+
+
+def regions(dtype=torch.float64):
+    g = torch.Generator().manual_seed(2)
+    return F.normalize(torch.randn(B, R, D, generator=g), dim=2).to(dtype)

@@ -1,0 +1,114 @@
+"""Parts that add up to the score, and classes scored from their description as if the model had known them."""
+
+import pytest
+import torch
+
+from core.inference.explain import describer_of, explain
+from core.inference.trained import Trained
+from core.method import ClassSpace, find_method
+from tests.helpers_page import D, R, regions, trained_on
+
+
+def many_seen() -> ClassSpace:
+    """More seen classes than attributes: ridge_weights takes its other branch."""
+    g = torch.Generator().manual_seed(3)
+    att = torch.rand(12, 5, generator=g, dtype=torch.float64)
+    return ClassSpace(att, torch.arange(9), torch.arange(9, 12), torch.randn(5, 4, generator=g))
+
+
+VARIANTS = [
+    ("vsmr", {}),
+    ("vsmr", {"root_attributes": False}),
+    ("vsmr", {"centre_attributes": False}),
+    ("vsmr", {"root_features": False, "whiten": False, "beta": 0.5}),
+    ("dazle", {}),
+    ("dazle", {"use_w": False, "normalize_vectors": True}),
+    ("dazle-prepared", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_parts_add_up_to_the_score(space, name, settings, dtype):
+    trained = trained_on(space, name, **settings)
+    trained.model.to(dtype)
+    x = regions(dtype)
+    found = explain(trained, x)
+    scores = trained.model.class_scores(x).detach()
+    scale = max(1.0, float(scores.abs().max()))
+    assert torch.equal(found.scores, scores)
+    assert float((found.summed() - scores).abs().max()) < (1e-9 if dtype == torch.float64 else 1e-5) * scale
+    for c in (0, 2):
+        total = found.attributes(1, c).sum()
+        if name == "vsmr":
+            total = total + found.seen_classes(1, c).sum()
+        else:
+            assert found.seen_classes(1, c) is None
+        assert float((total - scores[1, c]).abs()) < 1e-5 * scale
+
+
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize(("name", "settings"), VARIANTS)
+def test_a_class_described_anew_scores_as_if_the_model_had_known_it(space, name, settings, many):
+    space = many_seen() if many else space
+    trained = trained_on(space, name, **settings)
+    g = torch.Generator().manual_seed(4)
+    new = 7 * torch.rand(2, space.att.shape[1], generator=g, dtype=torch.float64)  # in another unit than the others
+    C = len(space.att)
+    larger = ClassSpace(
+        torch.cat([space.att, new]), space.seen, torch.cat([space.unseen, torch.tensor([C, C + 1])]), space.w2v
+    )
+    registered = find_method(name)
+    rebuilt = registered.build(trained.model.recipe, larger, (R, D), 0, 1).model.double()
+    kept = {k: v for k, v in trained.model.state_dict().items() if v.shape == rebuilt.state_dict()[k].shape}
+    rebuilt.load_state_dict(rebuilt.state_dict() | kept)
+    if name == "vsmr":
+        rebuilt.epoch_counts.zero_()
+        rebuilt.update_class_means()  # the prototypes again, from the same means
+    expected = rebuilt.class_scores(regions()).detach()
+    assert torch.allclose(expected[:, :C], trained.model.class_scores(regions()), atol=1e-9)
+    assert float((explain(trained, regions()).described(new) - expected[:, C:]).abs().max()) < 1e-6
+
+
+def test_known_classes_are_described_by_their_own_attributes(space):
+    trained = trained_on(space)
+    found = explain(trained, regions())
+    assert torch.allclose(found.described(space.att), found.scores, atol=1e-8)
+    assert torch.allclose(describer_of(trained).prepare(space.att), trained.model.z, atol=1e-12)
+
+
+def test_the_mixture_has_both_signs_and_unit_length(space):
+    found = explain(trained_on(space), regions())
+    assert (found.mixture > 0).any() and (found.mixture < 0).any()
+    lengths = ((found.mixture @ found.describer.gram) * found.mixture).sum(dim=1)
+    assert torch.allclose(lengths, torch.ones(len(lengths), dtype=lengths.dtype))
+
+
+@pytest.mark.parametrize("name", ["msdn", "transzero", "eszsl"])
+def test_other_methods_have_their_map_alone(space, name):
+    trained = trained_on(space, name) if name == "eszsl" else None
+    if trained is None:
+        registered = find_method(name)
+        model = registered.build(registered.recipe("*"), space, (R, D), 0, 1).model
+        trained = Trained(model=model.eval(), space=space, gamma=0.0, classes=[], attributes=[], config={})
+    trained.model.float()
+    found = explain(trained, regions(torch.float32))
+    assert found.g is None and found.h is None and found.describer is None
+    a = trained.model.attend(regions(torch.float32))
+    assert (found.theta is None) == (a is None)
+    with pytest.raises(ValueError, match="do not split"):
+        found.summed()
+    with pytest.raises(ValueError, match="description alone"):
+        found.described(space.att)
+
+
+def test_an_encoder_learned_by_gradient_does_not_split(space):
+    trained = trained_on(space, ridge_encoder=False)
+    assert explain(trained, regions()).g is None
+
+
+def test_explaining_leaves_the_model_as_it_was(space):
+    trained = trained_on(space)
+    before = {k: v.clone() for k, v in trained.model.state_dict().items()}
+    explain(trained, regions())
+    assert all(torch.equal(v, before[k]) for k, v in trained.model.state_dict().items())
