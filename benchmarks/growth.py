@@ -5,8 +5,9 @@
     python -m benchmarks.growth --trial --out growth.png          # does it run?
 
 The exponent is the slope between the two largest sizes on logarithmic axes: 1 is linear, less is better. Channels are
-few and there is one thread (its processor time is counted), so that 20,000 classes and a million images fit into minutes: the exponents are the result,
-the milliseconds are not those of a data set. Memory is what the work at the largest size adds to the process.
+few and there is one thread (its processor time is counted), so that 20,000 classes and a million images fit into
+minutes: the exponents are the result, the milliseconds are not those of a data set. Memory is what the work at the
+largest size adds to the process; 0 where it fits into what earlier sizes left.
 """
 
 from __future__ import annotations
