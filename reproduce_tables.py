@@ -5,8 +5,13 @@
     python reproduce_tables.py --data-root ROOT --datasets CUB  # any folder laid out like the data sets
     python reproduce_tables.py --tables-only                    # only write the tables anew from the CSV
 
+    python reproduce_tables.py --plan                           # what it would take; runs nothing
+    python reproduce_tables.py --status                         # done, running, failed, not begun
+    python reproduce_tables.py --engine slurm --slurm-partition gpu --slurm-gpus 1      # job array; needs submitit
+    python reproduce_tables.py --print-sbatch > sweep.sh        # the same without submitit; afterwards --collect
+
 A finished run is never repeated: repeat the command after an interruption. --jobs runs that many at a time, spread over
-the GPUs with --device cuda.
+the GPUs with --device cuda. A run that fails is a line of the report, the others go on, and the exit code is 2.
 """
 
 from core.files.errors import run_cli

@@ -6,6 +6,7 @@ and locs counted from 1, absolute image paths of the authors' machines, -1 for w
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -244,20 +245,20 @@ def write_attribute_names(root: Path, name: str) -> Path:
     return path
 
 
-def tiny_features(place: Path) -> dict[str, Path]:
-    """A drawn SUN with random features and vectors on disk: data_root, features and w2v of a run."""
-    from core.datasets.registry import SUN
-    from core.datasets.vectors import AttributeVectors, write_attribute_vectors
+def tiny_features(root: Path, D: int = 16, grid: tuple[int, int] = (2, 2)) -> dict[str, Path]:
+    """A drawn SUN with random features and vectors on disk: what a run needs, as arguments of a plan."""
     from core.datasets.xlsa17 import read_metadata
     from core.features.writer import FeatureFileMetadata, Writer
 
-    draw(place, "SUN", (2, 1, 1))
-    metadata, rng = read_metadata(place, SUN), np.random.default_rng(0)
-    features, vectors, n = place / "SUN" / "feature_map_tiny_SUN.hdf5", place / "SUN.pkl", len(metadata.labels)
-    with Writer(features, FeatureFileMetadata(metadata, {"dataset": "SUN", "backbone": "tiny"}), (8, 2, 2)) as writer:
-        writer.write(np.arange(n), rng.standard_normal((n, 8, 2, 2)).astype(np.float16))
+    draw(root, "SUN", PARTS["SUN"].images)
+    metadata = read_metadata(root, DATASETS["SUN"])
+    rng = np.random.default_rng(3)
+    base = (metadata.att @ rng.standard_normal((metadata.att.shape[1], D)))[metadata.labels]  # (N,D)
+    maps = base[:, :, None, None] + 0.1 * rng.standard_normal((len(base), D, *grid))
+    features = root / "features.hdf5"
+    with Writer(features, FeatureFileMetadata(metadata, {"dataset": "SUN", "backbone": "drawn"}), (D, *grid)) as writer:
+        writer.write(np.arange(len(maps)), maps)
         writer.finish()
-    names = attribute_names("SUN")
-    made = AttributeVectors(rng.standard_normal((len(names), 6)).astype(np.float32), names, [], {})
-    write_attribute_vectors(vectors, made, "drawn", None)
-    return {"data_root": place, "features": features, "w2v": vectors}
+    w2v = root / "vectors.pkl"
+    w2v.write_bytes(pickle.dumps(rng.standard_normal((metadata.att.shape[1], 8)).astype(np.float32), protocol=2))
+    return {"data_root": root, "features": features, "w2v": w2v}

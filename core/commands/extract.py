@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from core.commands.parser import Parser, whole
 from core.datasets.paths import DEFAULT_ROOT, vectors_file
 from core.datasets.registry import DATASETS, DataSet
 from core.features.backbones import SAW_UNSEEN
-from core.features.devices import NAMES
+from core.features.devices import NAMES, resolve_device
 from core.features.extraction import estimate, extract
-from core.features.settings import BATCH_SIZE, DTYPES, STORES, ExtractionConfig
+from core.features.settings import BATCH_SIZE, DTYPES, REGIONS, STORES, ExtractionConfig
+from core.features.shards import Shard, local_rank, parse_shard, run_on_devices, shard_of_environment
 from core.features.trunks import DEFAULT_WEIGHTS
 
 _log = logging.getLogger(__name__)
@@ -58,9 +65,22 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
         help="earlier layers, averaged to the grid of the last map and put behind it, as layer3 (default: none)",
     )
     add("--flip", action="store_true", help="average the features of each image and of its mirror image")
+    add("--regions", choices=REGIONS, default="all", help="none keeps their mean alone, for millions of images (all)")
+    add(
+        "--project",
+        metavar="D|FILE",
+        help="project the channels to D by a seeded random matrix, or by the matrix (d,D) of a .npy file (default: no)",
+    )
     add("--dtype", choices=DTYPES, default="float32", help="arithmetic of the backbone (default: %(default)s)")
     add("--store", choices=STORES, default="float16", help="type in the file (default: %(default)s)")
     add("--device", default="auto", help=f"{NAMES} (default: %(default)s)")
+    add("--devices", help="one process and shard for each: cuda:0,cuda:1 or all (default: --device alone)")
+    add(
+        "--shard",
+        metavar="I/N",
+        help="extract part I of N (from 0 on); the last one merges them (default: from a SLURM job array, torchrun or "
+        "srun, else all)",
+    )
     add("--workers", type=whole(1), help="decoding threads (default: one per core, 2 to 16)")
     add("--batch-size", type=whole(1), default=BATCH_SIZE, help="images per forward pass (default: %(default)s)")
     add("--limit", type=whole(1), help="stop after this many images and keep the partial file (default: all)")
@@ -90,6 +110,8 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
         layers=tuple(name.strip() for name in args.layers.split(",") if name.strip()),
         pool=args.pool,
         flip=args.flip,
+        regions=args.regions,
+        project=args.project,
         dtype=args.dtype,
         store=args.store,
         device=args.device,
@@ -102,6 +124,33 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
         return 0
     usual = vectors_file(args.data_root, dataset)
     vectors = args.w2v or (usual if usual.is_file() else None)
-    path = extract(dataset, data_root=args.data_root, out=args.out, config=config, limit=args.limit, w2v=vectors)
-    _log.info("features in %s", path)
+    shard = parse_shard(args.shard) if args.shard else shard_of_environment()
+    work = partial(extract_shard, name, data_root=args.data_root, out=args.out, limit=args.limit, w2v=vectors)
+    if args.devices:
+        devices = devices_of(args.devices)
+        cores = (os.cpu_count() or 2) // len(devices)
+        run_on_devices(partial(work, replace(config, workers=config.workers or max(2, cores))), devices, shard)
+        return 0
+    device = config.device
+    if device in ("auto", "cuda", "gpu") and (rank := local_rank()) is not None and torch.cuda.is_available():
+        device = f"cuda:{rank % torch.cuda.device_count()}"
+    work(config, shard, device)
     return 0
+
+
+def devices_of(text: str) -> list[str]:
+    """The devices that --devices names.
+
+    Raises:
+        UserError: one that is not there.
+    """
+    count = torch.cuda.device_count()
+    if text.strip().lower() == "all":
+        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
+    return [str(resolve_device(name)) for name in text.split(",")]
+
+
+def extract_shard(name: str, config: ExtractionConfig, shard: Shard, device: str, **places: Any) -> None:
+    """Extract a shard on a device; what a process of --devices does."""
+    path = extract(DATASETS[name], config=replace(config, device=device), shard=shard, **places)
+    _log.info("features in %s", path)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from argparse import BooleanOptionalAction
+from argparse import BooleanOptionalAction, Namespace
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from core.commands import flags
 from core.commands.parser import Parser, whole
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
 from core.method import methods
+
+if TYPE_CHECKING:
+    from core.experiments.sweep import Plan
+
+log = logging.getLogger(__name__)
+_SHARED = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "tasks_per_node", "name")  # of submitit
 
 
 def parser(description: str | None) -> Parser:
@@ -25,6 +34,20 @@ def parser(description: str | None) -> Parser:
     flags.add_device(p)
     p.add_argument("--out", type=Path, default=Path("results"), help="(results)")
     p.add_argument("--jobs", type=whole(1), default=1, help="processes; each holds its data set's features (1)")
+    p.add_argument("--engine", choices=("local", "slurm"), default="local", help="slurm: by submitit (local)")
+    for name in ("partition", "time", "gpus", "mem", "account", "qos"):
+        p.add_argument(f"--slurm-{name}", metavar="VALUE", help="of each task, as sbatch takes it")
+    p.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="another parameter of submitit (with --print-sbatch: option of sbatch); may be repeated",
+    )
+    p.add_argument("--print-sbatch", action="store_true", help="run nothing: print a job-array script")
+    p.add_argument("--task", type=whole(0), help="run this one of the jobs alone and write no table (job arrays)")
+    p.add_argument("--status", action="store_true", help="run nothing: which runs are done, running, failed, not begun")
+    p.add_argument("--plan", action="store_true", help="run nothing: the jobs with their estimated time and memory")
     p.add_argument("--epochs", type=whole(0), help="most epochs of every method (each recipe's own)")
     p.add_argument("--ablation", action=BooleanOptionalAction, default=True, help="the ablation of vsmr (yes)")
     p.add_argument(
@@ -38,14 +61,15 @@ def parser(description: str | None) -> Parser:
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
     """Run what is missing and write the tables."""
+    argv = list(sys.argv[1:] if argv is None else argv)
     args = parser(description).parse_args(argv)
     datasets = ["DEMO"] if args.demo else args.datasets
     if len(datasets) > 1 and (args.features or args.w2v):
         raise UserError("--features and --w2v name one file; give a single data set with --datasets")
-    from core.experiments.sweep import Plan, collect, sweep
+    from core.experiments.sweep import FailedRuns, Plan, collect, sweep
     from core.reporting.report import write_report
 
-    summary = args.out / "summary.csv"
+    summary, failed = args.out / "summary.csv", None
     if args.collect:
         collect(args.out)
     elif not args.tables_only:
@@ -61,18 +85,109 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
             features=args.features,
             w2v=args.w2v,
             out=args.out,
-            devices=_devices(args.device),
+            # of SLURM's nodes only they know
+            devices=_devices(args.device) if args.engine == "local" else (args.device,),
             jobs=args.jobs,
             ablation=args.ablation,
             diagnostics=args.diagnostics,
             epochs=args.epochs,
             precision=args.precision,
+            engine=args.engine,
+            slurm=tuple(_submitit_parameters(args).items()) if args.engine == "slurm" else (),
         )
-        sweep(plan)
+        if args.print_sbatch or args.status or args.plan or args.task is not None:
+            return _instead(plan, args, argv)
+        try:
+            sweep(plan)
+        except FailedRuns as error:  # a line of the report; the others are in the tables
+            if not summary.is_file():
+                raise
+            failed = error
     if not summary.is_file():
         raise UserError(f"no {summary}; run without --tables-only first, or rebuild it from run folders with --collect")
     sys.stdout.write("\n" + write_report(args.out, args.docs))
+    if failed is not None:
+        raise failed
     return 0
+
+
+def _instead(plan: Plan, args: Namespace, argv: Sequence[str]) -> int:
+    """What --print-sbatch, --status, --plan and --task do in place of the sweep."""
+    from core.experiments.sweep import attempt, jobs_of, status
+
+    jobs = jobs_of(plan)
+    if args.task is not None:
+        if args.task >= len(jobs):
+            raise UserError(f"--task {args.task}: there are {len(jobs)} jobs, 0 to {len(jobs) - 1}")
+        log.info("task %d: %s", args.task, jobs[args.task])
+        if failure := attempt(plan, jobs[args.task], plan.devices[0]):
+            raise UserError(f"{jobs[args.task]}: {failure}")
+    elif args.print_sbatch:
+        from core.experiments.engines import sbatch_script
+
+        command = ["reproduce_tables.py", *_without_engine(argv)]
+        sys.stdout.write(sbatch_script(command, len(jobs), args.out / "jobs" / "slurm", _sbatch_options(args)))
+    elif args.status:
+        states = status(plan)
+        for job, state, where in states:
+            sys.stdout.write(f"{job!s:<48} {state}{f' ({where})' if where else ''}\n")
+        counts = Counter(state.partition(":")[0] for _, state, _ in states)
+        sys.stdout.write(", ".join(f"{count} {state}" for state, count in counts.most_common()) + "\n")
+    else:
+        from core.experiments.planning import estimates
+
+        table = ["| data set | method | runs | minutes a run | memory a process |", "|---|---|---|---|---|"]
+        hours = 0.0
+        for e in estimates(plan):
+            kind = f"{e.method} (ablations)" if e.ablation else e.method
+            hours += e.runs * e.seconds / 3600
+            table.append(f"| {e.dataset} | {kind} | {e.runs} | {e.seconds / 60:.2g} | {e.memory / 2**30:.1f} GiB |")
+        table.append(f"\n{len(jobs)} runs, about {hours:.2g} hours one after another on {plan.devices[0]} (rough)")
+        sys.stdout.write("\n".join(table) + "\n")
+    return 0
+
+
+def _pairs(args: Namespace) -> dict[str, str]:
+    """--slurm KEY=VALUE."""
+    if wrong := [pair for pair in args.slurm if "=" not in pair.strip("=")]:
+        raise UserError(f"--slurm {wrong[0]}: KEY=VALUE is needed, such as --slurm constraint=a100")
+    return dict(pair.split("=", 1) for pair in args.slurm)
+
+
+def _submitit_parameters(args: Namespace) -> dict[str, Any]:
+    """The --slurm flags as submitit names them."""
+    given = {
+        "slurm_partition": args.slurm_partition,
+        "slurm_time": args.slurm_time,
+        "slurm_gpus_per_node": args.slurm_gpus and int(args.slurm_gpus),
+        "slurm_mem": args.slurm_mem,
+        "slurm_account": args.slurm_account,
+        "slurm_qos": args.slurm_qos,
+    }
+    own = {k if k.startswith("slurm_") or k in _SHARED else f"slurm_{k}": v for k, v in _pairs(args).items()}
+    numbers = {k: int(v) if v.isdecimal() else v for k, v in own.items()}
+    return {k: v for k, v in given.items() if v is not None} | numbers
+
+
+def _sbatch_options(args: Namespace) -> dict[str, str]:
+    """The --slurm flags as sbatch names them."""
+    names = {"partition": "partition", "time": "time", "gpus": "gpus-per-node", "mem": "mem", "account": "account"}
+    names |= {"qos": "qos"}
+    given = {option: getattr(args, f"slurm_{flag}") for flag, option in names.items()}
+    return {k: v for k, v in given.items() if v is not None} | _pairs(args)
+
+
+def _without_engine(argv: Sequence[str]) -> list[str]:
+    """The flags that a task repeats: all but those that are about SLURM."""
+    kept, skip = [], False
+    for word in argv:
+        if skip or word == "--print-sbatch":
+            skip = False
+        elif word.startswith(("--slurm", "--engine")):
+            skip = "=" not in word
+        else:
+            kept.append(word)
+    return kept
 
 
 def _devices(name: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 from argparse import BooleanOptionalAction
@@ -15,7 +16,7 @@ from core.commands.parser import Parser
 from core.datasets import paths
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
-from core.method import find_method, methods
+from core.method import as_dict, find_method, methods, with_settings
 
 if TYPE_CHECKING:
     from core.experiments.inputs import Inputs
@@ -28,6 +29,12 @@ def parser(dataset: str, description: str | None) -> Parser:
     p = Parser(description, flags.recipe_help(dataset))
     source = DATASETS[dataset].source
     p.add_argument("--method", choices=[*methods()], default="vsmr", help="(vsmr)")
+    p.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="repeat the run whose config.json this is: its method, seed and settings; other data or code are refused",
+    )
     flags.add_seeds(p, 1)
     flags.add_data(p, source)
     flags.add_device(p)
@@ -67,8 +74,14 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
     """Parse, load, train every seed, print the table."""
     args = parser(dataset, description).parse_args(argv)
     name = "CUB50" if getattr(args, "split", "ps") == "cub50" else dataset
-    method = find_method(args.method)
-    recipe, epochs = flags.recipe_from(args, method, name)
+    repeated = _read_config(args, argv) if args.config else None
+    if repeated is not None:
+        name = repeated["dataset"]
+        if DATASETS[name].source != DATASETS[dataset].source:
+            raise UserError(f"{args.config} is of a run on {name}, not on {dataset}")
+        recipe, epochs = repeated["recipe"], repeated["epochs"]
+    else:
+        recipe, epochs = flags.recipe_from(args, find_method(args.method), name)
     from core.features.devices import resolve_device
 
     device = str(resolve_device(args.device))
@@ -81,11 +94,19 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
     from core.experiments.inputs import load_inputs
 
     inputs = load_inputs(name, data_root=args.data_root, features=args.features, w2v=args.w2v, device=device)
-    return run_seeds(args, inputs, recipe, epochs, args.data_root or paths.DEFAULT_ROOT)
+    return run_seeds(args, inputs, recipe, epochs, args.data_root or paths.DEFAULT_ROOT, repeated=repeated)
 
 
-def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, epochs: int, data_root: Path) -> int:
-    """Train every seed and print the table; OWN_ours.py ends in it too."""
+def run_seeds(
+    args: argparse.Namespace,
+    inputs: Inputs,
+    recipe: Any,
+    epochs: int,
+    data_root: Path,
+    *,
+    repeated: dict[str, Any] | None = None,
+) -> int:
+    """Train every seed and print the table; OWN_ours.py ends in it too. ``repeated``: the config.json of --config."""
     from core.experiments.identity import run_config
     from core.experiments.results import row_of
     from core.experiments.run import run
@@ -99,6 +120,8 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, epochs: int
         config = run_config(
             inputs, args.method, recipe, seed=seed, select=args.select, epochs=epochs, precision=args.precision
         )
+        if repeated is not None:
+            _compare(args.config, repeated, config.as_dict())
         out = folder / f"seed{seed}"
         results.append(run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics))
     text = table([row_of(result) for result in results])
@@ -110,9 +133,67 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, epochs: int
         sys.stdout.write(f"attention figure: {figure}\n")
     except UserError as error:  # the numbers stand without it
         log.info("no attention figure: %s", error)
-    if args.page:
+    if getattr(args, "page", False):
         from core.reporting.run_page import draw_page
 
-        page = draw_page(first, inputs, args.data_root or paths.DEFAULT_ROOT, folder / "page")
+        page = draw_page(first, inputs, data_root, folder / "page")
         sys.stdout.write(f"page: {page}\n")
     return 0
+
+
+def _read_config(args: argparse.Namespace, argv: Sequence[str] | None) -> dict[str, Any]:
+    """The config.json of --config; method, seed, selection and precision in ``args`` become its own.
+
+    Raises:
+        UserError: no such file, or flags beside it that it decides.
+    """
+    from core.files.atomic import read_json
+
+    given = [word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv)]
+    beside = {"--config", "--data-root", "--features", "--w2v", "--device", "--out", "--resume", "--no-resume"}
+    beside |= {"--diagnostics", "--no-diagnostics"} | ({"--split"} if "split" in args else set())
+    if strangers := [word for word in given if word.startswith("--") and word not in beside]:
+        raise UserError(f"{strangers[0]} beside --config: the file decides it; leave one of the two out")
+    config = read_json(args.config)
+    known = {"method", "seed", "select", "epochs", "precision", "recipe", "dataset"}
+    if not isinstance(config, dict) or not known <= config.keys() or config["dataset"] not in DATASETS:
+        raise UserError(f"{args.config} is no config.json of a run")
+    registered = find_method(config["method"])
+    try:
+        config["recipe"] = with_settings(registered.recipe_type(), config["recipe"])
+    except TypeError as error:
+        raise UserError(f"{args.config}: settings that {config['method']} does not have ({error})") from error
+    args.method, args.seed, args.select = config["method"], config["seed"], config["select"]
+    args.precision = config["precision"]
+    return config
+
+
+def _compare(path: Path, repeated: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse a run that would not be the one of a config.json.
+
+    Raises:
+        UserError: names what differs.
+    """
+    was, now = (json.loads(json.dumps(c | {"recipe": as_dict_of(c["recipe"])})) for c in (repeated, now))
+    lines = []
+    for key in sorted({*was, *now}):
+        if was.get(key) == now.get(key):
+            continue
+        a, b = was.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += [
+                f"{key}.{k}: {a.get(k)!r} there, {b.get(k)!r} now" for k in sorted({*a, *b}) if a.get(k) != b.get(k)
+            ]
+        else:
+            lines.append(f"{key}: {a!r} there, {b!r} now")
+    if lines:
+        raise UserError(
+            f"this would not be the run of {path}:\n  "
+            + "\n  ".join(lines)
+            + "\nUse the data and the version it was made with, or run without --config"
+        )
+
+
+def as_dict_of(recipe: Any) -> dict[str, Any]:
+    """A recipe as plain values, if it is not yet."""
+    return recipe if isinstance(recipe, dict) else as_dict(recipe)

@@ -16,7 +16,16 @@ from core.method import as_dict, epochs_of, find_method
 ROOT = Path(core.__file__).resolve().parent
 # Modules that cannot change a number of a run. The list names what may be left out, so that a file nobody thought of
 # is counted: commands only pass on what the identity holds already, and the features have a digest of their own.
-NUMBERLESS = ("commands", "reporting", "demo", "inference", "experiments/sweep.py", "experiments/statistics.py")
+NUMBERLESS = (
+    "commands",
+    "reporting",
+    "demo",
+    "inference",
+    "experiments/sweep.py",
+    "experiments/engines.py",
+    "experiments/planning.py",
+    "experiments/statistics.py",
+)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Data sets x methods x seeds as jobs, run in processes; summary.csv is rebuilt from what they left.
+"""Data sets x methods x seeds as jobs of an engine; summary.csv is rebuilt from what they left.
 
 A finished run is read back, an interrupted one continued, a failed one is one line of the report while the others go
 on. No job writes a shared file: :func:`collect` makes summary.csv from the run folders, one process at a time.
@@ -7,24 +7,22 @@ on. No job writes a shared file: :func:`collect` makes summary.csv from the run 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from tqdm import tqdm
 
 from core.experiments.ablations import ABLATIONS
+from core.experiments.engines import Engine, LocalEngine, SlurmEngine
 from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs, load_inputs
 from core.experiments.results import read_result, row_of
 from core.experiments.run import run, validate
-from core.files.atomic import Lock, atomic_path
+from core.files.atomic import Lock, atomic_path, is_locked, write_bytes
 from core.files.errors import UserError
 from core.method import epochs_of, find_method, methods, with_settings
 
@@ -48,6 +46,8 @@ class Plan:
     diagnostics: bool = True
     epochs: int | None = None  # most epochs of every method; None: each recipe's
     precision: str = "float32"
+    engine: str = "local"  # or slurm
+    slurm: tuple[tuple[str, Any], ...] = ()  # submitit's parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +80,15 @@ def jobs_of(plan: Plan) -> list[Job]:
 
 def folder_of(out: Path, inputs: Inputs, job: Job) -> Path:
     """Where a run's files go: OUT/<data set>/<features>/<method>/seed<k>."""
-    base = out / job.dataset / inputs.variant / job.method
-    if job.ablation:
-        base = base / "ablation" / job.ablation.replace(" ", "_").replace("/", "_")
-    return base / f"seed{job.seed}"
+    return out / job.dataset / inputs.variant / _place(job)
+
+
+def _place(job: Job) -> str:
+    return "/".join([job.method, *(["ablation", _slug(job.ablation)] if job.ablation else []), f"seed{job.seed}"])
+
+
+def _slug(name: str) -> str:
+    return name.replace(" ", "_").replace("/", "_")
 
 
 @lru_cache(maxsize=1)
@@ -112,57 +117,92 @@ def execute(plan: Plan, job: Job, device: str) -> None:
         run(config, inputs, out, diagnostics=plan.diagnostics)
 
 
-def _attempt(plan: Plan, job: Job, device: str) -> str | None:
-    """None, or what stopped the run."""
+def attempt(plan: Plan, job: Job, device: str) -> str | None:
+    """Do a run; None, or what stopped it, which is noted in the job's own file for :func:`status`."""
+    note = _note(plan, job)
     try:
         execute(plan, job, device)
     except UserError as error:
-        return str(error)
-    return None
+        failure = str(error)
+    except Exception as error:  # one run's fault does not end the others
+        log.exception("%s", job)
+        failure = f"{type(error).__name__}: {error}"
+    else:
+        note.unlink(missing_ok=True)
+        return None
+    write_bytes(note, failure.encode())
+    return failure
 
 
-def _worker_setup(threads: int) -> None:
-    torch.set_num_threads(threads)
-    logging.basicConfig(level=logging.WARNING)
+def _note(plan: Plan, job: Job) -> Path:
+    """The file that says why a job failed; each job has its own."""
+    name = "-".join(filter(None, (job.dataset, job.method, _slug(job.ablation), f"seed{job.seed}")))
+    return plan.out / "jobs" / f"{name}.failed"
+
+
+class FailedRuns(UserError):
+    """Some runs of a sweep failed; the others are done and collected."""
+
+
+def engine_of(plan: Plan) -> Engine:
+    """The engine of a plan."""
+    work = partial(attempt, plan)
+    if plan.engine == "slurm":
+        folder = plan.out / "jobs" / "slurm"
+        return SlurmEngine(work, folder.absolute(), dict(plan.slurm), plan.jobs, plan.devices[0])
+    return LocalEngine(work, plan.jobs, plan.devices)
 
 
 def sweep(plan: Plan) -> Path:
-    """All runs of the plan, ``plan.jobs`` at a time; returns OUT/summary.csv, which holds every finished run there.
+    """All runs of the plan through its engine; returns OUT/summary.csv, which holds every finished run there.
 
     Raises:
-        UserError: after all other runs are done, with what stopped those that failed.
+        FailedRuns: after all other runs are done, with what stopped those that failed.
+        UserError: the engine cannot be had.
     """
-    jobs = jobs_of(plan)
+    jobs, engine = jobs_of(plan), engine_of(plan)
     failures: list[str] = []
     with tqdm(total=len(jobs), desc="runs", disable=None) as bar:
-
-        def note(job: Job, failure: str | None) -> None:
-            if failure:
-                failures.append(f"{job}: {failure}")
-            log.info("%s: %s", job, "failed" if failure else "done")
+        engine.submit(jobs)
+        for outcome in engine.results():
+            if outcome.failure:
+                failures.append(f"{outcome.job}: {outcome.failure}")
+                if not (note := _note(plan, outcome.job)).exists():  # of a killed process, which could not write it
+                    write_bytes(note, outcome.failure.encode())
+            log.info("%s: %s", outcome.job, "failed" if outcome.failure else "done")
             bar.update()
-            bar.set_postfix_str(str(job))
-
-        if plan.jobs == 1:
-            for job in jobs:
-                note(job, _attempt(plan, job, plan.devices[0]))
-        else:
-            threads = max(1, torch.get_num_threads() // plan.jobs)
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(plan.jobs, context, _worker_setup, (threads,)) as pool:
-                begun = {
-                    pool.submit(_attempt, plan, job, plan.devices[i % len(plan.devices)]): job
-                    for i, job in enumerate(jobs)
-                }
-                for future in as_completed(begun):
-                    try:
-                        note(begun[future], future.result())
-                    except Exception as error:  # a process that was killed takes its job with it
-                        note(begun[future], f"{type(error).__name__}: {error}")
-    path = collect(plan.out)
+            bar.set_postfix_str(str(outcome.job))
+    said = [f"{len(failures)} of {len(jobs)} runs did not finish:", *failures]
+    try:
+        path = collect(plan.out)
+    except UserError as error:
+        if not failures:
+            raise
+        said.append(str(error))
     if failures:
-        raise UserError("these runs did not finish:\n  " + "\n  ".join(failures))
+        raise FailedRuns("\n  ".join(said))
     return path
+
+
+def status(plan: Plan) -> list[tuple[Job, str, Path | None]]:
+    """Each job of a plan, its state (done, running, failed: why, interrupted, not begun), and where its log is."""
+    return [(job, *_state(plan, job)) for job in jobs_of(plan)]
+
+
+def _state(plan: Plan, job: Job) -> tuple[str, Path | None]:
+    last = "validation.json" if job.ablation else "metrics.json"
+    folders = sorted((plan.out / job.dataset).glob(f"*/{_place(job)}"))  # of every features' folder
+    for folder in folders:
+        if is_locked(folder / "run"):
+            return "running", folder / "log.jsonl"
+    note = _note(plan, job)
+    if note.is_file():
+        return f"failed: {note.read_text('utf-8')}", note
+    for folder in folders:
+        if (folder / last).is_file():
+            return "done", folder / "log.jsonl"
+    begun = [folder / "log.jsonl" for folder in folders if (folder / "log.jsonl").is_file()]
+    return ("interrupted", begun[0]) if begun else ("not begun", None)
 
 
 def collect(out: Path) -> Path:

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from core.datasets.registry import DataSet
 from core.features.images import Transform
+from core.features.reduction import Reduction
 from core.features.trunks import FORWARD, TIMM, Trunk, build_trunk, spatial_outputs
 from core.features.weights import is_weights_file, state_sha256
 from core.files.atomic import sha256_file
@@ -47,6 +48,7 @@ class Backbone(nn.Module):
         self.network = trunk.network.eval().requires_grad_(False)
         self.transform: Transform = trunk.transform.at(size)
         self.input_size, self.layers, self.pool, self.flip = size, tuple(layers), pool, flip
+        self.reduction: Reduction | None = None
         self._trunk = trunk
         self._last = trunk.layer
         self._outputs: dict[str, Tensor] = {}
@@ -75,7 +77,8 @@ class Backbone(nn.Module):
         maps = self._map(images)
         if self.flip:
             maps = (maps + self._map(images.flip(3)).flip(3)) / 2
-        return F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
+        maps = F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
+        return maps if self.reduction is None else self.reduction(maps)
 
     def _map(self, images: Tensor) -> Tensor:
         """The last layer's map, and the earlier ones' averaged to its grid behind it."""
@@ -118,6 +121,7 @@ class Backbone(nn.Module):
             "input_size": self.input_size,
             "pool": self.pool,
             "flip": "average of both views" if self.flip else "no",
+            **(self.reduction.record() if self.reduction is not None else {}),
         }
 
 
@@ -127,7 +131,7 @@ def _keep(outputs: dict[str, Tensor], layer: str, module: nn.Module, inputs: Any
 
 def build_backbone(
     name: str, weights: str | Path | None = None, *, input_size: int | None = None, layers: Sequence[str] = (),
-    pool: int = 1, flip: bool = False,
+    pool: int = 1, flip: bool = False, regions: bool = True, project: str | None = None,
 ) -> Backbone:  # fmt: skip
     """A frozen backbone, tried on one blank image.
 
@@ -142,6 +146,8 @@ def build_backbone(
         layers: modules whose maps, averaged to the grid of the last map, are put behind it, (B,D+D',h,w).
         pool: average pool x pool regions into one.
         flip: average the maps of the image and of its mirror image, the latter's mirrored back.
+        regions: False leaves their mean alone, (B,D,1,1).
+        project: channels of a seeded random projection, or a .npy file with a matrix (d,D).
 
     Raises:
         UserError: unknown names, unreadable files, keys or shapes that do not fit, a size the network cannot take.
@@ -173,6 +179,9 @@ def build_backbone(
         )
     backbone.pool, backbone.flip = pool, flip
     backbone.shape = (shape[1], shape[2] // pool, shape[3] // pool)
+    if not regions or project is not None:
+        backbone.reduction = Reduction(shape[1], regions, project)
+        backbone.shape = backbone.reduction.shape(backbone.shape)
     return backbone
 
 

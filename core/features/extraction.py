@@ -33,7 +33,9 @@ from core.features.backbones import Backbone, build_backbone
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
 from core.features.images import Normaliser, Transform, load_image
+from core.features.merge import finish as finish_shard
 from core.features.settings import DTYPES, ExtractionConfig, default_out, extraction_command
+from core.features.shards import Shard, part_content, refuse_other_division
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files.atomic import sha256_file, write_bytes
 from core.files.errors import UserError
@@ -138,6 +140,7 @@ def extract(
     config: ExtractionConfig | None = None,
     limit: int | None = None,
     w2v: Path | str | None = None,
+    shard: Shard | None = None,
 ) -> Path:
     """Extract a data set's feature file, or go on with a run that was interrupted.
 
@@ -148,6 +151,8 @@ def extract(
         limit: stop after that many images and leave the .partial (for timing); its path is then returned. Images of a
             batch that was cut short are done again by the next run.
         w2v: pickle with the attributes' word vectors (K,V), stored beside the features.
+        shard: extract this part of the images into a part file; the last part to be finished merges all of them. The
+            path of the part is returned where others are missing still.
 
     Raises:
         UserError: anything missing or damaged. Bad images are collected, and raised when all others are done.
@@ -161,17 +166,23 @@ def extract(
     job = _prepare(dataset, Path(data_root), config, w2v)
     if final.exists():
         return _already_there(final, job.provenance, again)
+    refuse_other_division(final, shard.count if shard else 1)
     vectors = load_attribute_vectors(w2v, job.metadata.att.shape[1]) if w2v is not None else None
+    content, target, rows = FeatureFileMetadata(job.metadata, job.provenance, vectors), final, range(len(job.paths))
+    if shard is not None and shard.count > 1:
+        rows, target = shard.rows(len(rows), config.batch_size), shard.part(final)
+        content = part_content(content, shard, rows)
+        _log.info("shard %s: %d images, %s", shard, len(rows), size_of(len(rows) * job.row_bytes))
+        if target.exists():
+            return finish_shard(final, content)
     if job.missing:
         _log.warning(
             "%d images are missing, the first is %s; going on with the others",
             len(job.missing),
             job.paths[job.missing[0]],
         )
-    with Writer(
-        final, FeatureFileMetadata(job.metadata, job.provenance, vectors), job.network.shape, config.store
-    ) as writer:
-        failed = _run(writer, job, range(len(job.paths)), limit)
+    with Writer(target, content, job.network.shape, config.store) as writer:
+        failed = _run(writer, job, rows, limit)
         report = writer.partial.with_name(writer.partial.name + ".bad_images.txt")
         if failed:
             lines = [f"{job.paths[row]}: {reason}" for row, reason in sorted(failed.items())]
@@ -186,7 +197,8 @@ def extract(
             if not writer.done.all():
                 return writer.partial
         report.unlink(missing_ok=True)
-        return writer.finish()
+        writer.finish()
+    return finish_shard(final, content)
 
 
 def estimate(dataset: DataSet, *, data_root: Path | str = "data", config: ExtractionConfig | None = None) -> Estimate:
@@ -221,7 +233,7 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, w2v: Path |
         raise UserError(f"none of the {len(paths)} images of {dataset.source} is there; looked for {paths[0]}, ...")
     network = build_backbone(
         config.backbone, config.weights, input_size=config.input_size, layers=config.layers, pool=config.pool,
-        flip=config.flip,
+        flip=config.flip, regions=config.regions == "all", project=config.project,
     )  # fmt: skip
     provenance = _provenance(dataset, metadata, network, config, device, w2v)
     network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -244,13 +256,14 @@ def threads_of(config: ExtractionConfig) -> int:
 def _run(writer: Writer, job: _Job, rows: range, limit: int | None = None) -> dict[int, str]:
     """Extract of a range of rows what is not done yet. Returns row and reason of each image that could not be read.
 
-    The range begins at a multiple of the batch size, so that every division into ranges has the same batches.
+    ``writer`` has these rows and no others: row ``rows.start`` of the data set is its row 0. The range begins at a
+    multiple of the batch size, so that every division into ranges has the same batches.
     """
     size, paths, cuda = job.config.batch_size, job.paths, job.normalise.device.type == "cuda"
     if rows.start % size:
         raise ValueError(f"rows from {rows.start} on do not begin at a batch of {size}")
     batches = [np.arange(s, min(s + size, rows.stop)) for s in range(rows.start, rows.stop, size)]
-    batches = [batch for batch in batches if not writer.done[batch].all()]
+    batches = [batch for batch in batches if not writer.done[batch - rows.start].all()]
     left = sum(map(len, batches))
     if limit is not None:
         batches = [batch[: max(0, limit - size * i)] for i, batch in enumerate(batches) if size * i < limit]
@@ -270,7 +283,7 @@ def _run(writer: Writer, job: _Job, rows: range, limit: int | None = None) -> di
                     written.popleft().result()
                 good = [i for i in range(len(batch.rows)) if i not in reasons]
                 failed.update({int(batch.rows[i]): reason for i, reason in reasons.items()})
-                written.append(writing.submit(_store, writer, batch.rows, maps, good))
+                written.append(writing.submit(_store, writer, batch.rows - rows.start, maps, good))
                 bar.update(len(batch.rows))
             while written:
                 written.popleft().result()

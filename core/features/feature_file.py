@@ -92,6 +92,8 @@ class FeatureFile:
             raise UserError(f"{self.path} is not complete; run the extraction again")
         if finished and version >= 3 and self._header is None:
             raise UserError(f"{self.path} was never finished, or lost its header. {self._mend()}")
+        if finished and "shard" in self.provenance:
+            raise UserError(f"{self.path} is a part of an extraction in shards: python -m core.commands.merge FINAL")
         for key in (*_REQUIRED, *_OPTIONAL):
             if key in file:
                 check_stored(file, key)
@@ -125,7 +127,7 @@ class FeatureFile:
         """Labels, attributes and splits as they are in the file, checked."""
         att = _matrix(file["att"][()])
         labels = _integers(file["labels"][()])
-        if len(labels) != self.shape[0]:
+        if len(labels) != self.shape[0] and "shard" not in self.provenance:
             raise UserError(f"{self.path}: {len(labels)} labels for {self.shape[0]} feature maps")
         if self.w2v_att is not None and (len(self.w2v_att) != att.shape[1] or not np.isfinite(self.w2v_att).all()):
             of = f"is of {len(self.w2v_att)} attributes, att of {att.shape[1]}"

@@ -18,6 +18,7 @@ from core.files.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORES = ("float16", "float32")
+REGIONS = ("all", "none")
 BATCH_SIZE = 32
 
 
@@ -35,6 +36,8 @@ class ExtractionConfig:
     layers: tuple[str, ...] = ()  # earlier maps put behind the last one, averaged to its grid
     pool: int = 1  # average pool x pool regions into one
     flip: bool = False  # average the maps of both views
+    regions: str = "all"  # none: their mean alone
+    project: str | None = None  # channels of a random projection, or a .npy file with a matrix (d,D)
     dtype: str = "float32"  # arithmetic of the backbone
     store: str = "float16"  # type in the file
     device: str = "auto"
@@ -49,7 +52,12 @@ class ExtractionConfig:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be from {low} to {high}")
-        for name, choices in (("dtype", tuple(DTYPES)), ("store", STORES), ("pretraining_saw_unseen", SAW_UNSEEN)):
+        for name, choices in (
+            ("dtype", tuple(DTYPES)),
+            ("store", STORES),
+            ("regions", REGIONS),
+            ("pretraining_saw_unseen", SAW_UNSEEN),
+        ):
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise UserError(f"--{name.replace('_', '-')} {value}: choose one of {', '.join(choices)}")
@@ -68,6 +76,8 @@ def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfi
     parts += config.layers
     parts += [f"pool{config.pool}"] if config.pool > 1 else []
     parts += ["flip"] if config.flip else []
+    parts += ["pooled"] if config.regions == "none" else []
+    parts += [] if config.project is None else [f"project_{Path(config.project).stem}"]
     return Path(data_root) / dataset.source / dataset.feature_file("_".join(parts))
 
 
@@ -110,6 +120,9 @@ def recorded_config(provenance: Mapping[str, Any]) -> ExtractionConfig:
         del have["weights"]
     have["layers"] = tuple(str(provenance.get("layer", "")).split("+")[1:])
     have |= {"pool": int(provenance.get("pool", 1)), "flip": provenance.get("flip", "no") != "no"}
+    have |= {"regions": "none" if "regions_kept" in provenance else "all"}
+    if words := str(provenance.get("projection", "")).split():
+        have["project"] = words[1].partition("x")[0] if words[0] == "random" else words[0]
     if have.get("weights") and is_weights_file(str(have["weights"])) and "pretraining_saw_unseen" in provenance:
         saw = provenance["pretraining_saw_unseen"]
         have |= {"pretraining_saw_unseen": saw} if saw != "unknown" and backbone != DEMO else {}

@@ -136,6 +136,21 @@ class Lock:
         os.close(self._descriptor)
 
 
+def is_locked(final: Path) -> bool:
+    """Whether a process holds the lock of ``final`` now."""
+    try:
+        descriptor = os.open(final.with_name(final.name + ".lock"), os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def write_bytes(path: Path | str, content: bytes) -> None:
     """Write ``content`` to ``path`` atomically."""
     with atomic_path(path) as temporary:
