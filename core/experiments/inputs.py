@@ -170,6 +170,9 @@ def load_inputs(
     grid = "x".join(map(str, file.grid))
     provenance = {k: str(v) for k, v in file.provenance.items()}
     provenance |= {"regions": grid, "name": provenance.get("backbone", "unknown")}
+    if provenance.get("finetuned") == "true":
+        of = f"{provenance.get('finetuned_dataset')}, {provenance.get('finetuned_fold')}"
+        metadata.notes.append(f"backbone fine-tuned on images of seen classes ({of})")
     log.info(
         "%s: %d classes, %d images, features %s (%s regions of %d channels)",
         dataset.name,

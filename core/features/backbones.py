@@ -68,12 +68,12 @@ class Backbone(nn.Module):
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
         """(B,3,H,W) normalised images to (B,D,h,w)."""
-        maps = self._map(images)
+        maps = self.maps(images)
         if self.flip:
-            maps = (maps + self._map(images.flip(3)).flip(3)) / 2
+            maps = (maps + self.maps(images.flip(3)).flip(3)) / 2
         return F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
 
-    def _map(self, images: Tensor) -> Tensor:
+    def maps(self, images: Tensor) -> Tensor:
         """The last layer's map, and the earlier ones' averaged to its grid behind it."""
         whole: Any = self.network
         if self._last == FORWARD:

@@ -19,6 +19,7 @@ from core.files.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORES = ("float16", "float32")
 BATCH_SIZE = 32
+FINETUNED = "finetuned_"  # how the weights files of finetune.py begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,10 @@ def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfi
 
     What does is named: feature_map_ResNet_101_448px_layer3_pool2_flip_CUB.hdf5.
     """
+    own = Path(config.weights or "").name
+    fold = own.removeprefix(f"{FINETUNED}{file_form(config.backbone)}_").removesuffix(".safetensors")
     parts = [file_form(config.backbone)]
+    parts += [f"finetuned_{fold}"] if own.startswith(FINETUNED) else []
     parts += [] if config.input_size in (None, own_size(config.backbone)) else [f"{config.input_size}px"]
     parts += config.layers
     parts += [f"pool{config.pool}"] if config.pool > 1 else []
