@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from core.commands import finetune as command
 from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS
+from core.datasets.vectors import attribute_vectors, write_attribute_vectors
 from core.datasets.xlsa17 import read_metadata
 from core.experiments.identity import run_config
 from core.experiments.inputs import load_inputs
@@ -29,8 +30,10 @@ from core.method import find_method
 from core.training.folds import validation_fold
 from tests.helpers import TOY, toy_mats
 
-SMALL = ["--backbone", "mobilenet_v2", "--weights", "random", "--input-size", "64", "--batch-size", "16", "--lr", "0.01",
-         "--device", "cpu"]  # fmt: skip
+SMALL = [
+    *("--backbone", "mobilenet_v2", "--weights", "random", "--input-size", "64", "--batch-size", "16"),
+    *("--lr", "0.01", "--device", "cpu"),
+]
 W2V = np.ones((8, 3), np.float32)
 
 
@@ -171,11 +174,8 @@ def test_features_say_that_they_are_fine_tuned_and_are_refused_on_classes_they_k
     np.save(tmp_path / "v.npy", W2V)
 
     def experiment(split: str, seed: int, select: str = "val"):
-        from core.datasets.vectors import attribute_vectors, write_attribute_vectors
-
-        write_attribute_vectors(
-            tmp_path / "v.pkl", attribute_vectors(str(tmp_path / "v.npy"), list("abcdefgh")), "", None
-        )
+        made = attribute_vectors(str(tmp_path / "v.npy"), list("abcdefgh"))
+        write_attribute_vectors(tmp_path / "v.pkl", made, "", None)
         inputs = load_inputs("TOY", data_root=root, features=files[split], w2v=tmp_path / "v.pkl")
         return run_config(inputs, "eszsl", find_method("eszsl").recipe("TOY"), seed=seed, select=select), inputs
 

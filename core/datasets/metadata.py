@@ -32,6 +32,7 @@ class Metadata:
     val_loc: np.ndarray
     split_sha256: str
     notes: list[str] = field(default_factory=list)
+    class_text: np.ndarray | None = None  # (C,2,E) float32: core/datasets/class_text.py
 
     @property
     def seen(self) -> np.ndarray:

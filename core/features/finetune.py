@@ -33,7 +33,7 @@ from core.features.devices import resolve_device
 from core.features.finetuned import KEY, finetuned_record, pack_rows
 from core.features.images import Normaliser, load_image
 from core.features.settings import FINETUNED
-from core.features.trunks import TIMM, own_size
+from core.features.trunks import OPEN_CLIP, TIMM, own_size
 from core.features.weights import HEADS
 from core.files.atomic import Lock, atomic_path, write_bytes
 from core.files.errors import UserError
@@ -109,6 +109,8 @@ def finetune(
     if missing := [paths[r] for r in rows.tolist() if not paths[r].is_file()]:
         raise UserError(f"{len(missing)} of the {len(rows)} images to fine-tune on are missing, first {missing[0]}")
     backbone = build_backbone(config.backbone, config.weights, input_size=config.input_size)
+    if config.backbone.startswith(OPEN_CLIP):
+        raise UserError(f"{config.backbone} gives image embeddings, which are not fine-tuned; try timm:NAME")
     own = own_size(config.backbone)
     if config.backbone.startswith(TIMM) and backbone.input_size != own:
         raise UserError(

@@ -12,7 +12,7 @@ import torch
 
 from core.datasets.registry import DataSet
 from core.features.backbones import SAW_UNSEEN, file_form
-from core.features.trunks import DEMO, TIMM, own_size
+from core.features.trunks import DEMO, OPEN_CLIP, TIMM, own_size
 from core.features.weights import is_weights_file
 from core.files.errors import UserError
 
@@ -55,8 +55,10 @@ class ExtractionConfig:
             if value is not None and value not in choices:
                 raise UserError(f"--{name.replace('_', '-')} {value}: choose one of {', '.join(choices)}")
         declared, weights = self.pretraining_saw_unseen, self.weights or ""
-        if declared is not None and not is_weights_file(weights) and not self.backbone.startswith(TIMM):
-            raise UserError("--pretraining-saw-unseen is for weights files and timm; what torchvision's saw is known")
+        if declared is not None and not is_weights_file(weights) and not self.backbone.startswith((TIMM, OPEN_CLIP)):
+            raise UserError(
+                "--pretraining-saw-unseen is for weights files, timm and open_clip; what torchvision's saw is known"
+            )
 
 
 def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfig) -> Path:
