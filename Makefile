@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 .venv/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -r requirements-dev.txt
 	touch $@
 
 install: .venv/.installed

@@ -63,7 +63,7 @@ def _sentences(name: str, texts: list[str]) -> np.ndarray:
     except Exception as error:  # of the hub's client: nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"--source {SENTENCE}{name} could not be loaded ({reason}). Offline? Download the model's folder elsewhere and "
-            f"name it: --source {SENTENCE}FOLDER"
+            f"--source {SENTENCE}{name} could not be loaded ({reason}). Offline? Download the model's folder elsewhere "
+            f"and name it: --source {SENTENCE}FOLDER"
         ) from error
     return rows
