@@ -3,8 +3,8 @@
     python -m benchmarks.whole_photographs --data-root ../shared/data/whole_cub --work FOLDER \\
         --weights ../shared/data/weights/mobilenet_v2_imagenet1k.safetensors --w2v ../shared/data/w2v/CUB_attribute.pkl
 
-Extracts what is missing in FOLDER (an interrupted run is continued), lets each method be chosen on each split (seed k has
-validation split k; no test image is read), and prints AUSUC and H of every variant with the 95 % interval of its
+Extracts what is missing in FOLDER (an interrupted run is continued), lets each method be chosen on each split (seed k
+has validation split k; no test image is read), and prints AUSUC and H of every variant with the 95 % interval of its
 difference from 224 pixels, paired over the splits.
 """
 
