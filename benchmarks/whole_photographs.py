@@ -46,7 +46,9 @@ def measure(args: argparse.Namespace) -> pd.DataFrame:
             backbone=args.backbone, weights=args.weights, dtype="bfloat16", device=args.device, **VARIANTS[variant]
         )
         out = args.work / f"{variant.replace(' ', '_')}.hdf5"
-        features = out if out.is_file() else extract(CUB, data_root=args.data_root, out=out, config=config)
+        features = (
+            out if out.is_file() else extract(CUB, data_root=args.data_root, out=out, config=config, w2v=args.w2v)
+        )
         inputs = load_inputs("CUB", data_root=args.data_root, features=features, w2v=args.w2v, test=False)
         for method in args.methods:
             recipe = find_method(method).recipe("CUB")
