@@ -7,7 +7,7 @@ BIN := .venv/bin
 
 .venv/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e . -r requirements-dev.txt
 	touch $@
 
 install: .venv/.installed
@@ -20,7 +20,7 @@ test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 # longer: 30 kills and (as root) 30 power cuts of extraction and training each, 20,000 damaged files for every reader,
 # two hours in a loop

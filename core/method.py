@@ -41,6 +41,7 @@ class ClassSpace:
     seen: Tensor  # (S,) class numbers with training images
     unseen: Tensor  # (U,) class numbers without
     w2v: Tensor  # (K,V) attribute word vectors
+    text: Tensor | None = None  # (C,2,E) class text embeddings: of names, of names with attributes; None: not made
 
     @property
     def z(self) -> Tensor:
@@ -260,16 +261,8 @@ def parse_value(recipe: type[Any], name: str, text: str) -> Any:
     if optional and text.lower() == "none":
         return None
     if kind is bool:
-        known = {
-            "1": True,
-            "on": True,
-            "true": True,
-            "yes": True,
-            "0": False,
-            "off": False,
-            "false": False,
-            "no": False,
-        }
+        words = {True: ("1", "on", "true", "yes"), False: ("0", "off", "false", "no")}
+        known = {word: value for value, spelled in words.items() for word in spelled}
         if text.lower() not in known:
             raise UserError(f"{flag_of(name)} {text}: on or off is needed")
         return known[text.lower()]
@@ -296,6 +289,7 @@ class Registered:
     file: Path
     deviations: str = ""  # from what was published, for the footer of its tables
     given_preparation: bool = False  # a baseline that is given vsmr's inputs
+    needs_text: bool = False  # takes class text embeddings, and features of the model that made them
 
     @property
     def recipe_type(self) -> type[Any]:
@@ -316,7 +310,12 @@ _REGISTRY: dict[str, Registered] = {}
 
 
 def method(
-    name: str, *, recipes: Mapping[str, Any], deviations: str = "", given_preparation: bool = False
+    name: str,
+    *,
+    recipes: Mapping[str, Any],
+    deviations: str = "",
+    given_preparation: bool = False,
+    needs_text: bool = False,
 ) -> Callable[[Build], Build]:
     """Register ``build(recipe, space, shape (R,D), seed, epochs) -> Method`` under a name.
 
@@ -324,6 +323,7 @@ def method(
         recipes: data set -> recipe; "*" is needed, it serves data sets nobody has heard of.
         deviations: where the method differs from what was published; printed below its tables.
         given_preparation: it is a baseline that is given vsmr's inputs (core/preparation.py).
+        needs_text: it takes ``space.text``; it is run where it is named, not where all methods are.
 
     Raises:
         UserError: at import, with the file: another method has the name, no recipe for "*", a recipe for a data set
@@ -357,6 +357,7 @@ def method(
             file=file,
             deviations=deviations,
             given_preparation=given_preparation,
+            needs_text=needs_text,
         )
         return build
 

@@ -20,7 +20,11 @@ SCRIPTS = sorted(
 )
 HEAVY = {"pandas", "scipy", "matplotlib", "gensim"}  # not for a help text
 # what a script cannot do without, said so that it fails at once where a flag is wrongly taken
-NEEDED = {"data/get_data.py": ["CUB", "--archive", "nowhere.tgz"]}
+NEEDED = {
+    "data/get_data.py": ["CUB", "--archive", "nowhere.tgz"],
+    "finetune.py": ["CUB"],
+    "extract_feature/extract_class_text.py": ["CUB", "--model", "open_clip:ViT-B-16/openai"],
+}
 # Every --help in one process: what is loaded after PyTorch, by which script, and the seconds of processor it took.
 _HELP = """
 import contextlib, io, json, runpy, sys, time

@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
     add(
         "--backbone",
         default="demo" if demo else "resnet101",
-        help="torchvision classifier (resnet101, vit_b_16, swin_t, ...), timm:NAME for any model of timm, or demo "
+        help="torchvision classifier (resnet101, vit_b_16, swin_t, ...), timm:NAME for any model of timm, "
+        "open_clip:MODEL/PRETRAINED for the image embeddings of CLIP models, or demo "
         "(default: %(default)s)",
     )
     add(

@@ -27,7 +27,8 @@ def parser(description: str | None) -> Parser:
     """All flags."""
     p = Parser(description)
     p.add_argument("--datasets", nargs="+", choices=[*DATASETS], default=["AWA2", "CUB", "SUN"], help="(AWA2 CUB SUN)")
-    p.add_argument("--methods", nargs="+", choices=[*methods()], default=[*methods()], help="(all)")
+    usual = [name for name, m in methods().items() if not m.needs_text]
+    p.add_argument("--methods", nargs="+", choices=[*methods()], default=usual, help="(all but clip's)")
     p.add_argument("--demo", action="store_true", help="the synthetic data set instead, made where missing")
     flags.add_seeds(p, 5)
     flags.add_data(p, "DS")

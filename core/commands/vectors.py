@@ -10,6 +10,7 @@ from core.commands.parser import Parser
 from core.datasets.names import read_attribute_names
 from core.datasets.paths import DEFAULT_ROOT, vectors_file
 from core.datasets.registry import DATASETS
+from core.datasets.text_vectors import SOURCES
 from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
 from core.files.atomic import sha256_file
 
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
     """Make the vectors of one data set's attributes."""
     dataset, p = DATASETS[name], Parser(description)
-    sources = f"{' or '.join(MODELS)} (through gensim), a file of word vectors ({FORMATS}), or ready "
+    sources = f"{' or '.join(MODELS)} (through gensim), {' or '.join(SOURCES)} (text encoders), "
+    sources += f"a file of word vectors ({FORMATS}), or ready "
     sources += "vectors (K,V) of the attributes, .pkl or .npy (default: %(default)s)"
     p.add_argument("--source", default=MODELS[0], metavar="NAME_OR_PATH", help=sources)
     p.add_argument("--attributes", type=Path, help="file (or its folder) with the attribute names")

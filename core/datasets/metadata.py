@@ -34,6 +34,7 @@ class Metadata:
     notes: list[str] = field(default_factory=list)
     attribute_names: list[str] = field(default_factory=list)  # (K,) where the source of the attributes has them
     allow_candidates: bool = False  # classes without an image in any split may be there
+    class_text: np.ndarray | None = None  # (C,2,E) float32: core/datasets/class_text.py
 
     @property
     def seen(self) -> np.ndarray:

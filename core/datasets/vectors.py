@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from core.datasets.names import FALLBACK, clean_name, read_names_file, words_of
+from core.datasets.text_vectors import SOURCES, attribute_text, encode_attributes, is_text_source
 from core.files import sandbox
 from core.files.atomic import read_json, sha256_file, write_bytes
 from core.files.errors import UserError
@@ -52,7 +53,7 @@ def load_words(source: str, words: Sequence[str]) -> dict[str, np.ndarray]:
         UserError: unknown name, failed download, missing or damaged file, or a format that is not read.
     """
     if not Path(source).is_file() and source not in MODELS:
-        raise UserError(f"no word vectors {source}: neither a file nor one of {', '.join(MODELS)}")
+        raise UserError(f"no word vectors {source}: neither a file nor one of {', '.join((*MODELS, *SOURCES))}")
     path = source if Path(source).is_file() else _downloaded(source)
     found: dict[str, np.ndarray] = sandbox.call(
         "core.datasets.vectors:read_words",
@@ -340,12 +341,15 @@ def write_demo_vectors(attribute_file: Path | str, out: Path | str) -> None:
 
 
 def attribute_vectors(source: str, names: Sequence[str]) -> AttributeVectors:
-    """Vectors of attributes from a source of word vectors, or ready ones (K,V) from a .pkl or .npy file.
+    """Vectors of attributes from word vectors, a text encoder, or ready ones (K,V) from a .pkl or .npy file.
 
     Raises:
         UserError: no such source, or one that cannot be read or lacks what is needed.
     """
     local = Path(source)
+    if is_text_source(source):
+        texts = [[attribute_text(name)] for name in names]
+        return AttributeVectors(encode_attributes(source, names), list(names), texts, {})
     if local.suffix not in _READY or not local.is_file():
         return sum_vectors(names, load_words(source, words_of(names)))
     made = AttributeVectors(_finite(local, _ready(local), len(names)), list(names), [], {})

@@ -185,7 +185,8 @@ def write_run(
 def checkpoint(method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold) -> tuple[dict[str, Any], Any]:
     """Tensors and meta of a checkpoint that needs nothing else but the backbone's weights to predict."""
     tensors = {f"model.{name}": value for name, value in method.model.state_dict().items()}
-    tensors |= {f"space.{name}": getattr(fold.space, name) for name in ("att", "seen", "unseen", "w2v")}
+    parts = {name: getattr(fold.space, name) for name in ("att", "seen", "unseen", "w2v", "text")}
+    tensors |= {f"space.{name}": value for name, value in parts.items() if value is not None}
     meta = {
         "version": core.__version__,
         "config": result["config"],

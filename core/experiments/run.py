@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from core.datasets.registry import DATASETS
 from core.experiments import results
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
+from core.features.finetuned import refuse_finetuned
 from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.method import Method, find_method, with_settings
@@ -79,6 +81,7 @@ def validate(
 def choose(config: RunConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
     """Epochs and settings (highest AUSUC), γ (highest H there), on the class-disjoint validation fold."""
     fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
+    _refuse_finetuned(inputs, fold)
     features = inputs.features
     method = build(config, config.recipe, fold, inputs)
 
@@ -132,6 +135,7 @@ def _test(
 ) -> dict[str, Any]:
     """Refit on trainval with what was chosen, and read the test sets."""
     fold = final_fold(inputs.metadata, inputs.w2v)
+    _refuse_finetuned(inputs, fold)
     method = build(config, config.recipe | chosen["recipe"], fold, inputs)
 
     def select_on_test(row: dict[str, Any]) -> None:
@@ -182,6 +186,11 @@ def _test(
         "environment": environment(inputs),
     }
     return results.write_run(out, method, result, history, inputs, fold, (scores_seen, scores_unseen))
+
+
+def _refuse_finetuned(inputs: Inputs, fold: Fold) -> None:
+    source, labels = DATASETS[inputs.dataset].source if inputs.dataset in DATASETS else "", inputs.metadata.labels
+    refuse_finetuned(inputs.provenance, source, labels, fold.seen_rows, fold.unseen_rows)
 
 
 def build(config: RunConfig, recipe: dict[str, Any], fold: Fold, inputs: Inputs) -> Method:

@@ -34,7 +34,7 @@ class Plan:
     """What is to be run, and where."""
 
     datasets: tuple[str, ...]
-    methods: tuple[str, ...] = ()  # none: all
+    methods: tuple[str, ...] = ()  # none: all that need no class text
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     data_root: Path | None = None
     features: Path | None = None  # for a single data set
@@ -65,7 +65,7 @@ class Job:
 
 def jobs_of(plan: Plan) -> list[Job]:
     """All runs of a plan, the long ones first so that parallel processes end together."""
-    names = plan.methods or tuple(methods())
+    names = plan.methods or tuple(name for name, m in methods().items() if not m.needs_text)
     ordered = sorted(names, key=lambda name: -epochs_of(find_method(name).recipe(plan.datasets[0])))
     jobs = [Job(dataset=d, method=m, seed=s) for d in plan.datasets for m in ordered for s in plan.seeds]
     if plan.ablation and "vsmr" in names:

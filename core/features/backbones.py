@@ -1,8 +1,8 @@
 """Frozen backbones: image in, map of regions out.
 
 A backbone is a network, its own transform, the grid its regions lie on, a name, the digest of its weights, and what its
-pretraining saw. Known are torchvision's classifiers (resnet101, vit_b_16, swin_t, ...), every model of timm (timm:NAME)
-and demo, the repository's own small network.
+pretraining saw. Known are torchvision's classifiers (resnet101, vit_b_16, swin_t, ...), models of timm (timm:NAME), the
+image towers of open_clip (open_clip:MODEL/PRETRAINED) and demo, the repository's own small network.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.datasets.registry import DataSet
+from core.features.clip import clip_trunk
 from core.features.images import Transform
 from core.features.reduction import Reduction
-from core.features.trunks import FORWARD, TIMM, Trunk, build_trunk, spatial_outputs
+from core.features.trunks import FORWARD, OPEN_CLIP, TIMM, Trunk, build_trunk, spatial_outputs
 from core.features.weights import is_weights_file, state_sha256
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
@@ -74,13 +75,13 @@ class Backbone(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """:meth:`forward` outside of inference mode, for tracing."""
-        maps = self._map(images)
+        maps = self.last_map(images)
         if self.flip:
-            maps = (maps + self._map(images.flip(3)).flip(3)) / 2
+            maps = (maps + self.last_map(images.flip(3)).flip(3)) / 2
         maps = F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
         return maps if self.reduction is None else self.reduction(maps)
 
-    def _map(self, images: Tensor) -> Tensor:
+    def last_map(self, images: Tensor) -> Tensor:
         """The last layer's map, and the earlier ones' averaged to its grid behind it."""
         whole: Any = self.network
         if self._last == FORWARD:
@@ -139,7 +140,7 @@ def build_backbone(
     relatives (the preset of IMAGENET1K_V1 would resize to 256 and crop 224); all others their own transform.
 
     Args:
-        name: a torchvision classifier, "timm:NAME" for a model of timm, or "demo".
+        name: a torchvision classifier, "timm:NAME", "open_clip:MODEL/PRETRAINED", or "demo".
         weights: a torchvision weights name, a weights file, "pretrained" (timm), or "random" (seeded; for tests). None:
             IMAGENET1K_V1, of timm what the model's name says.
         input_size: image side in pixels; None: what the network was made for.
@@ -153,7 +154,7 @@ def build_backbone(
         UserError: unknown names, unreadable files, keys or shapes that do not fit, a size the network cannot take.
     """
     given = None if weights is None else str(weights)
-    trunk = build_trunk(name, given)
+    trunk = clip_trunk(name, given) if name.startswith(OPEN_CLIP) else build_trunk(name, given)
     # of the network as it was made, before its position embeddings are interpolated
     digest = sha256_file(given) if given and is_weights_file(given) else state_sha256(trunk.network)
     size = input_size or trunk.transform.crop

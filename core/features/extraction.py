@@ -32,6 +32,7 @@ from core.datasets.xlsa17 import read_metadata
 from core.features.backbones import Backbone, build_backbone
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
+from core.features.finetuned import finetuned_provenance, finetuned_record
 from core.features.images import Normaliser, Transform, load_image
 from core.features.merge import finish as finish_shard
 from core.features.settings import DTYPES, ExtractionConfig, default_out, extraction_command
@@ -324,11 +325,13 @@ def _provenance(
     w2v: Path | str | None,
 ) -> dict[str, str | int]:  # fmt: skip
     unseen = np.unique(metadata.labels[metadata.test_unseen_loc])
-    saw = network.saw_unseen(dataset, [metadata.class_names[c] for c in unseen], config.pretraining_saw_unseen)
+    declared = config.pretraining_saw_unseen or finetuned_record(config.weights).get("saw_unseen")
+    saw = network.saw_unseen(dataset, [metadata.class_names[c] for c in unseen], declared)
     return {
         "dataset": dataset.source,
         **network.record(),
         "pretraining_saw_unseen": saw,
+        **finetuned_provenance(config.weights),
         "dtype": config.dtype,
         "batch_size": config.batch_size,
         "device": device.type,

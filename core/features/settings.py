@@ -12,7 +12,7 @@ import torch
 
 from core.datasets.registry import DataSet
 from core.features.backbones import SAW_UNSEEN, file_form
-from core.features.trunks import DEMO, TIMM, own_size
+from core.features.trunks import DEMO, OPEN_CLIP, TIMM, own_size
 from core.features.weights import is_weights_file
 from core.files.errors import UserError
 
@@ -20,6 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 STORES = ("float16", "float32")
 REGIONS = ("all", "none")
 BATCH_SIZE = 32
+FINETUNED = "finetuned_"  # how the weights files of finetune.py begin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,10 @@ class ExtractionConfig:
             if value is not None and value not in choices:
                 raise UserError(f"--{name.replace('_', '-')} {value}: choose one of {', '.join(choices)}")
         declared, weights = self.pretraining_saw_unseen, self.weights or ""
-        if declared is not None and not is_weights_file(weights) and not self.backbone.startswith(TIMM):
-            raise UserError("--pretraining-saw-unseen is for weights files and timm; what torchvision's saw is known")
+        if declared is not None and not is_weights_file(weights) and not self.backbone.startswith((TIMM, OPEN_CLIP)):
+            raise UserError(
+                "--pretraining-saw-unseen is for weights files, timm and open_clip; what torchvision's saw is known"
+            )
 
 
 def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfig) -> Path:
@@ -71,7 +74,10 @@ def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfi
 
     What does is named: feature_map_ResNet_101_448px_layer3_pool2_flip_CUB.hdf5.
     """
+    own = Path(config.weights or "").name
+    fold = own.removeprefix(f"{FINETUNED}{file_form(config.backbone)}_").removesuffix(".safetensors")
     parts = [file_form(config.backbone)]
+    parts += [f"finetuned_{fold}"] if own.startswith(FINETUNED) else []
     parts += [] if config.input_size in (None, own_size(config.backbone)) else [f"{config.input_size}px"]
     parts += config.layers
     parts += [f"pool{config.pool}"] if config.pool > 1 else []

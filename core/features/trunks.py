@@ -26,7 +26,7 @@ from core.features.images import Transform
 from core.features.weights import HEADS, fetch_cached, fit_keys, is_weights_file, load_weights, read_state
 from core.files.errors import UserError
 
-DEMO, TIMM, RANDOM = "demo", "timm:", "random"
+DEMO, TIMM, OPEN_CLIP, RANDOM = "demo", "timm:", "open_clip:", "random"
 DEFAULT_WEIGHTS = "IMAGENET1K_V1"  # what DAZLE and its relatives used; torchvision's DEFAULT is V2, other features
 RANDOM_SEED = 0
 DEMO_SIZE = 112
@@ -101,7 +101,7 @@ def build_trunk(name: str, weights: str | None) -> Trunk:
 
 @backbone(DEMO)
 def _demo(weights: str | None) -> Trunk:
-    with _seeded():
+    with seeded_weights():
         network: nn.Module = importlib.import_module("core.demo.backbone").DemoBackbone()
     if weights is not None and is_weights_file(weights):
         load_weights(network, Path(weights))
@@ -134,7 +134,7 @@ def _torchvision(name: str, weights: str | None) -> Trunk:
         path = fetch_cached(known[weights].url)
     entry = known.get(weights, usual)
     transform = _preset(entry.transforms(), whole=weights not in known or weights == DEFAULT_WEIGHTS)
-    with _seeded():
+    with seeded_weights():
         network = torchvision.models.get_model(name, weights=None, **_arguments(name))
     patch, resize = 1, None
     if isinstance(network, VisionTransformer):
@@ -214,7 +214,7 @@ def _timm(name: str, weights: str | None) -> Trunk:
             + (f"near it: {', '.join(near)}" if near else "timm.list_models() names them")
         )
     try:
-        with _seeded():
+        with seeded_weights():
             network = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0)
     except Exception as error:  # of the hub's client: nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -262,6 +262,12 @@ def own_size(name: str) -> int:
             return int(config.input_size[1]) if config else 224
         except (ImportError, RuntimeError):
             return 224
+    if name.startswith(OPEN_CLIP):
+        try:
+            config = importlib.import_module("open_clip").get_model_config(name.removeprefix(OPEN_CLIP).split("/")[0])
+            return int(config["vision_cfg"]["image_size"])
+        except (ImportError, KeyError, TypeError):
+            return 224
     if name not in torchvision.models.list_models(module=torchvision.models):
         return 224
     known = {w.name: w for w in torchvision.models.get_model_weights(name)}
@@ -274,7 +280,7 @@ def _shown(weights: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _seeded() -> Iterator[None]:
+def seeded_weights() -> Iterator[None]:
     """Initial weights that are always the same, and leave the caller's random numbers alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)

@@ -82,7 +82,7 @@ def final_fold(m: Metadata, w2v: np.ndarray) -> Fold:
     prediction and are in no mean.
     """
     return Fold(
-        space=_space(m.att, m.seen, np.union1d(m.unseen, m.candidates), w2v),
+        space=_space(m.att, m.seen, np.union1d(m.unseen, m.candidates), w2v, m.class_text),
         train_rows=m.trainval_loc,
         train_labels=m.labels[m.trainval_loc],
         seen_rows=m.test_seen_loc,
@@ -117,7 +117,8 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
     held_rows = np.sort(np.concatenate(held))
     train = np.setdiff1d(train_loc, held_rows)
     labels = number[m.labels]
-    space = _space(m.att[classes], np.unique(labels[train]), np.unique(labels[val_loc]), w2v)
+    text = None if m.class_text is None else m.class_text[classes]
+    space = _space(m.att[classes], np.unique(labels[train]), np.unique(labels[val_loc]), w2v, text)
     return Fold(
         space=space,
         train_rows=train,
@@ -129,7 +130,10 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
     )
 
 
-def _space(att: np.ndarray, seen: np.ndarray, unseen: np.ndarray, w2v: np.ndarray) -> ClassSpace:
+def _space(
+    att: np.ndarray, seen: np.ndarray, unseen: np.ndarray, w2v: np.ndarray, text: np.ndarray | None
+) -> ClassSpace:
     if att.shape[1] != len(w2v):
         raise UserError(f"{len(w2v)} attribute vectors for {att.shape[1]} attributes; are they of another data set?")
-    return ClassSpace(*(torch.from_numpy(np.ascontiguousarray(a)) for a in (att, seen, unseen, w2v.astype(np.float32))))
+    parts = (att, seen, unseen, w2v.astype(np.float32), *(() if text is None else (text,)))
+    return ClassSpace(*(torch.from_numpy(np.ascontiguousarray(a)) for a in parts))

@@ -1,0 +1,85 @@
+"""Command line of finetune.py."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from core.commands.parser import Parser, number, whole
+from core.datasets.registry import DATASETS
+from core.files.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+def parser(description: str | None) -> Parser:
+    """All flags, each with its default."""
+    p = Parser(description)
+    p.add_argument("dataset", choices=[*DATASETS], help="the data set whose seen classes are learned")
+    p.add_argument(
+        "--split",
+        default="0",
+        metavar="K",
+        help="validation split K: its training classes alone, so that features made with the weights may be validated "
+        "on with --seed K, and tested on; or final: all of trainval, for features that nothing is chosen on (0)",
+    )
+    p.add_argument("--backbone", default="resnet101", help="torchvision classifier or timm:NAME (resnet101)")
+    p.add_argument("--weights", help="what to begin with: a weights file, or a name as for the extraction")
+    p.add_argument(
+        "--pretraining-saw-unseen",
+        choices=("no", "unknown", "yes"),
+        help="for weights files and timm: whether the weights to begin with saw images of unseen classes (unknown)",
+    )
+    p.add_argument("--input-size", type=whole(32), help="image side in pixels (the backbone's own)")
+    p.add_argument("--epochs", type=whole(1), default=20, help="most epochs; the learning rate falls over them (20)")
+    p.add_argument("--patience", type=whole(1), default=4, help="epochs without a better one before it stops (4)")
+    p.add_argument("--lr", type=number(0), default=1e-4, help="of the backbone; its new head has ten times that (1e-4)")
+    p.add_argument("--batch-size", type=whole(1), default=32, help="images a step (32)")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products (float32)")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto: a GPU where there is one)")
+    p.add_argument("--workers", type=whole(1), default=4, help="decoding threads (4)")
+    p.add_argument("--data-root", type=Path, default=Path("data"), help="holds the images and xlsa17/ (data)")
+    p.add_argument("--out", type=Path, help="(ROOT/<data set>/finetuned_<backbone>_split<K>_val.safetensors)")
+    return p
+
+
+def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
+    """Fine-tune one backbone for one fold."""
+    a = parser(description).parse_args(argv)
+    if a.split != "final" and not a.split.isdecimal():
+        raise UserError(f"--split {a.split}: the number of a validation split (0, 1, ...), or final")
+    # what --help does not need
+    import numpy as np
+
+    from core.datasets.paths import image_folder, resolve_images
+    from core.datasets.xlsa17 import read_metadata
+    from core.features.finetune import FinetuneConfig, finetune, weights_name
+    from core.features.settings import ExtractionConfig, extraction_command
+    from core.training.folds import validation_fold
+
+    config = FinetuneConfig(
+        backbone=a.backbone, weights=a.weights, input_size=a.input_size, epochs=a.epochs, patience=a.patience, lr=a.lr,
+        batch_size=a.batch_size, dtype=a.dtype, device=a.device, pretraining_saw_unseen=a.pretraining_saw_unseen,
+    )  # fmt: skip
+    dataset = DATASETS[a.dataset]
+    metadata = read_metadata(a.data_root, dataset)
+    paths, _ = resolve_images(image_folder(a.data_root, dataset), metadata.image_files)
+    if a.split == "final":
+        fold, rows = "final", metadata.trainval_loc
+    else:
+        # word vectors choose no image
+        no_vectors = np.zeros((metadata.att.shape[1], 1), np.float32)
+        fold, rows = f"split{int(a.split)}_val", validation_fold(metadata, no_vectors, int(a.split)).train_rows
+    fold = fold if dataset.name == dataset.source else f"{dataset.name}_{fold}"
+    out = a.out or a.data_root / dataset.source / weights_name(a.backbone, fold)
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out {out}: the name of a weights file ends in .safetensors")
+    count = len(np.unique(metadata.labels[rows]))
+    _log.info("%s, %s: %d images of %d seen classes", dataset.name, fold, len(rows), count)
+    finetune(dataset, metadata, rows, paths=paths, fold=fold, out=out, config=config, workers=a.workers)
+    again = ExtractionConfig(backbone=a.backbone, weights=str(out), input_size=a.input_size)
+    _log.info(
+        "weights in %s; extract with:\n  %s", out, extraction_command(dataset, data_root=a.data_root, config=again)
+    )
+    return 0

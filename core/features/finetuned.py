@@ -1,0 +1,85 @@
+"""What the weights of a fine-tuned backbone, and features made with them, say of the images they were fine-tuned on."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+
+from core.features.backbones import SAW_UNSEEN
+from core.files.errors import UserError
+
+KEY = "finetuned"  # entry of the weights file's header; one alone, since the format orders several at random
+
+
+def finetuned_record(weights: str | Path | None) -> dict[str, str]:
+    """What a file that :func:`finetune` wrote says of itself; empty of any other weights.
+
+    Raises:
+        UserError: the record is damaged.
+    """
+    if weights is None or Path(weights).suffix != ".safetensors" or not Path(weights).is_file():
+        return {}
+    try:
+        with safe_open(weights, framework="pt") as file:
+            text = (file.metadata() or {}).get(KEY)
+        record = json.loads(text) if text is not None else {}
+        if record and (not unpack_rows(record["rows"]).size or record["saw_unseen"] not in SAW_UNSEEN):
+            raise ValueError("no rows")
+    except Exception as error:  # safetensors raises its own kinds
+        raise UserError(f"{weights} is not a readable weights file ({type(error).__name__}: {error})") from error
+    return {str(k): str(v) for k, v in record.items()}
+
+
+def finetuned_provenance(weights: str | Path | None) -> dict[str, str]:
+    """The same as entries of a feature file's provenance."""
+    record = finetuned_record(weights)
+    if not record:
+        return {}
+    kept = {f"finetuned_{key}": record[key] for key in ("dataset", "fold", "split_sha256", "rows") if key in record}
+    return {"finetuned": "true", **kept}
+
+
+def pack_rows(rows: np.ndarray, count: int) -> str:
+    """A set of rows of ``count`` as text: a bit a row, base64 (CUB's 11788 rows take 2 kB)."""
+    bits = np.zeros(count, dtype=bool)
+    bits[rows] = True
+    return base64.b64encode(np.packbits(bits).tobytes()).decode()
+
+
+def unpack_rows(text: str) -> np.ndarray:
+    """The reverse of :func:`pack_rows`."""
+    return np.flatnonzero(np.unpackbits(np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)))
+
+
+def refuse_finetuned(
+    provenance: Mapping[str, Any], dataset: str, labels: np.ndarray, seen_rows: np.ndarray, unseen_rows: np.ndarray
+) -> None:
+    """Raise where a fine-tuned backbone's features would be measured on what it was fine-tuned on.
+
+    Args:
+        dataset: source of the data set that is measured on; row numbers mean nothing in another.
+        labels: (N,) class numbers.
+        seen_rows, unseen_rows: images that are measured on.
+
+    Raises:
+        UserError: a class taken for unseen, or an image, was fine-tuned on; says which weights would do.
+    """
+    if provenance.get("finetuned") != "true" or provenance.get("finetuned_dataset") != dataset:
+        return
+    used = unpack_rows(str(provenance["finetuned_rows"]))
+    used = used[used < len(labels)]
+    classes = np.intersect1d(labels[used], labels[unseen_rows])
+    images = np.intersect1d(used, seen_rows)
+    if len(classes) or len(images):
+        what = f"{len(classes)} classes taken for unseen" if len(classes) else f"{len(images)} images measured on"
+        raise UserError(
+            f"the features' backbone ({provenance.get('finetuned_fold')}) was fine-tuned on {what} here. Fine-tune on "
+            f"this fold with: python finetune.py {dataset} --split <seed>, extract with those weights, and run that "
+            "seed alone (--seed); or choose nothing (--select last)"
+        )

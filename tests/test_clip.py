@@ -1,0 +1,289 @@
+"""CLIP as a baseline: image embeddings as features, class texts beside them, scored like every other method.
+
+A tiny model with random weights and the tokenizer that open_clip ships; the first run with real weights is a user's.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from core.commands import class_text as command
+from core.datasets.class_text import attribute_phrase, class_words, embed, load_class_text, prompts, write_class_text
+from core.datasets.paths import class_text_file
+from core.datasets.registry import DATASETS
+from core.datasets.vectors import attribute_vectors, write_attribute_vectors
+from core.experiments.identity import run_config
+from core.experiments.inputs import load_inputs, split_digest
+from core.experiments.run import run
+from core.experiments.sweep import Plan, jobs_of
+from core.features.backbones import build_backbone, file_form
+from core.features.extraction import extract
+from core.features.feature_file import FeatureFile
+from core.features.settings import ExtractionConfig
+from core.files.errors import UserError
+from core.inference.trained import load_trained
+from core.method import ClassSpace, find_method, methods
+from core.training.folds import final_fold, validation_fold
+from tests.helpers import TOY, toy_mats
+
+try:
+    import open_clip
+
+    from core.features.clip import load_clip
+except ImportError:
+    open_clip = None
+needs_open_clip = pytest.mark.skipif(open_clip is None, reason="open_clip is not installed")
+NAME, E = "open_clip:tiny-test/random", 24
+W2V = np.ones((8, 3), np.float32)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A CLIP of two small towers, known to open_clip by name."""
+    towers = {"layers": 2, "width": 32}
+    config = {
+        "embed_dim": E,
+        "vision_cfg": towers | {"image_size": 32, "patch_size": 8, "head_width": 16},
+        "text_cfg": towers | {"context_length": 77, "vocab_size": 49408, "heads": 2},
+    }
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs/tiny-test.json").write_text(json.dumps(config))
+    from open_clip import factory
+
+    for state in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
+        monkeypatch.setattr(factory, state, type(getattr(factory, state))(getattr(factory, state)))
+    open_clip.add_model_config(tmp_path / "configs")
+    yield
+    monkeypatch.undo()
+
+
+@pytest.fixture
+def root(tmp_path, no_child, monkeypatch) -> Path:
+    """Nine classes of ten pictures, with the names of their attributes and vectors."""
+    monkeypatch.setitem(DATASETS, "TOY", TOY)
+    toy_mats(tmp_path / "xlsa17" / "data" / "TOY")
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "TOY/TOY_images"
+    for c in range(1, 10):
+        (folder / f"c{c}").mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"c{c}" / f"{10 * (c - 1) + i}.jpg")
+    names = [f"has_part::kind_{k}" for k in range(8)]
+    (folder / "attributes.txt").write_text("".join(f"{k} {n}\n" for k, n in enumerate(names, 1)))
+    np.save(tmp_path / "v.npy", W2V)
+    (tmp_path / "w2v").mkdir()
+    made = attribute_vectors(str(tmp_path / "v.npy"), names)
+    write_attribute_vectors(tmp_path / "w2v/TOY_attribute.pkl", made, "", None)
+    return tmp_path
+
+
+def features_of(root: Path) -> Path:
+    return extract(TOY, data_root=root, config=ExtractionConfig(backbone=NAME, device="cpu"))
+
+
+# --------------------------------------------------------------------------------------------------- without open_clip
+def test_prompts_say_names_and_telling_attributes():
+    assert class_words("001.Black_footed_Albatross") == "Black footed Albatross"
+    assert class_words("blue+whale") == "blue whale"
+    assert attribute_phrase("has_bill_shape::curved_(up_or_down)") == "which has curved bill shape"
+    assert attribute_phrase("newworld") == "newworld"
+    att = np.array([[1, 0, 0.2], [0, 1, 0.2]], np.float32)
+    made = prompts("CUB", ["001.A_b", "002.C"], att, ["has_x::red", "has_y::blue", "has_z::w"])
+    assert made == [
+        ["a photo of a A b, a type of bird.", "a photo of a A b, which has red x."],
+        ["a photo of a C, a type of bird.", "a photo of a C, which has blue y."],
+    ]
+    assert prompts("OWN", ["d"], att[:1], ["x", "y", "z"]) == [["a photo of a d."]]
+
+
+def test_attributes_are_averaged_over_the_prompts_of_a_class():
+    known = {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [0.6, 0.8], "d": [0.0, -1.0]}
+    text = embed([["a", "b", "c"], ["d"]], lambda texts: np.array([known[t] for t in texts]))
+    np.testing.assert_allclose(text, [[[1, 0], [0.3, 0.9]], [[0, -1], [0, -1]]], rtol=1e-6)
+    with pytest.raises(UserError, match="not finite"):
+        embed([["a"]], lambda texts: np.full((1, 2), np.nan))
+
+
+def test_scores_are_cosines_of_image_and_text():
+    g = torch.Generator().manual_seed(0)
+    text = torch.nn.functional.normalize(torch.randn(4, 2, 5, generator=g), dim=2)
+    space = ClassSpace(torch.rand(4, 3), torch.tensor([0, 1]), torch.tensor([2, 3]), torch.rand(3, 2), text)
+    x = torch.randn(6, 1, 5, generator=g)
+    for kind, name in enumerate(("clip", "clip-attributes")):
+        m = find_method(name)
+        model = m.build(m.recipe("*"), space, (1, 5), 0, 0).model
+        expected = [[torch.dot(i[0], t[kind]).item() / i[0].norm().item() for t in text] for i in x]
+        torch.testing.assert_close(model.class_scores(x), torch.tensor(expected))
+    for bad, shape in ((replace(space, text=None), (1, 5)), (space, (49, 5)), (space, (1, 6))):
+        with pytest.raises(UserError, match=r"extract_class_text.py CUB --model open_clip:MODEL/PRETRAINED"):
+            find_method("clip").build(find_method("clip").recipe("*"), bad, shape, 0, 0)
+
+
+def test_texts_of_other_weights_or_classes_are_refused(tmp_path):
+    path, text = tmp_path / "t.safetensors", np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    write_class_text(path, text, ["a", "b", "c"], {"model": "m", "weights_sha256": "12"})
+    np.testing.assert_array_equal(load_class_text(path, ["c", "a"], "12"), text[[2, 0]])
+    with pytest.raises(UserError, match="of other weights than the features"):
+        load_class_text(path, ["a"], "13")
+    with pytest.raises(UserError, match=r"lacks the classes \['d'\]"):
+        load_class_text(path, ["a", "d"], "12")
+    for content in (b"", b"x" * 99, path.read_bytes()[:-4]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="not a readable file of class texts"):
+            load_class_text(path, ["a"], "12")
+    save_file({"text": torch.zeros(3, 2)}, path, {"class_text": '{"class_names": ["a"], "weights_sha256": "12"}'})
+    with pytest.raises(UserError, match="not a readable file of class texts"):
+        load_class_text(path, ["a"], "12")
+
+
+def test_each_fold_has_the_texts_of_its_own_classes(toy):
+    text = np.random.default_rng(0).random((9, 2, 4), dtype=np.float32)
+    before = split_digest(toy)
+    toy = replace(toy, class_text=text)
+    assert split_digest(toy) != before != split_digest(replace(toy, class_text=text + 1))
+    assert torch.equal(final_fold(toy, W2V).space.text, torch.from_numpy(text))
+    for seed in (0, 3):
+        space = validation_fold(toy, W2V, seed).space
+        assert torch.equal(space.text, torch.from_numpy(text[toy.seen])) and len(space.text) == len(space.att)
+
+
+def test_clip_runs_where_it_is_named_alone():
+    named = {job.method for job in jobs_of(Plan(datasets=("CUB",), seeds=(0,)))}
+    assert not named & {"clip", "clip-attributes"} and named == {n for n in methods() if not n.startswith("clip")}
+    assert {job.method for job in jobs_of(Plan(datasets=("CUB",), methods=("clip",), seeds=(0,)))} == {"clip"}
+
+
+def test_what_is_missing_is_one_sentence(monkeypatch):
+    import core.features.clip as module
+
+    def missing(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(module.importlib, "import_module", missing)
+    with pytest.raises(UserError, match=r"pip install open_clip_torch"):
+        build_backbone("open_clip:ViT-B-16/openai")
+
+
+# ------------------------------------------------------------------------------------------------------ with open_clip
+@needs_open_clip
+def test_features_are_the_models_own_image_embeddings(tiny):
+    backbone = build_backbone(NAME)
+    assert backbone.shape == (E, 1, 1) and backbone.input_size == 32 and backbone.pretraining == "nothing"
+    x = torch.rand(3, 3, 32, 32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = open_clip.create_model("tiny-test").eval()
+    with torch.inference_mode():
+        expected = model.encode_image(x, normalize=True)
+        texts = model.encode_text(open_clip.get_tokenizer("tiny-test")(["a bird", "a whale"]), normalize=True)
+    torch.testing.assert_close(backbone(x)[:, :, 0, 0], expected)
+    clip = load_clip(NAME)
+    np.testing.assert_allclose(clip.encode(["a bird", "a whale"]), texts, atol=1e-6)
+    assert clip.sha256 == backbone.sha256  # by which class texts and features know each other
+
+
+@needs_open_clip
+def test_a_weights_file_is_read_without_running_it_and_must_fit(tiny, tmp_path):
+    clip = load_clip(NAME)
+    state = {k: v + 1 if k == "logit_scale" else v for k, v in clip.images.model.state_dict().items()}
+    path = tmp_path / "w.safetensors"
+    save_file(state, path)
+    other = load_clip(NAME, str(path))
+    assert other.weights == "w.safetensors" and other.sha256 != clip.sha256
+    assert other.images.model.logit_scale == clip.images.model.logit_scale + 1
+    assert build_backbone(NAME, path).sha256 == other.sha256
+    save_file({k: v for k, v in state.items() if k != "text_projection"}, path)
+    with pytest.raises(UserError, match=r"does not fit the model: 1 missing \(text_projection\)"):
+        load_clip(NAME, str(path))
+    with pytest.raises(UserError, match="no weights file at"):
+        load_clip(NAME, str(tmp_path / "nothing.safetensors"))
+
+
+@needs_open_clip
+def test_activation_and_transform_are_the_pretrained_tags(monkeypatch):
+    asked = []
+
+    def create(name, **how):
+        asked.append((name, how))
+        raise OSError("no network\nmore")
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    with pytest.raises(UserError, match=r"could not be made with its weights \(no network\)\. Offline\?"):
+        load_clip("open_clip:ViT-B-16/openai")
+    name, how = asked[0]
+    assert name == "ViT-B-16" and how["pretrained"] == "openai" and how["force_quick_gelu"] is True
+    assert how["force_preprocess_cfg"]["interpolation"] == "bicubic" and how["force_preprocess_cfg"]["mean"][0] > 0.48
+    with pytest.raises(UserError):
+        load_clip("open_clip:ViT-B-16/laion2b_s34b_b88k")
+    assert asked[1][1]["force_quick_gelu"] is False
+
+
+@needs_open_clip
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("open_clip:ViT-B-17/openai", "no model 'ViT-B-17' in open_clip .* try .*ViT-B-16"),
+        ("open_clip:ViT-B-16", r"name the weights too, open_clip:ViT-B-16/PRETRAINED with one of openai, .*random"),
+        ("open_clip:ViT-B-16/mine", r"name the weights too"),
+    ],
+)
+def test_what_open_clip_does_not_have_is_said(name, said):
+    with pytest.raises(UserError, match=said):
+        build_backbone(name)
+
+
+@needs_open_clip
+@pytest.mark.parametrize("method", ["clip", "clip-attributes"])
+def test_a_run_is_scored_like_every_other(tiny, root, tmp_path, method):
+    features = features_of(root)
+    assert features.name == "feature_map_open_clip_tiny-test_random_TOY.hdf5"
+    with FeatureFile(features) as file:
+        assert file.shape == (90, E, 1) and file.provenance["pretraining_saw_unseen"] == "no"  # random weights
+    inputs = load_inputs("TOY", data_root=root, features=features)
+    config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=0)
+    with pytest.raises(UserError, match=r"extract_class_text.py"):
+        run(config, inputs, tmp_path / "without")
+    assert command.main(None, ["TOY", "--data-root", str(root), "--model", NAME]) == 0
+    inputs = load_inputs("TOY", data_root=root, features=features)
+    text = inputs.metadata.class_text
+    assert text.shape == (9, 2, E)
+    config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=0)
+    result = run(config, inputs, tmp_path / "run")
+    assert result["chosen"]["configurations"] == 1 and 0 <= result["standard"]["H"] <= 1
+    trained = load_trained(tmp_path / "run")
+    assert torch.equal(trained.model.text, torch.from_numpy(text[:, int(method != "clip")]))
+    # T1 by hand: the nearest text among the unseen classes
+    m, kind = inputs.metadata, int(method != "clip")
+    x = FeatureFile(features).read(m.test_unseen_loc)[:, :, 0].astype(np.float32)
+    nearest = m.unseen[(x @ text[m.unseen, kind].T).argmax(1)]
+    right = [(nearest[m.labels[m.test_unseen_loc] == c] == c).mean() for c in m.unseen]
+    assert result["standard"]["T1"] == pytest.approx(np.mean(right))
+
+
+@needs_open_clip
+def test_class_texts_of_another_model_are_refused(tiny, root):
+    features = features_of(root)
+    path = class_text_file(root, TOY, file_form(NAME))
+    write_class_text(path, np.ones((9, 2, E), np.float32), [f"class{c}" for c in range(9)], {"weights_sha256": "0"})
+    with pytest.raises(UserError, match="of other weights than the features"):
+        load_inputs("TOY", data_root=root, features=features)
+    with pytest.raises(UserError, match="--model timm:x: choose open_clip:MODEL/PRETRAINED"):
+        command.main(None, ["TOY", "--data-root", str(root), "--model", "timm:x"])
+
+
+@needs_open_clip
+def test_a_picture_made_square_in_training_is_said(tiny, caplog, monkeypatch):
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *a: {"resize_mode": "squash"})
+    with caplog.at_level(logging.WARNING):
+        load_clip(NAME)
+    assert "trained on pictures made square" in caplog.text

@@ -1,0 +1,235 @@
+"""Fine-tuning opens images of the fold's training classes alone, resumes, and its features say what they saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from core.commands import finetune as command
+from core.datasets.paths import image_folder, resolve_images
+from core.datasets.registry import DATASETS
+from core.datasets.vectors import attribute_vectors, write_attribute_vectors
+from core.datasets.xlsa17 import read_metadata
+from core.experiments.identity import run_config
+from core.experiments.inputs import load_inputs
+from core.experiments.results import row_of
+from core.experiments.run import run, validate
+from core.features import finetune as module
+from core.features.backbones import build_backbone
+from core.features.extraction import extract
+from core.features.feature_file import FeatureFile
+from core.features.finetuned import finetuned_record, pack_rows, refuse_finetuned, unpack_rows
+from core.features.settings import ExtractionConfig, default_out
+from core.files.errors import UserError
+from core.method import find_method
+from core.training.folds import validation_fold
+from tests.helpers import TOY, toy_mats
+
+SMALL = [
+    *("--backbone", "mobilenet_v2", "--weights", "random", "--input-size", "64", "--batch-size", "16"),
+    *("--lr", "0.01", "--device", "cpu"),
+]
+W2V = np.ones((8, 3), np.float32)
+
+
+@pytest.fixture
+def root(tmp_path, no_child, monkeypatch) -> Path:
+    """Nine classes of ten small pictures, coloured by their class."""
+    monkeypatch.setitem(DATASETS, "TOY", TOY)
+    toy_mats(tmp_path / "xlsa17" / "data" / "TOY")
+    rng = np.random.default_rng(0)
+    for c in range(1, 10):
+        (tmp_path / "TOY/TOY_images" / f"c{c}").mkdir(parents=True)
+        colour = rng.integers(0, 200, 3)
+        for i in range(10):
+            pixels = (colour + rng.integers(0, 56, (40, 48, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "TOY/TOY_images" / f"c{c}" / f"{10 * (c - 1) + i}.jpg")
+    return tmp_path
+
+
+def tune(root: Path, *flags: str, split: str = "0") -> Path:
+    name = "final" if split == "final" else f"split{split}_val"
+    assert command.main(None, ["TOY", "--data-root", str(root), "--split", split, *SMALL, *flags]) == 0
+    return root / "TOY" / f"finetuned_mobilenet_v2_{name}.safetensors"
+
+
+def opened(monkeypatch) -> set[Path]:
+    """Every image that is read from now on."""
+    seen: set[Path] = set()
+    real = module.load_image
+
+    def spy(path, *a):
+        seen.add(path)
+        return real(path, *a)
+
+    monkeypatch.setattr(module, "load_image", spy)
+    return seen
+
+
+@pytest.mark.parametrize("split", ["0", "1", "final"])
+def test_no_image_of_another_class_or_of_a_test_set_is_opened(root, monkeypatch, split):
+    seen = opened(monkeypatch)
+    out = tune(root, "--epochs", "1", split=split)
+    m = read_metadata(root, TOY)
+    paths, _ = resolve_images(image_folder(root, TOY), m.image_files)
+    rows = np.array([i for i, p in enumerate(paths) if p in seen])
+    if split == "final":
+        assert set(rows) == set(m.trainval_loc)
+    else:
+        fold = validation_fold(m, W2V, int(split))
+        assert set(rows) == set(fold.train_rows)
+        assert not np.isin(m.labels[rows], m.labels[fold.unseen_rows]).any() and not np.isin(rows, fold.seen_rows).any()
+    assert not np.isin(m.labels[rows], m.unseen).any() and not np.isin(rows, m.test_seen_loc).any()
+    record = finetuned_record(out)
+    assert set(unpack_rows(record["rows"])) == set(rows) and record["split_sha256"] == m.split_sha256
+
+
+def test_held_out_images_are_of_every_class_and_not_trained_on(root, monkeypatch):
+    m = read_metadata(root, TOY)
+    rows = m.trainval_loc
+    train, held = module.held_out(rows, np.unique(m.labels[rows], return_inverse=True)[1], 0)
+    assert set(train) | set(held) == set(rows) and not set(train) & set(held)
+    assert set(m.labels[held]) == set(m.labels[train]) == set(m.seen)
+    batches, real = [], module._Run._training_batches
+    monkeypatch.setattr(module._Run, "_decoded", lambda self, rows, load: batches.extend(rows) or iter(()))
+    run = module._Run.__new__(module._Run)
+    run.backbone = build_backbone("mobilenet_v2", "random", input_size=64)
+    run.train_rows, run.config, run.epoch = train, module.FinetuneConfig(batch_size=7), 3
+    list(real(run))
+    first = np.concatenate(batches)
+    assert sorted(first) == sorted(train)
+    batches.clear()
+    run.epoch = 4
+    list(real(run))
+    assert sorted(np.concatenate(batches)) == sorted(train) and (np.concatenate(batches) != first).any()
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(root, monkeypatch):
+    # the untrained network's best epoch may be its first: all epochs are compared through the state of the last
+    states: list[dict] = []
+    real = module._Run.store
+
+    def spy(self, path, record):
+        real(self, path, record)
+        states.append(torch.load(path, weights_only=True))
+
+    monkeypatch.setattr(module._Run, "store", spy)
+    whole = tune(root, "--epochs", "3", "--patience", "3")
+    expected, last = whole.read_bytes(), states[-1]
+    assert [s["epoch"] for s in states] == [1, 2, 3]
+    whole.unlink()
+
+    def killed(self, path, record):
+        spy(self, path, record)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module._Run, "store", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tune(root, "--epochs", "3", "--patience", "3")
+    assert not whole.exists()
+    monkeypatch.setattr(module._Run, "store", spy)
+    with pytest.raises(UserError, match="other settings"):
+        tune(root, "--epochs", "2", "--patience", "3")
+    assert tune(root, "--epochs", "3", "--patience", "3").read_bytes() == expected
+    assert [s["epoch"] for s in states[3:]] == [1, 2, 3]
+    for key, value in last["network"].items():
+        assert torch.equal(value, states[-1]["network"][key]), key
+    assert not list(whole.parent.glob("*.state"))
+    assert tune(root, "--epochs", "3", "--patience", "3").read_bytes() == expected  # complete already
+    with pytest.raises(UserError, match="delete it"):
+        tune(root, "--epochs", "2", "--patience", "3")
+
+
+def test_the_best_epoch_is_kept_and_it_stops_when_nothing_gets_better(root, monkeypatch):
+    accuracies, trunks = iter([0.1, 0.6, 0.5, 0.4, 0.9]), []
+
+    def scripted(self):
+        trunks.append(self._trunk())
+        return next(accuracies)
+
+    monkeypatch.setattr(module._Run, "_accuracy", scripted)
+    out = tune(root, "--epochs", "9", "--patience", "2", "--dtype", "bfloat16")
+    assert len(trunks) == 4 and finetuned_record(out)["epoch"] == "2"
+    saved = load_file(out)
+    assert not any(key.startswith("classifier") for key in saved)
+    for key, value in trunks[1].items():
+        assert torch.equal(saved[key], value)
+    assert any(not torch.equal(trunks[1][k], trunks[3][k]) for k in saved)
+    start = build_backbone("mobilenet_v2", "random").network.state_dict()
+    assert not torch.equal(saved["features.0.0.weight"], start["features.0.0.weight"])
+    assert all(v.dtype == start[k].dtype for k, v in saved.items())
+
+
+def test_features_say_that_they_are_fine_tuned_and_are_refused_on_classes_they_know(root, tmp_path):
+    files = {}
+    for split in ("0", "final"):
+        weights = tune(root, "--epochs", "1", split=split)
+        config = ExtractionConfig(backbone="mobilenet_v2", weights=str(weights), input_size=64, device="cpu")
+        files[split] = extract(TOY, data_root=root, config=config)
+        assert files[split] == default_out(root, TOY, config) and "_finetuned_" in files[split].name
+    with FeatureFile(files["0"]) as file:
+        known = file.provenance
+    assert known["finetuned"] == "true" and known["finetuned_fold"] == "split0_val"
+    assert known["pretraining_saw_unseen"] == "no"  # of random weights, which saw nothing, and of these rows
+    np.save(tmp_path / "v.npy", W2V)
+
+    def experiment(split: str, seed: int, select: str = "val"):
+        made = attribute_vectors(str(tmp_path / "v.npy"), list("abcdefgh"))
+        write_attribute_vectors(tmp_path / "v.pkl", made, "", None)
+        inputs = load_inputs("TOY", data_root=root, features=files[split], w2v=tmp_path / "v.pkl")
+        return run_config(inputs, "eszsl", find_method("eszsl").recipe("TOY"), seed=seed, select=select), inputs
+
+    result = run(*experiment("0", 0), tmp_path / "a")
+    row = row_of(result)
+    assert row["finetuned"] == "true" and "fine-tuned on images of seen classes (TOY, split0_val)" in row["notes"]
+    for split, seed in (("0", 1), ("final", 0)):
+        with pytest.raises(UserError, match=r"fine-tuned on .* python finetune.py TOY --split <seed>"):
+            validate(*experiment(split, seed), tmp_path / f"b{split}")
+    run(*experiment("final", 0, "last"), tmp_path / "c")
+
+
+def test_rows_travel_and_are_compared():
+    rows = np.array([0, 5, 11])
+    assert unpack_rows(pack_rows(rows, 13)).tolist() == rows.tolist()
+    known = {"finetuned": "true", "finetuned_dataset": "CUB", "finetuned_rows": pack_rows(rows, 13)}
+    labels = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4])
+    refuse_finetuned(known, "CUB", labels, np.array([1, 4]), np.array([6, 12]))
+    refuse_finetuned(known, "AWA2", labels, np.array([5]), np.array([3]))  # another data set's rows
+    refuse_finetuned({}, "CUB", labels, np.array([5]), np.array([3]))
+    with pytest.raises(UserError, match="2 classes taken for unseen"):
+        refuse_finetuned(known, "CUB", labels, np.array([7]), np.array([3, 9, 12]))
+    with pytest.raises(UserError, match="1 images measured on"):
+        refuse_finetuned(known, "CUB", labels, np.array([5, 7]), np.array([8]))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--split", "x"], "--split x: the number of a validation split"),
+        (["--lr", "0"], "not a number above 0"),
+        (["--out", "here.pth"], "ends in .safetensors"),
+        (["--backbone", "resnet1"], "no backbone 'resnet1'"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(root, flags, said):
+    with pytest.raises(UserError, match=said):
+        command.main(None, ["TOY", "--data-root", str(root), *SMALL, *flags])
+
+
+def test_missing_and_damaged_images_are_named(root):
+    image = root / "TOY/TOY_images/c1/0.jpg"
+    rows, paths = np.array([0, 1, 2]), [image.with_name(f"{i}.jpg") for i in range(90)]
+    config = module.FinetuneConfig(backbone="mobilenet_v2", weights="random", input_size=64, device="cpu")
+    image.write_bytes(b"nothing")
+    m, out = read_metadata(root, TOY), root / "w.safetensors"
+    with pytest.raises(UserError, match="0.jpg could not be read"):
+        module.finetune(TOY, m, rows, paths=paths, fold="final", out=out, config=config)
+    image.unlink()
+    with pytest.raises(UserError, match="1 of the 3 images"):
+        module.finetune(TOY, m, rows, paths=paths, fold="final", out=out, config=config)
+    assert not out.exists()
