@@ -56,8 +56,8 @@ def run_cli(command: str | Callable[..., int | None], *args: Any) -> int:
             raise
         where = "memory of the GPU" if "cuda" in str(error).lower() else "memory"
         return _refuse(
-            f"the {where} is not enough: run again with a smaller --batch-size (or fewer --jobs or --workers), or close "
-            "what else takes it"
+            f"the {where} is not enough: run again with a smaller --batch-size (or fewer --jobs or --workers), or "
+            "close what else takes it"
         )
 
 

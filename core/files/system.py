@@ -9,8 +9,8 @@ try:
     import resource
 except ImportError as error:
     raise UserError(
-        "this program runs on Linux and macOS: it needs their file locks and limits of memory, which this system lacks. "
-        "On Windows use WSL 2 (wsl --install) or a Linux container"
+        "this program runs on Linux and macOS: it needs their file locks and limits of memory, which this system "
+        "lacks. On Windows use WSL 2 (wsl --install) or a Linux container"
     ) from error
 
 __all__ = ["fcntl", "resource"]
