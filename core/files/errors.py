@@ -33,6 +33,7 @@ def run_cli(command: str | Callable[..., int | None], *args: Any) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("torch").setLevel(logging.WARNING)  # it tells of its caches when a program ends
         main = importlib.import_module(command).main if isinstance(command, str) else command
         code = int(main(*args) or 0)
         sys.stdout.flush()
