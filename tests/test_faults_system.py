@@ -101,7 +101,7 @@ def test_names_that_are_no_utf_8_or_hold_a_newline(place: Path) -> None:
 def test_what_another_user_may_not_read_or_write(
     place: Path, closed: str, mode: int, script: str, arguments: list[str], says: str
 ) -> None:
-    """As root permissions refuse nothing, so the command is run as nobody, who reaches the place through its parents."""
+    """As root permissions refuse nothing, so nobody runs the command; the parents are opened to it."""
     for path in [place, *place.rglob("*")]:
         os.chown(path, 65534, 65534)
     os.chmod(place / closed, mode)
