@@ -104,15 +104,15 @@ def mats(folder: Path, compress: bool) -> tuple[bytes, bytes]:
 
 
 def odd_mats() -> list[bytes]:
-    """att_splits.mat as other programs write it: sparse attributes, cells within cells, names as text, a struct beside."""
+    """att_splits.mat as other programs write it: sparse attributes, nested cells, names as text, a struct beside."""
     m, made = metadata(), []
     locs = {key: getattr(m, key)[:, None] + 1 for key in ("trainval_loc", "test_seen_loc", "test_unseen_loc")}
     nested = np.empty((4, 1), dtype=object)
     for i, name in enumerate(m.class_names):
         nested[i, 0] = np.array([[name]], dtype=object)
-    for att, names in ((scipy.sparse.csc_matrix(m.att.T), nested), (m.att, np.array(m.class_names)[:, None])):
+    for att, written in ((scipy.sparse.csc_matrix(m.att.T), nested), (m.att, np.array(m.class_names)[:, None])):
         out = io.BytesIO()
-        scipy.io.savemat(out, {"att": att, "allclasses_names": names, "info": {"by": "x"}, **locs})
+        scipy.io.savemat(out, {"att": att, "allclasses_names": written, "info": {"by": "x"}, **locs})
         made.append(b"MATLAB 5.0 MAT-file".ljust(116) + out.getvalue()[116:])
     return made
 
