@@ -40,8 +40,9 @@ from typing import Any
 import h5py
 import numpy as np
 import scipy.io
+import scipy.sparse
 import torch
-from gensim.models import KeyedVectors
+from gensim.models import KeyedVectors, Word2Vec
 from PIL import Image
 from torch import nn
 
@@ -100,6 +101,20 @@ def mats(folder: Path, compress: bool) -> tuple[bytes, bytes]:
     scipy.io.savemat(second, content, do_compression=compress)
     comment = b"MATLAB 5.0 MAT-file".ljust(116)  # with the time of day otherwise
     return comment + first.getvalue()[116:], comment + second.getvalue()[116:]
+
+
+def odd_mats() -> list[bytes]:
+    """att_splits.mat as other programs write it: sparse attributes, nested cells, names as text, a struct beside."""
+    m, made = metadata(), []
+    locs = {key: getattr(m, key)[:, None] + 1 for key in ("trainval_loc", "test_seen_loc", "test_unseen_loc")}
+    nested = np.empty((4, 1), dtype=object)
+    for i, name in enumerate(m.class_names):
+        nested[i, 0] = np.array([[name]], dtype=object)
+    for att, written in ((scipy.sparse.csc_matrix(m.att.T), nested), (m.att, np.array(m.class_names)[:, None])):
+        out = io.BytesIO()
+        scipy.io.savemat(out, {"att": att, "allclasses_names": written, "info": {"by": "x"}, **locs})
+        made.append(b"MATLAB 5.0 MAT-file".ljust(116) + out.getvalue()[116:])
+    return made
 
 
 def hdf5s(folder: Path) -> tuple[bytes, bytes]:
@@ -185,7 +200,7 @@ def weights() -> list[bytes]:
 
 
 def word_vectors(folder: Path) -> dict[str, list[bytes]]:
-    """GloVe's and word2vec's text, word2vec's binary form, and gensim's pickle, by suffix."""
+    """GloVe's, fastText's and word2vec's text, word2vec's binary form, gensim's pickles and a zip, by suffix."""
     made: dict[str, list[bytes]] = {}
     for size in (300, 2):
         kv = KeyedVectors(size)
@@ -200,6 +215,17 @@ def word_vectors(folder: Path) -> dict[str, list[bytes]]:
                 made.setdefault(suffix, []).append((folder / "w").read_bytes())
         kv.save(str(folder / "w"), separately=[])
         made.setdefault(".kv", []).append((folder / "w").read_bytes())
+    made[".vec"] = made[".txt"][1::2]
+    model = Word2Vec(vector_size=2, min_count=1, workers=1, seed=1)
+    model.build_vocab([["red", "new", "world"]])
+    model.lifecycle_events = None
+    model.wv.lifecycle_events = None
+    model.save(str(folder / "w"), separately=[])
+    made[".model"] = [(folder / "w").read_bytes()]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("glove.txt"), made[".txt"][0])
+    made[".zip"] = [packed.getvalue()]
     body = made[".txt"][1].split(b"\n", 1)[1]
     made[".txt"] *= 2  # so that not most of it is refused as it is
     made[".txt"] += [header + body for header in (b"99999999 0\n", b"-1 -300\n", b"4 2\n", b"999999999999 300\n")]
@@ -266,6 +292,12 @@ def targets(folder: Path) -> dict[str, Target]:
     words = word_vectors(folder)
     small = [pickle.dumps(np.arange(12, dtype=t).reshape(3, 4), p) for t in ("f4", ">f8", "i2") for p in range(6)]
     small.append(pickle.dumps(np.asfortranarray(np.ones((3, 4))), 2))
+    arrays = []
+    for values in (np.ones((4, 5), "f4"), np.asfortranarray(np.ones((4, 5), ">f8")), np.ones((4, 5), "i2")):
+        out = io.BytesIO()
+        np.save(out, values)
+        arrays.append(out.getvalue())
+    odd = odd_mats()
     return {
         "pkl": Target(small, lambda p, _: load_array_pickle(p), ".pkl"),
         "pkl+sidecar": Target([(folder / "v.pkl").read_bytes()], declared, ".pkl", truth=array.tobytes()),
@@ -280,6 +312,8 @@ def targets(folder: Path) -> dict[str, Target]:
         "image": Target(images(), lambda p, _: load_image(p, 32), ".jpg", 1200 << 20),  # 89 megapixels
         "res101": Target(corpus["res101"], lambda p, _: read_mat_files(p, beside["att_splits"], TOY), ".mat"),
         "att_splits": Target(corpus["att_splits"], lambda p, _: read_mat_files(beside["res101"], p, TOY), ".mat"),
+        "odd-mat": Target(odd, lambda p, _: read_mat_files(beside["res101"], p, TOY), ".mat"),
+        "npy": Target(arrays, lambda p, _: vectors.attribute_vectors(str(p), list("abcd")), ".npy"),
         "archive": Target(archives(), unpack, ".tgz"),
         "hdf5": Target([new], features, ".hdf5", truth=features(folder / "new.hdf5", b"")),
         "hdf5-old": Target([old], features, ".hdf5"),

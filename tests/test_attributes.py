@@ -197,7 +197,7 @@ def test_hostile_kv_runs_nothing(tmp_path):
 
 
 def test_missing_and_wrong_sources(tmp_path):
-    with pytest.raises(UserError, match="neither a file"):
+    with pytest.raises(UserError, match="nor is it one of"):
         A.load_words("nowhere.txt", ["red"])
     (tmp_path / "s.txt").write_text("red apples are sweet\n")
     with pytest.raises(UserError, match="no line is a word and numbers"):

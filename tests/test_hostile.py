@@ -462,7 +462,7 @@ def test_the_fuzzer_runs_and_notices_crashes_and_hangs(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("'findings': 0") == 17
+    assert done.stdout.count("'findings': 0") == 22
     broken = (
         "import os, signal, time; from pathlib import Path; import fuzz.fuzz_readers as F; F.SECONDS = 1\n"
         "bad = [lambda p, c: 1 / 0, lambda p, c: os.kill(os.getpid(), signal.SIGSEGV), lambda p, c: time.sleep(9),\n"

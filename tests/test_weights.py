@@ -97,7 +97,7 @@ def test_what_lies_in_torchs_cache_is_compared_with_the_hash_in_its_name(
             "lfs": "version https://git-lfs.github.com/spec/v1",
         }
         path.write_text(text[kind])
-    said = {"empty": "it is empty", "html": "HTML page", "lfs": "LFS pointer"}.get(kind, "hash is not the one")
+    said = {"empty": "it is empty", "html": "web page", "lfs": "LFS pointer"}.get(kind, "hash is not the one")
     with pytest.raises(UserError, match=f"is not what its name says .*{said}.*rm "):
         build_backbone("resnet18")
     if kind == "code":  # an attacker may find a name that fits: still nothing is run

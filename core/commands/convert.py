@@ -13,15 +13,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.commands.parser import Parser
-from core.datasets.registry import DATASETS
-from core.features.convert import LAYOUTS, convert
-from core.features.settings import STORES
 from core.files.errors import run_cli
 
 _log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    # where an error or an interruption of their import is one line
+    from core.datasets.registry import DATASETS
+    from core.features.convert import LAYOUTS, convert
+    from core.features.settings import STORES
+
     parser = Parser(__doc__)
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="feature file to read; it is left as it is")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -23,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        raise UserError(f"{message.removeprefix('argument ')}; {self.prog} --help lists every flag")
+        raise UserError(f"{message.removeprefix('argument ')}; python {sys.argv[0]} --help lists every flag")
 
 
 def whole(at_least: int) -> Callable[[str], int]:

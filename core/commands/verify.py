@@ -10,12 +10,7 @@ import sys
 from pathlib import Path
 
 from core.commands.parser import Parser
-from core.datasets.vectors import load_attribute_vectors
-from core.experiments.results import read_result, verify_run
-from core.features.feature_file import verify
 from core.files.errors import UserError, run_cli
-from core.files.pickles import load_array_pickle
-from core.training.checkpoint import load_checkpoint
 
 
 def check(path: Path) -> int:
@@ -24,6 +19,13 @@ def check(path: Path) -> int:
     Raises:
         UserError: what is wrong with it, or that it is nothing this program writes.
     """
+    # where an error or an interruption of their import is one line
+    from core.datasets.vectors import load_attribute_vectors
+    from core.experiments.results import read_result, verify_run
+    from core.features.feature_file import verify
+    from core.files.pickles import load_array_pickle
+    from core.training.checkpoint import load_checkpoint
+
     if path.is_dir():
         finished = sorted(path.rglob("metrics.json"))
         for found in finished:

@@ -124,7 +124,10 @@ class Metadata:
         if (strangers := np.setdiff1d(tested, seen)).size:
             yield f"the test_seen classes {self._named(strangers)} have no image in trainval"
         if (untested := np.setdiff1d(seen, tested)).size:
-            yield f"the seen classes {self._named(untested)} have no test image, so their accuracy is undefined"
+            yield (
+                f"the seen classes {self._named(untested)} have no test image, so their accuracy is undefined; move "
+                "some of their images from trainval_loc to test_seen_loc"
+            )
         left = np.setdiff1d(np.arange(len(names)), np.concatenate([seen, unseen]))
         if left.size and not self.allow_candidates:
             yield (

@@ -79,8 +79,8 @@ def read_names_file(path: Path | str) -> list[str]:
             if path.stat().st_size > NAMES_LIMIT:
                 raise ValueError(f"more than {NAMES_LIMIT} bytes")
             rows = [line.split(maxsplit=1) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-            if [int(row[0]) for row in rows] != list(range(1, len(rows) + 1)):
-                raise ValueError("lines are not numbered 1, 2, 3, ...")
+            if [int(row[0]) if row[0].isdecimal() else 0 for row in rows] != list(range(1, len(rows) + 1)):
+                raise ValueError("its lines are not `1 name`, `2 name`, `3 name`, ...")
             names = [row[1].strip() for row in rows]
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise unreadable(path, "list of attribute names", error) from error

@@ -24,7 +24,7 @@ from core.datasets.text_vectors import SOURCES, attribute_text, encode_attribute
 from core.files import sandbox
 from core.files.atomic import read_json, sha256_file, write_bytes
 from core.files.errors import UserError
-from core.files.kinds import what_it_is
+from core.files.kinds import missing, what_it_is
 from core.files.pickles import ArrayUnpickler, PickledArray, load_array_pickle
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def load_words(source: str, words: Sequence[str]) -> dict[str, np.ndarray]:
         UserError: unknown name, failed download, missing or damaged file, or a format that is not read.
     """
     if not Path(source).is_file() and source not in MODELS:
-        raise UserError(f"no word vectors {source}: neither a file nor one of {', '.join((*MODELS, *SOURCES))}")
+        raise UserError(f"{missing(source, 'file of word vectors')}, nor is it one of {', '.join((*MODELS, *SOURCES))}")
     path = source if Path(source).is_file() else _downloaded(source)
     found: dict[str, np.ndarray] = sandbox.call(
         "core.datasets.vectors:read_words",
@@ -118,7 +118,7 @@ def read_words(path: str, words: list[str]) -> dict[str, np.ndarray]:
                     raise UserError(f"{path}: the vector of {wanted[token]!r} has {len(vector)} numbers, others {V}")
                 found[wanted[token]] = vector
     if rows < count:
-        raise UserError(f"{path} ends after {rows} vectors, but its header names {count}: it is truncated")
+        raise UserError(f"{path} ends after {rows} vectors, but its header names {count}: truncated; get it again")
     return found
 
 
@@ -279,7 +279,7 @@ def load_attribute_vectors(path: Path | str, K: int) -> np.ndarray:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no attribute vectors at {path}")
+        raise UserError(missing(path, "attribute vectors"))
     vectors = _finite(path, _ready(path), K)
     declared: list[int] = []
     sidecar = path.with_suffix(".json")

@@ -24,6 +24,7 @@ from core.features.feature_file import FeatureFile
 from core.features.regions import RegionFeatures
 from core.files.atomic import read_json, sha256_file
 from core.files.errors import UserError
+from core.files.kinds import missing
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,10 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None) -> Path
     if given is not None:
         if given.is_file():
             return given
-        raise UserError(f"no feature file at {given}. {_unfinished([given])}Make one with: {command} --out {given}")
+        if given.is_dir():
+            raise UserError(f"--features {given} is a folder; name the feature file in it")
+        where = missing(given, "feature file")
+        raise UserError(f"{where}. {_unfinished([given])}Make one with: {command} --out {given}")
     usual, found = paths.feature_file(data_root, dataset), paths.feature_files(data_root, dataset)
     if usual in found:
         return usual

@@ -214,7 +214,8 @@ class FeatureFile:
 
     def _check_finite(self, row: int, maps: np.ndarray) -> None:
         if first_not_finite(maps[None]) is not None:
-            raise UserError(f"{self.path}: row {row}{self._image(row)} holds NaN or infinity")
+            what = f"row {row}{self._image(row)} holds NaN or infinity"
+            raise UserError(f"{self.path}: {what}. Make it anew with: {self.extraction_command()}")
 
     def _image(self, row: int) -> str:
         return f" ({self.image_files[row]})" if self.image_files else ""
@@ -244,6 +245,8 @@ class FeatureFile:
         if isinstance(error, MemoryError):
             return f"too little memory to read {self.path}; close other programs or ask the job for more"
         if isinstance(error, OSError) and error.errno:
+            if error.errno == errno.EISDIR:
+                return f"{self.path} is a folder; name the feature file in it"
             busy = "; close the program that has it open for writing" if error.errno == errno.EAGAIN else ""
             return f"cannot read {self.path}: {os.strerror(error.errno)}{busy}"
         if getattr(self, "_header", None) is not None:

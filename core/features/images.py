@@ -123,6 +123,8 @@ def load_image(path: Path, size: int, resize: int | None = None, interpolation: 
     except UnidentifiedImageError as error:  # its text is the address of an object
         raise ValueError(f"it is {_what_it_is(content)}; what is read: {', '.join(FORMATS)}") from error
     except Exception as error:  # damaged images raise nearly anything
+        if type(error) is ValueError or (isinstance(error, OSError) and error.strerror):
+            raise ValueError(getattr(error, "strerror", None) or str(error)) from error
         reason = str(error).splitlines()[0] if str(error) else ""
         raise ValueError(f"{type(error).__name__}: {reason}") from error
 

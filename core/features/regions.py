@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.files.errors import UserError
+from core.files.system import resource
 
 RESIDENT_BYTES = 8 << 30  # features are held in memory up to this size, the rest is streamed from the file
 _SHARE = 0.6  # of the memory that is free, at most

@@ -25,6 +25,7 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 from core.features.images import Transform
 from core.features.weights import HEADS, fetch_cached, fit_keys, is_weights_file, load_weights, read_state
 from core.files.errors import UserError
+from core.files.kinds import missing
 
 DEMO, TIMM, OPEN_CLIP, RANDOM = "demo", "timm:", "open_clip:", "random"
 DEFAULT_WEIGHTS = "IMAGENET1K_V1"  # what DAZLE and its relatives used; torchvision's DEFAULT is V2, other features
@@ -93,7 +94,7 @@ def build_trunk(name: str, weights: str | None) -> Trunk:
         UserError: unknown names, unreadable files, keys or shapes that do not fit.
     """
     if weights is not None and is_weights_file(weights) and not Path(weights).is_file():
-        raise UserError(f"no weights file at {weights}")
+        raise UserError(missing(weights, "weights file"))
     if name in BUILDERS:
         return BUILDERS[name](weights)
     return _timm(name.removeprefix(TIMM), weights) if name.startswith(TIMM) else _torchvision(name, weights)

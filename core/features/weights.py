@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
+from core.files.kinds import missing, unreadable, what_it_is
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 # where training scripts keep the state dict; an averaged one is what they evaluate, so it comes first
@@ -139,14 +140,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
         UserError: no such file, not a weights file, or one that asks for more than numbers.
     """
     if not path.is_file():
-        raise UserError(f"no weights file at {path}")
+        raise UserError(missing(path, "weights file"))
     if (size := path.stat().st_size) > _LARGEST:
         raise UserError(f"{path} has {size} bytes; no weights file of more than {_LARGEST} is read")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
     except Exception as error:  # a damaged file raises nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is not a readable weights file ({_what_it_is(path) or reason})") from error
+        raise unreadable(path, "weights file", reason) from error
     for key in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             others = [str(k) for k in content if k != key]
@@ -166,17 +167,6 @@ def _unpickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _what_it_is(path: Path) -> str:
-    head = path.read_bytes()[:512] if path.stat().st_size < 1 << 20 else b""
-    if path.stat().st_size == 0:
-        return "it is empty: a download that failed?"
-    if head.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not the file itself: git lfs pull fetches it"
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "it is an HTML page: a download that failed?"
-    return ""
-
-
 def check_hash(path: Path) -> None:
     """Compare a file of torch's cache with the hash in its name, name-<first hex digits of its SHA-256>.pth.
 
@@ -185,7 +175,8 @@ def check_hash(path: Path) -> None:
     """
     match = re.search(r"-([0-9a-f]{8,})\.\w+$", path.name)
     if match and not sha256_file(path).startswith(match[1]):
-        what = _what_it_is(path) or "its hash is not the one in its name"
+        what = what_it_is(path)
+        what = f"it is {what}" if what and what != "a PyTorch file" else "its hash is not the one in its name"
         raise UserError(
             f"{path} is not what its name says ({what}). Delete it, and the next run downloads it again: rm {path}"
         )

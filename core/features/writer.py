@@ -179,7 +179,9 @@ class Writer:
         try:
             yield
         except OSError as error:
-            raise UserError(f"cannot write {self.final}: {error.strerror or error}. Rerun to continue.") from error
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+            way = "Make room and run the same command again: it continues" if full else "Choose another --out"
+            raise UserError(f"cannot write {self.final}: {error.strerror or error}. {way}") from error
 
     def _begin(self, content: FeatureFileMetadata) -> None:
         """Make the file without its rows; become the partial file, or compare every such byte with the one there is."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import glob
 import hashlib
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from core.files.errors import UserError
+from core.files.system import fcntl
 
 log = logging.getLogger(__name__)
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
+import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
+
+LONGEST = 200  # characters of one value in a message; a path may have more, but no piece of it
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "_ALLOC_FAILED")
 
 
 class UserError(Exception):
@@ -14,7 +20,9 @@ class UserError(Exception):
 
 
 def run_cli(command: str | Callable[..., int | None], *args: Any) -> int:
-    """Run a command and turn a :class:`UserError` into a message and exit code 2.
+    """Run a command and turn what a user can mend into a message and exit code 2.
+
+    That is a :class:`UserError`, memory that is not enough, and what the system refuses (a full disk, permissions).
 
     Args:
         command: a module with a function ``main(*args)``, imported here so that an interruption of the import is one
@@ -23,13 +31,53 @@ def run_cli(command: str | Callable[..., int | None], *args: Any) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows its number
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
+        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+        logging.getLogger("torch").setLevel(logging.WARNING)  # it tells of its caches when a program ends
         main = importlib.import_module(command).main if isinstance(command, str) else command
-        return int(main(*args) or 0)
+        code = int(main(*args) or 0)
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
+        return _refuse(str(error))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; run the same command again to continue\n")
         return 130
+    except BrokenPipeError:  # of `| head`: nobody reads on
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return _refuse(f"{where}{error.strerror or error}. Mend that, or choose another place, and run it again")
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        where = "memory of the GPU" if "cuda" in str(error).lower() else "memory"
+        return _refuse(
+            f"the {where} is not enough: run again with a smaller --batch-size (or fewer --jobs or --workers), or "
+            "close what else takes it"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's own, PyTorch's of CUDA, or that of its CPU allocator."""
+    said = f"{type(error).__name__} {error}".lower()
+    return isinstance(error, MemoryError) or any(part.lower() in said for part in _OUT_OF_MEMORY)
+
+
+def _refuse(message: str) -> int:
+    sys.stderr.write(f"error: {legible(message)}\n")
+    return 2
+
+
+def legible(text: str) -> str:
+    """A message as it may go to a terminal: control characters as numbers, endless values cut."""
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
+    return re.sub(
+        rf"[^\s/]{{{LONGEST + 60},}}",  # a file's name has at most 255 bytes
+        lambda found: f"{found[0][: LONGEST - 40]}... ({len(found[0])} characters)",
+        text,
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 from core.files.errors import UserError
@@ -15,7 +17,7 @@ _BEGINNINGS = {
     b"matlab 7.3": "a MATLAB 7.3 file",
     b"matlab 5.0": "a MATLAB 5 file",
     b"\x89hdf\r\n\x1a\n": "an HDF5 file",
-    b"\x93numpy": "a numpy .npy file",
+    b"\x93numpy": "a numpy .npy file: give it that ending",
     b"pk\x03\x04": "a zip archive",
     b"pk\x05\x06": "an empty zip archive",
     b"\x1f\x8b": "a gzip archive",
@@ -28,7 +30,18 @@ _BEGINNINGS = {
     b"\xff\xd8\xff": "a JPEG image",
     b"\x89png": "a PNG image",
     b"\xba\x16\x4f\x2f": "a fastText model",
+    b"{": "a text that begins like JSON",
+    b"#!": "a script",
 }
+# what a damaged file of a kind still looks like: then the damage is the news
+_OWN = {
+    "MATLAB file": "a MATLAB",
+    "weights file": "a PyTorch",
+    "HDF5 file": "an HDF5",
+    "feature file": "an HDF5",
+    "numpy array": "a numpy",
+}
+_NO_FILES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
 
 
 def what_it_is(path: Path | str) -> str:
@@ -48,10 +61,26 @@ def what_it_is(path: Path | str) -> str:
     return next((what for magic, what in _BEGINNINGS.items() if begin.startswith(magic)), "")
 
 
+def missing(path: Path | str, kind: str) -> str:
+    """The beginning of a message about a path where no regular file is: "no weights file at w.pth (it is a folder)"."""
+    why = ""
+    try:
+        mode = stat.S_IFMT(os.stat(path).st_mode)
+        why = f" (it is {_NO_FILES.get(mode, 'not a regular file')})"
+    except OSError as error:
+        if os.path.islink(path):
+            why = " (it is a link that leads nowhere)"
+        elif not isinstance(error, FileNotFoundError) and error.strerror:
+            why = f" ({error.strerror})"
+    return f"no {kind} at {path}{why}"
+
+
 def unreadable(path: Path | str, kind: str, error: Exception | str) -> UserError:
     """The error for a file that is no ``kind`` ("MATLAB file"): what it is where that can be told, else what failed."""
     if isinstance(error, OSError) and error.strerror:
         return UserError(f"cannot read {path}: {error.strerror}")
     detail = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
-    what = f": it is {found}" if (found := what_it_is(path)) else f" ({detail})"
-    return UserError(f"{path} is not a readable {kind}{what}")
+    found = what_it_is(path)
+    if found and not (kind in _OWN and found.startswith(_OWN[kind])):
+        return UserError(f"{path} is not a readable {kind}: it is {found}")
+    return UserError(f"{path} is not a readable {kind} ({detail}). If it is the right file, get it again")

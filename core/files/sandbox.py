@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import resource
 import signal
 import struct
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 
 from core.files.errors import UserError
 from core.files.kinds import unreadable
+from core.files.system import resource
 
 _ANSWER_LIMIT = 1 << 30  # bytes of arrays
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # starts faster

@@ -1,0 +1,155 @@
+"""What the system does to a command: interruptions, terminals, users, full disks, names, other operating systems."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.messages import DRIVER, EXTRACT, FEATURES, IMAGES, NO_FEATURES, TABLES, VERIFY, WORDS, base, image_names, run
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    base(tmp_path)
+    return tmp_path
+
+
+def apart(place: Path, script: str, *arguments: str, before: tuple[str, ...] = (), **environment: str):
+    """Run a script in a process of its own."""
+    command = [*before, sys.executable, str(ROOT / script), *arguments]
+    more = {"cwd": place, "env": ENVIRONMENT | environment, "capture_output": True, "timeout": 120}
+    return subprocess.run(command, **more)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ctrl_c_at_any_moment_is_one_line(place: Path, seed: int) -> None:
+    """During imports, in the threads that decode, between epochs; to the whole group, as a terminal sends it."""
+    commands = [[DRIVER, "--method", "vsmr", "--device", "cpu"], [EXTRACT, *NO_FEATURES, "--device", "cpu"]]
+    script, *arguments = commands[seed % 2]
+    child = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=place,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    time.sleep(random.Random(seed).uniform(0.3, 4))
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    assert "Traceback" not in out + err, err
+    if child.returncode:
+        assert child.returncode == 130 and err.endswith("interrupted; run the same command again to continue\n"), err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
+def test_any_terminal_shows_help_table_and_errors(place: Path, encoding: str) -> None:
+    terminal = {"PYTHONIOENCODING": encoding, "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    for arguments in (["--help"], run("--select", "last"), run("--out", "Grün日本/../\udc80/../../../proc/x")):
+        done = apart(place, DRIVER, *arguments, **terminal)
+        assert done.returncode == (2 if "--out" in arguments else 0), done.stderr
+        assert b"Traceback" not in done.stdout + done.stderr
+    done = apart(place, DRIVER, "--help", **terminal)
+    assert b"usage:" in done.stdout
+
+
+def test_a_pipe_that_nobody_reads_is_no_error(place: Path) -> None:
+    command = f"'{sys.executable}' '{ROOT / DRIVER}' --help | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=place, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout.startswith("usage:") and not done.stderr
+
+
+def test_names_that_are_no_utf_8_or_hold_a_newline(place: Path) -> None:
+    for name in ("w\udcff.hdf5", "two\nlines.hdf5"):
+        os.rename(place / FEATURES, place / name)
+        done = apart(place, DRIVER, *run("--select", "last", "--features", name, "--out", f"r{name}"))
+        assert done.returncode == 0, done.stderr
+        os.rename(place / name, place / FEATURES)
+    (place / IMAGES / image_names()[0]).unlink()
+    done = apart(place, EXTRACT, *NO_FEATURES[:-1], "w\udcff/new.hdf5", "--device", "cpu")
+    assert done.returncode == 2 and b"Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="another user is tried as root only")
+@pytest.mark.parametrize(
+    ("closed", "mode", "script", "arguments", "says"),
+    [
+        (FEATURES, 0, DRIVER, run(), f"cannot read {FEATURES}: Permission denied"),
+        ("data/xlsa17/data/AWA2/att_splits.mat", 0, DRIVER, run(), "att_splits.mat: Permission denied"),
+        ("w2v/AWA2_attribute.pkl", 0, DRIVER, run(), "w2v/AWA2_attribute.pkl: Permission denied"),
+        ("data/xlsa17", 0, DRIVER, run(), "Permission denied"),
+        (".", 0o555, DRIVER, run("--out", "r"), "cannot write results to r"),
+        (".", 0o555, EXTRACT, [*NO_FEATURES, "--device", "cpu"], "cannot write new.hdf5: Permission denied"),
+        (".", 0o555, WORDS, ["--source", "w2v/AWA2_attribute.pkl", "--out", "v.pkl"], "cannot write v.pkl"),
+        (f"{IMAGES}/{image_names()[3]}", 0, EXTRACT, [*NO_FEATURES, "--device", "cpu"], "3.jpg: Permission denied"),
+        (FEATURES, 0, VERIFY, [FEATURES], f"cannot read {FEATURES}: Permission denied"),
+        (".", 0o555, TABLES, ["--collect", "--out", "."], "no finished run"),
+    ],
+)
+def test_what_another_user_may_not_read_or_write(
+    place: Path, closed: str, mode: int, script: str, arguments: list[str], says: str
+) -> None:
+    """As root permissions refuse nothing, so nobody runs the command; the parents are opened to it."""
+    for path in [place, *place.rglob("*")]:
+        os.chown(path, 65534, 65534)
+    os.chmod(place / closed, mode)
+    opened = [p for p in place.parents if p.stat().st_uid == 0 and p.stat().st_mode & 0o7 == 0]
+    modes = [p.stat().st_mode for p in opened]
+    for p in opened:
+        os.chmod(p, 0o755)
+    try:
+        who = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+        home = {"HOME": str(place), "PYTHONDONTWRITEBYTECODE": "1"}
+        probe = subprocess.run([*who, sys.executable, "-c", "import torch"], env=ENVIRONMENT, capture_output=True)
+        if probe.returncode:
+            pytest.skip("another user may not run this Python")
+        done = apart(place, script, *arguments, before=who, **home)
+    finally:
+        for p, old in zip(opened, modes, strict=True):
+            os.chmod(p, old)
+        os.chmod(place / closed, 0o755)
+    said = done.stderr.decode()
+    assert done.returncode == 2 and "Traceback" not in said and says in said and "delete" not in said, said
+
+
+@pytest.mark.parametrize("kilobytes", [16, 300])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing_half_written(place: Path, kilobytes: int) -> None:
+    small = place / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(small)])
+    if mounted.returncode:
+        pytest.skip("a small disk is mounted as root only")
+    try:
+        for script, arguments in ((DRIVER, run("--out", "small/r")), (EXTRACT, [*NO_FEATURES[:-1], "small/f.hdf5"])):
+            done = apart(place, script, *arguments)
+            said = done.stderr.decode()
+            assert done.returncode == 2 and "Traceback" not in said, said
+            assert "No space left on device" in said[said.index("error: ") :]
+            assert not [p for p in small.rglob("*") if p.name.endswith((".tmp", ".lock", "f.hdf5", "metrics.json"))]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("script", [DRIVER, EXTRACT, WORDS, VERIFY, TABLES])
+@pytest.mark.parametrize("module", ["fcntl", "resource"])
+def test_other_operating_systems_are_told_which_ones_it_runs_on(place: Path, script: str, module: str) -> None:
+    arguments = ["x"] if script == VERIFY else ["--collect"] if script == TABLES else []
+    program = (
+        f"import sys; sys.modules[{module!r}] = None; sys.argv = [{script!r}, *{arguments!r}]\n"
+        f"import runpy; runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=place, env=ENVIRONMENT, capture_output=True, text=True)
+    said = done.stderr
+    assert done.returncode == 2 and said.startswith("error: this program runs on Linux and macOS"), said
