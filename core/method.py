@@ -17,7 +17,7 @@ import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -400,8 +400,3 @@ def with_settings(recipe: Any, settings: Mapping[str, Any]) -> Any:
         if f.name in settings:
             check_value(f, settings[f.name])
     return replace(recipe, **settings)
-
-
-def as_dict(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain values, for a run's identity."""
-    return asdict(recipe)

@@ -8,6 +8,7 @@ import logging
 import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from core.commands.parser import Parser
 from core.datasets import paths
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
-from core.method import as_dict, find_method, methods, with_settings
+from core.method import find_method, methods, with_settings
 
 if TYPE_CHECKING:
     from core.experiments.inputs import Inputs
@@ -196,4 +197,4 @@ def _compare(path: Path, repeated: dict[str, Any], now: dict[str, Any]) -> None:
 
 def as_dict_of(recipe: Any) -> dict[str, Any]:
     """A recipe as plain values, if it is not yet."""
-    return recipe if isinstance(recipe, dict) else as_dict(recipe)
+    return recipe if isinstance(recipe, dict) else asdict(recipe)

@@ -11,7 +11,7 @@ from typing import Any
 
 import core
 from core.experiments.inputs import Inputs
-from core.method import as_dict, epochs_of, find_method
+from core.method import epochs_of, find_method
 
 ROOT = Path(core.__file__).resolve().parent
 # Modules that cannot change a number of a run. The list names what may be left out, so that a file nobody thought of
@@ -94,7 +94,7 @@ class RunConfig:
     code: str
     method_code: str
 
-    def as_dict(self) -> dict[str, Any]:
+    def asdict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
@@ -110,7 +110,7 @@ def run_config(
         seed=seed,
         select=select,
         epochs=epochs_of(recipe) if epochs is None else epochs,
-        recipe=as_dict(recipe),
+        recipe=asdict(recipe),
         features=dict(inputs.provenance),
         features_sha256=inputs.features_sha256,
         vectors_sha256=inputs.vectors_sha256,

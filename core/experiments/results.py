@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
 from core.files.atomic import atomic_path, read_json, sha256_file, write_bytes
 from core.files.errors import UserError
-from core.method import Method, as_dict, epochs_of, find_method
+from core.method import Method, epochs_of, find_method
 from core.training.checkpoint import save_checkpoint
 from core.training.evaluation import calibration_curve, compact, per_class_accuracy, predict
 from core.training.folds import Fold
@@ -215,7 +216,7 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
     registered = find_method(config["method"])
     published = registered.recipe(config["dataset"])
     planned = epochs_of(published)
-    changed = {k: v for k, v in config["recipe"].items() if as_dict(published).get(k) != v}
+    changed = {k: v for k, v in config["recipe"].items() if asdict(published).get(k) != v}
     provenance = config["features"]
     row: dict[str, Any] = {
         "dataset": config["dataset"],
