@@ -32,7 +32,6 @@ from core.files.errors import UserError
 Losses = dict[str, Tensor]
 
 
-# ---------------------------------------------------------------------------------------------- what a model is given
 @dataclass(frozen=True)
 class ClassSpace:
     """The classes a model knows: all that may be known about unseen classes is their attributes."""
@@ -65,7 +64,6 @@ class Images(Protocol):
         """Mean length of the regions before they were made unit vectors."""
 
 
-# ------------------------------------------------------------------------------------------------- what a model gives
 @dataclass(frozen=True)
 class AttentionOutput:
     """What the attention found in a batch."""
@@ -110,7 +108,6 @@ class ZeroShotModel(nn.Module, ABC):
         """
 
 
-# ---------------------------------------------------------------------------------------------------- how it is trained
 @dataclass(frozen=True)
 class Batches:
     """How rows are drawn. An epoch is ``steps`` batches (None: as many as cover the training images once)."""
@@ -191,7 +188,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-# -------------------------------------------------------------------------------------------------- hyper-parameters
 def hp(
     default: Any,
     help: str,
@@ -275,7 +271,6 @@ def parse_value(recipe: type[Any], name: str, text: str) -> Any:
     return value
 
 
-# ---------------------------------------------------------------------------------------------------------- registry
 Build = Callable[[Any, ClassSpace, tuple[int, int], int, int], Method]
 
 

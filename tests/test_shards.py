@@ -25,7 +25,7 @@ from core.features.shards import Shard, local_rank, parse_shard, shard_of_enviro
 from core.files.atomic import Lock
 from core.files.errors import UserError
 from tests.helpers import ROOT
-from tests.test_extraction import TINY, make_data
+from tests.helpers_features import TINY, make_data
 
 FLAGS = ["--backbone", "squeezenet1_1", "--weights", "random", "--batch-size", "4", "--input-size", "64"]
 

@@ -94,7 +94,7 @@ class RunConfig:
     code: str
     method_code: str
 
-    def asdict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """Plain values."""
         return asdict(self)
 
