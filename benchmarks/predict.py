@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from core.features.backbones import build_backbone
 from core.features.settings import BATCH_SIZE, ExtractionConfig
 from core.inference.predictor import Predictor, find_images
 from core.inference.trained import Trained, build_model
-from core.method import ClassSpace, as_dict, find_method
+from core.method import ClassSpace, find_method
 
 K, C, SEEN, V = 312, 200, 150, 300  # CUB's
 
@@ -51,7 +52,7 @@ def made_up(args: argparse.Namespace) -> Predictor:
         w2v=torch.randn(K, V, generator=generator),
     )
     config = {"dataset": "CUB", "method": args.method, "seed": 0, "epochs": 1}
-    recipe = as_dict(find_method(args.method).recipe("CUB"))
+    recipe = asdict(find_method(args.method).recipe("CUB"))
     trained = Trained(
         model=build_model(config, recipe, space, (h * w, D)).eval(),
         space=space,
