@@ -31,6 +31,9 @@ _OPSET = 18
 class Head(nn.Module):
     """Map (B,D,h,w) of the backbone to scores (B,C) with γ, of the classes that are offered, in their order."""
 
+    offered: Tensor
+    gamma: Tensor
+
     def __init__(self, trained: Trained) -> None:
         super().__init__()
         self.model, self.added = trained.model, trained.added
@@ -51,6 +54,9 @@ class Head(nn.Module):
 
 class Whole(nn.Module):
     """Pixels (B,S,S,3), uint8, to scores (B,C)."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
