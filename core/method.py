@@ -260,16 +260,7 @@ def parse_value(recipe: type[Any], name: str, text: str) -> Any:
     if optional and text.lower() == "none":
         return None
     if kind is bool:
-        known = {
-            "1": True,
-            "on": True,
-            "true": True,
-            "yes": True,
-            "0": False,
-            "off": False,
-            "false": False,
-            "no": False,
-        }
+        known = {**dict.fromkeys(("1", "on", "true", "yes"), True), **dict.fromkeys(("0", "off", "false", "no"), False)}
         if text.lower() not in known:
             raise UserError(f"{flag_of(name)} {text}: on or off is needed")
         return known[text.lower()]
