@@ -83,16 +83,19 @@ def rows(args: argparse.Namespace) -> list[Row]:
         done = {"bare": 0, "ours": 0}
         list(model.predict_all(images[:BATCH_SIZE]))  # what the first takes does not count
 
-        def bare(count: int) -> int:
-            for _ in range(-(-count // BATCH_SIZE)):
+        def bare(some: list[Path]) -> int:
+            batches = -(-len(some) // BATCH_SIZE)
+            for _ in range(batches):
                 model.network(batch)
-            return -(-count // BATCH_SIZE) * BATCH_SIZE
+            return batches * BATCH_SIZE
+
+        def ours(some: list[Path]) -> int:
+            return sum(not answer.error for answer in model.predict_all(some))
 
         for start in range(0, len(images), turn):
-            some = images[start : start + turn]
-            for name in done:
+            for name, work in (("bare", bare), ("ours", ours)):
                 clock, cpu = time.perf_counter(), time.process_time()
-                done[name] += bare(len(some)) if name == "bare" else len([*model.predict_all(some)])
+                done[name] += work(images[start : start + turn])
                 spent[name][0] += time.perf_counter() - clock
                 spent[name][1] += time.process_time() - cpu
     speed = {name: [done[name] / seconds for seconds in spent[name]] for name in spent}

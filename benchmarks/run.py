@@ -22,6 +22,7 @@ JOBS: tuple[tuple[str, ...], ...] = (  # module, flags
     ("feature_reading",),
     ("extraction",),
     ("extraction", "--dtype", "bfloat16"),
+    ("predict", "--images", "256"),
     ("growth",),
     ("gpu",),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,11 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.io import savemat
 
 import core
 from core.commands.predict import header
 from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS
+from core.datasets.xlsa17 import read_metadata
 from core.experiments.inputs import Inputs, load_inputs
 from core.features.images import load_image
 from core.files.errors import UserError
@@ -28,7 +29,7 @@ from core.inference.predictor import Predictor, find_images
 from core.method import AttentionOutput
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.loop import class_scores
-from tests.helpers import ROOT, refused, run_apart, run_here, weights_file, word_vectors
+from tests.helpers import ROOT, cells, extraction, refused, run_apart, run_here, weights_file, word_vectors
 from tests.helpers_xlsa17 import Maker
 
 SHORT = {  # flags with which a method takes seconds
@@ -113,49 +114,57 @@ def test_predictions_are_those_of_the_runs_own_evaluation(there: Made, method: s
     assert (stored["labels"] == m.labels[rows]).all()
 
 
-@pytest.mark.parametrize("method", ["vsmr", "dazle", "eszsl"])
-def test_real_photographs_score_as_in_the_evaluation(shared: Path, tmp_path: Path, method: str) -> None:
-    weights = shared / "weights" / "mobilenet_v2_imagenet1k.safetensors"
-    root = shared / "mini_cub"
-    if not (weights.is_file() and root.is_dir()):
-        pytest.skip("the shared real data are not beside the repository")
-    place = tmp_path
-    subset = small_cub(root, place / "data")
-    sources = ("--source", shared / "w2v" / "CUB_attribute.pkl", "--attributes", shared / "attributes" / "CUB")
-    for script, flags in (
-        (word_vectors("CUB"), ("--data-root", subset, *sources, "--out", place / "v.pkl")),
-        (
-            "extract_feature/extract_feature_map_ResNet_101_CUB.py",
-            ("--data-root", subset, "--backbone", "mobilenet_v2", "--weights", weights, "--input-size", "96",
-             "--out", place / "f.hdf5"),
-        ),
-        (
-            "CUB50_ours.py",
-            ("--data-root", subset, "--features", place / "f.hdf5", "--w2v", place / "v.pkl", "--method", method,
-             *SHORT[method]),
-        ),
-    ):  # fmt: skip
-        code, _, err = run_here(place, script, *map(str, flags))
-        assert code == 0, err
-    (run,) = place.glob("results/CUB/*/*/seed0")
-    inputs = load_inputs("CUB", data_root=subset, features=place / "f.hdf5", w2v=place / "v.pkl")
-    m = inputs.metadata
-    rows = np.concatenate([m.test_seen_loc[:50], m.test_unseen_loc[:50]])
-    assert len(rows) == 100
-    paths, _ = resolve_images(image_folder(subset, DATASETS["CUB"]), [m.image_files[r] for r in rows])
-    model = core.load(run, weights=weights, device="cpu")
-    own = model.trained.calibrated(class_scores(model.trained.model, inputs.features, rows))
-    found = scores_by_name(model, paths)
-    assert np.abs(own - found).max() <= 1e-5 * (own.max() - own.min())
-    assert (own.argmax(axis=1) == found.argmax(axis=1)).all()
-
-
 def small_cub(root: Path, out: Path) -> Path:
-    """A view of mini_cub: its images and its split files; extraction at 96 pixels makes it quick."""
-    out.mkdir()
-    for name in ("CUB", "xlsa17"):
-        shutil.copytree(root / name, out / name, copy_function=os.symlink)
+    """A data root with 190 photographs of mini_cub: 10 classes seen and 5 not."""
+    m = read_metadata(root, DATASETS["CUB"])
+    kept, chosen = [*m.seen[:10], *m.unseen[:5]], {}
+    for key, count in (("trainval_loc", 8), ("test_seen_loc", 6), ("test_unseen_loc", 10)):
+        loc = getattr(m, key)
+        chosen[key] = np.concatenate([loc[m.labels[loc] == c][:count] for c in kept])
+    rows = np.concatenate([*chosen.values()])
+    place = out / "xlsa17" / "data" / "CUB"
+    place.mkdir(parents=True)
+    (out / "CUB").symlink_to(root / "CUB")
+    number = {c: k + 1 for k, c in enumerate(kept)}
+    files = cells([f"/x/CUB_200_2011/{m.image_files[r]}" for r in rows])
+    labels = np.array([[number[y]] for y in m.labels[rows]])
+    savemat(place / "res101.mat", {"image_files": files, "labels": labels})
+    splits = {key: np.flatnonzero(np.isin(rows, loc))[:, None] + 1 for key, loc in chosen.items()}
+    names = cells([m.class_names[c] for c in kept])
+    att = {"att": m.att[kept].T, "original_att": m.original_att[kept].T}
+    savemat(place / "att_splits.mat", {"allclasses_names": names, **att, **splits})
     return out
+
+
+def test_real_photographs_score_as_in_the_evaluation(shared: Path, tmp_path: Path) -> None:
+    weights = shared / "weights" / "mobilenet_v2_imagenet1k.safetensors"
+    if not weights.is_file():
+        pytest.skip("the shared real data are not beside the repository")
+    root = small_cub(shared / "mini_cub", tmp_path / "data")
+    names = ("--source", shared / "w2v" / "CUB_attribute.pkl", "--attributes", shared / "attributes" / "CUB")
+    flags = ("--data-root", root, "--w2v", tmp_path / "v.pkl", "--features", tmp_path / "f.hdf5")
+    for script, more in (
+        (word_vectors("CUB"), ("--data-root", root, *names, "--out", tmp_path / "v.pkl")),
+        (
+            extraction("CUB"),
+            ("--data-root", root, "--backbone", "mobilenet_v2", "--weights", weights, "--out", tmp_path / "f.hdf5"),
+        ),
+        *(("CUB50_ours.py", (*flags, "--method", method, *SHORT[method])) for method in ("vsmr", "eszsl")),
+    ):
+        code, _, err = run_here(tmp_path, script, *more)
+        assert code == 0, err
+    inputs = load_inputs("CUB", data_root=root, features=tmp_path / "f.hdf5", w2v=tmp_path / "v.pkl")
+    m = inputs.metadata
+    rows = np.concatenate([m.test_seen_loc[:50], m.test_unseen_loc])
+    assert len(rows) == 100
+    paths, _ = resolve_images(image_folder(root, DATASETS["CUB"]), [m.image_files[r] for r in rows])
+    for method in ("vsmr", "eszsl"):
+        (run,) = tmp_path.glob(f"results/CUB/*/{method}/seed0")
+        model = core.load(run, weights=weights, device="cpu")
+        own = model.trained.calibrated(class_scores(model.trained.model, inputs.features, rows))
+        found = scores_by_name(model, paths)
+        assert np.abs(own - found).max() <= 1e-5 * (own.max() - own.min())
+        assert (own.argmax(axis=1) == found.argmax(axis=1)).all()
 
 
 def test_without_the_rounding_or_the_right_gamma_it_would_be_noticed(there: Made) -> None:
