@@ -71,7 +71,7 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     part = PARTS[source]
     counts = DATASETS[run].counts
     assert counts is not None
-    code, out, err = run_here(place, script, *flags, "--method", method, "--seeds", "1", *SHORT[method])
+    code, out, err = run_here(place, script, *flags, "--method", method, "--seeds", "1", "--page", *SHORT[method])
     assert code == 0, err
 
     (folder,) = (place / "results" / run).glob(f"*/{method}")  # the folder between names the features
@@ -92,6 +92,9 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     assert sum(note in line for line in (out + err).splitlines()) == 1  # said, and not twice
     table = (folder / "table.md").read_text()
     assert table in out
+    page = folder / "page"
+    assert f"page: {page.relative_to(place)}" in out and (page / "index.html").is_file()
+    assert 0 < len(list((page / "images").glob("*.jpg"))) <= 200
     heading = table.splitlines()[0]
     assert all(said in heading for said in (run, method, part.backbone, f"{part.grid[1]}x{part.grid[2]}"))
     row = next(line for line in table.splitlines() if re.match(rf"\| (\*\*)?{method}[ *]", line))

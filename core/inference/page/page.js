@@ -310,11 +310,13 @@ function renderSaving() {
 }
 
 /* --------------------------------------------------------------------------------------------------- the gallery */
-const FILTERS = { all: () => true, wrong: (i) => i.truth !== null && predicted(i).number !== i.truth, right: (i) => i.truth !== null && predicted(i).number === i.truth };
+/* named wrongly, where the right name was among those offered */
+const wrongly = (i) => i.truth !== null && predicted(i).number !== i.truth && (state.among === "all" || M.classes[i.truth].side === state.among);
+const FILTERS = { all: () => true, wrong: wrongly, right: (i) => i.truth !== null && predicted(i).number === i.truth };
 function list() {
   const chosen = FILTERS[byId("filter").value] || ((i) => `class ${i.truth}` === byId("filter").value);
   byId("gallery").replaceChildren(...M.images.filter(chosen).map((image) => {
-    const c = predicted(image), wrong = image.truth !== null && c.number !== image.truth;
+    const c = predicted(image), wrong = wrongly(image);
     return el("li", {}, el("button", { "data-image": image.number, className: wrong ? "wrong" : "", title: nameOf(image), ariaCurrent: String(image === state.image), onclick: () => choose(image) },
       el("img", { loading: "lazy", alt: `${nameOf(image)}, predicted ${c.name}${wrong ? ", wrong" : ""}`, src: fileOf(image, "jpg") })));
   }));
