@@ -162,7 +162,12 @@ def uses(code: ast.Module) -> Iterator[tuple[str, int]]:
 
 
 def test_library_code_leaves_alone_what_belongs_to_the_program() -> None:
-    found = [f"{p.relative_to(ROOT)}:{line} {what}" for p in MODULES.values() for what, line in uses(tree(p))]
+    found = [
+        f"{path.relative_to(ROOT)}:{line} {what}"
+        for name, path in MODULES.items()
+        for what, line in uses(tree(path))
+        if not (what == "sys.argv" and inside(name, "core.commands"))  # a command is what reads it
+    ]
     assert not found, "\n".join(found)
 
 

@@ -71,7 +71,7 @@ def test_help_loads_no_heavy_package(helps: dict, script: str) -> None:
 def test_help_is_answered_at_once(helps: dict, script: str) -> None:
     code, _, seconds, printed = helps[script]
     assert code == 0 and printed
-    assert seconds < max(1.0, helps["torch"])  # beyond the import of PyTorch
+    assert seconds < max(1.5, 2 * helps["torch"])  # beyond the import of PyTorch, on a busy machine too
 
 
 def refused_in_one_sentence(place: Path, script: str, flag: str, *arguments: str) -> None:

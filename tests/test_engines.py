@@ -19,7 +19,7 @@ from core.experiments import engines, sweep
 from core.experiments.engines import KILLED, LocalEngine, SlurmEngine, Task, sbatch_script
 from core.files.atomic import Lock
 from core.files.errors import UserError
-from core.reporting.tables import read_summary
+from core.reporting.rows import read_summary
 from tests.helpers_xlsa17 import tiny_features
 
 

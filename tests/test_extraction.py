@@ -23,14 +23,12 @@ from torchvision import transforms
 from core.commands.extract import main
 from core.datasets.registry import CUB, DEMO
 from core.datasets.xlsa17 import read_metadata
-from core.features import extraction
 from core.features.backbones import build_backbone, file_form
 from core.features.devices import resolve_device
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
 from core.features.images import Normaliser, load_image
 from core.features.settings import ExtractionConfig
-from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
 from tests.helpers_features import TINY, make_data
 
@@ -224,20 +222,6 @@ def test_to_metadata_of_another_data_set_is_refused(tmp_path: Path) -> None:
         assert len(file.to_metadata(DEMO).class_names) == 6
         with pytest.raises(UserError, match="features of DEMO"):
             file.to_metadata(replace(DEMO, name="OTHER", source="OTHER"))
-
-
-def test_a_range_of_rows_at_a_time_gives_the_same_file(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "data")
-    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
-    job = extraction._prepare(DEMO, data, TINY, None)
-    content = FeatureFileMetadata(job.metadata, job.provenance)
-    with Writer(tmp_path / "f.hdf5", content, job.network.shape) as writer:
-        for rows in (range(20, 36), range(0, 8), range(8, 20)):
-            assert not extraction._run(writer, job, rows)
-        with pytest.raises(ValueError, match="begin at a batch"):
-            extraction._run(writer, job, range(2, 8))
-        writer.finish()
-    assert (tmp_path / "f.hdf5").read_bytes() == clean.read_bytes()
 
 
 def test_a_limit_is_what_the_progress_counts_and_changes_no_byte(

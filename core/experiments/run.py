@@ -109,6 +109,9 @@ def choose(config: RunConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
         row: dict[str, Any] = {"epoch": 0} | {f"set_{k}": v for k, v in setting.items()}
         measure(row)
         history.append(row)
+    if not any("val_AUSUC" in r for r in history):  # a closed form without settings to choose among: one row
+        history.append({"epoch": 0})
+        measure(history[-1])
     results.write_history(out / "history_validation.csv", history)
     best = max((r for r in history if "val_AUSUC" in r), key=lambda r: r["val_AUSUC"])
     # from the history alone: what a resumed run did not measure itself must be chosen from too
