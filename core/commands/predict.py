@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
-import importlib.util
 import json
 import logging
 import sys
@@ -59,8 +57,11 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         raise UserError("no image given: name photographs or folders behind the run")
     if args.with_backbone and args.export is None:
         raise UserError("--with-backbone belongs to --export FILE.onnx")
-    if args.explain and importlib.util.find_spec("core.inference.page") is None:
-        raise UserError("--explain: this version has no page yet; --out and --json hold the same answers")
+    if args.explain and args.add_classes:
+        raise UserError(
+            "--explain shows the run's own classes, and its page has a form that adds one; leave --add-classes out, or "
+            "write the answers with --out"
+        )
 
     import core  # what parsing and --help do not need: torch takes seconds
     from core.inference.predictor import find_images
@@ -194,7 +195,8 @@ def said(answer: Prediction) -> Iterator[str]:
 
 def _explain(model: Predictor, images: list[Path], folder: Path) -> None:
     """The page of the images that could be read."""
-    page: Any = importlib.import_module("core.inference.page")
+    from core.inference import page
+
     items = [page.Item(picture=path, x=x.cpu()) for path, x in model.regions_of(images[: page.IMAGES])]
     _, h, w = model.network.shape
     index = page.write_page(model.trained, items, folder, grid=(h, w), transform=model.network.transform)
