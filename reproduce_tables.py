@@ -1,4 +1,4 @@
-"""Reproduce every table: data sets x methods x seeds -> results/summary.csv -> results/tables.md, README.md, figures.
+"""Reproduce every table: data sets x methods x seeds -> results/summary.csv -> tables and figures.
 
     python reproduce_tables.py                                  # AWA2, CUB, SUN from data/
     python reproduce_tables.py --demo                           # the drawn data set, no download
