@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from core.losses import classification_losses, margins
 from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, ZeroShotModel, hp, method, seeded
-from core.preparation import prepared_attributes
+from core.preparation import Describer, prepared_attributes
 
 _NARROW = 600  # columns, measured: 255 and 306 gain, 936 loses
 
@@ -134,6 +134,10 @@ class DAZLE(ZeroShotModel):
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) without the margin m: calibration is applied by the evaluation."""
         return self.evidence(x, self.attend(x)) @ self.z.T
+
+    def describer(self, space: ClassSpace) -> Describer:
+        """Descriptions become z as the class attributes did."""
+        return Describer.of(space.att, space.seen, root=self.recipe.prepared, centre=self.recipe.prepared)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """w∘e (B,K)."""

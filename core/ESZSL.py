@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.method import AttentionOutput, ClassSpace, Images, Method, ZeroShotModel, hp, method
-from core.preparation import prepared_attributes, signed_root
+from core.preparation import Describer, prepared_attributes, signed_root
 
 GRID = tuple(10.0**power for power in range(-3, 4))  # the paper's range
 
@@ -79,6 +79,10 @@ class ESZSL(ZeroShotModel):
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) for regions x (B,R,D)."""
         return self.inputs(x.mean(dim=1)) @ self.W @ self.z.T
+
+    def describer(self, space: ClassSpace) -> Describer:
+        """Descriptions become z as the class attributes did."""
+        return Describer.of(space.att, space.seen, root=self.recipe.prepared, centre=self.recipe.prepared)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """x W (B,K)."""

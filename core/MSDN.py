@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from core.DAZLE import region_products
 from core.losses import classification_losses, margins
 from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, ZeroShotModel, hp, method, seeded
+from core.preparation import Describer
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ class MSDN(ZeroShotModel):
         """(B,C), both branches fused, without the margin m: calibration is applied by the evaluation."""
         s1, s2 = self.branch_scores(x)
         return self.recipe.fusion * s1 + (1 - self.recipe.fusion) * s2
+
+    def describer(self, space: ClassSpace) -> Describer:
+        """Descriptions become z as the class attributes did."""
+        return Describer.of(space.att, space.seen, root=False, centre=False)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """Both branches' attribute scores, fused: (B,K)."""

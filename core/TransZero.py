@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from core.files.errors import UserError
 from core.losses import classification_losses, margins
 from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, ZeroShotModel, hp, method, seeded
+from core.preparation import Describer
 
 _FREQUENCIES = 8  # of the sinusoids of each of the four numbers of a pair of regions
 _WAVELENGTH = 1000.0  # ratio of the longest to the shortest (Hu et al.)
@@ -206,6 +207,10 @@ class TransZero(ZeroShotModel):
         psi = self.attend(x).e
         assert psi is not None
         return psi
+
+    def describer(self, space: ClassSpace) -> Describer:
+        """Descriptions become z as the class attributes did."""
+        return Describer.of(space.att, space.seen, root=False, centre=False)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:
         """ψ (B,K)."""

@@ -24,7 +24,7 @@ B images · R regions · D channels · K attributes · C classes (S seen) · V w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import cos, pi
 
 import torch
@@ -44,7 +44,7 @@ from core.method import (
     method,
     seeded,
 )
-from core.preparation import prepared_attributes, ridge_weights, shrunk_whitening, signed_root
+from core.preparation import Describer, prepared_attributes, ridge_factors, ridge_weights, shrunk_whitening, signed_root
 
 _START = 0.05  # root mean square of W1 at the start; s1 does not depend on it, only how far a step of AdamW moves W1
 
@@ -175,6 +175,26 @@ class VSMR(ZeroShotModel):
         assert a is not None and a.e is not None and self.attention.W1 is not None
         e = a.e - self.attention.v @ (self.attention.W1 @ self.x_mean)  # (B,K)
         return self.recipe.alpha * F.normalize(a.w * e, dim=1)
+
+    def resemblance(self, x: Tensor, a: AttentionOutput | None) -> tuple[Tensor, Tensor] | None:
+        """s2 as a sum over seen classes: h_s = β α f·P M_s, mixture_cs = weights_cs / |Σ_s weights_cs P M_s|."""
+        if self.E is not None:
+            return None
+        assert a is not None
+        means = self.class_means @ self.P.T  # (S,d)
+        f = F.normalize(self.pooled(x, a) @ self.P.T, dim=1)  # (B,d)
+        length = (self.ridge_weights @ means).norm(dim=1, keepdim=True).clamp_min(1e-12)  # (C,1)
+        return self.recipe.beta * self.recipe.alpha * f @ means.T, self.ridge_weights / length
+
+    def describer(self, space: ClassSpace) -> Describer | None:
+        """Descriptions become z̃ and a mixture as the class attributes did; E learned by gradient does not split."""
+        if self.E is not None:
+            return None
+        r = self.recipe
+        plain = Describer.of(space.att, space.seen, root=r.root_attributes, centre=r.centre_attributes)
+        known = self.z[self.seen]  # (S,K)
+        means = self.class_means @ self.P.T  # (S,d)
+        return replace(plain, B=ridge_factors(known, r.ridge).to(known.dtype), gram=means @ means.T)
 
     @torch.no_grad()
     def describe_classes(self, classes: Tensor) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
+from core.preparation import Describer
 
 Losses = dict[str, Tensor]
 
@@ -95,17 +96,19 @@ class ZeroShotModel(nn.Module, ABC):
         return None
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:
-        """g (B,K): Σ_i g_i z_ci is the part of the score of class c that its attributes speak for, z being the model's.
+        """g (B,K) from what :meth:`attend` found: Σ_i g_i z_ci is what attributes add to class c; None: no split."""
+        return None
 
-        Args: a is what :meth:`attend` found in x. None is returned where scores do not split over attributes.
-        """
+    def resemblance(self, x: Tensor, a: AttentionOutput | None) -> tuple[Tensor, Tensor] | None:
+        """h (B,S) and mixture (C,S): Σ_s h_s mixture_cs is what seen classes add to class c; None: nothing."""
+        return None
+
+    def describer(self, space: ClassSpace) -> Describer | None:
+        """What gives classes described anew the z and mixture of the two parts; None where scores do not split."""
         return None
 
     def describe_classes(self, classes: Tensor) -> None:
-        """Fill what the model keeps of classes (A,) beside their rows of attributes, from those rows alone.
-
-        For classes that were added after training; a model that keeps nothing else need not override it.
-        """
+        """Fill what the model keeps of classes (A,) that were added after training, from their attributes alone."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,7 @@ class Batches:
     """How rows are drawn. An epoch is ``steps`` batches (None: as many as cover the training images once)."""
 
     size: int
-    balanced: bool = (
-        False  # a batch has one image of each of ``size`` different classes; else every image once an epoch
-    )
+    balanced: bool = False  # one image of each of ``size`` different classes; else every image once an epoch
     steps: int | None = None
     classes: int | None = None  # with per_class: batches of that many classes x images (drawn with replacement)
     per_class: int = 0

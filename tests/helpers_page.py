@@ -30,7 +30,9 @@ HOSTILE = [
 def made(name="vsmr", names=None, n=12, **settings):
     """A model over 7 seen and 4 unseen classes, and images of each class."""
     g = torch.Generator().manual_seed(0)
-    att = torch.rand(11, 7, generator=g, dtype=torch.float64)
+    att = (
+        torch.rand(11, 7, generator=g, dtype=torch.float64) - 0.2
+    )  # a few below 0, as descriptions of one's own may be
     space = ClassSpace(att, torch.arange(7), torch.arange(7, 11), torch.randn(7, 5, generator=g))
     trained = trained_on(space, name, **({"beta": 0.5} if name == "vsmr" else {}) | settings)
     trained.model.float()

@@ -229,7 +229,7 @@ def test_key_points_are_hit_or_missed(opened):
 
 
 def test_a_method_that_does_not_split_shows_its_ranking(opened):
-    trained, items = made("eszsl")
+    trained, items = made("vsmr-staged")
     browser = opened(trained, items)
     assert "do not split" in browser.find_element("id", "reasons").text
     assert not browser.find_element("id", "whatif").is_displayed()

@@ -35,8 +35,9 @@ from torch import Tensor
 from core.features.images import Transform, load_image
 from core.files.atomic import fsync, fsync_folder
 from core.files.errors import UserError
-from core.inference.explain import Describer, Explanation, describer_of, explain
+from core.inference.explain import Explanation, describer_of, explain
 from core.inference.trained import Trained
+from core.preparation import Describer
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ const Model = (function () {
   }));
   const lowest = att.reduce((a, b) => Math.min(a, b), 0) < 0 ? -100 : 0;
 
-  const f = (v) => (root ? Math.sqrt(Math.max(v, 0)) : v);
+  const f = (v) => (root ? Math.sign(v) * Math.sqrt(Math.abs(v)) : v);
   function dot(a, b) {
     let sum = 0;
     for (let i = 0; i < a.length; i++) sum += a[i] * b[i];
