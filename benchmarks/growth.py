@@ -42,7 +42,7 @@ from benchmarks.common import (
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as ESZSLRecipe
 from core.preparation import prepared_attributes, ridge_weights
-from core.training.evaluation import compact, evaluate, metrics_from_compact
+from core.training.evaluation import ScoredImages, compact, evaluate, metrics_from_compact
 
 BASE = Shape("growth", K=64, C=200, unseen=50, B=16, R=16, D=64, V=32)
 CLASSES = (200, 2000, 10_000, 20_000)
@@ -80,7 +80,10 @@ def evaluation_with_classes(classes: int) -> Work:
     """All metrics from scores of 1,000 images, whatever the number of classes."""
     scores, of_seen, _, of_unseen = scores_of(500, classes)
     seen, rest = np.unique(of_seen), np.unique(of_unseen)  # those that have images
-    return lambda: evaluate(scores, of_seen, scores, of_unseen, seen, rest, None)
+    images = ScoredImages(
+        scores_seen=scores, labels_seen=of_seen, scores_unseen=scores, labels_unseen=of_unseen, seen=seen, unseen=rest
+    )
+    return lambda: evaluate(images, None)
 
 
 def evaluation_with_images(images: int) -> Work:
@@ -88,15 +91,12 @@ def evaluation_with_images(images: int) -> Work:
     classes, block = 200, 2500
     scores, of_seen, _, of_unseen = scores_of(block, classes)
     seen, rest = np.unique(of_seen), np.unique(of_unseen)
+    one = ScoredImages(
+        scores_seen=scores, labels_seen=of_seen, scores_unseen=scores, labels_unseen=of_unseen, seen=seen, unseen=rest
+    )
 
     def work() -> object:
-        parts = [
-            compact(
-                scores_seen=scores, labels_seen=of_seen, scores_unseen=scores, labels_unseen=of_unseen, seen=seen,
-                unseen=rest,
-            )
-            for _ in range(images // (2 * block))
-        ]  # fmt: skip
+        parts = [compact(one) for _ in range(images // (2 * block))]
         return metrics_from_compact({key: np.concatenate([p[key] for p in parts]) for key in parts[0]}, None)
 
     return work

@@ -10,16 +10,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.files.errors import UserError
-from core.training.evaluation import _CACHED, calibration_curve, evaluate, harmonic, per_class_accuracy, predict
+from core.training.evaluation import (
+    _CACHED,
+    ScoredImages,
+    calibrated,
+    compact,
+    curve_from_compact,
+    evaluate,
+    harmonic,
+    per_class_accuracy,
+    predictions,
+)
 
 SEEN, UNSEEN = np.array([0, 2]), np.array([1, 3])
+
+
+def scored(ss, ys, su, yu, seen=SEEN, unseen=UNSEEN):
+    return ScoredImages(scores_seen=ss, labels_seen=ys, scores_unseen=su, labels_unseen=yu, seen=seen, unseen=unseen)
+
+
+def predict(scores, seen, unseen, gamma):
+    """Brute force: the highest of all calibrated scores."""
+    return calibrated(scores, seen, unseen, gamma).argmax(axis=1)
 
 
 def test_hand_worked_table():
     # classes 0, 2 seen; 1, 3 unseen
     s = np.array([[3, 0, 0, 0], [1, 2, 0, 0], [0, 0, 1, 0.5]], dtype=float)  # right, stolen by unseen 1, right
     u = np.array([[2, 1, 0, 0], [0, 3, 0, 0], [0, 2, 0, 1]], dtype=float)  # 1 lost to seen; 1 right; 3 taken for 1
-    m = evaluate(s, np.array([0, 0, 2]), u, np.array([1, 1, 3]), SEEN, UNSEEN, gamma=0.0)
+    m = evaluate(scored(s, np.array([0, 0, 2]), u, np.array([1, 1, 3])), gamma=0.0)
     assert pytest.approx((1 / 2 + 1) / 2) == m.S
     assert pytest.approx((1 / 2 + 0) / 2) == m.U
     assert pytest.approx((1 + 0) / 2) == m.T1
@@ -33,26 +52,26 @@ def test_class_without_samples_is_an_error():
         per_class_accuracy(np.array([1]), np.array([1]), UNSEEN)
     scores = np.zeros((1, 4))
     with pytest.raises(UserError, match="no test image"):
-        evaluate(scores, np.array([0]), scores, np.array([1]), SEEN, UNSEEN, 0.0)
+        evaluate(scored(scores, np.array([0]), scores, np.array([1])), 0.0)
 
 
 def test_every_class_without_samples_is_named_up_to_ten():
     scores, seen, unseen = np.zeros((2, 30)), np.arange(15), np.arange(15, 30)
     with pytest.raises(UserError, match=r"\[2, 3, 4, 5, 6, 7, 8, 9, 10, 11\] and 3 more have no test image"):
-        evaluate(scores, np.array([0, 1]), scores, np.array([15, 16]), seen, unseen, 0.0)
+        evaluate(scored(scores, np.array([0, 1]), scores, np.array([15, 16]), seen, unseen), 0.0)
 
 
 def test_a_label_of_the_other_side_is_an_error():
     scores = np.zeros((3, 4))
     with pytest.raises(ValueError, match="no class of its side"):
-        evaluate(scores, np.array([0, 2, 1]), scores, np.array([1, 3, 3]), SEEN, UNSEEN, 0.0)
+        evaluate(scored(scores, np.array([0, 2, 1]), scores, np.array([1, 3, 3])), 0.0)
 
 
 def test_nan_scores_are_an_error():
     s = np.zeros((2, 4))
     s[0, 0] = np.nan
     with pytest.raises(UserError, match="NaN"):
-        evaluate(s, np.array([0, 2]), np.zeros((2, 4)), np.array([1, 3]), SEEN, UNSEEN, 0.0)
+        evaluate(scored(s, np.array([0, 2]), np.zeros((2, 4)), np.array([1, 3])), 0.0)
 
 
 def test_per_class_accuracy_equals_torchmetrics():
@@ -89,12 +108,15 @@ def test_curve_equals_brute_force(problem):
         us.append((u, s))
         hs.append(harmonic(u, s))
     area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(us))
-    m = evaluate(ss, ys, su, yu, seen, unseen, None)
+    m = evaluate(scored(*problem), None)
     assert pytest.approx(area) == m.AUSUC
     assert pytest.approx(max(hs)) == m.H
-    curve = calibration_curve(ss, ys, su, yu, seen, unseen)
+    condensed = compact(scored(*problem))
+    curve = curve_from_compact(condensed)
     for g, (u, s) in zip(gammas, us, strict=True):
         assert curve.at(g) == pytest.approx((u, s))
+        both = [predict(scores, seen, unseen, g) for scores in (ss, su)]
+        assert np.array_equal(predictions(condensed, g), np.concatenate(both))
     assert np.all(np.diff(curve.U) >= 0) and np.all(np.diff(curve.S) <= 0)
 
 
@@ -102,8 +124,8 @@ def test_curve_equals_brute_force(problem):
 @given(problems(), st.floats(0.1, 10), st.floats(-5, 5))
 def test_metrics_ignore_scale_and_per_image_shift(problem, scale, shift):
     ss, ys, su, yu, seen, unseen = problem
-    a = evaluate(ss, ys, su, yu, seen, unseen, None)
-    b = evaluate(ss * scale + shift, ys, su * scale + shift, yu, seen, unseen, None)
+    a = evaluate(scored(*problem), None)
+    b = evaluate(scored(ss * scale + shift, ys, su * scale + shift, yu, seen, unseen), None)
     assert pytest.approx((b.T1, b.AUSUC, b.H)) == (a.T1, a.AUSUC, a.H)
 
 
@@ -119,7 +141,7 @@ def test_more_images_than_are_taken_at_a_time(n):
     scores = rng.normal(size=(n, 9))
     seen, unseen = np.array([0, 3, 4, 7, 8]), np.array([1, 2, 5])
     ys, yu = np.resize(seen, n), np.resize(unseen, n)
-    m = evaluate(scores, ys, scores[::-1], yu, seen, unseen, 0.3)
+    m = evaluate(scored(scores, ys, scores[::-1], yu, seen, unseen), 0.3)
     said_s = predict(scores, seen, unseen, 0.3)
     said_u = predict(scores[::-1], seen, unseen, 0.3)
     assert np.isclose(m.S, per_class_accuracy(said_s, ys, seen).mean())

@@ -18,7 +18,7 @@ from core.files.errors import UserError
 from core.inference.trained import load_trained
 from core.preparation import prepared_attributes
 from core.reporting import run_attention
-from core.training.evaluation import evaluate
+from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import final_fold, validation_fold
 from tests.helpers import refused, run_here
 
@@ -284,12 +284,15 @@ def test_a_candidate_competes_and_is_in_no_mean() -> None:
     seen, unseen, labels = np.array([0, 1]), np.array([2, 3, 4]), np.array([2, 2, 3])
     scores = rng.normal(size=(3, 5))
     scores[0, 2], scores[1, 4], scores[2, 3] = 9, 9, 9  # the second image goes to class 4, which has no images
-    of_seen = (rng.normal(size=(2, 5)), np.array([0, 1]))
-    m = evaluate(*of_seen, scores, labels, seen, unseen, 0.0, np.array([4]))
+    images = ScoredImages(
+        scores_seen=rng.normal(size=(2, 5)), labels_seen=np.array([0, 1]), scores_unseen=scores, labels_unseen=labels,
+        seen=seen, unseen=unseen, candidates=np.array([4]),
+    )  # fmt: skip
+    m = evaluate(images, 0.0)
     assert m.T1 == m.U == (0.5 + 1.0) / 2
-    assert evaluate(*of_seen, scores, labels, seen, unseen[:2], 0.0).T1 >= m.T1
+    assert evaluate(replace(images, unseen=unseen[:2], candidates=()), 0.0).T1 >= m.T1
     with pytest.raises(UserError, match="no test image"):
-        evaluate(*of_seen, scores, labels, seen, unseen, 0.0)
+        evaluate(replace(images, candidates=()), 0.0)
 
 
 def test_benchmarks_may_not_lack_images(toy) -> None:

@@ -9,7 +9,7 @@ import scipy.stats
 
 from core.experiments.statistics import RESAMPLED, Interval, bootstrap_over_classes, load_scores, paired
 from core.files.errors import UserError
-from core.training.evaluation import compact, curve_from_compact, evaluate, metrics_from_compact
+from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact
 
 SEEN, UNSEEN = np.array([0, 2, 5, 6]), np.array([1, 3, 4])
 
@@ -27,9 +27,8 @@ def scores_of(seed, helped=1.5, per_class=6):
     return sides
 
 
-def run_of(seed, **options):
-    scores_s, labels_s, scores_u, labels_u = scores_of(seed, **options)
-    return compact(
+def scored(scores_s, labels_s, scores_u, labels_u):
+    return ScoredImages(
         scores_seen=scores_s,
         labels_seen=labels_s,
         scores_unseen=scores_u,
@@ -37,6 +36,11 @@ def run_of(seed, **options):
         seen=SEEN,
         unseen=UNSEEN,
     )
+
+
+def run_of(seed, **options):
+    scores_s, labels_s, scores_u, labels_u = scores_of(seed, **options)
+    return compact(scored(scores_s, labels_s, scores_u, labels_u))
 
 
 def test_paired_by_hand():
@@ -70,17 +74,10 @@ def test_paired_refuses_what_has_no_difference():
 def test_the_compact_form_has_the_same_metrics_to_the_last_bit(dtype, gamma, tmp_path):
     scores_s, labels_s, scores_u, labels_u = scores_of(3)
     scores_s, scores_u = scores_s.astype(dtype), scores_u.astype(dtype)
-    arrays = compact(
-        scores_seen=scores_s,
-        labels_seen=labels_s,
-        scores_unseen=scores_u,
-        labels_unseen=labels_u,
-        seen=SEEN,
-        unseen=UNSEEN,
-    )
+    arrays = compact(scored(scores_s, labels_s, scores_u, labels_u))
     np.savez(tmp_path / "scores.npz", **arrays)
     stored = load_scores(tmp_path / "scores.npz")
-    assert metrics_from_compact(stored, gamma) == evaluate(scores_s, labels_s, scores_u, labels_u, SEEN, UNSEEN, gamma)
+    assert metrics_from_compact(stored, gamma) == evaluate(scored(scores_s, labels_s, scores_u, labels_u), gamma)
 
 
 def test_bootstrap_of_what_is_there_equals_the_metrics():
@@ -193,7 +190,7 @@ def test_ten_thousand_draws_of_two_hundred_classes_take_seconds():
     ys, yu = np.repeat(seen, 12), np.repeat(unseen, 60)
     given = {"labels_seen": ys, "labels_unseen": yu, "seen": seen, "unseen": unseen}
     ss, su = (rng.normal(size=(len(y), 200)) + 2.5 * np.eye(200)[y] for y in (ys, yu))
-    run = compact(scores_seen=ss, scores_unseen=su, **given)
+    run = compact(ScoredImages(scores_seen=ss, scores_unseen=su, **given))
     started = time.process_time()
     bootstrap_over_classes([run], [run], rng=rng)
     assert time.process_time() - started < 10

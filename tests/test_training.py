@@ -277,3 +277,21 @@ def test_damaged_checkpoint_is_refused(tmp_path):
     path.write_bytes(content[:40])
     with pytest.raises(UserError, match="readable"):
         load_checkpoint(path)
+
+
+def test_a_checkpoint_in_a_folder_whose_name_is_no_utf_8_is_read(tmp_path):
+    path = tmp_path / "r\udcff" / "c.safetensors"
+    save_checkpoint(path, {"a": torch.arange(5.0)}, {"k": 1})
+    assert torch.equal(load_checkpoint(path)[0]["a"], torch.arange(5.0))
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, {"a": torch.arange(5.0)}, {})
+
+    def denied(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
+    with pytest.raises(UserError, match=r"cannot read .*c\.safetensors: Permission denied$"):
+        load_checkpoint(path)

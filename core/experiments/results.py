@@ -20,7 +20,7 @@ from core.files.atomic import atomic_path, read_json, sha256_file, write_bytes
 from core.files.errors import UserError
 from core.method import Method, epochs_of, find_method
 from core.training.checkpoint import save_checkpoint
-from core.training.evaluation import calibration_curve, compact, per_class_accuracy, predict
+from core.training.evaluation import curve_from_compact, per_class_accuracy, predictions
 from core.training.folds import Fold
 
 log = logging.getLogger(__name__)
@@ -133,15 +133,16 @@ def write_run(
     history: list[dict[str, Any]],
     inputs: Inputs,
     fold: Fold,
-    scores: tuple[np.ndarray, np.ndarray],
+    condensed: dict[str, np.ndarray],
 ) -> dict[str, Any]:
-    """Everything a run leaves; metrics.json last, since it marks the run as finished. Returns what it holds."""
+    """Everything a run leaves; metrics.json last, since it marks the run as finished. Returns what it holds.
+
+    Args: condensed is what core.training.evaluation.compact makes of the scores of the test images.
+    """
     gamma, names = result["standard"]["gamma"], inputs.metadata.class_names
     write_history(out / "history.csv", history)
-    seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
-    labels = np.concatenate([fold.seen_labels, fold.unseen_labels])
-    predicted = predict(np.concatenate(scores), seen, unseen, gamma)
-    measured = np.setdiff1d(unseen, fold.candidates)
+    seen, measured = fold.space.seen.numpy(), np.setdiff1d(fold.space.unseen.numpy(), fold.candidates)
+    labels, predicted = condensed["labels"], predictions(condensed, gamma)
     classes = np.concatenate([seen, measured])
     table = pd.DataFrame(
         {
@@ -151,7 +152,7 @@ def write_run(
             "accuracy": per_class_accuracy(predicted, labels, classes),
         }
     )
-    curve = calibration_curve(scores[0], fold.seen_labels, scores[1], fold.unseen_labels, seen, unseen, fold.candidates)
+    curve = curve_from_compact(condensed)
     steps = np.concatenate([[-np.inf], curve.thresholds])  # γ from which a point holds
     pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
     confusion = pd.DataFrame(
@@ -164,17 +165,8 @@ def write_run(
     ):
         with atomic_path(out / name) as temporary:
             frame.to_csv(temporary, index=False)
-    arrays: dict[str, Any] = compact(  # what resampling the classes needs
-        scores_seen=scores[0],
-        labels_seen=fold.seen_labels,
-        scores_unseen=scores[1],
-        labels_unseen=fold.unseen_labels,
-        seen=seen,
-        unseen=unseen,
-        candidates=fold.candidates,
-    )
     with atomic_path(out / "scores.npz") as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, **arrays)
+        np.savez(handle, allow_pickle=False, **condensed)  # what resampling the classes needs
     write_bytes(out / "config.json", json.dumps(result["config"], indent=1).encode())
     save_checkpoint(out / "checkpoint.safetensors", *checkpoint(method, result, inputs, fold))
     files = {name: sha256_file(out / name) for name in WRITTEN}

@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from core.datasets.registry import DATASETS
@@ -26,7 +25,7 @@ from core.features.finetuned import refuse_finetuned
 from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.method import Method, find_method, with_settings
-from core.training.evaluation import Metrics, calibration_curve, evaluate, harmonic
+from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact
 from core.training.folds import Fold, final_fold, validation_fold
 from core.training.loop import class_scores, train
 
@@ -89,7 +88,7 @@ def choose(config: RunConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
         if method.tune:
             method.model.eval()
             row |= {f"set_{k}": v for k, v in method.tune(fold.unseen_images(features)).items()}
-        row |= {f"val_{k}": v for k, v in asdict(_evaluate(fold, *_scores(method, inputs, fold), None)).items()}
+        row |= {f"val_{k}": v for k, v in asdict(evaluate(_scored(method, inputs, fold), None)).items()}
         results.log_epoch(out, config, "validation", row)
 
     history = train(
@@ -142,7 +141,7 @@ def _test(
     method = build(config, config.recipe | chosen["recipe"], fold, inputs)
 
     def select_on_test(row: dict[str, Any]) -> None:
-        m = _evaluate(fold, *_scores(method, inputs, fold), None)
+        m = evaluate(_scored(method, inputs, fold), None)
         row |= {f"selected_on_test_{k}": v for k, v in asdict(m).items()}
 
     def on_epoch(row: dict[str, Any]) -> None:
@@ -164,8 +163,8 @@ def _test(
     )
     if chosen["recipe"] and method.set_params:
         method.set_params(chosen["recipe"])
-    scores_seen, scores_unseen = _scores(method, inputs, fold)
-    metrics = _evaluate(fold, scores_seen, scores_unseen, chosen["gamma"])
+    condensed = compact(_scored(method, inputs, fold))  # the scores are read once: all that follows is made of this
+    metrics, curve = metrics_from_compact(condensed, chosen["gamma"]), curve_from_compact(condensed)
     on_test: dict[str, Any] | None = None
     if diagnostics:
         if not history:  # a closed form: one row
@@ -181,14 +180,15 @@ def _test(
     result: dict[str, Any] = {
         "config": config.as_dict(),
         "chosen": chosen,
-        "standard": asdict(metrics) | _other_gammas(fold, scores_seen, scores_unseen),
+        # H without calibration, and the highest H that any γ gives on these images: that γ is chosen on test
+        "standard": asdict(metrics) | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())},
         "selected_on_test": on_test,
         "published_procedure": published,
         "notes": inputs.metadata.notes,
         "seconds": round(time.time() - started, 1),
         "environment": environment(inputs),
     }
-    return results.write_run(out, method, result, history, inputs, fold, (scores_seen, scores_unseen))
+    return results.write_run(out, method, result, history, inputs, fold, condensed)
 
 
 def _refuse_finetuned(inputs: Inputs, fold: Fold) -> None:
@@ -205,29 +205,20 @@ def build(config: RunConfig, recipe: dict[str, Any], fold: Fold, inputs: Inputs)
     return method
 
 
-def _scores(method: Method, inputs: Inputs, fold: Fold) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N,C) of the fold's images of seen and of unseen classes."""
+def _scored(method: Method, inputs: Inputs, fold: Fold) -> ScoredImages:
+    """What the model makes of the fold's images of seen and of unseen classes."""
     method.model.eval()
     if method.finish:
         method.finish(fold.train_images(inputs.features))
-    scores_seen = class_scores(method.model, inputs.features, fold.seen_rows)
-    return scores_seen, class_scores(method.model, inputs.features, fold.unseen_rows)
-
-
-def _evaluate(fold: Fold, scores_seen: np.ndarray, scores_unseen: np.ndarray, gamma: float | None) -> Metrics:
-    seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
-    return evaluate(
-        scores_seen, fold.seen_labels, scores_unseen, fold.unseen_labels, seen, unseen, gamma, fold.candidates
+    return ScoredImages(
+        scores_seen=class_scores(method.model, inputs.features, fold.seen_rows),
+        labels_seen=fold.seen_labels,
+        scores_unseen=class_scores(method.model, inputs.features, fold.unseen_rows),
+        labels_unseen=fold.unseen_labels,
+        seen=fold.space.seen.numpy(),
+        unseen=fold.space.unseen.numpy(),
+        candidates=fold.candidates,
     )
-
-
-def _other_gammas(fold: Fold, scores_seen: np.ndarray, scores_unseen: np.ndarray) -> dict[str, float]:
-    """H without calibration, and the highest H that any γ gives on these test images (which is chosen on test)."""
-    seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
-    curve = calibration_curve(
-        scores_seen, fold.seen_labels, scores_unseen, fold.unseen_labels, seen, unseen, fold.candidates
-    )
-    return {"H_gamma0": harmonic(*curve.at(0.0)), "H_best": harmonic(*curve.at(curve.best()))}
 
 
 def environment(inputs: Inputs) -> dict[str, Any]:

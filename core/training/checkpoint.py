@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from core.files.atomic import write_bytes
@@ -47,9 +46,14 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}")
     try:
-        with safe_open(path, framework="pt") as handle:
-            header = json.loads((handle.metadata() or {})[_KEY])
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (not a dict)
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        # from memory: the library opens no path that is not UTF-8, and its tensors would hold the file open
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
+        tensors = load(content)
         intact = _digest(tensors, header["meta"]) == header["sha256"]
         meta = json.loads(header["meta"])
     except Exception as error:  # safetensors raises its own kinds

@@ -107,40 +107,43 @@ class CalibrationCurve:
         return float((low + high) / 2)
 
 
-def compact(
-    *,
-    scores_seen: np.ndarray,
-    labels_seen: np.ndarray,
-    scores_unseen: np.ndarray,
-    labels_unseen: np.ndarray,
-    seen: np.ndarray,
-    unseen: np.ndarray,
-    candidates: Sequence[int] | np.ndarray = (),
-) -> dict[str, np.ndarray]:
+@dataclass(frozen=True, kw_only=True)
+class ScoredImages:
+    """What a model made of test images: scores (N,C) and class numbers (N,) of those of seen and of unseen classes."""
+
+    scores_seen: np.ndarray
+    labels_seen: np.ndarray
+    scores_unseen: np.ndarray
+    labels_unseen: np.ndarray
+    seen: np.ndarray  # (S,) class numbers
+    unseen: np.ndarray  # (U,)
+    # those of ``unseen`` that no image is of: they compete in every prediction, right answers they cannot be, and no
+    # mean is over them
+    candidates: Sequence[int] | np.ndarray = ()
+
+
+def compact(images: ScoredImages) -> dict[str, np.ndarray]:
     """All that the metrics need of scores (N,C): five arrays (N,), seen classes' images first.
 
     ``labels``; ``side``, 1 for an image of an unseen class; ``best_seen`` and ``best_unseen``, the class numbers of the
     highest score on either side; ``margin``, by how much the former is ahead, in the unit of the scores. An image is
     predicted as its best unseen class once γ reaches its margin. About 17 bytes an image.
 
-    Args:
-        candidates: those of ``unseen`` that no image is of. They compete in every prediction, right answers they cannot
-            be, and no mean is over them.
-
     Raises:
         UserError: scores not finite, or a class of ``seen`` or ``unseen`` without test images, ``candidates`` excepted.
         ValueError: an image's label is not among the classes of its side.
     """
-    if not (np.isfinite(scores_seen).all() and np.isfinite(scores_unseen).all()):
+    scores, labels = (images.scores_seen, images.scores_unseen), (images.labels_seen, images.labels_unseen)
+    if not all(np.isfinite(s).all() for s in scores):
         raise UserError("the model's scores hold NaN or infinity; training diverged (try a lower --lr)")
-    for labels, classes in ((labels_seen, seen), (labels_unseen, np.setdiff1d(unseen, candidates))):
-        if _images_of(labels, classes)[classes].sum() != len(labels):
+    for y, classes in zip(labels, (images.seen, np.setdiff1d(images.unseen, images.candidates)), strict=True):
+        if _images_of(y, classes)[classes].sum() != len(y):
             raise ValueError("a test image's label is no class of its side")
-    parts = [_best_seen_and_unseen(scores, seen, unseen) for scores in (scores_seen, scores_unseen)]
+    parts = [_best_seen_and_unseen(s, images.seen, images.unseen) for s in scores]
     margin, best_seen, best_unseen = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return {
-        "labels": np.concatenate([labels_seen, labels_unseen]).astype(np.int32),
-        "side": np.repeat(np.array([0, 1], dtype=np.uint8), [len(labels_seen), len(labels_unseen)]),
+        "labels": np.concatenate(labels).astype(np.int32),
+        "side": np.repeat(np.array([0, 1], dtype=np.uint8), [len(y) for y in labels]),
         "best_seen": best_seen.astype(np.int32),
         "best_unseen": best_unseen.astype(np.int32),
         "margin": margin,
@@ -193,65 +196,21 @@ def metrics_from_compact(arrays: Mapping[str, np.ndarray], gamma: float | None) 
     return Metrics(T1=curve.T1, U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=float(gamma))
 
 
-def calibration_curve(
-    scores_seen: np.ndarray,
-    labels_seen: np.ndarray,
-    scores_unseen: np.ndarray,
-    labels_unseen: np.ndarray,
-    seen: np.ndarray,
-    unseen: np.ndarray,
-    candidates: Sequence[int] | np.ndarray = (),
-) -> CalibrationCurve:
-    """The whole curve from scores (N,C) of test images of seen and of unseen classes, in O(N (C + log N)).
-
-    Raises:
-        UserError: scores not finite, or a class without test images.
-    """
-    return curve_from_compact(
-        compact(
-            scores_seen=scores_seen,
-            labels_seen=labels_seen,
-            scores_unseen=scores_unseen,
-            labels_unseen=labels_unseen,
-            seen=seen,
-            unseen=unseen,
-            candidates=candidates,
-        )
-    )
+def predictions(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
+    """Class numbers (N,) at γ, from what :func:`compact` returns; at an image's margin its unseen class wins."""
+    return np.where(gamma >= arrays["margin"].astype(np.float64), arrays["best_unseen"], arrays["best_seen"])
 
 
-def evaluate(
-    scores_seen: np.ndarray,
-    labels_seen: np.ndarray,
-    scores_unseen: np.ndarray,
-    labels_unseen: np.ndarray,
-    seen: np.ndarray,
-    unseen: np.ndarray,
-    gamma: float | None,
-    candidates: Sequence[int] | np.ndarray = (),
-) -> Metrics:
+def evaluate(images: ScoredImages, gamma: float | None) -> Metrics:
     """All metrics of one model; the one function every method is measured with.
 
     Args:
-        scores_seen, scores_unseen: (N,C) scores of the test images of seen and of unseen classes.
-        labels_seen, labels_unseen: (N,) their class numbers.
-        seen, unseen: (S,), (U,) the class numbers of either side.
         gamma: added to unseen scores; None picks the γ of the highest H on these very images (validation only).
-        candidates: as for :func:`compact`.
 
     Raises:
         UserError: scores not finite, or a class without test images.
     """
-    arrays = compact(
-        scores_seen=scores_seen,
-        labels_seen=labels_seen,
-        scores_unseen=scores_unseen,
-        labels_unseen=labels_unseen,
-        seen=seen,
-        unseen=unseen,
-        candidates=candidates,
-    )
-    return metrics_from_compact(arrays, gamma)
+    return metrics_from_compact(compact(images), gamma)
 
 
 def calibrated(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: float) -> np.ndarray:
@@ -260,8 +219,3 @@ def calibrated(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: 
     offered[:, seen] = scores[:, seen]
     offered[:, unseen] = scores[:, unseen].astype(np.float64) + gamma
     return offered
-
-
-def predict(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: float) -> np.ndarray:
-    """Class numbers (N,) predicted from scores (N,C) among seen and unseen classes, γ added to unseen scores."""
-    return calibrated(scores, seen, unseen, gamma).argmax(axis=1)
