@@ -49,6 +49,35 @@ def seeds_of(args: argparse.Namespace) -> tuple[int, ...]:
     return (args.seed,) if args.seed is not None else tuple(range(args.seeds))
 
 
+def add_run(p: argparse.ArgumentParser, out: Path | None) -> None:
+    """--method, and how a run is chosen, where it goes and what it leaves; ``out`` None: ROOT/results."""
+    on_off = argparse.BooleanOptionalAction
+    p.add_argument("--method", choices=[*methods()], default="vsmr", help="(vsmr)")
+    p.add_argument(
+        "--select",
+        choices=("val", "last"),
+        default="val",
+        help="val: epochs, γ and thresholds from a class-disjoint validation split, then refit; last: all epochs, the "
+        "method's own γ (val)",
+    )
+    p.add_argument(
+        "--out", type=Path, default=out, help=f"OUT/<data set>/<features>/<method>/seed<k>/ ({out or 'ROOT/results'})"
+    )
+    p.add_argument(
+        "--resume",
+        action=on_off,
+        default=True,
+        help="continue an unfinished run and read back a finished one; --no-resume starts anew (resume)",
+    )
+    p.add_argument(
+        "--diagnostics",
+        action=on_off,
+        default=True,
+        help="also print the row labelled 'selected on test'; it costs one evaluation an epoch (yes)",
+    )
+    p.add_argument("--page", action="store_true", help="also write page/, which shows why test images got their names")
+
+
 def add_recipes(p: argparse.ArgumentParser) -> None:
     """One flag for each field of each method's recipe; what they mean stands in :func:`recipe_help`."""
     names = {f.name for m in methods().values() for f in fields(m.recipe_type) if f.metadata["flag"]}

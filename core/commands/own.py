@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from core.datasets.registry import OWN
 from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
 from core.files.atomic import read_json, sha256_file
 from core.files.errors import UserError
-from core.method import find_method, methods
+from core.method import find_method
 
 log = logging.getLogger(__name__)
 NONE = "none"
@@ -27,7 +26,6 @@ NONE = "none"
 def parser(description: str | None) -> Parser:
     """All flags."""
     p = Parser(description, flags.recipe_help(OWN.name))
-    p.add_argument("--method", choices=[*methods()], default="vsmr", help="(vsmr)")
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
     data.add_argument("--data-root", type=Path, help="the folder with images/ and attributes.csv")
@@ -63,26 +61,7 @@ def parser(description: str | None) -> Parser:
     add("--dtype", default="float32", help="arithmetic of the backbone: float32, bfloat16, float16 (float32)")
     add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
     flags.add_device(p)
-    p.add_argument(
-        "--select",
-        choices=("val", "last"),
-        default="val",
-        help="val: epochs, γ and thresholds from a class-disjoint validation split, then refit; last: all epochs, the "
-        "method's own γ; for very few classes (val)",
-    )
-    p.add_argument("--out", type=Path, help="OUT/OWN/<features>/<method>/seed<k>/ (ROOT/results)")
-    p.add_argument(
-        "--resume",
-        action=BooleanOptionalAction,
-        default=True,
-        help="continue an unfinished run and read back a finished one; --no-resume starts anew (resume)",
-    )
-    p.add_argument(
-        "--diagnostics",
-        action=BooleanOptionalAction,
-        default=True,
-        help="also print the row labelled 'selected on test'; it costs one evaluation an epoch (yes)",
-    )
+    flags.add_run(p, None)
     flags.add_recipes(p)
     return p
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import logging
 import sys
-from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from core.commands.parser import Parser
 from core.datasets import paths
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
-from core.method import find_method, methods, with_settings
+from core.method import find_method, with_settings
 
 if TYPE_CHECKING:
     from core.experiments.inputs import Inputs
@@ -29,7 +28,6 @@ def parser(dataset: str, description: str | None) -> Parser:
     """All flags of a driver; defaults of hyper-parameters are the recipe's."""
     p = Parser(description, flags.recipe_help(dataset))
     source = DATASETS[dataset].source
-    p.add_argument("--method", choices=[*methods()], default="vsmr", help="(vsmr)")
     p.add_argument(
         "--config",
         type=Path,
@@ -39,27 +37,7 @@ def parser(dataset: str, description: str | None) -> Parser:
     flags.add_seeds(p, 1)
     flags.add_data(p, source)
     flags.add_device(p)
-    p.add_argument(
-        "--select",
-        choices=("val", "last"),
-        default="val",
-        help="val: epochs, γ and thresholds from a class-disjoint validation split, then refit; last: all epochs, the "
-        "method's own γ (val)",
-    )
-    p.add_argument("--out", type=Path, default=Path("results"), help="OUT/<data set>/<features>/<method>/seed<k>/")
-    p.add_argument(
-        "--resume",
-        action=BooleanOptionalAction,
-        default=True,
-        help="continue an unfinished run and read back a finished one; --no-resume starts anew (resume)",
-    )
-    p.add_argument(
-        "--diagnostics",
-        action=BooleanOptionalAction,
-        default=True,
-        help="also print the row labelled 'selected on test'; it costs one evaluation an epoch (yes)",
-    )
-    p.add_argument("--page", action="store_true", help="also write page/, which shows why test images got their names")
+    flags.add_run(p, Path("results"))
     if dataset == "CUB":
         p.add_argument(
             "--split",
@@ -134,7 +112,7 @@ def run_seeds(
         sys.stdout.write(f"attention figure: {figure}\n")
     except UserError as error:  # the numbers stand without it
         log.info("no attention figure: %s", error)
-    if getattr(args, "page", False):
+    if args.page:
         from core.reporting.run_page import draw_page
 
         page = draw_page(first, inputs, data_root, folder / "page")
