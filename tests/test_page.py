@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from core.files.errors import UserError
@@ -29,6 +30,15 @@ def test_the_folder_stands_alone(tmp_path):
     for number in range(len(items)):
         with Image.open(tmp_path / "page" / "images" / f"{number:04d}.jpg") as image:
             assert image.format == "JPEG" and max(image.size) <= 320 and not image.getexif()
+
+
+def test_attention_that_looks_everywhere_alike_is_the_middle_of_the_scale(tmp_path):
+    trained, items = made()
+    with torch.no_grad():
+        trained.model.attention.W2.zero_()
+    write_page(trained, items, tmp_path / "p")
+    content = (tmp_path / "p/data.js").read_text().partition("= ")[2].rstrip().rstrip(";")
+    assert json.loads(content)["largest"] == 2 / len(items[0].x)
 
 
 def test_data_are_ascii_and_hold_no_markup(tmp_path):

@@ -175,7 +175,8 @@ def _write(
     maps = [None if found.theta is None else found.theta[i].float().cpu().numpy() for found, i in explained]
     shape = _grid(items[0].x.shape[0], grid) if maps[0] is not None else None
     largest = max((float(m.max()) for m in maps if m is not None), default=0.0)
-    data |= {"grid": shape, "largest": largest or 1.0, "kept": None}
+    # an attention that looks everywhere alike must not look like one that found something: it stays in the middle
+    data |= {"grid": shape, "largest": max(largest, 2 / items[0].x.shape[0]), "kept": None}
     left = SIZE - 200_000 - used - len(json.dumps(data))
     kept = _kept(left, len(items), trained, shape)
     data["kept"] = kept if kept < len(trained.attributes) else None
