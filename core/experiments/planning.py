@@ -2,7 +2,7 @@
 
 Rough by design. Steps and scoring are timed on this machine at the data set's own sizes, on a subset of the images, and
 multiplied by what the recipe plans. Reading the features, closed forms whose cost does not grow with the images, and
-what other programs do meanwhile are not in it. Expect a factor of two either way.
+what other programs do meanwhile are not in it. How far it is off has not been measured.
 """
 
 from __future__ import annotations
