@@ -52,5 +52,5 @@ class CLIP(ZeroShotModel):
 @method("clip-attributes", recipes={"*": Recipe(attributes=True)}, needs_text=True)
 @method("clip", recipes={"*": Recipe()}, needs_text=True)
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """No phase; the grid of one empty setting is what validation measures, for γ."""
-    return Method(model=CLIP(space, *shape, recipe), phases=[], grid=({},), set_params=lambda setting: None)
+    """Nothing is trained and nothing chosen but γ."""
+    return Method(model=CLIP(space, *shape, recipe), phases=[])
