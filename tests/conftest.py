@@ -14,6 +14,7 @@ from core.DAZLE import ClassSpace
 from core.files import sandbox
 from tests import helpers_xlsa17 as xlsa17
 from tests.helpers import TOY, C, K, ToyFeatures, V, extraction, run_here, toy_mats, weights_file, word_vectors
+from tests.helpers_predict import Made
 from tests.helpers_xlsa17 import PARTS, Drawn, Maker
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -89,3 +90,16 @@ def made(glove: Path, tmp_path_factory: pytest.TempPathFactory) -> Maker:
         return done[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def there(made: Maker) -> Made:
+    """Runs of every method on a drawn AWA2, each trained when a test first asks for it."""
+    place, _ = made("AWA2")
+    (weights,) = place.glob("*.safetensors")
+    return Made(place, weights)
+
+
+@pytest.fixture
+def photo(there: Made) -> Path:
+    return there.tested()[1][0]

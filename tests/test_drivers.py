@@ -17,17 +17,11 @@ import pytest
 from core.datasets.registry import DATASETS
 from core.features.feature_file import FeatureFile
 from tests.helpers import extraction, refused, run_apart, run_here, weights_file
+from tests.helpers_predict import SHORT
 from tests.helpers_xlsa17 import PARTS, SPLITS, Maker, Part, below, class_names, draw, paint
 
 METRICS = ("T1", "U", "S", "H", "AUSUC")
-SHORT = {  # flags with which a method takes seconds
-    "dazle": ("--epochs", "1"),
-    "vsmr": ("--epochs", "1"),
-    "vsmr-staged": (
-        *("--classes-per-batch", "8", "--images-per-class", "4", "--visual-iterations", "10"),
-        *("--hidden", "64", "--predictor-epochs", "2", "--semantic-epochs", "2"),
-    ),
-}
+METHODS = ("dazle", "vsmr", "vsmr-staged")
 SMALL = Part((2, 1, 1), "shufflenet_v2_x0_5", 64, (1024, 2, 2))
 RUNS = {
     "AWA2": ("AWA2_ours.py", "AWA2", ()),
@@ -63,7 +57,7 @@ def finite_shares(values: dict[str, float], keys: Iterable[str]) -> bool:
     return all(np.isfinite(values[k]) and 0 <= values[k] <= 1 for k in keys)
 
 
-@pytest.mark.parametrize("method", SHORT)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("run", RUNS)
 def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     script, source, flags = RUNS[run]

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy.io import savemat
@@ -22,74 +21,14 @@ from core.commands.predict import header
 from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS
 from core.datasets.xlsa17 import read_metadata
-from core.experiments.inputs import Inputs, load_inputs
-from core.features.images import load_image
+from core.experiments.inputs import load_inputs
 from core.files.errors import UserError
-from core.inference.predictor import Predictor, find_images
+from core.inference.predictor import find_images
 from core.method import AttentionOutput
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.loop import class_scores
 from tests.helpers import ROOT, cells, extraction, refused, run_apart, run_here, weights_file, word_vectors
-from tests.helpers_xlsa17 import Maker
-
-SHORT = {  # flags with which a method takes seconds
-    "dazle": ("--epochs", "1"),
-    "msdn": ("--epochs", "1"),
-    "transzero": ("--epochs", "1"),
-    "vsmr": ("--epochs", "1"),
-    "vsmr-staged": (
-        *("--classes-per-batch", "8", "--images-per-class", "4", "--visual-iterations", "10"),
-        *("--hidden", "64", "--predictor-epochs", "2", "--semantic-epochs", "2"),
-    ),
-    "eszsl": (),
-}
-
-
-class Made:
-    """A drawn data set with a run of every method, trained when it is first asked for."""
-
-    def __init__(self, place: Path, weights: Path) -> None:
-        self.place, self.weights = place, weights
-        self.inputs: Inputs = load_inputs("AWA2", data_root=place / "data", w2v=place / "w2v" / "AWA2_attribute.pkl")
-
-    def run(self, method: str) -> Path:
-        if not (found := list((self.place / "results" / "AWA2").glob(f"*/{method}/seed0/metrics.json"))):
-            code, _, err = run_here(self.place, "AWA2_ours.py", "--method", method, *SHORT[method])
-            assert code == 0, err
-            found = list((self.place / "results" / "AWA2").glob(f"*/{method}/seed0/metrics.json"))
-        return found[0].parent
-
-    def load(self, method: str, **options) -> Predictor:
-        return core.load(self.run(method), weights=self.weights, device="cpu", **options)
-
-    def tested(self) -> tuple[np.ndarray, list[Path]]:
-        """Rows and image files of all test images."""
-        m = self.inputs.metadata
-        rows = np.concatenate([m.test_seen_loc, m.test_unseen_loc])
-        folder = image_folder(self.place / "data", DATASETS["AWA2"])
-        return rows, resolve_images(folder, [m.image_files[r] for r in rows])[0]
-
-
-@pytest.fixture(scope="module")
-def there(made: Maker) -> Made:
-    place, _ = made("AWA2")
-    (weights,) = place.glob("*.safetensors")
-    return Made(place, weights)
-
-
-@pytest.fixture
-def photo(there: Made) -> Path:
-    return there.tested()[1][0]
-
-
-def scores_by_name(model: Predictor, paths: list[Path]) -> np.ndarray:
-    """(N,C) scores with γ, in the order of the classes, from answers that hold all of them."""
-    classes = model.trained.classes
-    rows = []
-    for answer in model.predict_all(paths, top=len(classes)):
-        by_name = {c.name: c.score for c in answer.classes}
-        rows.append([by_name[name] for name in classes])
-    return np.array(rows)
+from tests.helpers_predict import SHORT, Made, scores_by_name
 
 
 # -------------------------------------------------------------------------------------------- equal to the evaluation
@@ -289,124 +228,6 @@ def test_images_are_found_in_order(tmp_path: Path) -> None:
         find_images([tmp_path / "empty"])
 
 
-# ---------------------------------------------------------------------------------------------------------- classes
-def described(model: Predictor, names: dict[str, str], scale: float = 1.0) -> pd.DataFrame:
-    """Known classes described anew under other names, columns in another order."""
-    t = model.trained
-    att = t.space.att.numpy()[[t.classes.index(old) for old in names]] * scale
-    frame = pd.DataFrame(att, columns=t.attributes)[list(reversed(t.attributes))]
-    frame.insert(0, "class", list(names.values()))
-    return frame
-
-
-@pytest.mark.parametrize("method", SHORT)
-def test_a_class_by_description_scores_as_if_it_had_been_known(there: Made, method: str) -> None:
-    model = there.load(method)
-    x = there.inputs.features.batch(there.tested()[0][:20])
-    before, _ = model.trained.scores(x)
-    known = [model.trained.classes[c] for c in model.trained.space.unseen.tolist()[:2]]
-    model.add_classes(described(model, {known[0]: "first", known[1]: "second"}))
-    C = before.shape[1]
-    after, _ = model.trained.scores(x)
-    assert torch.equal(after[:, :C], before)  # to the bit
-    numbers = [model.trained.classes.index(name) for name in known]
-    spread = float(before.max() - before.min())
-    assert (after[:, C:] - before[:, numbers]).abs().max() <= 1e-5 * spread
-    model.add_classes(described(model, {known[1]: "third"}))  # once more, on what was added
-    more, _ = model.trained.scores(x)
-    assert torch.equal(more[:, :C], before)
-    assert (more[:, C:] - after[:, [C, C + 1, C + 1]]).abs().max() <= 1e-5 * spread
-    assert model.trained.of_side("unseen").tolist()[-3:] == [C, C + 1, C + 2]
-
-
-def test_an_added_class_is_predicted_renamed_and_removed(there: Made, photo: Path) -> None:
-    model = there.load("vsmr")
-    first = model.predict(photo, among="unseen").name
-    model.remove_classes([first])
-    assert first not in {c.name for c in model.predict(photo, top=99).classes}
-    other = there.load("vsmr")
-    # in percent, where the run has rows of unit length
-    model.add_classes(described(other, {first: "mine"}, scale=100))
-    found = model.predict(photo, among="unseen", top=99)
-    assert found.name == "mine" and found.classes[0].side == "unseen"
-    expected = other.predict(photo, among="unseen").classes[0].score
-    assert found.classes[0].score == pytest.approx(expected, rel=1e-5)
-    model.rename({"mine": first})
-    assert model.predict(photo, among="unseen").name == first
-    model.remove_classes([first])
-    model.add_classes(described(other, {first: first}))  # the name is free again
-    seen = [model.trained.classes[c] for c in model.trained.space.seen.tolist()]
-    model.remove_classes(seen)
-    with pytest.raises(UserError, match="no seen class left"):
-        model.predict(photo, among="seen")
-    with pytest.raises(UserError, match="no  class left|no class"):
-        model.remove_classes([model.trained.classes[c] for c in model.trained.offered])
-
-
-def test_classes_that_cannot_be_added(there: Made) -> None:
-    model = there.load("eszsl")
-    unseen = model.trained.classes[int(model.trained.space.unseen[0])]
-    good = described(model, {unseen: "new"})
-    attribute = model.trained.attributes[3]
-    for frame, said in (
-        (good.drop(columns=attribute), f"1 missing.*{attribute}"),
-        (good.assign(wings=1.0), "1 unknown.*wings"),
-        (good.rename(columns={attribute: "wings"}), f"1 missing.*{attribute}.*1 unknown.*wings"),
-        (good.assign(**{"class": unseen}), "exists already"),
-        (good.assign(**{"class": "=1+1"}), "no class name"),
-        (good.assign(**{attribute: "yes"}), "must be numbers"),
-        (good.assign(**{attribute: np.nan}), f"no number for '{attribute}'"),
-        (pd.concat([good, good]), "exists already"),
-        (good.iloc[:0], "no class to add"),
-    ):
-        with pytest.raises(UserError, match=said):
-            model.add_classes(frame)
-    zero = good.copy()
-    zero[model.trained.attributes] = 0.0
-    with pytest.raises(UserError, match="all attributes are 0"):
-        model.add_classes(zero)
-    with pytest.raises(UserError, match="no class 'nowhere'"):
-        model.remove_classes(["nowhere"])
-    with pytest.raises(UserError, match="exists already"):
-        model.rename({unseen: model.trained.classes[0] if model.trained.classes[0] != unseen else "x"})
-    assert len(model.trained.classes) == 50
-
-
-def test_a_method_with_a_weight_for_every_class_says_so(there: Made) -> None:
-    from core.inference import added_classes
-    from core.inference import trained as module
-
-    model = there.load("eszsl")
-    frame = described(model, {model.trained.classes[0]: "new"})
-    build = module.build_model
-
-    def with_bias(config, recipe, space, shape):
-        built = build(config, recipe, space, shape)
-        built.bias = torch.nn.Parameter(torch.zeros(len(space.att)))
-        return built
-
-    model.trained.model.bias = torch.nn.Parameter(torch.zeros(50))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(added_classes, "build_model", with_bias)
-        with pytest.raises(UserError, match="learns something of every class \\(bias\\)"):
-            model.add_classes(frame)
-
-
-def test_added_classes_through_the_command(there: Made, photo: Path, tmp_path: Path) -> None:
-    model = there.load("vsmr")
-    first = model.predict(photo, among="unseen").name
-    described(model, {first: "mine"}).to_csv(tmp_path / "more.csv", index=False, sep=";")
-    common = (there.run("vsmr"), photo, "--weights", there.weights, "--add-classes")
-    code, out, err = run_here(tmp_path, "predict.py", *common, "more.csv", "--among", "unseen")
-    assert code == 0, err
-    assert "mine (unseen)" in out
-    (tmp_path / "bad.csv").write_text("class,wings\nnew,1\n")
-    refused(run_here(tmp_path, "predict.py", *common, "bad.csv"), "bad.csv", "85 missing", "1 unknown (wings)")
-    (tmp_path / "broken.csv").write_bytes(b"\x89PNG\0\0")
-    refused(run_here(tmp_path, "predict.py", *common, "broken.csv"), "broken.csv")
-    refused(run_here(tmp_path, "predict.py", *common, "none.csv"), "none.csv", "no such file")
-
-
 # ------------------------------------------------------------------------------------------------------------ errors
 def test_runs_and_weights_that_do_not_do(there: Made, photo: Path, tmp_path: Path) -> None:
     run, weights = there.run("eszsl"), there.weights
@@ -467,57 +288,3 @@ def test_a_hostile_class_name_in_the_checkpoint_is_no_formula(there: Made, photo
     with open(tmp_path / "p.csv", newline="", encoding="utf-8") as handle:
         (row,) = csv.DictReader(handle)
     assert row["class"].startswith("'=") and row["class_5"].startswith("'=")
-
-
-# ------------------------------------------------------------------------------------------------------------ export
-def test_without_onnx_the_sentence_names_the_command(there: Made, tmp_path: Path, monkeypatch) -> None:
-    import importlib.util
-
-    real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnx" else real(name, *a))
-    result = run_here(tmp_path, "predict.py", there.run("eszsl"), "--export", "m.onnx")
-    refused(result, "pip install onnx onnxscript onnxruntime")
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture
-def runtime():
-    pytest.importorskip("onnx", reason="onnx is not installed")
-    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-
-
-@pytest.mark.parametrize("method", SHORT)
-def test_every_head_is_exported_and_scores_as_ours(there: Made, tmp_path: Path, runtime, method: str) -> None:
-    from core.inference.export import export
-
-    model = there.load(method)
-    model.add_classes(described(model, {model.trained.classes[0]: "added"}))
-    model.remove_classes([model.trained.classes[1]])
-    assert "onnxruntime's scores differ by at most" in export(model, tmp_path / "head.onnx")
-    session = runtime.InferenceSession(str(tmp_path / "head.onnx"), providers=["CPUExecutionProvider"])
-    facts = session.get_modelmeta().custom_metadata_map
-    names = json.loads(facts["classes"])
-    assert names == [model.trained.classes[c] for c in model.trained.offered]
-    assert names[-1] == "added" and json.loads(facts["sides"])[-1] == "unseen"
-    rows = there.tested()[0][:5]
-    maps = there.inputs.features.source.read(rows).astype(np.float32).reshape(5, -1, 3, 3)
-    (scores,) = session.run(["scores"], {"maps": maps})
-    found, _ = model.trained.scores(there.inputs.features.batch(rows))
-    ours = model.trained.calibrated(found.numpy())[:, model.trained.offered]
-    assert np.abs(scores - ours).max() <= 1e-4 * np.abs(ours).max()
-
-
-def test_a_photograph_through_the_exported_backbone(there: Made, photo: Path, tmp_path: Path, runtime) -> None:
-    from core.inference.export import export
-
-    model = there.load("eszsl")
-    export(model, tmp_path / "m.onnx", with_backbone=True)
-    session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
-    names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-    size = model.network.input_size
-    pixels = load_image(photo, size)
-    (scores,) = session.run(["scores"], {"pixels": pixels[None]})
-    by_name = {c.name: c.score for c in model.predict(photo, top=99).classes}
-    ours = np.array([by_name[name] for name in names])
-    assert np.abs(scores[0] - ours).max() <= 1e-3 * (ours.max() - ours.min())

@@ -1,0 +1,66 @@
+"""predict.py --export: heads and backbones in ONNX score as ours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from core.features.images import load_image
+from tests.helpers import refused, run_here
+from tests.helpers_predict import SHORT, Made, described
+
+
+def test_without_onnx_the_sentence_names_the_command(there: Made, tmp_path: Path, monkeypatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "onnx" else real(name, *a))
+    result = run_here(tmp_path, "predict.py", there.run("eszsl"), "--export", "m.onnx")
+    refused(result, "pip install onnx onnxscript onnxruntime")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def runtime():
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+
+@pytest.mark.parametrize("method", SHORT)
+def test_every_head_is_exported_and_scores_as_ours(there: Made, tmp_path: Path, runtime, method: str) -> None:
+    from core.inference.export import export
+
+    model = there.load(method)
+    model.add_classes(described(model, {model.trained.classes[0]: "added"}))
+    model.remove_classes([model.trained.classes[1]])
+    assert "onnxruntime's scores differ by at most" in export(model, tmp_path / "head.onnx")
+    session = runtime.InferenceSession(str(tmp_path / "head.onnx"), providers=["CPUExecutionProvider"])
+    facts = session.get_modelmeta().custom_metadata_map
+    names = json.loads(facts["classes"])
+    assert names == [model.trained.classes[c] for c in model.trained.offered]
+    assert names[-1] == "added" and json.loads(facts["sides"])[-1] == "unseen"
+    rows = there.tested()[0][:5]
+    maps = there.inputs.features.source.read(rows).astype(np.float32).reshape(5, -1, 3, 3)
+    (scores,) = session.run(["scores"], {"maps": maps})
+    found, _ = model.trained.scores(there.inputs.features.batch(rows))
+    ours = model.trained.calibrated(found.numpy())[:, model.trained.offered]
+    assert np.abs(scores - ours).max() <= 1e-4 * np.abs(ours).max()
+
+
+def test_a_photograph_through_the_exported_backbone(there: Made, photo: Path, tmp_path: Path, runtime) -> None:
+    from core.inference.export import export
+
+    model = there.load("eszsl")
+    export(model, tmp_path / "m.onnx", with_backbone=True)
+    session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
+    size = model.network.input_size
+    pixels = load_image(photo, size)
+    (scores,) = session.run(["scores"], {"pixels": pixels[None]})
+    by_name = {c.name: c.score for c in model.predict(photo, top=99).classes}
+    ours = np.array([by_name[name] for name in names])
+    assert np.abs(scores[0] - ours).max() <= 1e-3 * (ours.max() - ours.min())

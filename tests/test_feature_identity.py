@@ -1,0 +1,172 @@
+"""Whose data a feature file holds, and what is said where it does not belong, lacks something, or cannot be read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from core.datasets.metadata import Metadata
+from core.datasets.registry import DEMO, Counts
+from core.features.feature_file import FeatureFile, verify
+from core.features.layout import check_axes
+from core.features.writer import Writer
+from core.files.errors import UserError
+from tests.helpers_features import SHAPE, content, maps, metadata, write
+
+NAMELESS = ("labels", "att", "trainval_loc", "test_seen_loc", "test_unseen_loc", "feature_map")
+
+
+def dazle(path: Path, m: Metadata, **changes: np.ndarray) -> Path:
+    """A file in DAZLE's layout, without names."""
+    arrays = {"feature_map": maps(len(m.labels)).astype(np.float32)}
+    with h5py.File(path, "w") as file:
+        for key, values in (arrays | {key: getattr(m, key) for key in NAMELESS[:-1]} | changes).items():
+            file[key] = values
+    return path
+
+
+@pytest.mark.parametrize("layout", ["new", "dazle"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_names": ["class 0", "class 1", "cat", "class 3", "class 4", "class 5"]}, "class 3 is class 2, .* cat"),
+        ({"class_names": [f"class {c}" for c in range(5)]}, r"it has 6 \(class: class 0, class 1, .*class 5\), .* 5"),
+        ({"labels": np.repeat(np.arange(6), 10)[::-1].copy()}, "label 1 is 0, the split file's 5"),
+        ({"labels": np.arange(48)}, r"it has 60 \(image: .* the split file 48"),
+        ({"test_seen_loc": np.arange(3)}, "row of test_seen_loc"),
+        ({"trainval_loc": metadata().trainval_loc + 1}, "row of trainval_loc 1 is 1, the split file's 2"),
+        (
+            {"image_files": [f"images/{i + (i > 8)}.png" for i in range(60)]},
+            "image file 10 is 9.png, the split file's 10.png",
+        ),
+        ({"att": metadata().att + np.eye(6, 5, dtype=np.float32) / 1000}, "att of class 0, attribute 1, is 0.6"),
+        ({"att": np.ones((6, 4), np.float32)}, r"att is \(6, 5\), the split file's \(6, 4\)"),
+    ],
+)
+def test_a_file_of_other_data_than_the_root_is_refused(
+    tmp_path: Path, changes: dict[str, Any], message: str, layout: str
+) -> None:
+    path = write(tmp_path / "f.hdf5") if layout == "new" else dazle(tmp_path / "f.hdf5", metadata())
+    root = replace(metadata(), **changes)
+    with FeatureFile(path) as file:
+        file.check_belongs(replace(metadata(), att=metadata().att + 1e-6), "x")
+        if layout == "dazle" and ("class_names" in changes or "image_files" in changes):
+            return  # it has no names
+        with pytest.raises(UserError, match=rf"f\.hdf5 does not belong to root/att_splits\.mat: .*{message}") as caught:
+            file.check_belongs(root, "root/att_splits.mat", "root")
+    assert "--data-root" in str(caught.value) and "anew with: python " in str(caught.value)
+
+
+def test_names_that_a_file_lacks_come_from_the_root_where_the_labels_agree(tmp_path: Path) -> None:
+    m = replace(metadata(), class_names=[*"abcdef"])
+    with FeatureFile(dazle(tmp_path / "f.hdf5", m)) as file:
+        assert file.to_metadata(DEMO).class_names[2] == "class 2"
+        assert file.to_metadata(DEMO, m).class_names == m.class_names
+        assert file.to_metadata(DEMO, m).image_files == m.image_files
+        other = replace(m, labels=m.labels[::-1].copy())
+        assert file.to_metadata(DEMO, other).class_names[2] == "class 2"
+
+
+def test_classes_that_are_missing_and_negative_attributes_are_noted(tmp_path: Path) -> None:
+    m = metadata()
+    att = m.att.copy()
+    att[0, 0] = -1
+    with FeatureFile(dazle(tmp_path / "f.hdf5", m, att=att)) as file:
+        assert file.to_metadata(DEMO).att[0, 0] == -1
+        counts = Counts(seen=9, unseen=4, attributes=5, images=90, trainval=48, test_seen=12, test_unseen=30)
+        known = file.to_metadata(replace(DEMO, counts=counts, clip_negative=True))
+        assert known.att[0, 0] == 0 and "set to 0" in known.notes[0]
+        assert "a subset of DEMO, numbers do not compare" in " ".join(known.notes)
+        file.check_belongs(replace(metadata(), att=np.maximum(att, 0)), "root")
+
+
+@pytest.mark.parametrize(
+    ("shape", "mend"),
+    [
+        ((60, 7, 7, 2048), r"\(0, 3, 1, 2\)"),
+        ((60, 7, 2048, 7), r"\(0, 2, 1, 3\)"),
+        ((60, 7, 10, 512), r"\(0, 3, 1, 2\)"),
+        ((60, 49, 2048), r"\(0, 2, 1\)"),
+        ((60, 49, 64), r"\(0, 2, 1\)"),
+        ((60, 50, 64), r"\(0, 2, 1\)\) \(of maps\[:, 1:\]"),
+        ((60, 197, 768), r"\(0, 2, 1\)"),
+    ],
+)
+def test_axes_that_cannot_be_are_refused_with_the_transposition(
+    tmp_path: Path, shape: tuple[int, ...], mend: str
+) -> None:
+    path = dazle(tmp_path / "f.hdf5", metadata(), feature_map=np.ones(shape, np.float16))
+    with pytest.raises(UserError, match=rf"cannot be \(N,D,h,w\).*transpose\(.*{mend}"):
+        FeatureFile(path)
+
+
+@pytest.mark.parametrize("shape", [(2048, 7, 7), (512, 7, 10), (2, 7, 7), (2048, 49), (20, 49), (2, 2, 2), (64, 1, 1)])
+def test_axes_that_can_be_are_taken(shape: tuple[int, ...]) -> None:
+    check_axes((60, *shape))
+
+
+def test_the_command_that_makes_a_file_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "my features.hdf5"
+    recorded = {"dataset": "CUB", "backbone": "resnet50", "weights": "my weights.pth", "input_size": 448}
+    with Writer(path, replace(content(), provenance=recorded), SHAPE, "float32") as writer:
+        writer.write(np.arange(60), maps())
+        writer.finish()
+    with FeatureFile(path) as file:
+        assert file.extraction_command("a root") == (
+            f"python extract_feature/extract_feature_map_ResNet_101_CUB.py --out '{path}' --data-root 'a root' "
+            "--backbone resnet50 --weights 'my weights.pth' --input-size 448 --store float32"
+        )
+    with FeatureFile(dazle(tmp_path / "feature_map_ResNet_101_SUN.hdf5", metadata())) as file:
+        command = file.extraction_command()
+        assert command == f"python extract_feature/extract_feature_map_ResNet_101_SUN.py --out {file.path}"
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.EAGAIN])
+@pytest.mark.parametrize("call", ["open", "preadv", "pread"])
+def test_errors_of_the_system_are_not_called_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    path = write(tmp_path / "f.hdf5")
+
+    def fails(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, call, fails)
+    with pytest.raises(UserError, match=rf"cannot read .*f\.hdf5: {os.strerror(number)}") as caught:
+        verify(path)
+    assert not re.search("damaged|delete|anew", str(caught.value))
+
+
+def test_a_file_that_another_program_has_open_for_writing_is_said_to_be(tmp_path: Path) -> None:
+    path = dazle(tmp_path / "f.hdf5", metadata())
+    with h5py.File(path, "a"):
+        command = f"from core.features.feature_file import verify; verify({str(path)!r})"
+        done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert "close the program that has it open for writing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "LFS"),
+        (b"<!DOCTYPE html>", "web page"),
+        (b"", "empty"),
+        (b"junk", ""),
+    ],
+)
+def test_what_is_no_hdf5_file_is_not_called_damaged(tmp_path: Path, start: bytes, what: str) -> None:
+    path = tmp_path / "f.hdf5"
+    path.write_bytes(start)
+    with pytest.raises(UserError, match=rf"f\.hdf5 is not a readable HDF5 file.*{what}") as caught:
+        FeatureFile(path)
+    assert not re.search("delete|extract", str(caught.value))

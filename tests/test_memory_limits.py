@@ -1,0 +1,65 @@
+"""Memory that a container, a job or the system leaves is seen before features are held in it."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.features.regions import free_bytes
+
+
+def tree(root: Path, files: dict[str, object]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(str(text))
+    return root
+
+
+GiB = 1 << 30
+V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
+HOST = {"proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {40 << 20} kB\n", "proc/self/statm": "100 50"}
+
+
+@pytest.mark.parametrize(
+    ("files", "gib"),
+    [
+        ({}, 40),
+        ({"proc/meminfo": ""}, 1 << 32),
+        ({"proc/self/cgroup": "0::/", f"{V2}/memory.max": 3 * GiB, f"{V2}/memory.current": GiB}, 2),
+        ({"proc/self/cgroup": "0::/", f"{V2}/memory.max": "max", f"{V2}/memory.current": GiB}, 40),
+        (  # a parent's limit is the tighter one; what the page cache holds can be had back
+            {
+                "proc/self/cgroup": "0::/slurm/job_1/step\n",
+                f"{V2}/slurm/job_1/step/memory.max": "max",
+                f"{V2}/slurm/job_1/memory.max": 8 * GiB,
+                f"{V2}/slurm/job_1/memory.current": 7 * GiB,
+                f"{V2}/slurm/job_1/memory.stat": f"anon 5\ninactive_file {4 * GiB}\n",
+            },
+            5,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu:/a\n4:memory:/docker/abc\n0::/",
+                f"{V1}/memory.limit_in_bytes": 2 * GiB,
+                f"{V1}/memory.usage_in_bytes": GiB,
+                f"{V1}/memory.stat": f"inactive_file 7\ntotal_inactive_file {GiB // 2}\n",
+            },
+            1.5,
+        ),
+        ({"proc/self/cgroup": "4:cpu,memory:/", f"{V1}/memory.limit_in_bytes": 9223372036854771712}, 40),
+        ({"proc/self/cgroup": "0::/", f"{V2}/memory.max": GiB, f"{V2}/memory.current": 2 * GiB}, 0),
+        ({"proc/self/cgroup": "0::/x\n", "sys/fs/cgroup/unified/x/memory.max": GiB}, 1),
+        ({"proc/self/cgroup": "junk"}, 40),
+    ],
+)
+def test_the_memory_limit_of_a_container_or_job_is_seen(tmp_path: Path, files: dict[str, object], gib: float) -> None:
+    assert free_bytes(torch.device("cpu"), tree(tmp_path, HOST | files)) == int(gib * GiB)
+
+
+def test_the_limit_of_the_address_space_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (GiB, GiB))
+    left = free_bytes(torch.device("cpu"), tree(tmp_path, HOST))
+    assert left == GiB - 100 * resource.getpagesize()
