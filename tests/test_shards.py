@@ -154,6 +154,19 @@ def test_missing_doubled_and_foreign_parts_are_refused_by_name(root, single, thr
         merge(three)
 
 
+@pytest.mark.parametrize("start", [8, 16])
+def test_parts_that_overlap_or_leave_rows_out_are_refused_by_name(root, three, monkeypatch, start) -> None:
+    Shard(1, 3).part(three).unlink()
+    lock = Lock(three.with_name(three.name + ".merge"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Shard, "rows", lambda *_: range(start, 24))
+        shards(root, three, 3, 1)
+    lock.release()
+    with pytest.raises(UserError, match=rf"shard-1-of-3 holds rows {start} to 23, but 12 is the next.*--shard 1/3"):
+        merge(three)
+    assert not three.exists()
+
+
 @pytest.mark.parametrize("where", ["row", "metadata", "end"])
 def test_a_damaged_part_is_refused_and_mended(root, single, three, where) -> None:
     path = Shard(1, 3).part(three)

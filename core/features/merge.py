@@ -185,7 +185,8 @@ def _join(parts: Sequence[Part], final: Path) -> None:
             )
         if part.rows.start != expected or len(part.rows) != part.header.rows:
             raise UserError(
-                f"{part.path} holds rows {part.rows.start} to {part.rows.stop - 1}, but {expected} is the next"
+                f"{part.path} holds rows {part.rows.start} to {part.rows.stop - 1}, but {expected} is the next. Delete "
+                f"it and run the same command with --shard {part.shard}"
             )
         expected = part.rows.stop
     content = first.content()
