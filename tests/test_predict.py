@@ -48,7 +48,9 @@ def test_predictions_are_those_of_the_runs_own_evaluation(there: Made, method: s
     # the very numbers that the run reported
     stored = np.load(there.run(method) / "scores.npz")
     m = there.inputs.metadata
-    predicted = np.where(stored["margin"] > model.trained.gamma, stored["best_seen"], stored["best_unseen"])
+    reported = json.loads((there.run(method) / "metrics.json").read_text())["standard"]["gamma"]
+    assert model.trained.gamma == pytest.approx(reported, rel=1e-6)
+    predicted = np.where(stored["margin"] > reported, stored["best_seen"], stored["best_unseen"])
     assert (predicted == through_files.argmax(axis=1))[clear].all()
     assert (stored["labels"] == m.labels[rows]).all()
 
