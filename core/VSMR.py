@@ -9,9 +9,15 @@ How to read it. θ, S, e, w are the dense attribute attention's (core/DAZLE.py),
     semantic -> visual   ρ[b,r] = ½/R + ½ Σ_i w_i θ_ir / Σ_i w_i       where the attributes that count are looked for
                          f[b]   = P (root(Σ_r ρ x_r) - μ)              image feature in whitened space
                          E(z_c) = Σ_s weights_cs P M_s                 visual prototype of a class: ridge regression
-                                                                       from z̃ to the seen classes' means M_s
+                                                                       from z̃ to the seen classes' means M_s, with
+                                                       the kernel exp((z̃·z̃_s - 1)/τ)
                          s2[b,c] = α cos(f, E(z̃_c))
-    loss = CE(s1) + CE(s2)          score = s1 + β s2
+    loss = CE(s1) + CE(s2)
+    score = s1 + β (s2 - αh max_s cos(P M_s, E(z̃_c)) + ακ l_c)
+The last two correct what a prototype cannot know. h, hubness: a prototype close to a mean of training images is close
+to many an image, so it is chosen too often (M. Radovanović et al., JMLR 2010; in zero-shot, G. Dinu et al., ICLR 2015).
+κ, seen expert: for seen classes alone, l is a linear discriminant of f (within-class covariance, shrunk), standardised
+over the seen classes: it has their images where E has their attributes only.
 s2's gradient reaches v, W2 and W3 through ρ, and s1's does through e and w: both directions shape one attention. M is
 measured anew every epoch with the attention as it then is. E is never fitted by gradient: a few dozen to a few hundred
 classes are too few pairs for that (measured: the ablation's row "E by gradient").
@@ -36,6 +42,7 @@ from core.method import (
     AttentionOutput,
     Batches,
     ClassSpace,
+    Images,
     Losses,
     Method,
     Phase,
@@ -44,9 +51,11 @@ from core.method import (
     method,
     seeded,
 )
-from core.preparation import Describer, prepared_attributes, ridge_factors, ridge_weights, shrunk_whitening, signed_root
+from core.preparation import Describer, Mixing, prepared_attributes, shrunk_whitening, signed_root
 
 _START = 0.05  # root mean square of W1 at the start; s1 does not depend on it, only how far a step of AdamW moves W1
+_HUBNESS = (0.15, 0.0)  # what validation chooses among, by T1; the first where the two are equal
+_EXPERT_SHRINKAGE = 0.3  # of the within-class covariance towards its mean diagonal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +69,10 @@ class Recipe:
     balanced: bool = hp(False, "batches of one image of each of as many classes (on), or of any images (off)")
     alpha: float = hp(10.0, "scale of the cosines, s1 and s2", above=0)
     beta: float = hp(16.0, "share of s2 in the score s1 + β s2", at_least=0)
-    ridge: float = hp(0.3, "penalty of the ridge regression E, in mean eigenvalues", above=0)
+    ridge: float = hp(0.2, "penalty of the ridge regression E, in mean eigenvalues", above=0)
+    kernel_width: float | None = hp(2.0, "width τ of E's kernel; none: linear ridge regression", above=0)
+    hubness: float | None = hp(None, "share h of hubness taken from a class; none: chosen on validation", at_least=0)
+    seen_expert: float = hp(0.025, "share κ of the discriminant of seen classes in their scores", at_least=0)
     width: int = hp(512, "width of the whitened visual space", at_least=1)
     shrinkage: float = hp(10.0, "shrinkage r of the whitening, in mean eigenvalues", above=0)
     mean_share: float = hp(0.5, "share of the plain mean in the pooling; the rest is the saliency ρ", within=(0, 1))
@@ -84,18 +96,24 @@ class VSMR(ZeroShotModel):
     x_mean: Tensor
     phi_mean: Tensor
     P: Tensor
-    ridge_weights: Tensor
+    landmarks: Tensor
+    mixing_A: Tensor
     class_means: Tensor
     encoded: Tensor
+    hub: Tensor
+    expert: Tensor
+    expert_bias: Tensor
     epoch_sums: Tensor
     epoch_counts: Tensor
+    epoch_scatter: Tensor
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__()
         r = self.recipe = recipe
         C, K, S, d = len(space.att), space.att.shape[1], len(space.seen), min(recipe.width, D)
         self.attention = DenseAttention(space.w2v, D)
-        self.E = None if r.ridge_encoder else nn.Linear(K, d, bias=False)
+        self.hubness = _HUBNESS[0] if r.hubness is None else r.hubness
+        self.E = None if r.ridge_encoder else nn.Linear(K, d, bias=False, dtype=space.att.dtype)
         z = prepared_attributes(space.att, space.seen, root=r.root_attributes, centre=r.centre_attributes)
         seen_index = torch.full((C,), -1, dtype=torch.long, device=z.device)
         seen_index[space.seen] = torch.arange(S, device=z.device)
@@ -103,14 +121,25 @@ class VSMR(ZeroShotModel):
         self.register_buffer("seen", space.seen)
         self.register_buffer("unseen", space.unseen)
         self.register_buffer("seen_index", seen_index)  # (C,) place of a seen class among the seen
-        self.register_buffer("ridge_weights", ridge_weights(z, space.seen, r.ridge).to(z.dtype))  # (C,S)
+        mixing = Mixing.solve(z[space.seen], ridge=r.ridge, width=r.kernel_width)
+        self.register_buffer("landmarks", mixing.landmarks, persistent=False)  # (m,K); both follow from z
+        self.register_buffer("mixing_A", mixing.A, persistent=False)  # (m,S)
         self.register_buffer("x_mean", z.new_zeros(D))  # mean pooled feature of the training images
         self.register_buffer("phi_mean", z.new_zeros(D))  # μ
         self.register_buffer("P", z.new_zeros(d, D))
         self.register_buffer("class_means", z.new_zeros(S, D))  # M
         self.register_buffer("encoded", z.new_zeros(C, d))  # E(z̃) where it is ridge regression: it changes with M only
+        self.register_buffer("hub", z.new_zeros(C))  # cosine of a prototype with the nearest seen mean
+        self.register_buffer("expert", z.new_zeros(S, d))  # the discriminant of seen classes,
+        self.register_buffer("expert_bias", z.new_zeros(S))  # and its constant
         self.register_buffer("epoch_sums", z.new_zeros(S, D))  # of φ over this epoch's batches
         self.register_buffer("epoch_counts", z.new_zeros(S))
+        self.register_buffer("epoch_scatter", z.new_zeros(d, d))  # of P φ over this epoch's batches
+
+    @property
+    def mixing(self) -> Mixing:
+        """What writes a class as a mixture of the seen ones."""
+        return Mixing(landmarks=self.landmarks, A=self.mixing_A, width=self.recipe.kernel_width)
 
     @torch.no_grad()
     def fit_closed_form(self, pooled: Tensor, y: Tensor) -> None:
@@ -123,8 +152,8 @@ class VSMR(ZeroShotModel):
         phi = phi - self.phi_mean
         shrinkage = r.shrinkage if r.whiten else float("inf")
         self.P.copy_(shrunk_whitening(phi, len(self.P), min(shrinkage, 1e12)))
-        self._accumulate(phi, index)
-        self.update_class_means()
+        self._accumulate(phi, phi @ self.P.T, index)
+        self.update_closed_forms()
         if r.closed_start:
             assert self.attention.W1 is not None
             W1 = closed_form_W1(pooled - self.x_mean, index, self.z[self.seen], F.normalize(self.attention.v, dim=1))
@@ -133,18 +162,42 @@ class VSMR(ZeroShotModel):
     def _root(self, g: Tensor) -> Tensor:
         return signed_root(g) if self.recipe.root_features else F.normalize(g, dim=1)
 
-    def _accumulate(self, phi: Tensor, index: Tensor) -> None:
+    def _accumulate(self, phi: Tensor, u: Tensor, index: Tensor) -> None:
         self.epoch_sums.index_add_(0, index, phi)
         self.epoch_counts.index_add_(0, index, torch.ones_like(index, dtype=self.epoch_counts.dtype))
+        self.epoch_scatter.addmm_(u.T, u)
 
     @torch.no_grad()
-    def update_class_means(self) -> None:
-        """Take this epoch's class means as the new M, where a class was drawn, and start counting anew."""
+    def update_closed_forms(self) -> None:
+        """Take this epoch's class means as the new M, where a class was drawn, with all that rests on it: the
+        prototypes, their hubness and the seen expert. Then start counting anew.
+        """
         fresh = self.epoch_sums / self.epoch_counts.clamp_min(1).unsqueeze(1)
         self.class_means.copy_(torch.where(self.epoch_counts.unsqueeze(1) > 0, fresh, self.class_means))
-        self.epoch_sums.zero_()
-        self.epoch_counts.zero_()
-        self.encoded.copy_(F.normalize(self.ridge_weights @ (self.class_means @ self.P.T), dim=1))
+        means = self.projected_means()
+        self.encoded.copy_(F.normalize(self.mixing.expected(self.z, means), dim=1))
+        self.hub.copy_(self._nearest_mean(self.prototypes()))
+        if self.epoch_counts.any():
+            self.update_expert(means, fresh @ self.P.T)
+        for sums in (self.epoch_sums, self.epoch_counts, self.epoch_scatter):
+            sums.zero_()
+
+    def update_expert(self, means: Tensor, drawn: Tensor) -> None:
+        """Linear discriminant of classes with means (S,d); ``drawn`` (S,d): those of this epoch, as its scatter is."""
+        within = self.epoch_scatter - (drawn * self.epoch_counts.unsqueeze(1)).T @ drawn  # (d,d)
+        within = within.double() / self.epoch_counts.sum()
+        more = _EXPERT_SHRINKAGE * within.diagonal().mean().clamp_min(1e-12)
+        shrunk = within + more * torch.eye(len(within), dtype=within.dtype, device=within.device)
+        self.expert.copy_(torch.linalg.solve(shrunk, means.T.double()).T)
+        self.expert_bias.copy_(-0.5 * (means * self.expert).sum(dim=1))
+
+    def projected_means(self) -> Tensor:
+        """P M_s (S,d)."""
+        return self.class_means @ self.P.T
+
+    def _nearest_mean(self, prototypes: Tensor) -> Tensor:
+        """(N,) highest cosine of unit prototypes (N,d) with a seen class's mean."""
+        return (prototypes @ F.normalize(self.projected_means(), dim=1).T).amax(dim=1)
 
     def prototypes(self) -> Tensor:
         """E(z̃) (C,d), unit rows."""
@@ -162,13 +215,28 @@ class VSMR(ZeroShotModel):
         output: AttentionOutput = self.attention(x)
         return output
 
-    def branch_scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """s1 (B,C), s2 (B,C) and φ (B,D)."""
+    def branch_scores(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """s1 (B,C), s2 (B,C), φ (B,D) and P φ (B,d)."""
         a = self.attend(x)
         s1 = self.evidence(x, a) @ self.z.T
         phi = self.pooled(x, a)
-        s2 = self.recipe.alpha * F.normalize(phi @ self.P.T, dim=1) @ self.prototypes().T
-        return s1, s2, phi
+        u = phi @ self.P.T
+        s2 = self.recipe.alpha * F.normalize(u, dim=1) @ self.prototypes().T
+        return s1, s2, phi, u
+
+    def _correct(self, u: Tensor) -> Tensor:
+        """β α (κ l - h hub): (B,C), from image features u (B,d)."""
+        r = self.recipe
+        logits = u @ self.expert.T + self.expert_bias  # (B,S)
+        logits = logits - logits.mean(dim=1, keepdim=True)
+        logits = logits / logits.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+        of_seen = F.pad(r.seen_expert * logits, (0, 1))[:, self.seen_index]  # (B,C); the last column serves the unseen
+        return r.beta * r.alpha * (of_seen - self.hubness * self.hub)
+
+    def corrections(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
+        """Seen expert and hubness: (B,C)."""
+        assert a is not None
+        return self._correct(self.pooled(x, a) @ self.P.T)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """α w∘e / |w∘e| (B,K), whose product with z̃ is s1; e less what the mean training image has."""
@@ -181,41 +249,61 @@ class VSMR(ZeroShotModel):
         if self.E is not None:
             return None
         assert a is not None
-        means = self.class_means @ self.P.T  # (S,d)
+        means = self.projected_means()  # (S,d)
         f = F.normalize(self.pooled(x, a) @ self.P.T, dim=1)  # (B,d)
-        length = (self.ridge_weights @ means).norm(dim=1, keepdim=True).clamp_min(1e-12)  # (C,1)
-        return self.recipe.beta * self.recipe.alpha * f @ means.T, self.ridge_weights / length
+        weights = self.mixing.weights(self.z)  # (C,S)
+        length = (weights @ means).norm(dim=1, keepdim=True).clamp_min(1e-12)  # (C,1)
+        return self.recipe.beta * self.recipe.alpha * f @ means.T, weights / length
 
     def describer(self, space: ClassSpace) -> Describer | None:
         """Descriptions become z̃ and a mixture as the class attributes did; E learned by gradient does not split."""
         if self.E is not None:
             return None
-        r = self.recipe
+        r, means = self.recipe, self.projected_means()
         plain = Describer.of(space.att, space.seen, root=r.root_attributes, centre=r.centre_attributes)
-        known = self.z[self.seen]  # (S,K)
-        means = self.class_means @ self.P.T  # (S,d)
-        return replace(plain, B=ridge_factors(known, r.ridge).to(known.dtype), gram=means @ means.T)
+        return replace(plain, mixing=self.mixing, gram=means @ means.T, hubness=r.beta * r.alpha * self.hubness)
 
     @torch.no_grad()
     def describe_classes(self, classes: Tensor) -> None:
-        """E(z̃) of classes (A,) that were added after training."""
-        means = self.class_means @ self.P.T  # (S,d)
-        self.encoded[classes] = F.normalize(self.ridge_weights[classes] @ means, dim=1)
+        """E(z̃) and hubness of classes (A,) that were added after training."""
+        if self.E is None:
+            self.encoded[classes] = F.normalize(self.mixing.expected(self.z[classes], self.projected_means()), dim=1)
+        self.hub[classes] = self._nearest_mean(self.prototypes()[classes])
 
     def class_scores(self, x: Tensor) -> Tensor:
-        """s1 + β s2: (B,C)."""
-        s1, s2, _ = self.branch_scores(x)
-        return s1 + self.recipe.beta * s2
+        """s1 + β s2, corrected: (B,C)."""
+        s1, s2, _, u = self.branch_scores(x)
+        return s1 + self.recipe.beta * s2 + self._correct(u)
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy of both directions over all classes; y (B,) class numbers of seen classes."""
         r = self.recipe
-        s1, s2, phi = self.branch_scores(x)
+        s1, s2, phi, u = self.branch_scores(x)
         with torch.no_grad():
-            self._accumulate(phi.detach().to(self.epoch_sums.dtype), self.seen_index[y])
+            kind = self.epoch_sums.dtype
+            self._accumulate(phi.detach().to(kind), u.detach().to(kind), self.seen_index[y])
         parts = {"s1": F.cross_entropy(s1, y), "s2": F.cross_entropy(s2, y)}
         loss = parts["s1"] * float(r.loss_semantic) + parts["s2"] * float(r.loss_visual)
         return {"loss": loss, **parts}
+
+    @torch.no_grad()
+    def tune_hubness(self, unseen: Images) -> dict[str, float]:
+        """The share h of the highest per-class accuracy among unseen classes on validation images of such classes."""
+        blocks = [self.branch_scores(x)[:2] for x, _ in unseen.blocks()]
+        scores = torch.cat([s1 + self.recipe.beta * s2 for s1, s2 in blocks])[:, self.unseen]  # (N,U)
+        labels = (unseen.labels.unsqueeze(1) == self.unseen).float()  # (N,U)
+        weight = self.recipe.beta * self.recipe.alpha * self.hub[self.unseen]
+
+        def accuracy(share: float) -> float:
+            hit = labels.gather(1, (scores - share * weight).argmax(dim=1, keepdim=True))  # (N,1)
+            return float(((labels * hit).sum(dim=0) / labels.sum(dim=0).clamp_min(1)).sum())
+
+        self.hubness = max(_HUBNESS, key=accuracy)
+        return {"hubness": self.hubness}
+
+    def set_params(self, settings: dict[str, float]) -> None:
+        """Take the share h that validation chose."""
+        self.hubness = settings["hubness"]
 
 
 def closed_form_W1(u: Tensor, index: Tensor, z: Tensor, v: Tensor) -> Tensor:
@@ -263,8 +351,12 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
         batches=Batches(recipe.batch_size, balanced=recipe.balanced),
         epochs=epochs,
         lr_at=lambda done: recipe.lr * (1 + cos(pi * done / epochs)) / 2,
-        after_epoch=model.update_class_means,
+        after_epoch=model.update_closed_forms,
     )
     return Method(
-        model=model, phases=[phase], begin=lambda images: model.fit_closed_form(images.pooled(), images.labels)
+        model=model,
+        phases=[phase],
+        begin=lambda images: model.fit_closed_form(images.pooled(), images.labels),
+        tune=model.tune_hubness if recipe.hubness is None else None,
+        set_params=model.set_params if recipe.hubness is None else None,
     )

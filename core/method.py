@@ -103,6 +103,10 @@ class ZeroShotModel(nn.Module, ABC):
         """h (B,S) and mixture (C,S): Σ_s h_s mixture_cs is what seen classes add to class c; None: nothing."""
         return None
 
+    def corrections(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:
+        """(B,C) what class scores hold besides these two parts; None: nothing."""
+        return None
+
     def describer(self, space: ClassSpace) -> Describer | None:
         """What gives classes described anew the z and mixture of the two parts; None where scores do not split."""
         return None
@@ -229,11 +233,9 @@ def check_value(f: Field[Any], value: Any) -> None:
     """
     if value is None or isinstance(value, bool | str):
         return
-    m, low, high = f.metadata, -math.inf, math.inf
-    if m.get("within") is not None:
-        low, high = m["within"]
-    inside = math.isfinite(value) and low <= value <= high
-    inside = inside and (m.get("at_least") is None or value >= m["at_least"])
+    m = f.metadata
+    low, high = m.get("within") or (-math.inf, math.inf)
+    inside = math.isfinite(value) and low <= value <= high and (m.get("at_least") is None or value >= m["at_least"])
     inside = inside and (m.get("above") is None or value > m["above"])
     inside = inside and (m.get("below") is None or value < m["below"])
     if not inside:

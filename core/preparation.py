@@ -26,8 +26,9 @@ class Describer:
 
     root: bool  # square root of the unit rows
     centre: Tensor  # (K,) mean of the seen classes' rows, taken away; zeros where none is
-    B: Tensor | None = None  # (S,K) = (Z_s Z_sᵀ + λI)^-1 Z_s; None: the model has no mixture
+    mixing: Mixing | None = None  # None: the model has no mixture
     gram: Tensor | None = None  # (S,S) products of the seen classes' means in visual space
+    hubness: float = 0.0  # taken from a class's score, times the cosine of its mixture with the nearest seen mean
 
     @classmethod
     def of(cls, att: Tensor, seen: Tensor, *, root: bool, centre: bool) -> Describer:
@@ -46,11 +47,17 @@ class Describer:
 
     def mixture(self, z: Tensor) -> Tensor | None:
         """(N,S) weights of the seen classes in classes with prepared attributes z (N,K), over the mixture's length."""
-        if self.B is None or self.gram is None:
+        if self.mixing is None or self.gram is None:
             return None
-        W = z @ self.B.T
+        W = self.mixing.weights(z)
         n = ((W @ self.gram) * W).sum(dim=1, keepdim=True).clamp_min(0).sqrt()
         return W / n.clamp_min(1e-12)
+
+    def correction(self, mixture: Tensor) -> Tensor:
+        """(N,) what the scores of classes without training images get besides, from their mixtures (N,S)."""
+        assert self.gram is not None
+        cosines = mixture @ self.gram / self.gram.diagonal().sqrt().clamp_min(1e-12)  # (N,S)
+        return -self.hubness * cosines.amax(dim=1)
 
 
 def prepared_attributes(att: Tensor, seen: Tensor, *, root: bool = True, centre: bool = True) -> Tensor:
@@ -83,23 +90,51 @@ def shrunk_whitening(phi: Tensor, width: int, shrinkage: float) -> Tensor:
     return (scale[:, None] * axes.T)[:width].to(phi.dtype)
 
 
-def ridge_factors(known: Tensor, ridge: float) -> Tensor:
-    """(S,K) float64 B = (Z_s Z_sᵀ + λ I)^-1 Z_s of the seen classes' attributes Z_s (S,K): z Bᵀ writes a class as a
-    mixture of them. The linear ridge map from attributes to anything known of the seen classes is that times the thing.
+LANDMARKS = 1024  # seen classes that a mixture is written through, at most
 
-    λ is ``ridge`` times the mean non-zero eigenvalue of Z_s Z_sᵀ, so that one number suits few and many classes.
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """How a class becomes a mixture of the seen ones: kernel ridge regression from class attributes, solved once.
+
+    What is known of the seen classes, Y (S,·), is expected of a class with prepared attributes z as k(z,L) A Y. With
+    all seen classes as landmarks L that is k(z,Z_s) (K_ss + λI)^-1 Y; where there are more than :data:`LANDMARKS`,
+    evenly spaced ones stand for all (the subset of regressors: A = (K_Ls K_sL + λ K_LL)^-1 K_Ls), so that time and
+    memory grow with the classes and not with their square.
     """
-    known = known.double()
-    S, K = known.shape
-    penalty = ridge * S / min(S, K)  # rows have unit length, so the eigenvalues sum to S
-    if S <= K:
-        return torch.linalg.solve(
-            known @ known.T + penalty * torch.eye(S, dtype=known.dtype, device=known.device), known
-        )
-    gram = known.T @ known + penalty * torch.eye(K, dtype=known.dtype, device=known.device)
-    return torch.linalg.solve(gram, known.T).T
+
+    landmarks: Tensor  # (m,K) prepared attributes
+    A: Tensor  # (m,S)
+    width: float | None  # τ of k(z,z') = exp((z·z' - 1)/τ); None: z·z', linear ridge regression
+
+    @classmethod
+    def solve(cls, known: Tensor, *, ridge: float, width: float | None, most: int = LANDMARKS) -> Mixing:
+        """From the seen classes' prepared attributes (S,K). λ is ``ridge`` times the mean non-zero eigenvalue of K_ss
+        (rows have unit length, so the eigenvalues sum to S), one number for few and many classes.
+        """
+        S = len(known)
+        exact = known.double()
+        chosen = exact[torch.linspace(0, S - 1, min(S, most), dtype=torch.float64).round().long()]
+        among, across = _kernel(chosen, chosen, width), _kernel(chosen, exact, width)  # (m,m), (m,S)
+        penalty = ridge * (S / min(S, known.shape[1]) if width is None else 1.0)
+        if len(chosen) == S:
+            A = torch.linalg.inv(among + penalty * torch.eye(S, dtype=exact.dtype, device=exact.device))
+        else:
+            system = across @ across.T + penalty * among
+            jitter = 1e-10 * system.diagonal().mean() * torch.eye(len(system), dtype=exact.dtype, device=exact.device)
+            A = torch.linalg.solve(system + jitter, across)
+        return cls(landmarks=chosen.to(known.dtype), A=A.to(known.dtype), width=width)
+
+    def weights(self, z: Tensor) -> Tensor:
+        """(N,S) of classes z (N,K)."""
+        return _kernel(z, self.landmarks, self.width) @ self.A
+
+    def expected(self, z: Tensor, Y: Tensor) -> Tensor:
+        """(N,·) of what is known of the seen classes, Y (S,·), for classes z (N,K); the weights are never formed."""
+        return _kernel(z, self.landmarks, self.width) @ (self.A @ Y)
 
 
-def ridge_weights(z: Tensor, seen: Tensor, ridge: float) -> Tensor:
-    """(C,S) float64 weights that write each class as a mixture of the seen ones: z Bᵀ (:func:`ridge_factors`)."""
-    return z.double() @ ridge_factors(z[seen], ridge).T
+def _kernel(a: Tensor, b: Tensor, width: float | None) -> Tensor:
+    """k of rows a (N,K) with rows b (M,K): (N,M)."""
+    products = a @ b.T
+    return products if width is None else ((products - 1) / width).exp()

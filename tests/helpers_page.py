@@ -69,7 +69,9 @@ def trained_on(space: ClassSpace, name: str = "vsmr", **settings) -> Trained:
         if name == "vsmr":
             model.epoch_sums.copy_(model.class_means)
             model.epoch_counts.fill_(1)
-            model.update_class_means()
+            means = model.projected_means()
+            model.epoch_scatter.copy_(means.T @ means + torch.eye(means.shape[1]))
+            model.update_closed_forms()
     return Trained(
         model=model.double().eval(),
         space=space,

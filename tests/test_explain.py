@@ -12,7 +12,7 @@ from tests.helpers_page import D, R, regions, trained_on
 
 
 def many_seen() -> ClassSpace:
-    """More seen classes than attributes: ridge_weights takes its other branch."""
+    """More seen classes than attributes: the whole of E's regression is used."""
     g = torch.Generator().manual_seed(3)
     att = torch.rand(12, 5, generator=g, dtype=torch.float64)
     return ClassSpace(att, torch.arange(9), torch.arange(9, 12), torch.randn(5, 4, generator=g))
@@ -49,7 +49,7 @@ def test_the_parts_add_up_to_the_score(space, name, settings, dtype):
     for c in (0, 2):
         total = found.attributes(1, c).sum()
         if name == "vsmr":
-            total = total + found.seen_classes(1, c).sum()
+            total = total + found.seen_classes(1, c).sum() + found.own[1, c]
         else:
             assert found.seen_classes(1, c) is None
         assert float((total - scores[1, c]).abs()) < 1e-5 * scale
@@ -74,7 +74,7 @@ def test_a_class_described_anew_scores_as_if_the_model_had_known_it(space, name,
     rebuilt.load_state_dict(rebuilt.state_dict() | kept)
     if name == "vsmr":
         rebuilt.epoch_counts.zero_()
-        rebuilt.update_class_means()  # the prototypes again, from the same means
+        rebuilt.update_closed_forms()  # the prototypes again, from the same means
     expected = rebuilt.class_scores(regions()).detach()
     assert torch.allclose(expected[:, :C], trained.model.class_scores(regions()), atol=1e-9)
     assert float((explain(trained, regions()).described(new) - expected[:, C:]).abs().max()) < 1e-6
@@ -83,12 +83,16 @@ def test_a_class_described_anew_scores_as_if_the_model_had_known_it(space, name,
 def test_known_classes_are_described_by_their_own_attributes(space):
     trained = trained_on(space)
     found = explain(trained, regions())
-    assert torch.allclose(found.described(space.att), found.scores, atol=1e-8)
+    assert torch.allclose(found.described(space.att)[:, space.unseen], found.scores[:, space.unseen], atol=1e-8)
+    # of seen classes there are images too, which their description does not replace
+    seen = found.scores[:, space.seen] - found.described(space.att)[:, space.seen]
+    assert torch.allclose(seen.sum(dim=1), torch.zeros(len(seen), dtype=seen.dtype), atol=1e-8)
+    assert seen.abs().max() > 1e-3
     assert torch.allclose(describer_of(trained).prepare(space.att), trained.model.z, atol=1e-12)
 
 
 def test_the_mixture_has_both_signs_and_unit_length(space):
-    found = explain(trained_on(space), regions())
+    found = explain(trained_on(space, kernel_width=None), regions())
     assert (found.mixture > 0).any() and (found.mixture < 0).any()
     lengths = ((found.mixture @ found.describer.gram) * found.mixture).sum(dim=1)
     assert torch.allclose(lengths, torch.ones(len(lengths), dtype=lengths.dtype))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as EszslRecipe
-from core.preparation import prepared_attributes, ridge_weights, shrunk_whitening, signed_root
+from core.preparation import Mixing, prepared_attributes, shrunk_whitening, signed_root
 from core.VSMR import VSMR, Recipe, build, closed_form_W1
 from tests.helpers import C, K
 
@@ -63,16 +63,39 @@ def test_whitening_limits():
     assert kept.square().sum() > 0.8 * phi.square().sum()  # the leading axes
 
 
-@pytest.mark.parametrize("attributes", [3, 11])  # fewer and more than seen classes: both solves
-def test_ridge_weights_are_ridge_regression(attributes):
+@pytest.mark.parametrize("attributes", [3, 11])  # fewer and more than seen classes: the penalty's two forms
+def test_without_a_kernel_the_mixture_is_ridge_regression(attributes):
     g = torch.Generator().manual_seed(3)
     z = F.normalize(torch.randn(C, attributes, generator=g, dtype=torch.float64), dim=1)
-    seen = torch.tensor([0, 1, 3, 5])
     target = torch.randn(4, 2, generator=g, dtype=torch.float64)
     penalty = 0.3 * 4 / min(4, attributes)
-    zs = z[seen]
+    zs = z[torch.tensor([0, 1, 3, 5])]
     W = torch.linalg.inv(zs.T @ zs + penalty * torch.eye(attributes)) @ zs.T @ target  # (K,2)
-    torch.testing.assert_close(ridge_weights(z, seen, 0.3) @ target, z @ W)
+    mixing = Mixing.solve(zs, ridge=0.3, width=None)
+    torch.testing.assert_close(mixing.weights(z) @ target, z @ W)
+    torch.testing.assert_close(mixing.expected(z, target), z @ W)
+
+
+def test_the_mixture_is_kernel_ridge_regression():
+    g = torch.Generator().manual_seed(4)
+    known, z = (F.normalize(torch.randn(n, 5, generator=g, dtype=torch.float64), dim=1) for n in (7, 3))
+    target = torch.randn(7, 2, generator=g, dtype=torch.float64)
+    # textbook: Gaussian processes with that kernel, one system an output
+    K = torch.tensor([[float(torch.exp((a @ b - 1) / 2)) for b in known] for a in known], dtype=torch.float64)
+    across = torch.tensor([[float(torch.exp((a @ b - 1) / 2)) for b in known] for a in z], dtype=torch.float64)
+    expected = across @ torch.linalg.inv(K + 0.2 * torch.eye(7)) @ target
+    torch.testing.assert_close(Mixing.solve(known, ridge=0.2, width=2.0).expected(z, target), expected)
+
+
+@pytest.mark.parametrize("width", [2.0, None])
+def test_landmarks_stand_for_all_classes_and_few_come_near(width):
+    g = torch.Generator().manual_seed(5)
+    known, z = (F.normalize(torch.randn(n, 6, generator=g, dtype=torch.float64), dim=1) for n in (80, 20))
+    target = torch.tanh(known @ torch.randn(6, 3, generator=g, dtype=torch.float64))
+    full = Mixing.solve(known, ridge=0.2, width=width).expected(z, target)
+    few = Mixing.solve(known, ridge=0.2, width=width, most=40)
+    assert few.landmarks.shape == (40, 6) and few.A.shape == (40, 80)
+    assert (few.expected(z, target) - full).norm() < 0.05 * full.norm()
 
 
 def test_closed_form_W1_scores_attributes_like_eszsl(space):
@@ -96,6 +119,7 @@ def textbook(model, x):
     a, r = model.attention, model.recipe
     v = a.v
     out = []
+    weights = model.mixing.weights(model.z)
     for image in x:
         S = v @ a.W1 @ (image - model.x_mean).T  # (K,R); taking x̄ away is taking vᵀW1x̄ away
         theta = torch.softmax(v @ a.W2 @ image.T, dim=1)
@@ -103,13 +127,18 @@ def textbook(model, x):
         e = (theta * S).sum(1)
         rho = r.mean_share / R + (1 - r.mean_share) * (w @ theta) / w.sum()
         f = model.P @ (signed_root((rho @ image)[None])[0] - model.phi_mean)
+        logits = model.expert @ f + model.expert_bias
         row = []
         for c in range(C):
             s1 = torch.dot(w * e, model.z[c]) / (w * e).norm() / model.z[c].norm()
-            prototype = sum(
-                model.ridge_weights[c, s] * (model.P @ model.class_means[s]) for s in range(len(model.seen))
-            )
+            means = [model.P @ M for M in model.class_means]
+            prototype = sum(weights[c, s] * means[s] for s in range(len(model.seen)))
             s2 = torch.dot(f, prototype) / f.norm() / prototype.norm()
+            nearest = max(torch.dot(m, prototype) / m.norm() / prototype.norm() for m in means)
+            s2 = s2 - model.hubness * nearest.detach()
+            if c in model.seen:
+                place = model.seen.tolist().index(c)
+                s2 = s2 + r.seen_expert * (logits[place] - logits.mean()) / logits.std(correction=0)
             row.append(r.alpha * (s1 + r.beta * s2))
         out.append(torch.stack(row))
     return torch.stack(out)
@@ -153,13 +182,13 @@ def test_class_means_are_those_of_the_epoch(space):
     model, x, y = trained(space)
     before = model.class_means.clone()
     model.loss(x[:3], y[:3])  # classes 0, 1, 3
-    model.update_class_means()
+    model.update_closed_forms()
     torch.testing.assert_close(model.class_means[:3], model.pooled(x[:3], model.attend(x[:3])))
     assert torch.equal(model.class_means[3], before[3])  # class 5 was not drawn: its mean stays
-    prototypes = F.normalize(model.ridge_weights @ model.class_means @ model.P.T, dim=1)
+    prototypes = F.normalize(model.mixing.weights(model.z) @ model.class_means @ model.P.T, dim=1)
     torch.testing.assert_close(model.prototypes(), prototypes)
     model.loss(x[1:2], y[1:2])  # the next epoch counts anew
-    model.update_class_means()
+    model.update_closed_forms()
     torch.testing.assert_close(model.class_means[1:2], model.pooled(x[1:2], model.attend(x[1:2])))
 
 
@@ -222,3 +251,67 @@ def test_switches_reach_the_model(space):
         other, _, _ = trained(space, replace(RECIPE, **{name: False}))
         assert (other.class_scores(x).detach() - reference).abs().max() > 1e-4, name
     assert np.isfinite(reference.numpy()).all()
+
+
+def test_the_seen_expert_is_a_linear_discriminant_of_the_epochs_images(space):
+    model, x, y = trained(space)
+    with torch.no_grad():
+        for part in (slice(0, 8), slice(8, 24), slice(24, 40)):
+            model.loss(x[part], y[part])
+        model.update_closed_forms()
+        u = model.branch_scores(x)[3]  # (N,d)
+    seen = space.seen.tolist()
+    means = {c: u[y == c].mean(0) for c in seen}
+    within = sum(torch.outer(row - means[c], row - means[c]) for row, c in zip(u, y.tolist(), strict=True)) / len(u)
+    within = within + 0.3 * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype)
+    inverse = torch.linalg.inv(within)
+    logits = torch.stack([u @ inverse @ means[c] - 0.5 * means[c] @ inverse @ means[c] for c in seen], dim=1)  # (N,S)
+    expected = (logits - logits.mean(1, keepdim=True)) / logits.std(1, correction=0, keepdim=True)
+    got = model.corrections(x, model.attend(x)).detach()
+    scale = model.recipe.alpha * model.recipe.beta
+    torch.testing.assert_close(got[:, seen] + scale * model.hubness * model.hub[seen], scale * 0.025 * expected)
+    torch.testing.assert_close(
+        got[:, space.unseen], (-scale * model.hubness * model.hub[space.unseen]).expand(len(x), -1)
+    )
+
+
+def test_hubness_is_the_cosine_with_the_nearest_seen_mean(space):
+    model, _, _ = trained(space)
+    means = [model.P @ M for M in model.class_means]
+    for c, prototype in enumerate(model.prototypes()):
+        nearest = max(float(torch.dot(prototype, m) / m.norm()) for m in means)
+        assert abs(float(model.hub[c]) - nearest) < 1e-12
+
+
+class Shown:
+    """Validation images of unseen classes."""
+
+    def __init__(self, x, labels):
+        self.x, self.labels = x, labels
+
+    def blocks(self):
+        yield from zip(self.x.split(3), self.labels.split(3), strict=True)
+
+
+@pytest.mark.parametrize("share", [0.15, 0.0])
+def test_validation_chooses_the_share_of_hubness_among_unseen_classes(space, share):
+    model, _, _ = trained(space)
+    for seed in range(8):
+        g = torch.Generator().manual_seed(seed)
+        x = F.normalize(torch.randn(60, R, D, generator=g, dtype=torch.float64), dim=2)
+        with torch.no_grad():
+            model.hub[space.unseen] = torch.linspace(-1, 1, len(space.unseen), dtype=torch.float64)
+            best = {}
+            for model.hubness in (0.15, 0.0):
+                best[model.hubness] = model.class_scores(x)[:, space.unseen].argmax(1)
+        assert (best[0.15] != best[0.0]).sum() > 3
+        images = Shown(x, space.unseen[best[share]])  # labels as the one share would have them
+        assert model.tune_hubness(images) == {"hubness": share} and model.hubness == share
+    model.set_params({"hubness": 0.07})
+    assert model.hubness == 0.07
+
+
+def test_a_given_share_of_hubness_is_not_tuned(space):
+    given = build(replace(RECIPE, hubness=0.3), space, (R, D), 0, 1)
+    assert given.tune is None and given.model.hubness == 0.3
+    assert build(RECIPE, space, (R, D), 0, 1).tune is not None

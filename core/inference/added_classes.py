@@ -1,7 +1,7 @@
 """Classes by description alone on a trained run: added, taken away, renamed. Nothing is trained.
 
 A class that is added gets from its attributes what every unseen class had from the start: its row of prepared
-attributes (with the mean of the *seen* classes, as they were), its ridge weights, its encoded prototype.
+attributes (with the mean of the *seen* classes, as they were), its encoded prototype, its hubness.
 """
 
 from __future__ import annotations

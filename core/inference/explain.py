@@ -22,9 +22,9 @@ from core.preparation import Describer
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Scores of a batch and their parts: ``scores = g zᵀ + h mixtureᵀ``, calibrated by γ on unseen classes.
+    """Scores of a batch and their parts: ``scores = g zᵀ + h mixtureᵀ + own``, calibrated by γ on unseen classes.
 
-    ``g`` None: this method's scores do not split. ``h`` None: it has no mixture.
+    ``g`` None: this method's scores do not split. ``h`` None: it has no mixture. ``own`` None: nothing is added.
     """
 
     scores: Tensor  # (B,C) as the model gives them, without γ
@@ -35,6 +35,7 @@ class Explanation:
     z: Tensor | None  # (C,K) float64
     h: Tensor | None  # (B,S) float64
     mixture: Tensor | None  # (C,S) float64
+    own: Tensor | None  # (B,C) float64: what the method adds to a class besides (seen expert, hubness)
     describer: Describer | None
 
     def attributes(self, image: int, of: int) -> Tensor:
@@ -56,7 +57,9 @@ class Explanation:
         if self.g is None or self.z is None:
             raise ValueError("the scores of this method do not split over attributes")
         total = self.g @ self.z.T
-        return total if self.h is None or self.mixture is None else total + self.h @ self.mixture.T
+        if self.h is not None and self.mixture is not None:
+            total = total + self.h @ self.mixture.T
+        return total if self.own is None else total + self.own
 
     def described(self, att: Tensor) -> Tensor:
         """(B,N) scores of classes without training images, from their attributes att (N,K) alone.
@@ -69,7 +72,9 @@ class Explanation:
         z = self.describer.prepare(att)
         mixture = self.describer.mixture(z)
         total = self.g @ z.T
-        return total if self.h is None or mixture is None else total + self.h @ mixture.T
+        if self.h is None or mixture is None:
+            return total
+        return total + self.h @ mixture.T + self.describer.correction(mixture)
 
 
 @torch.no_grad()
@@ -96,6 +101,7 @@ def explain(trained: Trained, x: Tensor) -> Explanation:
         z=None if g is None else z,
         h=h,
         mixture=mixture,
+        own=None if g is None else exact.corrections(x, found),
         describer=describer,
     )
 

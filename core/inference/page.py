@@ -223,8 +223,11 @@ def _describer(d: Describer) -> dict[str, Any]:
     return {
         "root": d.root,
         "centre": floats(d.centre),
-        "B": None if d.B is None else floats(d.B),
         "gram": None if d.gram is None else floats(d.gram),
+        "landmarks": None if d.mixing is None else floats(d.mixing.landmarks),
+        "A": None if d.mixing is None else floats(d.mixing.A),
+        "width": None if d.mixing is None else d.mixing.width,
+        "hubness": d.hubness,
     }
 
 
@@ -248,6 +251,7 @@ def _image(item: Item, found: Explanation, i: int) -> dict[str, Any]:
         "scores": floats(found.scores[i].clamp(-_NEVER, _NEVER)),
         "g": None if found.g is None else floats(found.g[i]),
         "h": None if found.h is None else floats(found.h[i]),
+        "own": None if found.own is None else floats(found.own[i]),
         "peaks": peaks if item.points else None,
         "points": [[text(part), round(x, 4), round(y, 4)] for part, x, y in item.points],
     }

@@ -1,7 +1,7 @@
 "use strict";
 /* The arithmetic of core/inference/explain.py, on the arrays of data.js. Nothing here touches the page.
-   score = sum of g_i z_ci over attributes + sum of h_s mix_cs over seen classes; calibrated: + gamma for classes
-   without training images. */
+   score = sum of g_i z_ci over attributes + sum of h_s mix_cs over seen classes + own_c; calibrated: + gamma for
+   classes without training images. */
 const Model = (function () {
   function floats(text) {
     const raw = atob(text), bytes = new Uint8Array(raw.length);
@@ -12,13 +12,15 @@ const Model = (function () {
   const att = floats(D.att), describer = D.describer;
   const root = describer && describer.root, power = root ? 0.5 : 1;
   const centre = describer ? floats(describer.centre) : null;
-  const B = describer && describer.B ? floats(describer.B) : null;
-  const gram = B ? floats(describer.gram) : null;
-  const S = B ? B.length / K : 0;
+  const gram = describer && describer.gram ? floats(describer.gram) : null;
+  const landmarks = gram ? floats(describer.landmarks) : null, A = gram ? floats(describer.A) : null;
+  const S = gram ? Math.round(Math.sqrt(gram.length)) : 0;
+  const lengths = Float64Array.from({ length: S }, (_, s) => Math.max(Math.sqrt(gram[s * S + s]), 1e-12));
   const seen = new Set(D.seen);
   const images = D.images.map((image, number) => ({
     number, name: image.name, truth: image.truth, points: image.points, peaks: image.peaks,
     scores: floats(image.scores), g: image.g && floats(image.g), h: image.h && floats(image.h),
+    own: image.own && floats(image.own),
   }));
   const splits = Boolean(describer && images[0].g);
   const classes = D.classes.map((name, c) => ({
@@ -42,10 +44,10 @@ const Model = (function () {
     }
     return out;
   }
-  /* Bᵀ v */
-  function back(v) {
-    const out = new Float64Array(K);
-    for (let s = 0; s < S; s++) for (let i = 0, at = s * K; i < K; i++, at++) out[i] += B[at] * v[s];
+  /* Mᵀ v for a matrix of `width` columns */
+  function back(M, v, width) {
+    const out = new Float64Array(width);
+    for (let r = 0; r < v.length; r++) for (let i = 0, at = r * width; i < width; i++, at++) out[i] += M[at] * v[r];
     return out;
   }
   function prepare(a) {
@@ -54,15 +56,19 @@ const Model = (function () {
     const length = Math.max(Math.sqrt(dot(z, z)), 1e-12);
     return z.map((v) => v / length);
   }
-  function mixture(z) {
-    if (!B) return null;
-    const W = times(B, z), n = Math.max(Math.sqrt(Math.max(dot(W, times(gram, W)), 0)), 1e-12);
-    return W.map((v) => v / n);
+  const kernel = (product) => (describer.width === null ? product : Math.exp((product - 1) / describer.width));
+  /* of products (m) of a prepared row with the landmarks: weights of the seen classes over the mixture's length, and
+     what is taken away for its closeness to the nearest seen mean */
+  function mixed(products) {
+    const W = back(A, products.map(kernel), S), t = times(gram, W), n = Math.max(Math.sqrt(Math.max(dot(W, t), 0)), 1e-12);
+    let nearest = -Infinity;
+    for (let s = 0; s < S; s++) nearest = Math.max(nearest, t[s] / (n * lengths[s]));
+    return { mix: W.map((v) => v / n), own: -describer.hubness * nearest };
   }
   function ready(c) {
     if (!c.z) {
       c.z = prepare(c.att);
-      c.mix = mixture(c.z);
+      Object.assign(c, gram ? mixed(times(landmarks, c.z)) : { mix: null, own: 0 });
     }
     return c;
   }
@@ -71,9 +77,10 @@ const Model = (function () {
   function parts(image, c) {
     ready(c);
     const attributes = c.z.map((v, i) => v * image.g[i]);
+    const own = image.own && c.number < C ? image.own[c.number] : c.own;
     const mixed = c.mix ? c.mix.map((v, s) => v * image.h[s]) : new Float64Array(0);
     const gamma = margin(c), total = (list) => list.reduce((a, b) => a + b, 0);
-    return { attributes, mixed, gamma, sum: total(attributes) + total(mixed) + gamma };
+    return { attributes, mixed, own, gamma, sum: total(attributes) + total(mixed) + own + gamma };
   }
   /* as the model gave it where the model knew the class, else from its description */
   function score(image, c) {
@@ -84,37 +91,22 @@ const Model = (function () {
     return offered(among).map((c) => ({ c, score: score(image, c) })).sort((a, b) => b.score - a.score);
   }
 
-  /* Q = Bᵀ gram B is never formed: its diagonal, and its products with two vectors, are all a changed description asks */
-  let diagonal = null;
-  function diagonalOfQ() {
-    if (diagonal) return diagonal;
-    diagonal = new Float64Array(K);
-    const column = new Float64Array(S);
-    for (let i = 0; i < K; i++) {
-      for (let s = 0; s < S; s++) column[s] = B[s * K + i];
-      diagonal[i] = dot(column, times(gram, column));
-    }
-    return diagonal;
-  }
   /* Calibrated score of a class without training images as a function of (attribute, its value). The prepared row is
-     proportional to k (F + d e_i) - m, with k from the length and d = f(v) - F_i, so a value costs a few products. */
+     proportional to k (F + d e_i) - m, with k from the length and d = f(v) - F_i, so its products with g and with the
+     landmarks cost a few operations each. */
   function changed(image, c) {
     const a = c.att, F = Float64Array.from(a, f), m = centre, squared = dot(a, a);
     const FF = dot(F, F), Fm = dot(F, m), mm = dot(m, m), gF = dot(image.g, F), gm = dot(image.g, m);
-    let Q = null;
-    if (B) {
-      const QF = back(times(gram, times(B, F))), Qm = back(times(gram, times(B, m))), hB = back(image.h);
-      Q = { QF, Qm, hB, diagonal: diagonalOfQ(), FQF: dot(F, QF), FQm: dot(F, Qm), mQm: dot(m, Qm),
-        hF: dot(hB, F), hm: dot(hB, m) };
-    }
+    const LF = gram ? times(landmarks, F) : null, Lm = gram ? times(landmarks, m) : null;
     return function (i, v) {
       const d = f(v) - F[i];
       const k = Math.pow(Math.max(Math.sqrt(Math.max(squared - a[i] * a[i] + v * v, 0)), 1e-12), -power);
-      const length = k * k * (FF + 2 * d * F[i] + d * d) + mm - 2 * k * (Fm + d * m[i]);
-      let sum = (k * (gF + d * image.g[i]) - gm) / Math.max(Math.sqrt(Math.max(length, 0)), 1e-12);
-      if (Q) {
-        const n = k * k * (Q.FQF + 2 * d * Q.QF[i] + d * d * Q.diagonal[i]) + Q.mQm - 2 * k * (Q.FQm + d * Q.Qm[i]);
-        sum += (k * (Q.hF + d * Q.hB[i]) - Q.hm) / Math.max(Math.sqrt(Math.max(n, 0)), 1e-12);
+      const squaredLength = k * k * (FF + 2 * d * F[i] + d * d) + mm - 2 * k * (Fm + d * m[i]);
+      const length = Math.max(Math.sqrt(Math.max(squaredLength, 0)), 1e-12);
+      let sum = (k * (gF + d * image.g[i]) - gm) / length;
+      if (gram) {
+        const { mix, own } = mixed(LF.map((p, l) => (k * (p + d * landmarks[l * K + i]) - Lm[l]) / length));
+        sum += dot(mix, image.h) + own;
       }
       return sum + margin(c);
     };

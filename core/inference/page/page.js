@@ -141,9 +141,9 @@ function table(rows, columns, id) {
   lines.push(el("tr", { className: "sum" }, el("td", {}, "Sum"), ...empty(), el("td", {}), el("td", { className: "n", "data-sum": sum }, fixed(sum, 3))));
   for (const kind of kinds) {
     const single = of(kind).filter((r) => r.i >= 0), scale = Math.max(...single.map((r) => Math.abs(r.value)), 1e-12);
-    if (kind !== "gamma") lines.push(el("tr", { className: "group" }, el("th", { colSpan: columns.length + 3, scope: "rowgroup" }, `${GROUPS[kind]}, longest bar ${fixed(scale, 2)}`)));
+    if (kind !== "gamma" && kind !== "own") lines.push(el("tr", { className: "group" }, el("th", { colSpan: columns.length + 3, scope: "rowgroup" }, `${GROUPS[kind]}, longest bar ${fixed(scale, 2)}`)));
     for (const r of of(kind)) {
-      if (kind === "gamma") {
+      if (kind === "gamma" || kind === "own") {
         lines[kinds.indexOf(kind)].cells[0].replaceChildren(r.name);
         lines[kinds.indexOf(kind)].lastChild.dataset.part = r.value;
         continue;
@@ -175,7 +175,7 @@ function renderVersus() {
   if (!M.splits) return (byId("versus").hidden = true);
   const pick = (key, label) => el("label", {}, `${label} `, el("select", { id: `versus-${key}`, onchange: (e) => { state[key] = classOf(e.target.value); keeping(renderVersus); } }, ...options(M.classes, state[key])));
   const a = M.parts(image, state.a), b = M.parts(image, state.b);
-  const difference = { attributes: a.attributes.map((v, i) => v - b.attributes[i]), mixed: a.mixed.map((v, s) => v - b.mixed[s]), gamma: a.gamma - b.gamma, gammaName: "difference of γ" };
+  const difference = { attributes: a.attributes.map((v, i) => v - b.attributes[i]), mixed: a.mixed.map((v, s) => v - b.mixed[s]), own: a.own - b.own, ownName: "difference of corrections", gamma: a.gamma - b.gamma, gammaName: "difference of γ" };
   const rows = rowsOf(difference, [10, 6]), ahead = M.score(image, state.a) - M.score(image, state.b);
   show("versus", el("div", { className: "row" }, pick("a", "For (blue)"), pick("b", "against (orange)"),
     el("button", { id: "swap", onclick: () => { [state.a, state.b] = [state.b, state.a]; keeping(renderVersus); } }, "Swap")),

@@ -77,14 +77,15 @@ function largest(values, count, names) {
   if (rest.length) rows.push({ i: -1, name: `${rest.length} others`, value: rest.reduce((sum, i) => sum + values[i], 0) });
   return rows;
 }
-/* Rows of all that adds up to a score: attributes, seen classes, gamma. */
+/* Rows of all that adds up to a score: attributes, seen classes, corrections, gamma. */
 function rowsOf(parts, counts) {
   const M = Model, rows = largest(parts.attributes, counts[0], M.D.attributes.map(plain)).map((r) => ({ ...r, kind: "attribute" }));
   if (parts.mixed.length) rows.push(...largest(parts.mixed, counts[1], M.seenNames).map((r) => ({ ...r, kind: "class" })));
+  if (M.images[0].own) rows.push({ i: -1, name: parts.ownName || "corrections: images of seen classes, and nearness to them", value: parts.own, kind: "own" });
   rows.push({ i: -1, name: parts.gammaName || "γ, added to classes without training images", value: parts.gamma, kind: "gamma" });
   return rows;
 }
-const GROUPS = { attribute: "Attributes", class: "Seen classes in the mixture", gamma: "γ" };
+const GROUPS = { attribute: "Attributes", class: "Seen classes in the mixture", own: "Corrections", gamma: "γ" };
 
 /* One figure for saving: photograph and map on the left, bars on the right. */
 function figure(title, lines, picture, cells, grid, rows, total) {
