@@ -45,12 +45,15 @@ def test_ctrl_c_at_any_moment_is_one_line(place: Path, seed: int) -> None:
         text=True,
         start_new_session=True,
     )
-    time.sleep(random.Random(seed).uniform(0.3, 4))
+    maps = Path(f"/proc/{child.pid}/maps")
+    while child.poll() is None and "torch" not in maps.read_text():
+        time.sleep(0.01)  # Python itself starts: nothing of this repository can answer yet
+    time.sleep(random.Random(seed).uniform(0, 4))
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert "Traceback" not in out + err, err
-    if child.returncode:
+    if child.returncode and "results: " not in out and "features in " not in err:  # else it was ending anyway
         assert child.returncode == 130 and err.endswith("interrupted; run the same command again to continue\n"), err
 
 

@@ -33,7 +33,7 @@ def toy_plan(toy, tmp_path, monkeypatch):
 
     monkeypatch.setattr(s, "with_settings", smaller)
     methods = ("vsmr", "dazle", "vsmr-staged", "eszsl", "eszsl-prepared")
-    return s.Plan(datasets=("TOY",), methods=methods, seeds=(0, 1), out=tmp_path / "results", epochs=2)
+    return s.Plan(datasets=("TOY",), methods=methods, seeds=(0, 1), out=tmp_path / "results", epochs=5)
 
 
 def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypatch, capsys):
@@ -53,7 +53,7 @@ def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypa
     text = all_tables(table)
     for words in ("**vsmr", "SELECTED ON TEST", "PUBLISHED PROCEDURE", "E by gradient", "sign-flip", "optimistic"):
         assert words in text
-    assert "CUT OFF" in text and "2 of its 20 epochs" in text  # of dazle
+    assert "CUT OFF" in text and "5 of its 20 epochs" in text  # of dazle
     assert main(None, ["--tables-only", "--out", str(toy_plan.out)]) == 0
     printed = capsys.readouterr().out
     assert "minus, over classes" in printed  # from the scores in the run folders
