@@ -14,7 +14,7 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python DEMO_ours.py --method dazle
-	$(BIN)/python DEMO_ours.py
+	$(BIN)/python DEMO_ours.py --page
 
 test: install
 	$(BIN)/ruff check .
