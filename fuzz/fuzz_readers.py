@@ -36,6 +36,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision  # noqa: F401  # load_image imports it when it is first called: not in every worker
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's core, whatever else is installed
 

@@ -44,6 +44,8 @@ def test_ctrl_c_at_any_moment_is_one_line(place: Path, seed: int) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a program that was started in the background hands on to its children that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     maps = Path(f"/proc/{child.pid}/maps")
     while child.poll() is None and "torch" not in maps.read_text():
