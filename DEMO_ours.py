@@ -3,11 +3,18 @@
     python DEMO_ours.py                       # vsmr
     python DEMO_ours.py --method dazle        # the attention figure is easiest to read here
 
-Renders the images, trains a small backbone on the seen classes' training images, extracts region features, makes
-attribute vectors, trains, and prints the same table as the other drivers. Everything is made once and kept under data/.
+Renders the images, trains a small backbone on the training classes' images, extracts region features, makes attribute
+vectors, trains, and prints the same table as the other drivers. Everything is made once and kept under data/.
 """
+
+import sys
+import time
 
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli("core.commands.train", "DEMO", __doc__))
+    started = time.monotonic()
+    code = run_cli("core.commands.train", "DEMO", __doc__)
+    if code == 0:
+        sys.stderr.write(f"{time.monotonic() - started:.0f} s in all\n")
+    raise SystemExit(code)

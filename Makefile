@@ -14,13 +14,13 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python DEMO_ours.py --method dazle
-	$(BIN)/python DEMO_ours.py
+	$(BIN)/python DEMO_ours.py --page
 
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # longer: 30 kills and (as root) 30 power cuts of extraction and training each, 20,000 damaged files for every reader,
 # two hours in a loop

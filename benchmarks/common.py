@@ -15,13 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor
 
 from benchmarks.reference import ReferenceDAZLE
@@ -282,7 +282,7 @@ def environment() -> str:
     return (
         f"{_cpu('model name', 'CPU implementer')}, {torch.get_num_threads()} threads, {memory:.0f} GiB, {gpu}; "
         f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
-        f"torchvision {torchvision.__version__}, NumPy {np.__version__}"
+        f"torchvision {version('torchvision')}, NumPy {np.__version__}"
     )
 
 

@@ -84,7 +84,7 @@ def whole_runs(device: str, trial: bool, seeds: int = SEEDS) -> list[Row]:
         assert counts is not None
         images = (counts.trainval, counts.test_seen, counts.test_unseen)
         if trial:
-            images = (6 * shape.C, 2 * shape.C, 2 * shape.unseen)
+            images = (2 * shape.C, shape.C, shape.unseen)
             shape = replace(shape, D=32, R=4)
         metadata = metadata_of(shape, images)
         started = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.helpers import TOY, C, K, ToyFeatures, V, extraction, run_here, toy_m
 from tests.helpers_predict import Made
 from tests.helpers_xlsa17 import PARTS, Drawn, Maker
 
+MEMORY = 200 << 20  # bytes that Python may allocate while it refuses a file
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -44,6 +46,16 @@ def in_process(request: bytes, timeout: float) -> tuple[int, bytes, bytes]:
 @pytest.fixture
 def no_child(monkeypatch):
     monkeypatch.setattr(sandbox, "run", in_process)
+
+
+@pytest.fixture
+def small_memory():
+    """Fails the test if refusing took much memory."""
+    tracemalloc.start()
+    yield
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < MEMORY
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import multiprocessing
 import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +117,13 @@ def run_apart(place: Path, script: str, *arguments: str | Path) -> Ended:
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def forked(work: Callable[..., object], *arguments: object) -> multiprocessing.process.BaseProcess:
+    """Start ``work`` in a process that can be killed, forked from this one: it need not import anything first."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    return process
 
 
 def refused(result: Ended, *said: str) -> str:

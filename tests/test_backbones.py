@@ -111,18 +111,19 @@ def test_the_grid_lies_as_the_picture_does(name: str) -> None:
     """A bright quadrant changes the regions of that quadrant most."""
     backbone = made(name, 224 if "dinov2" in name else None)
     size = backbone.input_size
-    blank = torch.zeros(1, 3, size, size)
-    for top in (True, False):
-        for left in (True, False):
-            image = blank.clone()
-            rows = slice(0, size // 2) if top else slice(size // 2, None)
-            columns = slice(0, size // 2) if left else slice(size // 2, None)
-            image[:, :, rows, columns] = 2 + torch.rand(3, size // 2, size // 2)
-            change = (backbone(image) - backbone(blank)).norm(dim=1)[0]  # (h,w)
-            h, w = change.shape
-            halves = {True: slice(0, h // 2), False: slice(-(w // 2), None)}
-            quadrants = {(t, s): float(change[halves[t], halves[s]].mean()) for t in halves for s in halves}
-            assert max(quadrants, key=lambda q: quadrants[q]) == (top, left)
+    images = torch.zeros(4, 3, size, size)  # blank, and three quadrants bright: no flip or transposition does the same
+    bright = [(True, True), (True, False), (False, True)]  # (top, left)
+    for image, (top, left) in zip(images[1:], bright, strict=True):
+        rows = slice(0, size // 2) if top else slice(size // 2, None)
+        columns = slice(0, size // 2) if left else slice(size // 2, None)
+        image[:, rows, columns] = 2 + torch.rand(3, size // 2, size // 2)
+    maps = backbone(images)  # (4,D,h,w)
+    for changed, place in zip(maps[1:], bright, strict=True):
+        change = (changed - maps[0]).norm(dim=0)  # (h,w)
+        h, w = change.shape
+        halves = {True: slice(0, h // 2), False: slice(-(w // 2), None)}
+        quadrants = {(t, s): float(change[halves[t], halves[s]].mean()) for t in halves for s in halves}
+        assert max(quadrants, key=lambda q: quadrants[q]) == place
 
 
 @pytest.mark.parametrize("size", [96, 448])

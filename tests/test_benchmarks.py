@@ -1,21 +1,16 @@
 """The benchmarks run, all of them, at sizes at which their figures mean nothing."""
 
 import csv
-import subprocess
-import sys
-from pathlib import Path
 
 from benchmarks.run import JOBS
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import ROOT, run_here
 
 
 def test_every_benchmark_runs_and_the_table_holds_what_it_found(tmp_path):
     real = ROOT / "results" / "benchmarks.md"
     before = real.read_bytes()
-    command = [sys.executable, "-m", "benchmarks.run", "--trial", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, _, err = run_here(ROOT, "benchmarks/run.py", "--trial", "--out", tmp_path)
+    assert code == 0, err[-2000:]
     with open(tmp_path / "benchmarks.csv", newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     text = (tmp_path / "benchmarks.md").read_text("utf-8")
@@ -31,5 +26,5 @@ def test_every_benchmark_runs_and_the_table_holds_what_it_found(tmp_path):
         "2 seeds of",
     ):
         assert any(told in row["what"] for row in rows), told
-    assert len(done.stderr.split("benchmarks.")) > len(JOBS)
+    assert len(err.split("benchmarks.")) > len(JOBS)
     assert real.read_bytes() == before  # a trial leaves the real table alone

@@ -43,6 +43,8 @@ for script in scripts:
     loaded = {h for h in heavy if h in sys.modules} - known
     known |= loaded
     report[script] = [code or 0, sorted(loaded), time.process_time() - started, "usage: " in out.getvalue()]
+import core.experiments.run, core.features.extraction, core.inference.predictor, core.reporting.tables
+report["run"] = sorted({"torchvision", "scipy.stats", "matplotlib"} & set(sys.modules))
 print(json.dumps(report))
 """
 
@@ -59,6 +61,11 @@ def helps() -> dict:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_run_on_a_feature_file_waits_for_no_library_that_it_does_not_need(helps: dict) -> None:
+    """torchvision takes as long as PyTorch itself."""
+    assert helps["run"] == []
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -16,6 +16,7 @@ from core.datasets.xlsa17 import read_metadata
 from core.demo import backbone as demo_backbone
 from core.demo import dataset as demo
 from core.demo import drawing as demo_drawing
+from core.features.backbones import build_backbone
 from core.files.errors import UserError
 
 SIZES = {"images_per_class": 5, "seen": 8, "unseen": 2}
@@ -150,22 +151,20 @@ def test_too_small_is_refused(tmp_path: Path) -> None:
         demo.render_demo(tmp_path, seen=2)
 
 
-def test_backbone_trains_on_trainval_alone(root: Path, tmp_path: Path) -> None:
+def test_backbone_trains_on_train_alone(root: Path, tmp_path: Path) -> None:
     shutil.copytree(root, tmp_path / "copy")
     m = read_metadata(tmp_path / "copy", DEMO)
-    for i in np.concatenate([m.test_seen_loc, m.test_unseen_loc]):
+    for i in np.concatenate([m.val_loc, m.test_seen_loc, m.test_unseen_loc]):
         (tmp_path / "copy" / DEMO.folders[0] / m.image_files[i]).unlink()  # if it were opened, this would fail
     state = torch.random.get_rng_state()
     paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
     for path in paths:
         demo_backbone.train_demo_backbone(tmp_path / "copy", path, epochs=1, batch_size=16)
     assert torch.equal(state, torch.random.get_rng_state())
-    first, second = (demo_backbone.load_demo_backbone(p) for p in paths)
+    first, second = (build_backbone("demo", p) for p in paths)
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    features = first(torch.rand(2, 3, 112, 112))
-    assert features.shape == (2, first.channels, 7, 7) and features.dtype == torch.float32
-    assert 128 <= first.channels <= 256 and not first.training
+    assert first(torch.rand(2, 3, 112, 112)).shape == (2, *first.shape) and first.shape == (128, 7, 7)
 
     stamp = paths[0].stat().st_mtime_ns
     demo_backbone.train_demo_backbone(tmp_path / "copy", paths[0], epochs=1, batch_size=16)
@@ -174,16 +173,17 @@ def test_backbone_trains_on_trainval_alone(root: Path, tmp_path: Path) -> None:
     assert paths[0].stat().st_mtime_ns != stamp
 
 
-def test_backbone_refuses_a_leak(root: Path) -> None:
+@pytest.mark.parametrize("leak", ["val_loc", "test_seen_loc", "test_unseen_loc"])
+def test_backbone_refuses_a_leak(root: Path, leak: str) -> None:
     m = read_metadata(root, DEMO)
-    m.trainval_loc = np.concatenate([m.trainval_loc, m.test_unseen_loc[:1]])
+    m.train_loc = np.concatenate([m.train_loc, getattr(m, leak)[:1]])
     with pytest.raises((UserError, AssertionError)):
         demo_backbone._training_images(m)
 
 
 def test_backbone_file_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no backbone weights"):
-        demo_backbone.load_demo_backbone(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match=r"none\.safetensors"):
+        build_backbone("demo", tmp_path / "none.safetensors")
     (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(UserError, match="does not hold"):
-        demo_backbone.load_demo_backbone(tmp_path / "bad.safetensors")
+    with pytest.raises(UserError, match=r"bad\.safetensors"):
+        build_backbone("demo", tmp_path / "bad.safetensors")

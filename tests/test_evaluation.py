@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import torchmetrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,6 +74,8 @@ def test_nan_scores_are_an_error():
 
 
 def test_per_class_accuracy_equals_torchmetrics():
+    import torchmetrics  # takes a second, which the tests that run beside this one need not wait for
+
     rng = np.random.default_rng(0)
     labels, predicted = rng.integers(0, 6, 200), rng.integers(0, 6, 200)
     metric = torchmetrics.classification.MulticlassAccuracy(num_classes=6, average=None)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -30,6 +29,7 @@ from core.features.feature_file import FeatureFile
 from core.features.images import Normaliser, load_image
 from core.features.settings import ExtractionConfig
 from core.files.errors import UserError
+from tests.helpers import forked
 from tests.helpers_features import TINY, make_data
 
 ROOT = Path(__file__).parent.parent
@@ -148,21 +148,12 @@ def test_no_image_at_all_is_said_at_once(tmp_path: Path) -> None:
         extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY)
 
 
-_KILLED = """
-import sys
-from pathlib import Path
-import core.features.writer
-core.features.writer._FLUSH_ROWS = 8
-from tests.test_extraction import *
-extract(DEMO, data_root=sys.argv[1], out=sys.argv[2], config=TINY)
-"""
-
-
-def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
+def test_killed_and_restarted_equals_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("core.features.writer._FLUSH_ROWS", 8)
     data = make_data(tmp_path / "data", 150)
     clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
     out, journal, new = (tmp_path / f"f.hdf5{end}" for end in ("", ".partial.rows", ".partial.new"))
-    command = [sys.executable, "-c", _KILLED, str(data), str(out)]
+    work = partial(extract, DEMO, data_root=data, out=out, config=TINY)
 
     def written() -> list[tuple[int, int]]:
         return [(p.stat().st_size, p.stat().st_mtime_ns) for p in (journal, new) if p.exists()]
@@ -171,14 +162,14 @@ def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
     killed = 0
     for kill in range(KILLS):
         before = written()
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        process = forked(work)
         with suppress(FileNotFoundError):  # renamed just now
-            while process.poll() is None and written() == before:
+            while process.is_alive() and written() == before:
                 time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.06) * (kill > 0))
-        killed += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
         if out.exists():  # it was quicker: once more from the start
             assert out.read_bytes() == clean.read_bytes()
             out.unlink()

@@ -3,166 +3,28 @@
 from __future__ import annotations
 
 import errno
-import io
 import logging
 import os
 import pickle
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
-import scipy.io
 import torch
-from PIL import Image
 
 from core.datasets import vectors as word_vectors
 from core.datasets.registry import DEMO
-from core.features.backbones import build_backbone
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile, verify
-from core.features.images import Normaliser, load_image
-from core.features.regions import RegionFeatures
 from core.features.writer import Writer
 from core.files import atomic as files
 from core.files.atomic import atomic_path, write_bytes
 from core.files.errors import UserError
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.helpers_features import SHAPE, TINY, content, make_data, maps, metadata, write
-
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
-
-
-def encoded(form: str, mode: str = "RGB", **options) -> bytes:
-    out = io.BytesIO()
-    NOISE.convert(mode).save(out, form, **options)
-    return out.getvalue()
-
-
-def bomb() -> bytes:
-    out = io.BytesIO()
-    Image.new("1", (20_000, 20_000)).save(out, "PNG")
-    return out.getvalue()
-
-
-def exif() -> bytes:
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    return encoded("JPEG", exif=turned)
-
-
-BAD = {
-    "truncated.jpg": encoded("JPEG")[:1500],
-    "truncated.png": encoded("PNG")[:1500],
-    "html.jpg": b"<!DOCTYPE html><title>404</title>",
-    "empty.jpg": b"",
-    "header only.jpg": encoded("JPEG")[:20],
-    "bomb.png": bomb(),
-    "crc.png": encoded("PNG").replace(b"IHDR", b"IHDX"),
-}
-GOOD = {
-    "palette.png": encoded("PNG", "P"),
-    "grey and alpha.png": encoded("PNG", "LA"),
-    "cmyk.jpg": encoded("JPEG", "CMYK"),
-    "1x1.png": None,
-    "16 bit.png": None,
-    "animated.gif": encoded("GIF", "P", save_all=True, append_images=[Image.new("P", (80, 50))]),
-    "turned.jpg": exif(),
-    "Grünspecht, weiß (1).jpg": encoded("JPEG"),
-    "日本語 🐦.png": encoded("PNG"),
-    "png named.jpg": encoded("PNG"),
-}
-
-
-def with_images(root: Path) -> tuple[Path, list[str]]:
-    """make_data with the first images replaced by those of GOOD and BAD and by things that are no files."""
-    data = make_data(root)
-    folder = data / "DEMO" / "DEMO_creatures" / "images"
-    names = [*GOOD, *BAD, "missing.jpg", "loop.jpg", "folder.jpg"]
-    old = sorted(p.name for p in folder.iterdir())
-    for name, former in zip(names, old, strict=False):
-        (folder / former).unlink()
-        if name in BAD or GOOD.get(name):
-            (folder / name).write_bytes({**BAD, **GOOD}[name])
-    Image.new("RGB", (1, 1), (9, 8, 7)).save(folder / "1x1.png")
-    Image.fromarray(np.full((40, 40), 32896, np.uint16)).save(folder / "16 bit.png")
-    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
-    (folder / "folder.jpg").mkdir()
-    mat = data / "xlsa17" / "data" / "DEMO" / "res101.mat"
-    images = [f"images/{name}" for name in [*names, *old[len(names) :]]]
-    files = np.array([[f"/x/DEMO_creatures/{name}"] for name in images], dtype=object)
-    scipy.io.savemat(mat, {"labels": scipy.io.loadmat(mat)["labels"], "image_files": files})
-    return data, images
-
-
-def test_one_report_names_every_bad_image_and_good_rows_belong_to_their_image(tmp_path: Path) -> None:
-    data, images = with_images(tmp_path / "data")
-    out = tmp_path / "f.hdf5"
-    with pytest.raises(UserError) as caught:
-        extract(DEMO, data_root=data, out=out, config=TINY)
-    bad = [*BAD, "missing.jpg", "loop.jpg", "folder.jpg"]
-    assert f"{len(bad)} of {len(images)} images" in str(caught.value) and not out.exists()
-    report = (tmp_path / "f.hdf5.partial.bad_images.txt").read_text(encoding="utf-8").splitlines()
-    assert [line.split(": ")[0].rsplit("/", 1)[1] for line in report] == bad
-    assert "Too many levels of symbolic links" in report[-2] and "not a file" in report[-1]
-
-    folder = data / "DEMO" / "DEMO_creatures"
-    network, normalise = build_backbone(TINY.backbone, "random"), Normaliser(torch.device("cpu"), torch.float32)
-    with h5py.File(tmp_path / "f.hdf5.partial") as file:
-        for row, name in enumerate(images):
-            if Path(name).name in bad:
-                assert not file["row_crc32"][row]  # never written
-                continue
-            expected = network(normalise(torch.from_numpy(load_image(folder / name, 64)[None].copy())))[0]
-            np.testing.assert_allclose(file["feature_map"][row], expected.numpy(), atol=0.02, rtol=0.01, err_msg=name)
-
-    for name in bad:
-        path = folder / "images" / name
-        path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-        path.write_bytes(GOOD["palette.png"])
-    assert extract(DEMO, data_root=data, out=out, config=TINY) == out
-    with FeatureFile(out) as file:
-        assert file.image_files == images and not list(tmp_path.glob("*.partial*"))
-
-
-def test_exif_orientation_is_not_applied_and_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
-    for name in ("turned.jpg", "animated.gif"):
-        (tmp_path / name).write_bytes(GOOD[name])
-    (tmp_path / "plain.jpg").write_bytes(encoded("JPEG"))
-    np.testing.assert_array_equal(load_image(tmp_path / "turned.jpg", 32), load_image(tmp_path / "plain.jpg", 32))
-    assert load_image(tmp_path / "animated.gif", 32).std() > 10  # noise; the second frame is black
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM"])
-def test_an_image_cut_short_is_refused_or_whole(tmp_path: Path, form: str) -> None:
-    """Never with a grey rest. (A flipped byte shows only where the format has checksums: PNG.)"""
-    good, path = encoded(form, "P" if form == "GIF" else "RGB"), tmp_path / "a"
-    path.write_bytes(good)
-    whole = load_image(path, 32)
-    for length in {*range(0, len(good), len(good) // 40), *range(len(good) - 20, len(good))}:
-        path.write_bytes(good[:length])
-        try:
-            got = load_image(path, 32)
-        except ValueError:
-            continue
-        np.testing.assert_array_equal(got, whole)
-
-
-@pytest.mark.parametrize("same", ["images/001.png", "images/./001.png", "images//001.png"])
-def test_an_image_named_twice_is_refused(tmp_path: Path, same: str) -> None:
-    data = make_data(tmp_path / "data")
-    mat = data / "xlsa17" / "data" / "DEMO" / "res101.mat"
-    content = scipy.io.loadmat(mat)
-    names = content["image_files"]
-    names[0, 0] = f"/x/DEMO_creatures/{same}"
-    scipy.io.savemat(mat, {"labels": content["labels"], "image_files": names})
-    with pytest.raises(UserError, match=r"res101\.mat: 1 image files are named more than once"):
-        extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY)
 
 
 def fails_with(number: int, after: int = 0):
@@ -458,17 +320,6 @@ def test_every_flipped_byte_of_a_checkpoint(tmp_path: Path) -> None:
     assert spared < 10
 
 
-@pytest.mark.parametrize(
-    "header", [{}, {"vsmr": "{"}, {"vsmr": "[]"}, {"vsmr": "{}"}, {"vsmr": '{"meta": "[1]", "sha256": "x"}'}]
-)
-def test_a_safetensors_file_that_is_no_checkpoint(tmp_path: Path, header: dict[str, str]) -> None:
-    from safetensors.torch import save_file
-
-    save_file({"a": torch.ones(2)}, tmp_path / "c.safetensors", metadata=header)
-    with pytest.raises(UserError, match=r"c\.safetensors"):
-        load_checkpoint(tmp_path / "c.safetensors")
-
-
 def test_every_flipped_byte_of_vectors_and_their_record(tmp_path: Path, no_child: None) -> None:
     path, vectors = tmp_path / "v.pkl", np.random.default_rng(0).random((2, 300)).astype(np.float32)
     word_vectors.write_attribute_vectors(path, word_vectors.AttributeVectors(vectors, ["a", "b"], [], {}), "test", None)
@@ -482,24 +333,6 @@ def test_every_flipped_byte_of_vectors_and_their_record(tmp_path: Path, no_child
         (tmp_path / "v.json").write_bytes(flipped(record, at))
         got = outcome(lambda path: word_vectors.load_attribute_vectors(path, 2), path)
         assert "v." in got if isinstance(got, str) else np.array_equal(got, vectors)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (np.full((2, 300), np.nan), "not finite"),
-        (np.full((2, 300), 1e300), "not finite"),
-        (np.ones((3, 300)), r"\(2, V\), one row an attribute, is needed"),
-        (np.ones(600), r"\(2, V\), one row an attribute, is needed"),
-        (np.zeros((2, 300)), "zeros"),
-        (np.ones((2, 300), complex), "numeric"),
-        ("text", "not a numeric"),
-    ],
-)
-def test_wrong_vectors(tmp_path: Path, values: object, message: str) -> None:
-    (tmp_path / "v.pkl").write_bytes(pickle.dumps(values))
-    with pytest.raises(UserError, match=rf"v\.pkl.*{message}"):
-        word_vectors.load_attribute_vectors(tmp_path / "v.pkl", 2)
 
 
 def test_truncated_at_any_length(tmp_path: Path) -> None:
@@ -517,41 +350,3 @@ def test_truncated_at_any_length(tmp_path: Path) -> None:
             path.write_bytes(good[:length])
             with pytest.raises(UserError, match=path.name):
                 read(path)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"att": np.full((6, 5), np.nan, np.float32)}, "att holds NaN"),
-        ({"original_att": np.full((6, 5), np.inf, np.float32)}, "original_att holds NaN or inf"),
-        ({"att": np.r_[np.ones((5, 5)), np.zeros((1, 5))].astype(np.float32)}, "no attribute is present"),
-        ({"att": np.ones((5, 5), np.float32)}, "att is of 5 classes"),
-        ({"labels": np.repeat(np.arange(1, 7), 10)}, "labels run from 1 to 6"),
-        ({"trainval_loc": np.arange(1, 61)}, "trainval_loc runs from 1 to 60"),
-        ({"test_seen_loc": np.array([0, 0])}, "names 1 images twice"),
-        ({"class_names": ["a"] * 6}, "more than once"),
-        ({"original_att": np.ones((6, 4), np.float32)}, "but original_att"),
-    ],
-)
-def test_wrong_content_of_a_feature_file(tmp_path: Path, changes: dict, message: str) -> None:
-    wrong = replace(content(), metadata=replace(metadata(), **changes))
-    with Writer(tmp_path / "f.hdf5", wrong, SHAPE) as writer:
-        writer.write(np.arange(60), maps())
-        writer.finish()
-    with pytest.raises(UserError, match=rf"f\.hdf5.*{message}"):
-        FeatureFile(tmp_path / "f.hdf5")
-
-
-@pytest.mark.parametrize("w2v", [np.ones((4, 3)), np.full((5, 3), np.nan)])
-def test_wrong_vectors_in_a_feature_file(tmp_path: Path, w2v: np.ndarray) -> None:
-    with Writer(tmp_path / "f.hdf5", replace(content(), w2v=w2v), SHAPE) as writer:
-        writer.write(np.arange(60), maps())
-        writer.finish()
-    with pytest.raises(UserError, match=r"f\.hdf5: w2v_att"):
-        FeatureFile(tmp_path / "f.hdf5")
-
-
-@pytest.mark.parametrize("budget", [0, 1 << 20])
-def test_features_of_another_shape_are_refused(tmp_path: Path, budget: int) -> None:
-    with FeatureFile(write(tmp_path / "f.hdf5")) as file, pytest.raises(UserError, match="another backbone or resol"):
-        RegionFeatures(file, np.arange(3), (1, 8), budget=budget).batch(np.arange(3))

@@ -44,13 +44,18 @@ def test_ctrl_c_at_any_moment_is_one_line(place: Path, seed: int) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a program that was started in the background hands on to its children that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    time.sleep(random.Random(seed).uniform(0.3, 4))
+    maps = Path(f"/proc/{child.pid}/maps")
+    while child.poll() is None and "torch" not in maps.read_text():
+        time.sleep(0.01)  # Python itself starts: nothing of this repository can answer yet
+    time.sleep(random.Random(seed).uniform(0, 4))
     if child.poll() is None:
         os.killpg(child.pid, signal.SIGINT)
     out, err = child.communicate(timeout=60)
     assert "Traceback" not in out + err, err
-    if child.returncode:
+    if child.returncode and "results: " not in out and "features in " not in err:  # else it was ending anyway
         assert child.returncode == 130 and err.endswith("interrupted; run the same command again to continue\n"), err
 
 
@@ -58,12 +63,14 @@ def test_ctrl_c_at_any_moment_is_one_line(place: Path, seed: int) -> None:
 def test_any_terminal_shows_help_table_and_errors(place: Path, encoding: str) -> None:
     terminal = {"PYTHONIOENCODING": encoding, "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}
     (place / "Grün日本").write_text("in the way")
-    for arguments in (["--help"], run("--select", "last"), run("--out", "Grün日本")):
+    for arguments, says in (
+        (["--help"], b"usage:"),
+        (run("--select", "last"), b"| T1 |"),
+        (run("--out", "Grün日本"), b""),
+    ):
         done = apart(place, DRIVER, *arguments, **terminal)
         assert done.returncode == (2 if "--out" in arguments else 0), done.stderr
-        assert b"Traceback" not in done.stdout + done.stderr
-    done = apart(place, DRIVER, "--help", **terminal)
-    assert b"usage:" in done.stdout
+        assert b"Traceback" not in done.stdout + done.stderr and says in done.stdout
 
 
 def test_a_pipe_that_nobody_reads_is_no_error(place: Path) -> None:
@@ -73,11 +80,10 @@ def test_a_pipe_that_nobody_reads_is_no_error(place: Path) -> None:
 
 
 def test_names_that_are_no_utf_8_or_hold_a_newline(place: Path) -> None:
-    for name in ("w\udcff.hdf5", "two\nlines.hdf5"):
-        os.rename(place / FEATURES, place / name)
-        done = apart(place, DRIVER, *run("--select", "last", "--features", name, "--out", f"r{name}"))
-        assert done.returncode == 0, done.stderr
-        os.rename(place / name, place / FEATURES)
+    name = "w\udcff and\nlines.hdf5"
+    os.rename(place / FEATURES, place / name)
+    done = apart(place, DRIVER, *run("--select", "last", "--features", name, "--out", f"r{name}"))
+    assert done.returncode == 0, done.stderr
     (place / IMAGES / image_names()[0]).unlink()
     done = apart(place, EXTRACT, *NO_FEATURES[:-1], "w\udcff/new.hdf5", "--device", "cpu")
     assert done.returncode == 2 and b"Traceback" not in done.stderr, done.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 import zlib
@@ -22,6 +21,7 @@ from core.features import feature_file
 from core.features.feature_file import FeatureFile, verify
 from core.features.writer import Writer
 from core.files.errors import UserError
+from tests.helpers import forked
 from tests.helpers_features import SHAPE, content, maps, metadata, write
 
 zlib_crc32 = zlib.crc32
@@ -99,31 +99,33 @@ def test_other_settings_a_second_writer_and_nan_are_refused(tmp_path: Path) -> N
         FeatureFile(path)
 
 
-_KILLED = """
-import sys, numpy as np
-from tests.test_feature_file import *
-with Writer(Path(sys.argv[1]), content(600), SHAPE) as writer:
-    for row in np.flatnonzero(~writer.done):
-        writer.write(np.array([row]), maps(600)[[row]])
-        if row % 16 == 0:
-            writer.flush()
-    writer.finish()
-"""
+def _write_row_by_row(path: Path) -> None:
+    """What is killed: 600 rows, those that are not there yet."""
+    values = maps(600)
+    with Writer(path, content(600), SHAPE) as writer:
+        for row in np.flatnonzero(~writer.done):
+            writer.write(np.array([row]), values[[row]])
+            if row % 16 == 0:
+                writer.flush()
+        writer.finish()
 
 
 def test_killed_at_random_moments_equals_one_run(tmp_path: Path) -> None:
     path = tmp_path / "f.hdf5"
     partial = tmp_path / "f.hdf5.partial"
-    command = [sys.executable, "-c", _KILLED, str(path)]
-    for wait in (0.0, 0.05, 0.1):
+    killed = 0
+    for wait in (0.0, 0.02, 0.04):
         before = partial.stat().st_mtime_ns if partial.exists() else 0
-        process = subprocess.Popen(command)
-        while process.poll() is None and (not partial.exists() or partial.stat().st_mtime_ns <= before):
+        process = forked(_write_row_by_row, path)
+        while process.is_alive() and (not partial.exists() or partial.stat().st_mtime_ns <= before):
             time.sleep(0.002)
         time.sleep(wait)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert subprocess.run(command).returncode == 0
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    assert killed
+    if not path.exists():
+        _write_row_by_row(path)
     (tmp_path / "other").mkdir()
     assert path.read_bytes() == write(tmp_path / "other" / "f.hdf5", 600).read_bytes()
 
@@ -304,7 +306,8 @@ def test_worker_processes_read_what_the_parent_reads(
     with FeatureFile(path) as file:
         expected = [_read(file, seed) for seed in range(4)]
         monkeypatch.setattr(sys.modules[__name__], "_inherited", file if how == "inherited" else None)
-        with ProcessPoolExecutor(2, context) as pool:
+        # a process started anew takes seconds: one
+        with ProcessPoolExecutor(1 if how == "spawn" else 2, context) as pool:
             found = pool.map(_read, [None if how == "inherited" else file] * 4, range(4))
             for seed, (a, b) in enumerate(zip(expected, found, strict=True)):
                 assert np.array_equal(a, b), seed

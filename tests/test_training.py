@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from core.method import Batches, find_method, methods
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.folds import final_fold
 from core.training.loop import train
-from tests.helpers import ToyFeatures, toy_mats
+from tests.helpers import ToyFeatures, forked
 from tests.helpers_runs import SMALL, W2V, config_of, go, go_to_the_end, inputs_of, recipe_of, same
 
 
@@ -105,27 +106,19 @@ def states(folder):
 
 @pytest.mark.parametrize("method", ["dazle", "vsmr"])
 def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path, method):
-    toy_mats(tmp_path / "mats")
-    script = (
-        "import sys, pathlib; from tests import helpers_runs as t; from tests.helpers import TOY;"
-        "from core.datasets.xlsa17 import read_mat_files;"
-        "d = pathlib.Path(sys.argv[1]);"
-        "m = read_mat_files(d/'mats/res101.mat', d/'mats/att_splits.mat', TOY);"
-        "t.go_to_the_end(sys.argv[2], m, d/'killed', epochs=40)"
-    )
     go_to_the_end(method, toy, tmp_path / "whole", epochs=40)
     rng, landed = np.random.default_rng(0), 0
     for _ in range(int(os.environ.get("KILLS", "3"))):
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), method], stderr=subprocess.DEVNULL)
         before = states(tmp_path / "killed")
-        while process.poll() is None and states(tmp_path / "killed") == before:
+        process = forked(partial(go_to_the_end, epochs=40), method, toy, tmp_path / "killed")
+        while process.is_alive() and states(tmp_path / "killed") == before:
             time.sleep(0.001)  # until this process has written a state of its own
         time.sleep(rng.random() * 0.05)
         process.kill()
-        process.wait()
+        process.join()
         landed += bool(states(tmp_path / "killed")) and not (tmp_path / "killed/metrics.json").exists()
     assert landed >= 1, "no kill fell into the training"
-    subprocess.run([sys.executable, "-c", script, str(tmp_path), method], check=True, capture_output=True)
+    go_to_the_end(method, toy, tmp_path / "killed", epochs=40)
     same(tmp_path / "whole", tmp_path / "killed")
 
 

@@ -113,8 +113,8 @@ DEMO = DataSet(
     anchor="DEMO_creatures",
     folders=("DEMO/DEMO_creatures",),
     val_share=0.25,
-    caveat="the demo shows that the pipeline runs, it is no evidence for a method: the training length of its backbone "
-    "was settled while looking at accuracy on its unseen TEST classes, and the backbone knows the validation classes",
+    caveat="the pictures are drawn: they show that the pipeline runs and are no evidence for a method on photographs "
+    "(train and val classes are the split file's; those of seeds after 0 are not, and the backbone knows some of them)",
 )
 OWN = DataSet(  # a folder of one's own: core/datasets/own.py
     name="OWN",

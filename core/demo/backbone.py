@@ -1,7 +1,7 @@
-"""The demo's backbone: a small network whose weights come from nowhere but the demo's own seen classes.
+"""The demo's backbone: a small network whose weights come from nowhere but the demo's own training classes.
 
-It learns the seen classes and their attributes from the trainval images, and never opens any other image: the same
-rule that keeps a proposed split honest (no unseen class in the backbone's training set).
+It learns those classes and their attributes from the images of the train split, and never opens any other image: the
+classes that methods are chosen on (val) are as new to it as the unseen ones, so validation foretells the test.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from core.datasets.metadata import Metadata
 from core.datasets.paths import image_folder
@@ -29,7 +28,7 @@ from core.files.errors import UserError
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when the network or its training changes
+FORMAT = 2  # raise it when the network or its training changes
 CHANNELS = 128  # D of the feature map
 SHIFT = 8  # pixels, the largest shift of the augmentation
 
@@ -58,24 +57,6 @@ def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequen
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-def load_demo_backbone(path: Path | str) -> DemoBackbone:
-    """The trained backbone in evaluation mode.
-
-    Raises:
-        UserError: no such file, or not one written by :func:`train_demo_backbone`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no backbone weights at {path}; train_demo_backbone writes them")
-    try:
-        weights = load_file(path)
-        model = DemoBackbone(next(reversed([w for w in weights.values() if w.ndim == 4])).shape[0])
-        model.load_state_dict(weights)
-    except (SafetensorError, RuntimeError, StopIteration, OSError) as error:
-        raise UserError(f"{path} does not hold the demo backbone's weights ({error})") from error
-    return model.eval().requires_grad_(False)
-
-
 def load_images(folder: Path | str, files: list[str]) -> torch.Tensor:
     """The named images below ``folder`` as uint8, (N,3,112,112), in memory.
 
@@ -100,18 +81,20 @@ def train_demo_backbone(
     data_root: Path | str,
     out_path: Path | str,
     seed: int = 0,
-    epochs: int = 20,
+    epochs: int = 40,
     batch_size: int = 32,
     lr: float = 4e-3,
     channels: int = CHANNELS,
     attribute_weight: float = 4.0,
     threads: int = 1,
 ) -> Path:
-    """Train a :class:`DemoBackbone` on the demo's trainval images on the CPU and save its weights to ``out_path``.
+    """Train a :class:`DemoBackbone` on the demo's train images on the CPU and save its weights to ``out_path``.
 
-    The loss is cross-entropy on the seen classes plus ``attribute_weight`` times BCE on their attributes. Weights
-    trained with the same arguments on the same split are kept. One thread by default: the maps are so small that
-    threads on a busy machine wait for each other longer than they compute, and the result is the same anywhere.
+    The epochs were settled on validation classes alone: with 20 and 40 of them AUSUC there was 46 and 56 for vsmr, 26
+    and 58 for dazle. The loss is cross-entropy on the train classes plus ``attribute_weight`` times BCE on their
+    attributes. Weights trained with the same arguments on the same split are kept. One thread by default: the maps are
+    so small that threads on a busy machine wait for each other longer than they compute, and the result is the same
+    anywhere.
 
     Raises:
         UserError: the demo data set is missing, or its splits would leak test images into the training.
@@ -130,14 +113,15 @@ def train_demo_backbone(
     loc = _training_images(metadata)
     folder = image_folder(Path(data_root), DEMO)
     images = load_images(folder, [metadata.image_files[i] for i in loc])  # (N,3,112,112)
-    seen = metadata.seen
-    classes = torch.from_numpy(np.searchsorted(seen, metadata.labels[loc]))  # (N,)
-    attributes = torch.from_numpy((metadata.original_att[seen] > 50).astype(np.float32))  # (S,K)
+    known, classes = (torch.from_numpy(a) for a in np.unique(metadata.labels[loc], return_inverse=True))  # (S,), (N,)
+    attributes = torch.from_numpy((metadata.original_att[known] > 50).astype(np.float32))  # (S,K)
+
+    log.info("demo backbone: %d images of %d classes, none of validation or unseen classes", len(loc), len(known))
 
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # the modules' own initialisation must not move the global generator
         backbone = DemoBackbone(channels)
-        heads = nn.Linear(channels, len(seen) + attributes.shape[1])
+        heads = nn.Linear(channels, attributes.shape[0] + attributes.shape[1])
     _initialise(backbone, heads, generator)
     backbone = backbone.to(memory_format=torch.channels_last).train()
     parameters = [*backbone.parameters(), *heads.parameters()]
@@ -148,13 +132,13 @@ def train_demo_backbone(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        for epoch in tqdm(range(epochs), desc="demo backbone", disable=None):
+        for epoch in range(epochs):
             total = 0.0
             for rows in torch.randperm(len(loc), generator=generator).split(batch_size):
                 batch = _augment(images[rows], generator)
                 pooled = backbone(batch).mean(dim=(2, 3))  # (B,D)
                 logits = heads(pooled)  # (B,S+K)
-                class_logits, attribute_logits = logits[:, : len(seen)], logits[:, len(seen) :]
+                class_logits, attribute_logits = logits.split(attributes.shape, dim=1)
                 target = classes[rows]
                 bce = F.binary_cross_entropy_with_logits(attribute_logits, attributes[target])
                 loss = F.cross_entropy(class_logits, target, label_smoothing=0.1) + attribute_weight * bce
@@ -176,12 +160,13 @@ def train_demo_backbone(
 
 
 def _training_images(metadata: Metadata) -> np.ndarray:
-    """The rows of trainval, after making sure that no test image and no unseen class is among them."""
+    """The rows of train, after making sure that no test image and no validation or unseen class is among them."""
     metadata.check(DEMO.name)
-    loc = metadata.trainval_loc
+    loc = metadata.train_loc
     test = np.concatenate([metadata.test_seen_loc, metadata.test_unseen_loc])
+    new = [*metadata.unseen, *np.unique(metadata.labels[metadata.val_loc])]
     assert not np.intersect1d(loc, test).size, "a test image among the backbone's training images"
-    assert not np.isin(metadata.labels[loc], metadata.unseen).any(), "an unseen class in the backbone's training set"
+    assert not np.isin(metadata.labels[loc], new).any(), "a validation or unseen class in the backbone's training set"
     return loc
 
 

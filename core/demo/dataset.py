@@ -194,6 +194,7 @@ def _write(target: Path, wanted: dict[str, int], workers: int | None) -> None:
     root = target / "images"
     for name in names:
         (root / "images" / name).mkdir(parents=True)
+    log.info("demo: drawing %d images of %d classes", len(files), len(names))
     jobs = [(seed, i, signatures[labels[i]], str(root / "images" / files[i])) for i in range(len(files))]
     locs = np.stack(list(tqdm(_map_jobs(jobs, workers), total=len(jobs), desc="drawing", disable=None)))  # (N,P,3)
     _write_tables(root, names, labels, files, strengths, locs)

@@ -20,13 +20,11 @@ log = logging.getLogger(__name__)
 
 def prepare_demo(data_root: Path) -> Path:
     """Make what is missing of the demo under ``data_root``; returns the feature file."""
-    log.info("demo: images")
     render_demo(data_root)
     vectors = paths.vectors_file(data_root, DEMO)
     if not vectors.exists():
         write_demo_vectors(paths.image_folder(data_root, DEMO) / DEMO.attribute_file, vectors)
     weights = data_root / "DEMO" / "backbone.safetensors"
-    log.info("demo: backbone (seen classes' training images only)")
     train_demo_backbone(data_root, weights)
     features = paths.feature_file(data_root, DEMO, "demo")
     if features.exists() and FeatureFile(features).provenance.get("weights_sha256") != sha256_file(weights):

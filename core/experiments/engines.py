@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from core.files.errors import UserError
 
 Work = Callable[[Any, str], str | None]  # runs a job on a device; None, or what stopped it. Picklable
@@ -80,6 +78,8 @@ class LocalEngine:
 
     def _pool(self, processes: int, waiting: deque[tuple[int, Any]]) -> Generator[Outcome, None, list[tuple[int, Any]]]:
         """Run what is waiting, until a process is killed at most; returns the jobs that were in work then."""
+        import torch  # seconds, which a job of submitit's that needs none of it does not wait for
+
         threads = max(1, torch.get_num_threads() // self.processes)
         context = multiprocessing.get_context("spawn")
         working: dict[Future[str | None], tuple[int, Any]] = {}
@@ -108,6 +108,8 @@ class LocalEngine:
 
 def worker_setup(threads: int) -> None:
     """What a process does first."""
+    import torch
+
     torch.set_num_threads(threads)
     logging.basicConfig(level=logging.WARNING)
 

@@ -205,7 +205,7 @@ def load_inputs(
         array, vectors = find_vectors(dataset, root, w2v, file, metadata.att.shape[1])
     _, D, R = file.shape
     if dataset.caveat:
-        metadata.notes.append(dataset.caveat)
+        metadata.notes[:] = [dataset.caveat]  # one note says it all
     rows = metadata.trainval_loc
     if test:
         rows = np.concatenate([rows, metadata.test_seen_loc, metadata.test_unseen_loc])

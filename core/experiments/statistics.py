@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from core.files.errors import UserError
 
@@ -58,6 +57,8 @@ def paired(a: Any, b: Any) -> Paired:
     if not np.isfinite(d).all():
         raise ValueError("paired values hold NaN or infinity")
     n, mean = len(d), float(d.mean())
+    import scipy.stats  # half a second, which a table of one seed need not wait for
+
     half = float(scipy.stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n))
     return Paired(mean=mean, low=mean - half, high=mean + half, p=_sign_flip(d), n=n)
 
@@ -65,6 +66,8 @@ def paired(a: Any, b: Any) -> Paired:
 def _sign_flip(d: np.ndarray) -> float:
     """Share of all 2^n choices of signs whose sum is at least as far from 0; beyond 20 seeds Wilcoxon's test."""
     if len(d) > _EXACT:
+        import scipy.stats
+
         return float(scipy.stats.wilcoxon(d).pvalue)
     sums = np.zeros(1)
     for value in np.abs(d):

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, functional
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 # Pillow's other decoders are not needed, and one of them (EPS) starts a program
@@ -99,6 +98,9 @@ def load_image(path: Path, size: int, resize: int | None = None, interpolation: 
     Raises:
         ValueError: the file cannot be read as an image; says why.
     """
+    # brings torch._dynamo with it: seconds, which a run on a feature file need not wait for
+    from torchvision.transforms import InterpolationMode, functional
+
     shorter = resize or size
     content = b""
     try:

@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from core.features.images import Transform
 from core.features.weights import HEADS, fetch_cached, fit_keys, is_weights_file, load_weights, read_state
@@ -114,6 +112,9 @@ def _demo(weights: str | None) -> Trunk:
 
 
 def _torchvision(name: str, weights: str | None) -> Trunk:
+    import torchvision  # takes seconds, which nothing else in this module needs
+    from torchvision.models.vision_transformer import VisionTransformer
+
     models = torchvision.models.list_models(module=torchvision.models)
     if name not in models:
         near = [m for m in models if m[:4] == name[:4]]
@@ -176,6 +177,7 @@ def _arguments(name: str) -> dict[str, bool]:
 
 def _vit_resizer(network: Any) -> Callable[[int], None]:
     """Sets the image side of torchvision's ViT, its position embeddings interpolated as torchvision does."""
+    from torchvision.models.vision_transformer import interpolate_embeddings
 
     def resize(size: int) -> None:
         state = {"encoder.pos_embedding": network.encoder.pos_embedding.detach()}
@@ -269,6 +271,8 @@ def own_size(name: str) -> int:
             return int(config["vision_cfg"]["image_size"])
         except (ImportError, KeyError, TypeError):
             return 224
+    import torchvision
+
     if name not in torchvision.models.list_models(module=torchvision.models):
         return 224
     known = {w.name: w for w in torchvision.models.get_model_weights(name)}
