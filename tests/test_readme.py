@@ -30,8 +30,8 @@ COMMANDS = [
     line for kind, block in BLOCKS if not kind for line in block.splitlines() if re.match(r"(python|pip|make)\b", line)
 ]
 OWN = [line for line in COMMANDS if "my_birds" in line]
-# Where a command is run that downloads, installs or takes minutes; and what an empty folder answers to it, which it does
-# only once it has understood every flag. A new command of README must be run here or stand here.
+# Where a command is run that downloads, installs or takes minutes; and what it answers in an empty folder, once it has
+# understood every flag. A new command of README must be run here or stand here.
 WORKFLOW = ".github/workflows/tests.yml"
 DRIVER, LACKS = "tests/test_drivers.py::test_a_driver_runs_to_the_end", "holds no CUB"
 ELSEWHERE: dict[str, tuple[str, str]] = {  # "--status: ..." is asked of a sweep, whose processes take long to begin
