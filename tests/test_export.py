@@ -26,9 +26,9 @@ def test_without_onnx_the_sentence_names_the_command(there: Made, tmp_path: Path
 
 
 def test_an_older_pytorch_is_told_what_to_install(there: Made, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.7.1+cpu"))
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0+cpu"))
     result = run_here(tmp_path, "predict.py", there.run("eszsl"), "--export", "m.onnx")
-    refused(result, "--export needs PyTorch 2.8 or newer", "this is 2.7.1+cpu: pip install 'torch>=2.8'")
+    refused(result, "--export needs PyTorch 2.14 or newer", "this is 2.8.0+cpu: pip install 'torch>=2.14'")
     assert not list(tmp_path.iterdir())
 
 
