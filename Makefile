@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test install nightly
+.PHONY: demo test test-lowest install nightly
 
 .venv/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,6 +21,13 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# the tests with the lowest versions that requirements.txt and the extras allow, in an environment of its own
+LOWEST := .venv-lowest/bin
+test-lowest:
+	test -x $(LOWEST)/python || $(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e . -r requirements-dev.txt
+	$(LOWEST)/python -m pytest -n 2
 
 # longer: 30 kills and (as root) 30 power cuts of extraction and training each, 20,000 damaged files for every reader,
 # two hours in a loop

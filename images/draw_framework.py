@@ -1,4 +1,4 @@
-"""Draws framework.png, the overview of the methods in this repository, next to this file.
+"""Draws framework.png, what core/VSMR.py computes of an image and the class attributes, next to this file.
 
 python images/draw_framework.py
 """
@@ -136,46 +136,57 @@ def attention(ax: Axes) -> None:
     arrow(ax, (64.5, 20.2), (64.5, 14.7), color=EDGE[SHARED])
 
 
-def lane(ax: Axes, y: float, h: float, color: str, title: str, methods: str) -> None:
-    """The area of one direction, with its title and the methods that have it in the upper left corner."""
+def lane(ax: Axes, y: float, h: float, color: str, title: str, more: str) -> None:
+    """The area of one direction, with its title and a remark in the upper left corner."""
     rounded(ax, 83, y, 57.5, h, color, "none", 0.4)
     ax.text(84.6, y + h - 2.8, title, size=13, color=EDGE[color], weight="bold", va="center")
-    ax.text(84.6, y + h - 5.8, methods, size=11.5, color=GREY, va="center", family="monospace")
+    ax.text(105.5, y + h - 2.8, more, size=11.5, color=GREY, va="center")
 
 
 def directions(ax: Axes) -> None:
     """Both ways to class scores, and their sum."""
     blue, orange, green = EDGE[UP], EDGE[DOWN], EDGE[CLASSES]
-    lane(ax, 46, 18.5, UP, "visual → semantic", "dazle, vsmr")
-    lane(ax, 1.5, 27, DOWN, "semantic → visual", "vsmr-staged, vsmr")
-    box(ax, 84.6, 47.4, 15, 9.3, UP, r"$e = \Sigma_r\,\theta\,S$", "attribute scores")
-    box(ax, 103.9, 47.4, 16, 9.3, UP, r"$s_1 = \Sigma_i\,w\,e\,z$", "class scores")
-    arrow(ax, (78.5, 52), (84.6, 52), color=blue)
-    arrow(ax, (99.6, 52), (103.9, 52), color=blue)
+    lane(ax, 46, 18.5, UP, "visual → semantic", r"dazle is this half, with $s_1=\Sigma_i\,w_i e_i z_i$")
+    lane(ax, 1.5, 28, DOWN, "semantic → visual", "")
+    box(ax, 84.6, 48.4, 15, 9.3, UP, r"$e = \Sigma_r\,\theta\,S$", "attribute scores")
+    box(ax, 102.9, 48.4, 18, 9.3, UP, r"$\alpha\,\cos(w\circ e,\,\tilde z)$", "class scores $s_1$")
+    arrow(ax, (78.5, 53), (84.6, 53), color=blue)
+    arrow(ax, (99.6, 53), (102.9, 53), color=blue)
 
-    box(ax, 84.6, 3, 15, 17.3, DOWN, r"$\rho = \Sigma_i\,w\,\theta$", "region saliency")
-    picture(ax, 88.7, 7.6, 6.8, weights(BILL, WING, BELLY))
-    box(ax, 103.9, 3, 16, 9.3, DOWN, r"$f = \Sigma_r\,\rho\,x$", "image feature")
-    box(ax, 122.5, 3, 16.8, 9.3, DOWN, r"$s_2 = \cos(f, E(z))$", "class scores")
+    saliency = r"$\frac{1}{2R}+\frac{1}{2}\,\frac{\Sigma_i\,w\,\theta}{\Sigma_i\,w}$"
+    box(ax, 84.6, 3, 15, 20.3, DOWN, saliency, r"region saliency $\rho$")
+    picture(ax, 88.3, 8.6, 7.6, weights(BILL, WING, BELLY))
+    box(ax, 102.9, 3, 18, 9.3, DOWN, r"$P\,(\sqrt{\Sigma_r\,\rho\,x}-\mu)$", "image feature $f$")
+    box(ax, 123.9, 3, 15.6, 9.3, DOWN, r"$\alpha\,\cos(f, E(\tilde z))$", "class scores $s_2$")
     arrow(ax, (78.5, 9.8), (84.6, 9.8), color=orange)
-    arrow(ax, (99.6, 7.6), (103.9, 7.6), color=orange)
-    arrow(ax, (119.9, 7.6), (122.5, 7.6), color=orange)
+    arrow(ax, (99.6, 7.6), (102.9, 7.6), color=orange)
+    arrow(ax, (120.9, 7.6), (123.9, 7.6), color=orange)
 
-    box(ax, 103.9, 32.4, 16, 9.3, CLASSES, "$z$  (C,K)", "class attributes")
-    box(ax, 103.9, 16.8, 16, 9.3, CLASSES, "$E(z)$", "class prototypes")
-    arrow(ax, (111.9, 41.7), (111.9, 47.4), color=green)
-    arrow(ax, (111.9, 32.4), (111.9, 26.1), color=green)
-    arrow(ax, (119.9, 21.4), (126, 21.4), (126, 12.3), color=green)
+    box(ax, 102.9, 33.2, 18, 9.3, CLASSES, r"$\tilde z$  (C,K)", "class attributes,\nrooted and centred")
+    box(
+        ax,
+        101.4,
+        15.9,
+        21.5,
+        9.8,
+        CLASSES,
+        r"$E(\tilde z)\propto\Sigma_s\,a_s(\tilde z)\,P M_s$",
+        "prototypes, by ridge\nfrom seen means $M$",
+    )
+    arrow(ax, (111.9, 42.5), (111.9, 48.4), color=green)
+    arrow(ax, (111.9, 33.2), (111.9, 25.7), color=green)
+    arrow(ax, (122.9, 20.8), (126.6, 20.8), (126.6, 12.3), color=green)
 
-    arrow(ax, (86.2, 46), (86.2, 28.5), style="<|-|>", dashes=(0, (3, 2)), color=EDGE[SHARED])
-    tie = "tied: trained\ntogether, they\nshare $\\theta$ and $w$"
-    ax.text(88, 37.1, tie, size=12, color=EDGE[SHARED], va="center", linespacing=1.3)
+    arrow(ax, (86.2, 46), (86.2, 29.5), style="<|-|>", dashes=(0, (3, 2)), color=EDGE[SHARED])
+    tie = "θ and w learn\nfrom both:\nCE($s_1$) + CE($s_2$)"
+    ax.text(88, 37.8, tie, size=12, color=EDGE[SHARED], va="center", linespacing=1.3)
+    ax.text(113.3, 27.6, "closed form: $P$, μ, $M$, $E$", size=10.5, color=GREY, va="center")
 
-    rounded(ax, 123.4, 32.4, 15, 9.3, "white", INK)
-    ax.text(130.9, 38.4, r"$s_1 + \beta\,s_2$", size=16, color=INK, ha="center", va="center")
-    ax.text(130.9, 34.8, "score of a class", size=12, color=INK, ha="center", va="center")
-    arrow(ax, (119.9, 52), (130.9, 52), (130.9, 41.7), color=blue)
-    arrow(ax, (130.9, 12.3), (130.9, 32.4), color=orange)
+    rounded(ax, 124.4, 33.2, 15, 9.3, "white", INK)
+    ax.text(131.9, 39.2, r"$s_1 + \beta\,s_2$", size=16, color=INK, ha="center", va="center")
+    ax.text(131.9, 35.6, "score of a class", size=12, color=INK, ha="center", va="center")
+    arrow(ax, (120.9, 53), (131.9, 53), (131.9, 42.5), color=blue)
+    arrow(ax, (131.9, 12.3), (131.9, 33.2), color=orange)
 
 
 def main() -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from core.features.images import load_image
+from core.inference.export import LOWEST_TORCH, export
 from tests.helpers import refused, run_here
 from tests.helpers_predict import SHORT, Made, described
 
@@ -23,8 +25,17 @@ def test_without_onnx_the_sentence_names_the_command(there: Made, tmp_path: Path
     assert not list(tmp_path.iterdir())
 
 
+def test_an_older_pytorch_is_told_what_to_install(there: Made, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.8.0+cpu"))
+    result = run_here(tmp_path, "predict.py", there.run("eszsl"), "--export", "m.onnx")
+    refused(result, "--export needs PyTorch 2.14 or newer", "this is 2.8.0+cpu: pip install 'torch>=2.14'")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def runtime():
+    if torch.__version__ < LOWEST_TORCH:
+        pytest.skip("this PyTorch is too old for --export")
     pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -32,8 +43,6 @@ def runtime():
 
 @pytest.mark.parametrize("method", SHORT)
 def test_every_head_is_exported_and_scores_as_ours(there: Made, tmp_path: Path, runtime, method: str) -> None:
-    from core.inference.export import export
-
     model = there.load(method)
     model.add_classes(described(model, {model.trained.classes[0]: "added"}))
     model.remove_classes([model.trained.classes[1]])
@@ -52,8 +61,6 @@ def test_every_head_is_exported_and_scores_as_ours(there: Made, tmp_path: Path, 
 
 
 def test_a_photograph_through_the_exported_backbone(there: Made, photo: Path, tmp_path: Path, runtime) -> None:
-    from core.inference.export import export
-
     model = there.load("eszsl")
     export(model, tmp_path / "m.onnx", with_backbone=True)
     session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])

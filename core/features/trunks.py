@@ -245,7 +245,8 @@ def _timm(name: str, weights: str | None) -> Trunk:
         pretraining="nothing" if weights == RANDOM else "unknown",
         layer=FORWARD,
         last_axis=getattr(network, "output_fmt", "") == "NHWC",
-        prefix=getattr(network, "num_prefix_tokens", 0) or 0,
+        # models that do not say it have their class token in front, where they have one (CaiT up to timm 1.0.28)
+        prefix=getattr(network, "num_prefix_tokens", int(hasattr(network, "cls_token"))) or 0,
         patch=patch[0] if isinstance(patch, tuple) else 1,
         resize=setter,
     )

@@ -26,6 +26,7 @@ from core.inference.trained import Trained
 TOLERANCE = 1e-4  # of the largest score
 _NEEDED = ("onnx", "onnxscript")
 _OPSET = 18
+LOWEST_TORCH = "2.14"  # measured: 2.5, 2.6 and 2.8 could not export the heads with any onnxscript tried, 2.14 can
 
 
 class Head(nn.Module):
@@ -88,6 +89,11 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
     if lacking := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise UserError(
             f"--export needs {' and '.join(lacking)}: pip install onnx onnxscript onnxruntime (the extra [export])"
+        )
+    if torch.__version__ < LOWEST_TORCH:  # as versions, not as texts: 2.14 is newer than 2.8
+        raise UserError(
+            f"--export needs PyTorch {LOWEST_TORCH} or newer, and this is {torch.__version__}: pip install "
+            f"'torch>={LOWEST_TORCH}' torchvision"
         )
     trained, device = predictor.trained, predictor.device
     rng = np.random.default_rng(0)
