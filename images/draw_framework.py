@@ -183,8 +183,9 @@ def directions(ax: Axes) -> None:
     ax.text(113.3, 27.6, "closed form: $P$, μ, $M$, $E$", size=10.5, color=GREY, va="center")
 
     rounded(ax, 124.4, 33.2, 15, 9.3, "white", INK)
-    ax.text(131.9, 39.2, r"$s_1 + \beta\,s_2$", size=16, color=INK, ha="center", va="center")
-    ax.text(131.9, 35.6, "score of a class", size=12, color=INK, ha="center", va="center")
+    ax.text(131.9, 39.9, r"$s_1 + \beta\,s_2$", size=16, color=INK, ha="center", va="center")
+    ax.text(131.9, 36.9, "less hubness, plus the", size=9.5, color=GREY, ha="center", va="center")
+    ax.text(131.9, 34.8, "expert of seen classes", size=9.5, color=GREY, ha="center", va="center")
     arrow(ax, (120.9, 53), (131.9, 53), (131.9, 42.5), color=blue)
     arrow(ax, (131.9, 12.3), (131.9, 33.2), color=orange)
 

@@ -55,8 +55,9 @@ def main() -> None:
     found = explain(trained, x[None])
     c = trained.classes.index(answer.classes[0].name)
     attributes, seen = found.attributes(0, c), found.seen_classes(0, c)
-    assert seen is not None and answer.classes[0].side == "unseen"
-    gamma = answer.classes[0].score - float(attributes.sum() + seen.sum())
+    assert seen is not None and found.own is not None and answer.classes[0].side == "unseen"
+    own = float(found.own[0, c])
+    gamma = answer.classes[0].score - float(attributes.sum() + seen.sum()) - own
     assert abs(gamma - trained.gamma) < 1e-3  # the parts are the score
 
     figure = plt.figure(figsize=(12.4, 4.4), dpi=105, facecolor="white")
@@ -75,9 +76,10 @@ def main() -> None:
     parts = [
         (f"{len(attributes)} attributes", float(attributes.sum()), UNSEEN),
         (f"likeness to {len(seen)} seen classes", float(seen.sum()), UNSEEN),
+        ("nearness to seen classes", own, UNSEEN if own > 0 else AGAINST),
         ("calibration γ", gamma, UNSEEN),
     ]
-    bars(figure.add_axes((0.485, 0.15, 0.165, 0.2)), f"its score {answer.classes[0].score:.1f} is the sum of", parts, 1)
+    bars(figure.add_axes((0.485, 0.1, 0.165, 0.25)), f"its score {answer.classes[0].score:.1f} is the sum of", parts, 1)
     best = attributes.topk(SHOWN).indices.tolist()
     rows = [(plain(trained.attributes[k]), float(attributes[k]), UNSEEN) for k in best]
     bars(figure.add_axes((0.862, 0.56, 0.135, 0.31)), "attributes that spoke most for it", rows, 2)
