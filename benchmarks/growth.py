@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.common import (
     PeakMemory,
@@ -188,6 +188,9 @@ def draw(curves: dict[str, dict[str, tuple[list[int], list[float]]]], out: Path)
         panel.loglog(sizes, [s / sizes[0] for s in sizes], "--", color="grey", label="linear")
         panel.set_xticks(sizes, [f"{s:,}" for s in sizes], minor=False)
         panel.xaxis.set_minor_locator(NullLocator())
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.yaxis.set_minor_locator(NullLocator())
         panel.set_xlabel(family)
         panel.set_ylabel("times the smallest size")
         panel.legend(fontsize="x-small")

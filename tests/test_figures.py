@@ -17,9 +17,10 @@ from core.reporting.figures import (
     Curve,
     _along_rays,
     calibration_figure,
+    confused_pairs,
+    confusion_figure,
     draw_per_class,
     forest_figure,
-    growth_figure,
     learning_curves_figure,
     per_class_figure,
     read_curve,
@@ -42,6 +43,19 @@ def panels_of(names):
     return [panel_of(picture, **given, true=names[0], predicted=names[i], says="best") for i in (0, 1)]
 
 
+def confusions_of(folder, names, images=4):
+    """A run folder in which some images of each class but the first, which is seen, are taken for the next one."""
+    folder.mkdir(parents=True)
+    side = ["seen", *["unseen"] * (len(names) - 1)]
+    pd.DataFrame({"class": names, "side": side, "images": images, "accuracy": 0.5}).to_csv(
+        folder / "per_class.csv", index=False
+    )
+    rows = [(a, a, images - 1 - i % 2) for i, a in enumerate(names)]
+    rows += [(a, b, 1 + i % 2) for i, (a, b) in enumerate(zip(names, [*names[1:], names[0]], strict=True))]
+    pd.DataFrame(rows, columns=["class", "predicted", "images"]).to_csv(folder / "confusion.csv", index=False)
+    return folder
+
+
 def draw_all(folder, names=HOSTILE):
     interval = Interval(mean=1.0, low=-1.0, high=2.0)
     shares = pd.Series(np.linspace(0.1, 1, len(names)), names)
@@ -52,7 +66,7 @@ def draw_all(folder, names=HOSTILE):
     draw_per_class(shares, shares[::-1], names=("vsmr", names[0]), out=folder / "b.png", title=names[0])
     forest_figure({m: {"T1": interval, "H": interval} for m in names}, folder / "c.png", title=names[0])
     learning_curves_figure(frame, folder / "d.png", x="n", title=names[0])
-    growth_figure({n: ((10, 100), (1.0, 9.0)) for n in names[:2]}, folder / "e.png", ylabels=dict.fromkeys(names, "ms"))
+    confusion_figure([confusions_of(folder.with_name(f"{folder.name}_run"), names)], folder / "e.png", names[0])
     attention_figure(panels_of(names), folder / "f.png", title=names[0])
 
 
@@ -139,3 +153,19 @@ def test_a_panel_shows_the_highest_contributions_on_a_grid_that_need_not_be_squa
     assert panel.theta.shape == (2, 2, 3) and panel.theta[0, 1, 1] == 1.0
     with pytest.raises(UserError, match="6 regions do not form a grid of 2 x 2"):
         grid_of(6)
+
+
+def test_confused_pairs_by_hand(tmp_path):
+    """Two runs: b -> c 2 and 1 of 4, c -> a 1 and 0 of 4; what the seen class a is taken for does not count."""
+    for name, taken in (("one", [("b", "c", 2), ("c", "a", 1), ("a", "b", 3)]), ("two", [("b", "c", 1)])):
+        run = tmp_path / name
+        run.mkdir()
+        pd.DataFrame({"class": ["a", "b", "c"], "side": ["seen", "unseen", "unseen"], "images": [4, 4, 4]}).to_csv(
+            run / "per_class.csv", index=False
+        )
+        rows = [*taken, ("b", "b", 2), ("c", "c", 3)]
+        pd.DataFrame(rows, columns=["class", "predicted", "images"]).to_csv(run / "confusion.csv", index=False)
+    found = confused_pairs([tmp_path / "one", tmp_path / "two"])
+    assert found.to_dict() == {("b", "c"): 3 / 8, ("c", "a"): 1 / 8}
+    assert list(found.index) == [("b", "c"), ("c", "a")]
+    assert len(confused_pairs([tmp_path / "one", tmp_path / "two"], most=1)) == 1

@@ -1,4 +1,4 @@
-"""Figures of results: calibration curves, accuracy per class, paired differences, learning curves, growth of cost."""
+"""Figures of results: calibration curves, accuracy per class, paired differences, learning curves."""
 
 from __future__ import annotations
 
@@ -160,6 +160,45 @@ def draw_per_class(ours: pd.Series, other: pd.Series, *, names: tuple[str, str],
         save(figure, out)
 
 
+def confused_pairs(runs: Sequence[Path], most: int = 15) -> pd.Series:
+    """Share of an unseen class's test images that were taken for another class, the largest first, mean over runs.
+
+    Args:
+        runs: run folders, each with a confusion.csv and a per_class.csv.
+
+    Returns:
+        Indexed by ``class`` and ``predicted``, at most ``most`` pairs; pairs that never occur are left out.
+    """
+    shares = []
+    for folder in runs:
+        of_class = pd.read_csv(folder / "per_class.csv").set_index("class")
+        unseen = of_class[of_class.side == "unseen"]
+        table = pd.read_csv(folder / "confusion.csv")
+        table = table[table["class"].isin(unseen.index) & (table["class"] != table.predicted)]
+        shares.append(table.set_index(["class", "predicted"]).images / unseen.images.loc[table["class"]].to_numpy())
+    total = pd.concat(shares).groupby(level=[0, 1]).sum() / len(shares)
+    return total.sort_values(ascending=False, kind="stable").head(most)
+
+
+def confusion_figure(runs: Sequence[Path], out: Path, title: str) -> None:
+    """The pairs of :func:`confused_pairs` as bars; nothing is drawn where no image was mistaken."""
+    pairs = confused_pairs(runs)
+    if pairs.empty:
+        return
+    at = np.arange(len(pairs))[::-1]
+    with drawing():
+        figure, axes = canvas(6.4, 1.2 + 0.24 * len(pairs))
+        axis = axes[0, 0]
+        axis.barh(at, 100 * pairs, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6, height=0.72)
+        axis.set_yticks(at, [f"{printable(str(a), 28)} → {printable(str(b), 28)}" for a, b in pairs.index], fontsize=7)
+        axis.set_xlabel("share of the class's test images (%)")
+        axis.set_title(printable(title, 90), fontsize=9)
+        axis.grid(axis="x", color="0.9", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.set_ylim(-0.7, len(pairs) - 0.3)
+        save(figure, out)
+
+
 def forest_figure(differences: Mapping[str, Mapping[str, Interval]], out: Path, *, title: str, of: str = OURS) -> None:
     """Paired differences with their 95 % intervals; filled where the interval excludes 0, hollow where not.
 
@@ -233,37 +272,3 @@ def learning_curves_figure(
         axis.grid(color="0.92", linewidth=0.6)
         axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         save(figure, out)
-
-
-def growth_figure(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], out: Path, *, ylabels: Mapping[str, str]
-) -> None:
-    """Cost over size on logarithmic axes, a panel a kind of size, beside the line of linear growth.
-
-    Args:
-        curves: label of the horizontal axis -> (sizes, milliseconds), ascending.
-        ylabels: the same labels -> label of the vertical axis.
-    """
-    with drawing():
-        figure, axes = canvas(3.1 * len(curves), 3.0, 1, len(curves))
-        for axis, (label, (sizes, ms)) in zip(axes[0], curves.items(), strict=True):
-            linear = [ms[-1] * s / sizes[-1] for s in sizes]
-            axis.loglog(sizes, linear, color="0.5", linestyle="--", label="linear")
-            axis.loglog(sizes, ms, color="#0072B2", marker="o", markersize=5, label="measured")
-            axis.set_xticks(list(sizes), [f"{s:,.0f}" for s in sizes], rotation=30, fontsize=7.5)
-            ticks = _round_ticks([*linear, *ms])
-            axis.set_yticks(ticks, [f"{t:g}" for t in ticks], fontsize=7.5)
-            axis.xaxis.set_minor_locator(NullLocator())
-            axis.yaxis.set_minor_locator(NullLocator())
-            axis.set_xlabel(printable(label, 50), fontsize=8.5)
-            axis.set_ylabel(printable(ylabels[label], 50), fontsize=8.5)
-            axis.legend(fontsize=7.5, frameon=False)
-        save(figure, out)
-
-
-def _round_ticks(values: Sequence[float]) -> list[float]:
-    """1, 2, 5 times powers of ten that span the values."""
-    low, high = np.log10(min(values)), np.log10(max(values))
-    powers = range(int(np.floor(low)) - 1, int(np.ceil(high)) + 1)
-    ticks = [step * 10.0**power for power in powers for step in (1, 2, 5)]
-    return [t for t in ticks if min(values) / 1.6 <= t <= max(values) * 1.6]

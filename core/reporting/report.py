@@ -10,8 +10,8 @@ import pandas as pd
 
 from core.experiments.statistics import Interval, bootstrap_over_classes, load_scores
 from core.files.atomic import atomic_path, write_bytes
-from core.reporting.figures import calibration_figure, per_class_figure
-from core.reporting.rows import as_frame, entries_of, read_summary, tables_of
+from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure
+from core.reporting.rows import Entry, as_frame, entries_of, read_summary, tables_of
 from core.reporting.tables import OURS, all_tables
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def write_report(out: Path, docs: Path | None = None) -> str:
         intervals.write(docs / "results_over_classes.csv")
         write_bytes(docs / "results.md", published(tables).encode())
     for part in tables_of(as_frame(frame)):
-        _figures(out, part[part.ablation == ""])
+        _figures(out, part[part.ablation == ""], intervals)
     return tables
 
 
@@ -85,9 +85,10 @@ class OverClassesTable:
             )
 
 
-def _figures(out: Path, part: pd.DataFrame) -> None:
-    """Calibration curves and per-class accuracies of one table."""
+def _figures(out: Path, part: pd.DataFrame, intervals: OverClassesTable) -> None:
+    """Calibration curves, paired differences and per-class accuracies of one table."""
     entries = sorted(entries_of(part), key=lambda e: -e.runs.AUSUC.mean()) if len(part) else []
+    ours = next((e for e in entries if e.label == OURS), None)
     runs = {e.label: [out / str(folder) for folder in e.runs.folder] for e in entries}
     runs = {label: fs for label, fs in runs.items() if all((f / "curve.csv").is_file() for f in fs)}
     if not runs:
@@ -96,7 +97,22 @@ def _figures(out: Path, part: pd.DataFrame) -> None:
     name = f"{first.dataset}_{first.backbone}_{first.regions}_{first.features_sha256[:8]}"
     title = f"{first.dataset}, {first.backbone}, {first.regions}"
     calibration_figure(runs, out / "figures" / f"calibration_{name}.png", title)
+    differences = {e.label: found for e in entries if ours and (found := _over_classes(ours, e, intervals))}
+    if differences:
+        forest_figure(differences, out / "figures" / f"forest_{name}.png", title=f"{title}: over the draw of classes")
     others = [label for label in runs if label != OURS]
     if OURS in runs and others:
         against = "dazle" if "dazle" in others else others[0]
         per_class_figure(runs, out / "figures" / f"per_class_{name}.png", f"{title}: unseen classes", against)
+    if OURS in runs:
+        confusion_figure(runs[OURS], out / "figures" / f"confusions_{name}.png", f"{title}: unseen classes, {OURS}")
+
+
+def _over_classes(ours: Entry, other: Entry, intervals: OverClassesTable) -> dict[str, Interval]:
+    """Differences in points over the seeds that both have, as the tables give them; none of a method with itself."""
+    mine, theirs = (e.runs.set_index("seed") for e in (ours, other))
+    shared = mine.index.intersection(theirs.index)
+    if other is ours or shared.empty:
+        return {}
+    found = intervals(mine.loc[shared].reset_index(), theirs.loc[shared].reset_index()) or {}
+    return {k: Interval(mean=100 * i.mean, low=100 * i.low, high=100 * i.high) for k, i in found.items()}
