@@ -38,11 +38,12 @@ log = logging.getLogger(__name__)
 RADIUS = 36 / 227  # share of the image's side
 PHOTOGRAPHS = 5
 HEAD = """\
-Share of visible parts hit (%), on images of the validation classes of {splits}; in brackets 95 % intervals over draws
-of classes. PCP: a box round the predicted point and one round the nearest visible key point of the part, both of that
-share of {size}, overlap by IoU > 0.5; pointing: they are at most {radius:.3f} of the image's side apart. own/others:
-attention within one region of an attribute's own part, over what attributes of other parts have there.
-Parts: {groups}. {count} parts are visible. Best cell: the most that {grid} regions allow.
+Share of visible parts hit (%), on images of the validation classes of {splits}; in brackets 95 % intervals
+over draws of classes. PCP: boxes round the predicted point and round the nearest visible key point of the part, of that
+share of {size}, overlap by IoU > 0.5. Pointing: both are at most {radius:.3f} of the
+image's side apart. own/others: attention within one region of an attribute's own key points, over what attributes of
+other parts have there. Parts: {groups}; {count} are visible. Best cell: the most that
+{grid} regions allow. Epoch and settings were chosen on these images, by AUSUC, without part locations.
 """
 
 
@@ -165,7 +166,7 @@ def table(rows: pd.DataFrame, places: Places, boxes: bool) -> str:
     splits = rows.split.nunique()
     text = HEAD.format(
         splits=f"{splits} validation split" + "s" * (splits > 1),
-        size="the bird's size (bounding_boxes.txt)" if boxes else "the image, which is taken for a crop of the object",
+        size="the object's size (bounding_boxes.txt)" if boxes else "the image's size (no bounding_boxes.txt)",
         radius=RADIUS,
         groups=", ".join(places.groups),
         count=f"{int(rows.drop_duplicates('split').pairs.sum()):,}",

@@ -18,6 +18,7 @@ from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
 from core.method import AttentionOutput, Method, ZeroShotModel
 from core.reporting.part_places import attribute_groups, group_of, own_over_others, read_parts, shown_groups
+from core.reporting.parts_figure import side_by_side
 from tests.helpers_xlsa17 import draw, paint
 
 KEY_POINTS = ["back", "beak", "left eye", "left wing", "right wing", "tail"]
@@ -201,3 +202,10 @@ def test_features_of_an_unknown_transform_are_refused(drawn, tmp_path, monkeypat
     monkeypatch.setattr(command, "transform_of", lambda said: None)
     with pytest.raises(UserError, match="does not record how images were resized and cropped"):
         main(flags(drawn, tmp_path))
+
+
+def test_predictions_of_one_cell_stand_apart():
+    points = np.array([[0.5, 0.5], [0.5, 0.5], [0.1, 0.1]])
+    moved = side_by_side(points)
+    assert len(np.unique(moved.round(6), axis=0)) == 3 and moved[2].tolist() == [0.1, 0.1]
+    assert np.abs(moved - points).max() < 0.06

@@ -41,6 +41,7 @@ def parts_figure(
                 found = hits(photograph.points[method], photograph.parts, radius=radius)["pointing"][0]  # (G,)
                 height, width = photograph.picture.shape[:2]
                 side = np.array([width, height])
+                drawn = side_by_side(photograph.points[method][0])
                 axis.imshow(photograph.picture, alpha=0.75)
                 for g, members in enumerate(photograph.parts.groups):
                     colour = COLOURS[g % len(COLOURS)]
@@ -50,13 +51,13 @@ def parts_figure(
                         continue
                     at = photograph.points[method][0, g]
                     near = targets[np.hypot(*(targets - at).T).argmin()]
-                    axis.plot(*(np.stack([at, near]) * side).T, color=colour, linewidth=0.9)
+                    axis.plot(*(np.stack([drawn[g], near]) * side).T, color=colour, linewidth=0.9)
                     axis.plot(
                         *(targets * side).T, "o", color=colour, markersize=4, markeredgecolor="white", linestyle="none"
                     )
                     hit = found[g] == 1
                     axis.plot(
-                        *(at * side), "P" if hit else "X", color=colour, markersize=8,
+                        *(drawn[g] * side), "P" if hit else "X", color=colour, markersize=8,
                         markeredgecolor="white" if hit else "black", markeredgewidth=0.8,
                     )  # fmt: skip
                 shown = np.isfinite(found).sum()
@@ -86,5 +87,19 @@ def parts_figure(
             ),
         ]
         figure.legend(handles=handles, fontsize=7.5, loc="outside right center", frameon=False)
-        figure.suptitle(f"{printable(title, 110)}\nhit: within {100 * radius:.0f} % of the side", fontsize=8.5)
+        figure.suptitle(
+            f"{printable(title, 110)}\nhit: within {100 * radius:.0f} % of the side; predictions of one cell are drawn side by side",
+            fontsize=8.5,
+        )
         save(figure, out)
+
+
+def side_by_side(points: np.ndarray) -> np.ndarray:
+    """Points (G,2) with those that coincide moved apart a little, round the place they share."""
+    moved = points.astype(float)
+    for place in np.unique(points, axis=0):
+        same = np.flatnonzero((points == place).all(axis=1))
+        if len(same) > 1:
+            angle = 2 * np.pi * np.arange(len(same)) / len(same)
+            moved[same] += 0.055 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return moved
