@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
@@ -68,7 +69,7 @@ def parts_figure(
                 )
                 axis.set(xlim=(0, width), ylim=(height, 0))
                 axis.set_axis_off()
-        plain = {"linestyle": "none", "markeredgecolor": "white"}
+        plain: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "white"}
         handles = [
             Line2D([], [], marker="o", color=COLOURS[g % len(COLOURS)], label=n, **plain) for g, n in enumerate(groups)
         ]
@@ -87,10 +88,8 @@ def parts_figure(
             ),
         ]
         figure.legend(handles=handles, fontsize=7.5, loc="outside right center", frameon=False)
-        figure.suptitle(
-            f"{printable(title, 110)}\nhit: within {100 * radius:.0f} % of the side; predictions of one cell are drawn side by side",
-            fontsize=8.5,
-        )
+        rule = f"hit: within {100 * radius:.0f} % of the side; predictions of one cell are drawn side by side"
+        figure.suptitle(f"{printable(title, 110)}\n{rule}", fontsize=8.5)
         save(figure, out)
 
 
