@@ -1,0 +1,208 @@
+"""How accuracy grows with the number of seen classes and of their images: nested subsets of validation splits.
+
+    python -m benchmarks.learning_curves --dataset CUB --out curves/ --methods vsmr eszsl-prepared --classes 25 50 100
+    python -m benchmarks.learning_curves --dataset CUB --out curves/ --images-per-class 5 10 20 40   # all classes
+
+No test image is read. Split k trains on n of the classes that validation split k trains on, drawn from a generator of
+seed k so that fewer classes are a subset of more; images of the classes that are left out are not measured on either.
+The validation classes, which stand for unseen ones, are the same at every size. Writes learning_curves.csv and .md, and
+learning_curves_classes and learning_curves_images as PNG and PDF where they have two sizes or more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.validation import best_on_fold
+from core.commands.parser import Parser, whole
+from core.datasets.registry import names
+from core.experiments.inputs import Inputs, load_inputs
+from core.files.atomic import write_bytes
+from core.files.errors import UserError, run_cli
+from core.method import ClassSpace, find_method
+from core.reporting.figures import OURS, learning_curves_figure
+from core.training.folds import Fold, validation_fold
+
+log = logging.getLogger(__name__)
+SHOWN = ("T1", "H", "AUSUC")
+HEAD = """\
+Validation numbers (%), mean over {splits}, ± the standard error over splits where there are several. Epoch, settings
+and γ are chosen on the very images that are measured: optimistic, for all methods alike. No test image was read. With
+fewer seen classes there are fewer to confuse an image with, so the side of S is easier, and with it H and AUSUC:
+between sizes compare the lead, AUSUC of {first} less that of the method, paired over splits.
+"""
+
+
+def subset(fold: Fold, classes: int, seed: int, images: int | None = None) -> Fold:
+    """The fold with that many of its seen classes and at most that many training images of each.
+
+    Smaller subsets of one seed lie within larger ones, of classes and of images alike. Classes that are left out do not
+    exist in the result: neither their attributes nor their images.
+
+    Raises:
+        UserError: the fold has fewer seen classes.
+    """
+    seen = fold.space.seen.numpy()
+    if classes > len(seen):
+        raise UserError(f"--classes {classes}: validation split {seed} has {len(seen)} seen classes to train on")
+    kept_seen = np.random.default_rng([seed, 0]).permutation(seen)[:classes]
+    kept = np.sort(np.concatenate([kept_seen, fold.space.unseen.numpy()]))
+    number = np.full(len(fold.space.att), -1, dtype=np.int64)
+    number[kept] = np.arange(len(kept))
+    chosen = []
+    for c in np.sort(kept_seen):
+        mine = np.flatnonzero(fold.train_labels == c)
+        chosen.append(np.random.default_rng([seed, 1, int(c)]).permutation(mine)[:images])
+    train = np.sort(np.concatenate(chosen))
+    held = np.flatnonzero(np.isin(fold.seen_labels, kept_seen))
+    space, rows = fold.space, torch.from_numpy(kept)
+    return replace(
+        fold,
+        space=ClassSpace(
+            space.att[rows],
+            torch.from_numpy(np.sort(number[kept_seen])),
+            torch.from_numpy(number[space.unseen.numpy()]),
+            space.w2v,
+            None if space.text is None else space.text[rows],
+        ),
+        train_rows=fold.train_rows[train],
+        train_labels=number[fold.train_labels[train]],
+        seen_rows=fold.seen_rows[held],
+        seen_labels=number[fold.seen_labels[held]],
+        unseen_labels=number[fold.unseen_labels],
+    )
+
+
+def measure(
+    inputs: Inputs,
+    methods: Sequence[str],
+    sizes: Sequence[tuple[int, int | None]],
+    splits: int,
+    *,
+    csv: Path,
+    epochs: int | None = None,
+) -> pd.DataFrame:
+    """A row a size (classes, images of each at most), split and method; the CSV grows with every row."""
+    rows = []
+    for split in range(splits):
+        whole_fold = validation_fold(inputs.metadata, inputs.w2v, split)
+        for classes, per_class in sizes:
+            fold = subset(whole_fold, classes, split, per_class)
+            for method in methods:
+                best = best_on_fold(method, inputs, fold, seed=split, epochs=epochs)
+                row: dict[str, Any] = {
+                    "classes": classes,
+                    "images_per_class": per_class,
+                    "images": len(fold.train_rows),
+                }
+                row |= {"unseen": len(fold.space.unseen), "split": split, "method": method, "epoch": best.epoch}
+                rows.append(row | best.metrics)
+                log.info(
+                    "split %d, %d classes, %d images, %s: AUSUC %.1f",
+                    split, classes, len(fold.train_rows), method, 100 * best.metrics["AUSUC"],
+                )  # fmt: skip
+                text = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+                write_bytes(csv, text.encode())
+    return pd.DataFrame(rows)
+
+
+def table(rows: pd.DataFrame, first: str) -> str:
+    """Markdown: a line a size and method; the lead is of ``first``."""
+    splits = rows.split.nunique()
+    lines = [
+        HEAD.format(splits=f"{splits} validation split" + "s" * (splits > 1), first=first),
+        f"| seen classes | images of each | images | method | {' | '.join(SHOWN)} | lead of {first}, AUSUC |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (classes, per_class), size in rows.fillna({"images_per_class": 0}).groupby(["classes", "images_per_class"]):
+        ours = size[size.method == first].set_index("split").AUSUC
+        for method, own in size.groupby("method", sort=False):
+            cells = [_with_error(100 * own[name]) for name in SHOWN]
+            lead = "" if method == first else _with_error(100 * (ours - own.set_index("split").AUSUC), sign=True)
+            images = f"{own.images.mean():.0f}"
+            most = f"at most {per_class:.0f}" if per_class else "all"
+            lines.append(f"| {classes} | {most} | {images} | {method} | {' | '.join(cells)} | {lead} |")
+    return "\n".join(lines) + "\n"
+
+
+def _with_error(values: pd.Series, sign: bool = False) -> str:
+    mean = f"{values.mean():+.1f}" if sign else f"{values.mean():.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
+
+
+def draw(rows: pd.DataFrame, out: Path, dataset: str) -> None:
+    """The figures: AUSUC over seen classes with all their images, and over images of the most classes."""
+    title = f"{dataset}, {rows.split.nunique()} validation split(s), chosen where measured"
+    for x, label, part in (
+        ("classes", "seen classes", rows[rows.images_per_class.isna()]),
+        ("images", "training images", rows[(rows.classes == rows.classes.max())]),
+    ):
+        if part.groupby(["classes", part.images_per_class.fillna(0)]).ngroups > 1:
+            if x == "images":  # splits differ by a few images: one place a size
+                sizes = part.groupby(part.images_per_class.fillna(np.inf)).images
+                part = part.assign(images=sizes.transform("mean").round().astype(int))
+            learning_curves_figure(part, out / f"learning_curves_{x}.png", x=x, title=title, label=label)
+
+
+def sizes_of(classes: Sequence[int] | None, images: Sequence[int] | None, most: int) -> list[tuple[int, int | None]]:
+    """Sizes to measure: the numbers of classes with all images, then the largest with fewer of each.
+
+    Args:
+        classes: None: a quarter, half and all of ``most``, or all alone where ``images`` are given.
+    """
+    default = [most] if images else sorted({max(2, most // 4), max(2, most // 2), most})
+    chosen = sorted(set(classes or default))
+    return [*((n, None) for n in chosen), *((chosen[-1], m) for m in sorted(set(images or ())))]
+
+
+def arguments() -> Parser:
+    raw = Parser(__doc__)
+    raw.add_argument("--dataset", required=True, choices=names())
+    raw.add_argument("--data-root", type=Path, help="default: data")
+    raw.add_argument("--features", type=Path, help="the feature file, where there are several")
+    raw.add_argument("--w2v", type=Path)
+    raw.add_argument("--device", default="auto")
+    raw.add_argument("--methods", nargs="+", default=[OURS, "eszsl-prepared"], help="default: %(default)s")
+    raw.add_argument("--classes", nargs="+", type=whole(2), help="default: a quarter, half and all of them")
+    raw.add_argument("--images-per-class", nargs="+", type=whole(1), help="at most; of the largest number of classes")
+    raw.add_argument("--splits", type=whole(1), default=3, help="default: %(default)s")
+    raw.add_argument("--epochs", type=whole(0), help="at most, for a quick look (each recipe's own)")
+    raw.add_argument("--out", type=Path, required=True)
+    return raw
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, and write the table and the figures."""
+    args = arguments().parse_args(argv)
+    methods = list(dict.fromkeys(args.methods))
+    for method in methods:
+        find_method(method)
+    inputs = load_inputs(
+        args.dataset, data_root=args.data_root, features=args.features, w2v=args.w2v, device=args.device, test=False
+    )
+    folds = (validation_fold(inputs.metadata, inputs.w2v, split) for split in range(args.splits))
+    most = min(len(fold.space.seen) for fold in folds)
+    sizes = sizes_of(args.classes, args.images_per_class, most)
+    if sizes[-1][0] > most:  # before hours of training
+        raise UserError(
+            f"--classes {sizes[-1][0]}: the validation splits have {most} seen classes to train on, no more"
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = measure(inputs, methods, sizes, args.splits, csv=args.out / "learning_curves.csv", epochs=args.epochs)
+    text = table(rows, OURS if OURS in methods else methods[0])
+    write_bytes(args.out / "learning_curves.md", text.encode())
+    draw(rows, args.out, args.dataset)
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

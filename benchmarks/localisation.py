@@ -1,0 +1,222 @@
+"""Whether attention falls on the part that an attribute names, where part locations are known (CUB's format).
+
+    python -m benchmarks.localisation --dataset CUB --out localisation/ --methods vsmr dazle --splits 3
+
+No test image is read. Split k trains on the classes of validation split k, chooses epoch and settings there as a run
+does (no part location takes part in that), and measures on its validation classes, which stand for unseen ones. A
+method says a part is where the map of one attribute of it is highest: the one it predicts the highest value of. Writes
+localisation.csv and .md, and localisation.png and .pdf: photographs with key points, predictions, hits and misses.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from benchmarks.validation import best_on_fold
+from core.commands.parser import Parser, whole
+from core.datasets.paths import image_folder, resolve_images
+from core.datasets.registry import DATASETS, names
+from core.experiments.inputs import Inputs, load_inputs
+from core.features.images import Transform, load_image
+from core.files.atomic import write_bytes
+from core.files.errors import UserError, run_cli
+from core.method import Method, ZeroShotModel, find_method
+from core.reporting.localisation import Parts, localisation_table, predicted_points
+from core.reporting.part_places import attribute_groups, own_over_others, read_key_points, read_parts, shown_groups
+from core.reporting.parts_figure import Photograph, parts_figure
+from core.reporting.run_page import spread, transform_of
+from core.training.folds import Fold, validation_fold
+
+log = logging.getLogger(__name__)
+RADIUS = 36 / 227  # share of the image's side
+PHOTOGRAPHS = 5
+HEAD = """\
+Share of visible parts hit (%), on images of the validation classes of {splits}; in brackets 95 % intervals
+over draws of classes. PCP: boxes round the predicted point and round the nearest visible key point of the part, of that
+share of {size}, overlap by IoU > 0.5. Pointing: both are at most {radius:.3f} of the
+image's side apart. own/others: attention within one region of an attribute's own key points, over what attributes of
+other parts have there. Parts: {groups}; {count} are visible. Best cell: the most that
+{grid} regions allow. Epoch and settings were chosen on these images, by AUSUC, without part locations.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """How a data set's images and regions lie to each other."""
+
+    folder: Path
+    transform: Transform
+    grid: tuple[int, int]
+    groups: list[str]
+    attribute_group: np.ndarray  # (K,)
+
+    @classmethod
+    def of(cls, inputs: Inputs, data_root: Path) -> Places:
+        """Found for a data set's features.
+
+        Raises:
+            UserError: no part locations, or features whose regions cannot be mapped onto the images.
+        """
+        folder = image_folder(data_root, DATASETS[inputs.dataset])
+        h, _, w = inputs.provenance["regions"].partition("x")
+        if not (h.isdigit() and w.isdigit() and int(h) * int(w) > 1):
+            raise UserError(f"features of {inputs.provenance['regions']} regions have no place to look at")
+        transform = transform_of(inputs.provenance.get("transform", ""))
+        if transform is None:
+            raise UserError(
+                "the feature file does not record how images were resized and cropped, so its regions cannot be mapped "
+                f"onto them; extract features with extract_feature/extract_feature_map_ResNet_101_{inputs.dataset}.py"
+            )
+        groups = shown_groups(inputs.attribute_names, read_key_points(folder))
+        which = attribute_groups(inputs.attribute_names, groups)
+        return cls(folder=folder, transform=transform, grid=(int(h), int(w)), groups=groups, attribute_group=which)
+
+    def parts(self, inputs: Inputs, rows: np.ndarray) -> tuple[Parts, list[Path]]:
+        """Part locations of the images in ``rows``, and their files."""
+        files = [inputs.metadata.image_files[row] for row in rows]
+        paths, lost = resolve_images(self.folder, files)
+        if lost:
+            raise UserError(f"{len(lost)} of {len(paths)} images are missing, the first is {paths[lost[0]]}")
+        labels = inputs.metadata.labels[rows]
+        found = read_parts(self.folder, files, paths, labels, transform=self.transform, groups=self.groups)
+        return found, paths
+
+
+def refuse_without_attention(methods: list[str], inputs: Inputs, fold: Fold) -> None:
+    """Say which methods have no attention, before hours of training.
+
+    Raises:
+        UserError: names the first.
+    """
+    shape = (inputs.features.R, inputs.features.D)
+    for name in methods:
+        registered = find_method(name)
+        model = registered.build(registered.recipe(inputs.dataset), fold.space, shape, 0, 1).model
+        if type(model).attend is ZeroShotModel.attend:
+            raise UserError(f"--methods {name}: it has no attention over regions, so it says of no part where it is")
+
+
+@torch.no_grad()
+def look(method: Method, inputs: Inputs, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """θ (N,R,K) float32 and the predicted attribute values (N,K) of images: e, or w where a model has no e."""
+    theta, values = [], []
+    for _, x in inputs.features.blocks(rows):
+        a = method.model.attend(x)
+        assert a is not None
+        theta.append(a.theta.float().cpu())
+        values.append((a.w if a.e is None else a.e).float().cpu())
+    return torch.cat(theta).numpy(), torch.cat(values).numpy()
+
+
+def measure(
+    inputs: Inputs, places: Places, methods: list[str], splits: int, epochs: int | None = None
+) -> tuple[pd.DataFrame, list[Photograph]]:
+    """Rows of the table, and photographs of split 0 with what each method predicts."""
+    tables, shown = [], []
+    has = inputs.metadata.original_att
+    for split in range(splits):
+        fold = validation_fold(inputs.metadata, inputs.w2v, split)
+        rows = fold.unseen_rows
+        parts, paths = places.parts(inputs, rows)
+        training, _ = places.parts(inputs, fold.train_rows)
+        # half of the largest value: half of the people who were asked saw it there (CUB's are percentages)
+        present = has[parts.labels] > has.max() / 2  # (N,K)
+        points, ratio = {}, {}
+        for name in methods:
+            best = best_on_fold(name, inputs, fold, seed=split, epochs=epochs)
+            theta, values = look(best.method, inputs, rows)
+            points[name] = predicted_points(theta, values, places.attribute_group, len(places.groups), places.grid)
+            ratio[name] = own_over_others(theta, parts, places.attribute_group, present, places.grid)
+            log.info("split %d, %s: epoch %d, own/others %.2f", split, name, best.epoch, ratio[name])
+        rng = np.random.default_rng(split)
+        found = localisation_table(points, parts, training, grid=places.grid, radius=RADIUS, rng=rng)
+        tables.append(found.assign(split=split, own_over_others=found.point.map(ratio)))
+        if split == 0:
+            shown = _photographs(inputs, places, parts, paths, points)
+    return pd.concat(tables, ignore_index=True), shown
+
+
+def _photographs(
+    inputs: Inputs, places: Places, parts: Parts, paths: list[Path], points: dict[str, np.ndarray]
+) -> list[Photograph]:
+    """The first image of classes that are evenly spread over the validation classes."""
+    first = spread(np.arange(len(paths)), parts.labels, len(np.unique(parts.labels)))
+    chosen = first[np.unique(np.linspace(0, len(first) - 1, PHOTOGRAPHS).round().astype(int))]
+    t, found = places.transform, []
+    for i in chosen:
+        try:
+            picture = load_image(paths[i], 224, round(224 * t.resize / t.crop), t.interpolation)
+        except ValueError as error:
+            raise UserError(f"{paths[i]} cannot be drawn: {error}") from error
+        one = Parts(points=parts.points[[i]], groups=parts.groups, size=parts.size[[i]], labels=parts.labels[[i]])
+        name = inputs.metadata.class_names[parts.labels[i]]
+        found.append(Photograph(picture=picture, name=name, parts=one, points={m: p[[i]] for m, p in points.items()}))
+    return found
+
+
+def table(rows: pd.DataFrame, places: Places, boxes: bool) -> str:
+    """Markdown: a line a point; of several splits the mean, with the mean limits of their intervals."""
+    splits = rows.split.nunique()
+    text = HEAD.format(
+        splits=f"{splits} validation split" + "s" * (splits > 1),
+        size="the object's size (bounding_boxes.txt)" if boxes else "the image's size (no bounding_boxes.txt)",
+        radius=RADIUS,
+        groups=", ".join(places.groups),
+        count=f"{int(rows.drop_duplicates('split').pairs.sum()):,}",
+        grid="x".join(map(str, places.grid)),
+    )
+    measures = list(rows.measure.unique())
+    lines = [text, f"| point | {' | '.join(measures)} | own/others |", "|---|" + "---|" * (len(measures) + 1)]
+    for point, own in rows.groupby("point", sort=False):
+        cells = []
+        for m in measures:
+            mean = 100 * own[own.measure == m][["share", "low", "high"]].mean()
+            cells.append(f"{mean.share:.1f} [{mean.low:.1f}, {mean.high:.1f}]")
+        ratio = own.own_over_others.mean()
+        lines.append(f"| {point} | {' | '.join(cells)} | {'-' if np.isnan(ratio) else f'{ratio:.2f}'} |")
+    return "\n".join(lines) + "\n"
+
+
+def arguments() -> Parser:
+    made = Parser(__doc__)
+    made.add_argument("--dataset", required=True, choices=names())
+    made.add_argument("--data-root", type=Path, default=Path("data"), help="default: %(default)s")
+    made.add_argument("--features", type=Path, help="the feature file, where there are several")
+    made.add_argument("--w2v", type=Path)
+    made.add_argument("--device", default="auto")
+    made.add_argument("--methods", nargs="+", default=["vsmr", "dazle"], help="default: %(default)s")
+    made.add_argument("--splits", type=whole(1), default=1, help="default: %(default)s")
+    made.add_argument("--epochs", type=whole(0), help="at most, for a quick look (each recipe's own)")
+    made.add_argument("--out", type=Path, required=True)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, and write the table and the figure."""
+    args = arguments().parse_args(argv)
+    methods = list(dict.fromkeys(args.methods))
+    given: dict[str, Any] = {"data_root": args.data_root, "features": args.features, "w2v": args.w2v}
+    inputs = load_inputs(args.dataset, **given, device=args.device, test=False)
+    places = Places.of(inputs, args.data_root)
+    refuse_without_attention(methods, inputs, validation_fold(inputs.metadata, inputs.w2v))
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows, shown = measure(inputs, places, methods, args.splits, args.epochs)
+    csv = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_bytes(args.out / "localisation.csv", csv.encode())
+    text = table(rows, places, boxes=(places.folder / "bounding_boxes.txt").is_file())
+    write_bytes(args.out / "localisation.md", text.encode())
+    title = f"{args.dataset}, validation classes of split 0: the first image of classes evenly spread"
+    parts_figure(shown, places.groups, args.out / "localisation.png", radius=RADIUS, title=title)
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

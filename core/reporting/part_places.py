@@ -1,0 +1,166 @@
+"""Where the parts of images are, as a model sees the images, and which attributes speak of which part.
+
+Places come from CUB's parts/part_locs.txt, sizes from its bounding_boxes.txt, both in pixels of the photograph. A
+backbone sees the middle square of a photograph (Resize, CenterCrop): places are shares of that square, and what lies
+outside of it counts as not visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from core.datasets.names import clean_name
+from core.features.images import FORMATS, Transform
+from core.files.errors import UserError
+from core.files.kinds import missing
+from core.reporting.localisation import Parts, attention_on_parts
+from core.reporting.run_page import on_crop, part_points
+
+# group -> words of key points and of attributes that belong to it, as APN groups them (Xu et al., NeurIPS 2020)
+GROUPS: dict[str, frozenset[str]] = {
+    "head": frozenset({"head", "beak", "bill", "crown", "forehead", "eye", "eyes", "nape", "throat"}),
+    "breast": frozenset({"breast"}),
+    "belly": frozenset({"belly"}),
+    "back": frozenset({"back"}),
+    "wing": frozenset({"wing", "wings"}),
+    "tail": frozenset({"tail"}),
+    "leg": frozenset({"leg", "legs"}),
+}
+
+
+def group_of(name: str) -> str | None:
+    """The group of a key point (``left eye``) or of an attribute (``has_eye_color::black``); None: of no part.
+
+    Of an attribute the words before ``::`` count: ``about_the_same_as_head`` is a length of the bill.
+    """
+    words = set(clean_name(name.partition("::")[0]))
+    return next((group for group, own in GROUPS.items() if words & own), None)
+
+
+def attribute_groups(attributes: Sequence[str], groups: Sequence[str]) -> np.ndarray:
+    """(K,) number in ``groups`` of each attribute's part; -1: of none."""
+    found = [group_of(name) for name in attributes]
+    return np.array([groups.index(g) if g in groups else -1 for g in found], dtype=np.int64)
+
+
+def shown_groups(attributes: Sequence[str], key_points: Sequence[str]) -> list[str]:
+    """Groups that both an attribute and a key point belong to.
+
+    Raises:
+        UserError: there are none.
+    """
+    spoken, placed = ({group_of(name) for name in names} for names in (attributes, key_points))
+    if groups := [group for group in GROUPS if group in spoken & placed]:
+        return groups
+    raise UserError(
+        f"no attribute names a part ({', '.join(GROUPS)}) that parts/parts.txt has a key point of; its key points are "
+        f"{', '.join(key_points[:5])}, the attributes {', '.join(attributes[:3])}"
+    )
+
+
+def read_key_points(folder: Path) -> list[str]:
+    """Names of the key points, in the order of parts/parts.txt.
+
+    Raises:
+        UserError: it or part_locs.txt is not there, or cannot be read.
+    """
+    for name in ("parts.txt", "part_locs.txt"):
+        if not (folder / "parts" / name).is_file():
+            raise UserError(f"{missing(folder / 'parts' / name, 'list of part locations')}. CUB's archive has one")
+    try:
+        lines = (folder / "parts" / "parts.txt").read_text("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{folder / 'parts' / 'parts.txt'} cannot be read: {error.strerror}") from error
+    return [line.strip().partition(" ")[2].strip() for line in lines if line.strip()]
+
+
+def read_parts(
+    folder: Path,
+    names: Sequence[str],
+    paths: Sequence[Path],
+    labels: np.ndarray,
+    *,
+    transform: Transform,
+    groups: Sequence[str],
+) -> Parts:
+    """Where the parts of N images are in what the backbone saw of them.
+
+    Args:
+        folder: of the data set's images: it holds images.txt, parts/, and bounding_boxes.txt where objects are smaller
+            than the image (without it, the object is the whole crop).
+        names: (N,) image files below ``folder``, as images.txt or with ``images/`` before.
+        paths: (N,) the files themselves, whose width and height are read.
+        labels: (N,) class numbers.
+        transform: of the backbone.
+
+    Raises:
+        UserError: a list is missing or damaged, or no key point of these images is visible.
+    """
+    key_points, known = read_key_points(folder), part_points(folder)
+    number = {name: i for i, name in enumerate(key_points)}
+    boxes = _boxes(folder)
+    points, sizes = np.zeros((len(names), len(key_points), 3)), np.ones((len(names), 2))
+    for i, (name, path) in enumerate(zip(names, paths, strict=True)):
+        short = name.removeprefix("images/")
+        for part, x, y in on_crop(known.get(short, []), path, transform):
+            points[i, number[part]] = x, y, 1
+        if boxes:
+            if short not in boxes:
+                raise UserError(f"{folder / 'bounding_boxes.txt'} has no box of {short}")
+            sizes[i] = boxes[short] * _zoom(path, transform)
+    if not points[:, :, 2].any():
+        raise UserError(f"{folder / 'parts' / 'part_locs.txt'} shows no part of any of these {len(names)} images")
+    members = [[number[p] for p in key_points if group_of(p) == group] for group in groups]
+    return Parts(points=points, groups=members, size=sizes, labels=labels)
+
+
+def _boxes(folder: Path) -> dict[str, np.ndarray]:
+    """Width and height in pixels of the object by image; empty where there is no bounding_boxes.txt."""
+    path = folder / "bounding_boxes.txt"
+    if not path.is_file():
+        return {}
+    try:
+        files = dict(line.split(maxsplit=1) for line in (folder / "images.txt").read_text("utf-8").splitlines() if line)
+        rows = [line.split() for line in path.read_text("utf-8").splitlines() if line]
+        found = {files[i].strip(): np.array([float(w), float(h)]) for i, _, _, w, h in rows}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: image, x, y, width and height are expected, of images in images.txt") from error
+    if not all(np.isfinite(box).all() and (box > 0).all() for box in found.values()):
+        raise UserError(f"{path}: a width or height that is not a number above 0")
+    return found
+
+
+def _zoom(path: Path, transform: Transform) -> float:
+    """Share of the crop's side that a pixel of the photograph is."""
+    with Image.open(path, formats=FORMATS) as image:
+        return transform.resize / transform.crop / min(image.size)
+
+
+def own_over_others(
+    theta: np.ndarray, parts: Parts, attribute_group: np.ndarray, present: np.ndarray, grid: tuple[int, int]
+) -> float:
+    """Attention within one region of an attribute's own key points, over what attributes of other parts have there.
+
+    Mean over all pairs of a visible key point and an attribute of a part that the image's class has; attributes of no
+    part are left out. 1: attention on a part does not depend on what the attribute is of.
+
+    Args:
+        theta: (N,R,K) region weights.
+        attribute_group: (K,) number in ``parts.groups``; -1: of none.
+        present: (N,K) whether the image's class has the attribute.
+    """
+    tables = []
+    of_parts = present & (attribute_group >= 0)
+    for group, members in enumerate(parts.groups):
+        mine = np.where(attribute_group == group, 0, 1)
+        tables += [attention_on_parts(theta, parts.points[:, [p]], mine, of_parts, grid) for p in members]
+    table = pd.concat(tables).dropna()
+    if table.empty:
+        raise UserError("no image shows a part of which its class has an attribute")
+    own, others = ((table[name] * table.pairs).sum() / table.pairs.sum() for name in ("own", "others"))
+    return float(own / others)

@@ -1,0 +1,146 @@
+"""Learning curves: what a smaller fold holds, and that a method is chosen on it as a run's validation chooses."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.learning_curves import main, sizes_of, subset, table
+from benchmarks.validation import METRICS, best_on_fold
+from core.experiments.identity import run_config
+from core.experiments.run import choose
+from core.features.feature_file import FeatureFile
+from core.files.errors import UserError
+from core.method import find_method
+from core.training.folds import validation_fold
+from tests.helpers_runs import inputs_of
+from tests.helpers_xlsa17 import tiny_features
+
+
+@pytest.fixture
+def fold(toy):
+    return validation_fold(toy, np.eye(8, dtype=np.float32), 1)
+
+
+def classes_of(metadata, rows):
+    return set(metadata.labels[rows].tolist())
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_smaller_folds_lie_within_larger_ones_and_leave_validation_alone(toy, seed):
+    whole = validation_fold(toy, np.eye(8, dtype=np.float32), seed)
+    S = len(whole.space.seen)
+    larger = whole
+    for n in range(S, 1, -1):
+        small = subset(whole, n, seed)
+        assert len(classes_of(toy, small.train_rows)) == n == len(small.space.seen)
+        assert set(small.train_rows) <= set(larger.train_rows) and set(small.seen_rows) <= set(larger.seen_rows)
+        assert classes_of(toy, small.seen_rows) == classes_of(toy, small.train_rows)
+        assert np.array_equal(small.unseen_rows, whole.unseen_rows)
+        assert not classes_of(toy, small.train_rows) & classes_of(toy, whole.unseen_rows)
+        # labels name the same classes as before: those of the very attributes
+        for rows, labels in (
+            (small.train_rows, small.train_labels),
+            (small.seen_rows, small.seen_labels),
+            (small.unseen_rows, small.unseen_labels),
+        ):
+            assert torch.equal(small.space.att[labels], torch.from_numpy(toy.att[toy.labels[rows]]))
+        assert set(small.train_labels) == set(small.space.seen.tolist())
+        assert set(small.unseen_labels) == set(small.space.unseen.tolist())
+        assert len(small.space.att) == n + len(whole.space.unseen)  # nothing of the classes left out
+        larger = small
+    assert set(subset(whole, S, seed).train_rows) == set(whole.train_rows)
+    with pytest.raises(UserError, match=rf"--classes {S + 1}.*{S} seen classes"):
+        subset(whole, S + 1, seed)
+
+
+def test_fewer_images_lie_within_more_and_every_class_keeps_some(toy, fold):
+    before: set[int] = set()
+    for images in (1, 2, 4, None):
+        small = subset(fold, 3, 1, images)
+        assert before < set(small.train_rows)
+        before = set(small.train_rows)
+        _, counts = np.unique(small.train_labels, return_counts=True)
+        assert len(counts) == 3 and (images is None or counts.max() <= images)
+        assert np.array_equal(small.seen_rows, subset(fold, 3, 1).seen_rows)
+
+
+def test_splits_draw_other_classes(toy, fold):
+    assert len({tuple(subset(fold, 2, seed).train_rows) for seed in range(6)}) > 1
+
+
+@pytest.mark.parametrize("method", ["vsmr", "eszsl-prepared", "dazle", "vsmr-staged"])
+def test_a_method_is_chosen_as_a_run_chooses_it(toy, tmp_path, method):
+    inputs = inputs_of(toy)
+    config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=1, epochs=2)
+    chosen = choose(config, inputs, tmp_path)
+    best = best_on_fold(method, inputs, validation_fold(toy, inputs.w2v, 1), seed=1, epochs=2)
+    assert best.metrics == pytest.approx(chosen["validation"])
+    assert best.epoch == chosen["epochs"]
+
+
+@pytest.mark.parametrize("method", ["dazle", "eszsl-prepared"])
+def test_what_is_kept_is_the_best_not_the_last(toy, method):
+    """The model handed over gives the very metrics that it was chosen for."""
+    from benchmarks.validation import _scored
+    from core.training.evaluation import evaluate
+
+    inputs = inputs_of(toy)
+    fold = validation_fold(toy, inputs.w2v, 1)
+    best = best_on_fold(method, inputs, fold, seed=1, epochs=2)
+    again = evaluate(_scored(best.method, inputs, fold), None)
+    assert {m: getattr(again, m) for m in METRICS} == pytest.approx(best.metrics)
+
+
+def test_sizes():
+    assert sizes_of(None, None, 40) == [(10, None), (20, None), (40, None)]
+    assert sizes_of([20, 10], [5, 2], 40) == [(10, None), (20, None), (20, 2), (20, 5)]
+    assert sizes_of(None, [5], 40) == [(40, None), (40, 5)]
+
+
+def test_the_lead_is_paired_over_splits():
+    rows = pd.DataFrame(
+        [
+            {"classes": 4, "images_per_class": None, "images": 9, "split": split, "method": method}
+            | dict.fromkeys(METRICS, value)
+            for method, values in {"vsmr": (0.5, 0.7), "dazle": (0.4, 0.5)}.items()
+            for split, value in enumerate(values)
+        ]
+    )
+    lines = table(rows, "vsmr").splitlines()
+    assert "| 4 | all | 9 | dazle | 45.0 ± 5.0 | 45.0 ± 5.0 | 45.0 ± 5.0 | +15.0 ± 5.0 |" in lines
+    assert "| 4 | all | 9 | vsmr | 60.0 ± 10.0 | 60.0 ± 10.0 | 60.0 ± 10.0 |  |" in lines
+    assert "optimistic" in lines[1] + lines[0] + lines[2] and "easier" in " ".join(lines)
+
+
+def test_the_command_reads_no_test_image(tmp_path, monkeypatch, capsys):
+    given = tiny_features(tmp_path)
+    read: set[int] = set()
+    for name in ("read", "prefetch"):
+        real = getattr(FeatureFile, name)
+        monkeypatch.setattr(FeatureFile, name, lambda self, rows, real=real: (read.update(rows), real(self, rows))[1])
+    flags = [word for key, path in given.items() for word in (f"--{key.replace('_', '-')}", str(path))]
+    flags += ["--dataset", "SUN", "--methods", "eszsl-prepared", "vsmr", "--epochs", "1", "--splits", "2"]
+    assert main([*flags, "--classes", "10", "20", "--images-per-class", "1", "--out", str(tmp_path / "out")]) == 0
+    with FeatureFile(given["features"]) as file:
+        from core.datasets.registry import DATASETS
+
+        m = file.to_metadata(DATASETS["SUN"])
+    assert read and not read & set(np.concatenate([m.test_seen_loc, m.test_unseen_loc]).tolist())
+    rows = pd.read_csv(tmp_path / "out" / "learning_curves.csv")
+    assert len(rows) == 2 * 2 * 3 and set(rows.classes) == {10, 20} and rows.AUSUC.between(0, 1).all()
+    assert rows.groupby("classes").unseen.nunique().eq(1).all() and rows.unseen.nunique() == 1
+    assert (tmp_path / "out" / "learning_curves.md").read_text() == capsys.readouterr().out
+    for kind in ("png", "pdf"):
+        assert (tmp_path / "out" / f"learning_curves_classes.{kind}").stat().st_size > 1000
+    with pytest.raises(UserError, match="--classes 9999: the validation splits have"):
+        main([*flags, "--classes", "9999", "--out", str(tmp_path / "out")])
+
+
+def test_a_fold_of_text_keeps_it_with_its_classes(fold):
+    text = torch.arange(len(fold.space.att)).float()[:, None, None].expand(-1, 2, 3)
+    small = subset(replace(fold, space=replace(fold.space, text=text)), 2, 1)
+    same = [fold.space.att[int(t)].tolist() for t in small.space.text[:, 0, 0]]
+    assert small.space.att.tolist() == same

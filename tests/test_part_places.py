@@ -1,0 +1,211 @@
+"""Part locations as the backbone saw the images, and the command on drawn images whose regions show their parts."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import benchmarks.localisation as command
+from benchmarks.localisation import main
+from benchmarks.validation import Best
+from core.datasets.registry import CUB
+from core.datasets.xlsa17 import read_metadata
+from core.features.images import Transform
+from core.features.writer import FeatureFileMetadata, Writer
+from core.files.errors import UserError
+from core.method import AttentionOutput, Method, ZeroShotModel
+from core.reporting.part_places import attribute_groups, group_of, own_over_others, read_parts, shown_groups
+from core.reporting.parts_figure import side_by_side
+from tests.helpers_xlsa17 import draw, paint
+
+KEY_POINTS = ["back", "beak", "left eye", "left wing", "right wing", "tail"]
+GROUPS = ["head", "back", "wing", "tail"]
+WHOLE = Transform(crop=224, resize=224)
+TRANSFORM = "Resize(224, bilinear) CenterCrop(224) mean (0, 0, 0) std (1, 1, 1)"
+
+
+def write_parts(folder, names, places):
+    """CUB's lists; places (N,P,3) in pixels."""
+    (folder / "parts").mkdir(parents=True)
+    (folder / "parts/parts.txt").write_text("".join(f"{i} {p}\n" for i, p in enumerate(KEY_POINTS, 1)))
+    (folder / "images.txt").write_text("".join(f"{i} {n}\n" for i, n in enumerate(names, 1)))
+    rows = [
+        f"{i} {p} {x:.2f} {y:.2f} {v:.0f}\n"
+        for i, image in enumerate(places, 1)
+        for p, (x, y, v) in enumerate(image, 1)
+    ]
+    (folder / "parts/part_locs.txt").write_text("".join(rows))
+
+
+@pytest.fixture
+def one(tmp_path):
+    """A photograph of 200 x 100: the backbone sees x from 50 to 150."""
+    Image.new("RGB", (200, 100)).save(tmp_path / "a.png")
+    places = [[(60, 20, 1), (140, 90, 1), (30, 50, 1), (100, 50, 0), (100, 50, 1), (0, 0, 0)]]
+    write_parts(tmp_path, ["a.png"], places)
+
+    def read(transform=WHOLE):
+        labels = np.array([3])
+        return read_parts(tmp_path, ["images/a.png"], [tmp_path / "a.png"], labels, transform=transform, groups=GROUPS)
+
+    return tmp_path, read
+
+
+def test_places_are_shares_of_what_the_backbone_saw(one):
+    folder, read = one
+    parts = read()
+    assert parts.groups == [[1, 2], [0], [3, 4], [5]]
+    back, beak, eye, left, right, tail = parts.points[0]
+    assert back.tolist() == pytest.approx([0.1, 0.2, 1]) and beak.tolist() == pytest.approx([0.9, 0.9, 1])
+    assert right.tolist() == pytest.approx([0.5, 0.5, 1])
+    assert eye[2] == left[2] == tail[2] == 0  # outside of the crop, and marked invisible
+    assert parts.visible.tolist() == [[True, True, True, False]]
+    assert parts.size.tolist() == [[1, 1]]
+    (folder / "bounding_boxes.txt").write_text("1 55.0 5.0 80.0 40.0\n")
+    assert read().size[0] == pytest.approx([0.8, 0.4])
+    # shorter side to 448, then the middle 224 pixels: the middle half, everything twice as large
+    half = read(Transform(crop=224, resize=448))
+    assert half.points[0, 4].tolist() == pytest.approx([0.5, 0.5, 1]) and half.points[0, 0, 2] == 0
+    assert half.size[0] == pytest.approx([1.6, 0.8])
+
+
+def test_lists_that_are_missing_or_damaged_are_named(one):
+    folder, read = one
+    for text in ("1 2 3\n", "7 0 0 10 10\n", "1 0 0 -5 10\n", "1 0 0 nan 10\n"):
+        (folder / "bounding_boxes.txt").write_text(text)
+        with pytest.raises(UserError, match=r"bounding_boxes.txt: "):
+            read()
+    (folder / "bounding_boxes.txt").write_text("")
+    (folder / "parts/part_locs.txt").write_text("1 1 3 3 0\n")
+    with pytest.raises(UserError, match="shows no part of any of these 1 images"):
+        read()
+    (folder / "parts/part_locs.txt").unlink()
+    with pytest.raises(UserError, match="part_locs.txt"):
+        read()
+
+
+def test_names_say_the_part():
+    assert [group_of(n) for n in ("left eye", "has_bill_length::about_the_same_as_head", "has_size::small")] == [
+        "head",
+        "head",
+        None,
+    ]
+    assert group_of("has_upper_tail_color::blue") == "tail" and group_of("has_underparts_color::blue") is None
+    names = ["has_tail_shape::x", "has_size::y", "has_wing_color::z", "has_leg_color::z"]
+    assert shown_groups(names, KEY_POINTS) == ["wing", "tail"]
+    assert attribute_groups(names, ["wing", "tail"]).tolist() == [1, -1, 0, -1]
+    with pytest.raises(UserError, match="no attribute names a part"):
+        shown_groups(["has_size::y"], KEY_POINTS)
+
+
+def test_own_over_others_by_hand(one):
+    _, read = one
+    theta = np.full((1, 100, 3), 0.01)
+    attribute_group = np.array([0, 1, -1])  # head, back, no part
+    present = np.ones((1, 3), bool)
+    assert own_over_others(theta, read(), attribute_group, present, (10, 10)) == pytest.approx(1)
+    theta[0, :, :2] = 0
+    theta[0, [98, 21], [0, 1]] = 1  # beak at (0.9, 0.9) and back at (0.1, 0.2), each its own
+    theta[0, 55, :2] += 0.5
+    # own 1 at both; others have nothing at the beak or back, half and half at the wing, which no attribute is of
+    with np.errstate(divide="ignore"):
+        assert own_over_others(theta, read(), attribute_group, present, (10, 10)) == np.inf
+
+
+class Knowing(ZeroShotModel):
+    """Looks where a channel of its own says that a group's part is; attribute k of group g at channel g."""
+
+    def __init__(self, groups):
+        super().__init__()
+        self.groups = torch.from_numpy(groups)
+
+    def class_scores(self, x):
+        raise NotImplementedError
+
+    def attend(self, x):
+        maps = x[:, :, self.groups.clamp(min=0)].clamp(min=0) + 1e-6  # (B,R,K)
+        return AttentionOutput(theta=maps / maps.sum(1, keepdim=True), w=torch.ones(len(x), maps.shape[2]), e=None)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A CUB whose images are 44 x 36, with part locations, and features that are 1 in the cell of a part."""
+    root = tmp_path_factory.mktemp("cub")
+    paint(draw(root, "CUB", (2, 1, 1)))
+    m = read_metadata(root, CUB)
+    folder = root / CUB.folders[0]
+    rng = np.random.default_rng(0)
+    grid = (6, 6)
+    cells = rng.integers(0, 6, (len(m.labels), len(KEY_POINTS), 2))  # column, row
+    shares = (cells + 0.5) / 6
+    pixels = shares * 36 + np.array([4, 0])  # the middle 36 of 44 columns are seen
+    places = np.concatenate([pixels, np.ones((*cells.shape[:2], 1))], axis=2)
+    write_parts(folder, [n.removeprefix("images/") for n in m.image_files], places)
+    maps = np.full((len(m.labels), 8, *grid), 1e-3, np.float16)
+    every = np.arange(len(maps))
+    for g, name in enumerate(GROUPS):
+        p = next(i for i, k in enumerate(KEY_POINTS) if group_of(k) == name)
+        maps[every, g, cells[:, p, 1], cells[:, p, 0]] = 1
+    maps[:, 7] = 0.1
+    path = root / "CUB" / "feature_map_drawn_CUB.hdf5"
+    provenance = {"dataset": "CUB", "backbone": "drawn", "transform": TRANSFORM}
+    vectors = rng.standard_normal((m.att.shape[1], 8)).astype(np.float32)
+    with Writer(path, FeatureFileMetadata(m, provenance, vectors), (8, *grid)) as writer:
+        writer.write(every, maps)
+        writer.finish()
+    return root
+
+
+def knowing(name, inputs, fold, **_):
+    """In place of training: the model that looks at the right cell."""
+    which = attribute_groups(inputs.attribute_names, GROUPS)
+    return Best(method=Method(model=Knowing(which), phases=[]), metrics={}, epoch=0)
+
+
+def flags(root, out, *more):
+    return ["--dataset", "CUB", "--data-root", str(root), "--out", str(out), *more]
+
+
+def test_a_model_that_looks_at_the_part_is_found_to(drawn, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "best_on_fold", knowing)
+    assert main(flags(drawn, tmp_path / "out", "--methods", "vsmr")) == 0
+    rows = pd.read_csv(tmp_path / "out/localisation.csv").set_index(["point", "measure"])
+    pointing = rows.share.xs("pointing", level="measure")
+    assert pointing["vsmr"] == 1.0 == pointing["best cell"]
+    assert max(pointing["random cell"], pointing["image centre"], pointing["part prior"]) < 0.6
+    assert rows.own_over_others["vsmr"].iloc[0] > 2
+    assert (tmp_path / "out/localisation.md").read_text() == capsys.readouterr().out
+    assert (tmp_path / "out/localisation.png").stat().st_size > 5000
+
+
+def test_a_whole_run(drawn, tmp_path):
+    assert main(flags(drawn, tmp_path, "--methods", "vsmr", "dazle", "--epochs", "0")) == 0
+    rows = pd.read_csv(tmp_path / "localisation.csv")
+    assert {"vsmr", "dazle"} < set(rows.point) and rows.share.between(0, 1).all()
+    assert rows.own_over_others[rows.point == "dazle"].notna().all()
+
+
+def test_what_cannot_be_measured_is_refused(drawn, tmp_path):
+    with pytest.raises(UserError, match="--methods eszsl: it has no attention over regions"):
+        main(flags(drawn, tmp_path, "--methods", "vsmr", "eszsl"))
+    bare = tmp_path / "bare"
+    shutil.copytree(drawn, bare)
+    (bare / CUB.folders[0] / "parts/part_locs.txt").unlink()
+    with pytest.raises(UserError, match="part_locs.txt"):
+        main(flags(bare, tmp_path / "out"))
+
+
+def test_features_of_an_unknown_transform_are_refused(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "transform_of", lambda said: None)
+    with pytest.raises(UserError, match="does not record how images were resized and cropped"):
+        main(flags(drawn, tmp_path))
+
+
+def test_predictions_of_one_cell_stand_apart():
+    points = np.array([[0.5, 0.5], [0.5, 0.5], [0.1, 0.1]])
+    moved = side_by_side(points)
+    assert len(np.unique(moved.round(6), axis=0)) == 3 and moved[2].tolist() == [0.1, 0.1]
+    assert np.abs(moved - points).max() < 0.06
