@@ -10,7 +10,7 @@ from core.experiments.statistics import Interval
 from core.files.errors import UserError
 from core.reporting.report import OverClassesTable, published
 from core.reporting.rows import as_frame, read_summary
-from core.reporting.tables import AUSUC, BEGIN, END, LEGEND, all_tables, insert_tables, table
+from core.reporting.tables import AUSUC, LEGEND, all_tables, table
 
 METRICS = {"T1": 0.7, "U": 0.5, "S": 0.6, "H": 0.55, "AUSUC": 0.4}
 
@@ -243,12 +243,6 @@ def test_a_drivers_table_says_which_gamma():
 
 def test_a_drivers_table_takes_rows_too():
     assert lines_with(table(two_methods()[:3]), "| **vsmr** | 81.0 ± 1.0 |")
-
-
-def test_tables_go_between_the_markers():
-    assert insert_tables(f"a\n{BEGIN}\nold\n{END}\nb", "new") == f"a\n{BEGIN}\n\nnew\n{END}\nb"
-    with pytest.raises(ValueError, match="markers"):
-        insert_tables("nothing here", "new")
 
 
 def test_the_docs_show_what_the_csv_says():

@@ -3,15 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import torch
-import torch.nn.functional as F
-
-from core.features.regions import RegionFeatures
-from core.training.loop import Fold
-from core.VSMR_staged import VSMRStaged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,35 +65,3 @@ def related_work_table(dataset: str) -> list[str]:
         cells = " | ".join("-" if v is None else f"{v:.1f}" for v in (row.T1, row.U, row.S, row.H))
         lines.append(f"| {row.method} | {cells} | {row.features} | {row.source} |")
     return lines
-
-
-# moves to core/VSMR_staged.py
-@torch.no_grad()
-def published_procedure(model: VSMRStaged, features: RegionFeatures, fold: Fold) -> dict[str, Any]:
-    """Stage 5 as the authors report it: TRANSDUCTIVE, plain sample average.
-
-    Each unseen prototype is averaged with its k nearest unlabelled test-image features. Diagnostic only: it uses the
-    test images to make the model, so it does not compare with inductive rows.
-    """
-    model.eval()
-
-    def image_features(rows: np.ndarray) -> torch.Tensor:
-        parts = [model.image_features(x, model.predicted_mask(x)) for _, x in features.blocks(rows)]
-        return F.normalize(torch.cat(parts), dim=1)
-
-    f_unseen = image_features(fold.unseen_rows)  # (N,D)
-    f_seen = image_features(fold.seen_rows)
-    prototypes = F.normalize(model.prototypes, dim=1)  # (C,D)
-    unseen = model.unseen
-    k = min(model.recipe.neighbours, len(f_unseen))
-    nearest = (prototypes[unseen] @ f_unseen.T).topk(k, dim=1).indices  # (U,k)
-    adapted = prototypes.clone()
-    together = torch.cat([prototypes[unseen].unsqueeze(1), f_unseen[nearest]], dim=1)  # (U,k+1,D)
-    adapted[unseen] = F.normalize(together.mean(dim=1), dim=1)
-    device = adapted.device
-    y_u = torch.from_numpy(fold.unseen_labels).to(device)
-    y_s = torch.from_numpy(fold.seen_labels).to(device)
-    t1 = (unseen[(f_unseen @ adapted[unseen].T).argmax(1)] == y_u).float().mean().item()
-    u = ((f_unseen @ adapted.T).argmax(1) == y_u).float().mean().item()
-    s = ((f_seen @ adapted.T).argmax(1) == y_s).float().mean().item()
-    return {"T1": t1, "U": u, "S": s, "H": 2 * u * s / (u + s) if u + s else 0.0}

@@ -331,15 +331,3 @@ def _mean(values: pd.Series) -> str:
 def _escape(text: str) -> str:
     """Text that cannot leave its cell."""
     return text.replace("|", "\\|")
-
-
-BEGIN, END = "<!-- tables: written by reproduce_tables.py -->", "<!-- end of tables -->"
-
-
-def insert_tables(readme: str, tables: str) -> str:
-    """``readme`` with everything between the markers replaced."""
-    head, found, rest = readme.partition(BEGIN)
-    _, closed, tail = rest.partition(END)
-    if not (found and closed):
-        raise ValueError(f"README lacks the markers {BEGIN} and {END}")
-    return f"{head}{BEGIN}\n\n{tables}\n{END}{tail}"
