@@ -1,5 +1,6 @@
 """Figures: drawn without pyplot, equal bytes for equal input, names that no font holds. How they look was looked at."""
 
+import itertools
 import sys
 import warnings
 
@@ -16,7 +17,9 @@ from core.reporting.canvas import MISSING, printable
 from core.reporting.figures import (
     Curve,
     _along_rays,
+    _confused,
     calibration_figure,
+    confusion_figure,
     draw_per_class,
     forest_figure,
     growth_figure,
@@ -42,6 +45,17 @@ def panels_of(names):
     return [panel_of(picture, **given, true=names[0], predicted=names[i], says="best") for i in (0, 1)]
 
 
+def run_of(folder, confusion, seen):
+    """The folder of a run that confused classes so: (class, predicted, images)."""
+    folder.mkdir(exist_ok=True)
+    frame = pd.DataFrame(confusion, columns=["class", "predicted", "images"])
+    frame.to_csv(folder / "confusion.csv", index=False)
+    names = sorted(set(frame["class"]) | set(seen))
+    sides = ["seen" if name in seen else "unseen" for name in names]
+    pd.DataFrame({"class": names, "side": sides}).to_csv(folder / "per_class.csv", index=False)
+    return folder
+
+
 def draw_all(folder, names=HOSTILE):
     interval = Interval(mean=1.0, low=-1.0, high=2.0)
     shares = pd.Series(np.linspace(0.1, 1, len(names)), names)
@@ -50,10 +64,14 @@ def draw_all(folder, names=HOSTILE):
     )
     calibration_figure({m: [curve_of(i), curve_of(i + 1)] for i, m in enumerate(names)}, folder / "a.png", names[0])
     draw_per_class(shares, shares[::-1], names=("vsmr", names[0]), out=folder / "b.png", title=names[0])
-    forest_figure({m: {"T1": interval, "H": interval} for m in names}, folder / "c.png", title=names[0])
+    forest_figure(
+        {m: {"T1": interval, "H": interval} for m in names}, folder / "c.png", title=names[0], paired=names[1]
+    )
     learning_curves_figure(frame, folder / "d.png", x="n", title=names[0])
-    growth_figure({n: ((10, 100), (1.0, 9.0)) for n in names[:2]}, folder / "e.png", ylabels=dict.fromkeys(names, "ms"))
+    growth_figure({n: {n: ((10, 100), (1.0, 9.0))} for n in names[:2]}, folder / "e.png")
     attention_figure(panels_of(names), folder / "f.png", title=names[0])
+    run_of(folder.parent / "run", [(names[0], names[1], 2), (names[1], names[1], 1)], seen=names[2:])
+    confusion_figure([folder.parent / "run"] * 2, folder / "g.png", title=names[0])
 
 
 def test_every_figure_repeats_to_the_byte_and_bears_any_name(tmp_path):
@@ -62,7 +80,7 @@ def test_every_figure_repeats_to_the_byte_and_bears_any_name(tmp_path):
         draw_all(tmp_path / "one")
         draw_all(tmp_path / "two")
     files = sorted((tmp_path / "one").iterdir())
-    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcdef" for kind in ("pdf", "png")]
+    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcdefg" for kind in ("pdf", "png")]
     for file in files:
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
         if file.suffix == ".png":
@@ -120,6 +138,43 @@ def test_figures_read_what_a_run_left(tmp_path):
     calibration_figure(runs, tmp_path / "c.png", "t")
     per_class_figure(runs, tmp_path / "p.png", "t", "dazle")
     assert (tmp_path / "c.png").stat().st_size > 0 and (tmp_path / "p.pdf").stat().st_size > 0
+
+
+def test_confused_pairs_by_hand(tmp_path):
+    one = run_of(tmp_path / "a", [("1", "1", 5), ("1", "2", 3), ("1", "9", 2), ("2", "2", 4), ("9", "1", 7)], ["9"])
+    two = run_of(tmp_path / "b", [("1", "1", 5), ("1", "2", 5), ("2", "2", 3), ("2", "9", 1), ("9", "9", 7)], ["9"])
+    pairs, seen = _confused([one, two], 9)
+    assert seen == {"9"}  # a name, not a number
+    shares = {pair: list(row) for pair, row in zip(pairs.index, pairs.to_numpy(), strict=True)}
+    assert shares == {("1", "2"): [0.3, 0.5], ("2", "9"): [0.0, 0.25], ("1", "9"): [0.2, 0.0]}
+    assert list(shares) == [("1", "2"), ("2", "9"), ("1", "9")]
+    assert list(_confused([one, two], 1)[0].index) == [("1", "2")]
+    with pytest.raises(UserError, match=r"c.confusion\.csv cannot be read .*repeat the run"):
+        confusion_figure([one, tmp_path / "c"], tmp_path / "c.png", "t")
+
+
+def test_a_run_without_mistakes_has_a_figure(tmp_path):
+    confusion_figure([run_of(tmp_path / "a", [("1", "1", 5), ("9", "9", 1)], ["9"])], tmp_path / "c.png", "t")
+    assert (tmp_path / "c.pdf").stat().st_size > 0
+
+
+def test_growth_is_relative_and_its_ticks_can_be_read(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("core.reporting.figures.save", lambda figure, out: drawn.append(figure))
+    sizes = (10_000, 100_000, 500_000, 1_000_000)  # the last two lie too close for labels of their own
+    curves = {"images": {"a": (sizes, (3.0, 30.0, 120.0, 240.0))}}
+    growth_figure(curves | {kind: {"a": (sizes[:2], (1.0, 2.0))} for kind in "bcd"}, tmp_path / "g.png")
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    panel = figure.axes[0]
+    assert [line.get_ydata().tolist() for line in panel.lines] == [[1, 10, 50, 100], [1, 10, 40, 80]]
+    for axis, along in ((panel.xaxis, "x"), (panel.yaxis, "y")):
+        ticks = [tick.label1 for tick in axis.get_major_ticks() if tick.label1.get_text()]
+        low, high = axis.get_view_interval()
+        places = [t.get_window_extent() for t in ticks if low <= t.get_position()["xy".index(along)] <= high]
+        ends = [(getattr(box, f"{along}0"), getattr(box, f"{along}1")) for box in places]
+        assert len(ends) >= 4 and all(a[1] < b[0] for a, b in itertools.pairwise(ends)), along
+    assert "100k" in [tick.label1.get_text() for tick in panel.xaxis.get_major_ticks()]
 
 
 def test_the_rule_that_picks_images():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,11 @@ import pandas as pd
 
 from core.experiments.statistics import Interval, bootstrap_over_classes, load_scores
 from core.files.atomic import atomic_path, write_bytes
-from core.reporting.figures import calibration_figure, per_class_figure
-from core.reporting.rows import as_frame, entries_of, read_summary, tables_of
-from core.reporting.tables import OURS, all_tables
+from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure
+from core.reporting.rows import Entry, as_frame, entries_of, read_summary, tables_of
+from core.reporting.tables import OURS, all_tables, ours_among
 
-log = logging.getLogger(__name__)
+SHOWN = {"T1": "T1", "H": "H, best γ", "AUSUC": "AUSUC"}  # in the forest figure; γ of H is chosen anew in every draw
 
 
 def write_report(out: Path, docs: Path | None = None) -> str:
@@ -36,7 +36,7 @@ def write_report(out: Path, docs: Path | None = None) -> str:
         intervals.write(docs / "results_over_classes.csv")
         write_bytes(docs / "results.md", published(tables).encode())
     for part in tables_of(as_frame(frame)):
-        _figures(out, part[part.ablation == ""])
+        _figures(out, part[part.ablation == ""], intervals)
     return tables
 
 
@@ -63,6 +63,8 @@ class OverClassesTable:
         if "folder" not in mine or "folder" not in other:
             return None
         pair = " minus ".join("+".join(sorted(map(str, runs.folder))) for runs in (mine, other))
+        if pair in self._used:  # the tables ask first, the figures again: ten thousand draws once
+            return self._used[pair]
         found = self._known.get(pair)
         paths = [[self.out / str(f) / "scores.npz" for f in runs.folder] for runs in (mine, other)] if self.out else []
         if paths and all(path.is_file() for side in paths for path in side):
@@ -85,18 +87,43 @@ class OverClassesTable:
             )
 
 
-def _figures(out: Path, part: pd.DataFrame) -> None:
-    """Calibration curves and per-class accuracies of one table."""
-    entries = sorted(entries_of(part), key=lambda e: -e.runs.AUSUC.mean()) if len(part) else []
-    runs = {e.label: [out / str(folder) for folder in e.runs.folder] for e in entries}
+def _figures(out: Path, part: pd.DataFrame, intervals: OverClassesTable) -> None:
+    """Differences over classes, and where the run folders are there calibration curves, classes and their confusion."""
+    if not len(part):
+        return
+    entries = sorted(entries_of(part), key=lambda e: -e.runs.AUSUC.mean())
+    first = part.iloc[0]
+    name = f"{first.dataset}_{first.backbone}_{first.regions}_{first.features_sha256[:8]}.png"
+    title, folder = f"{first.dataset}, {first.backbone}, {first.regions}", out / "figures"
+    differences = _over_classes([e for e in entries if not e.cut_off], intervals)
+    if differences:
+        forest_figure(differences, folder / f"forest_{name}", title=title, paired="over test classes")
+    runs = {e.label: [out / str(path) for path in e.runs.folder] for e in entries} if "folder" in part else {}
     runs = {label: fs for label, fs in runs.items() if all((f / "curve.csv").is_file() for f in fs)}
     if not runs:
         return
-    first = part.iloc[0]
-    name = f"{first.dataset}_{first.backbone}_{first.regions}_{first.features_sha256[:8]}"
-    title = f"{first.dataset}, {first.backbone}, {first.regions}"
-    calibration_figure(runs, out / "figures" / f"calibration_{name}.png", title)
+    calibration_figure(runs, folder / f"calibration_{name}", title)
+    if OURS in runs:
+        confusion_figure(runs[OURS], folder / f"confusion_{name}", f"{title}: what {OURS} takes unseen classes for")
     others = [label for label in runs if label != OURS]
     if OURS in runs and others:
         against = "dazle" if "dazle" in others else others[0]
-        per_class_figure(runs, out / "figures" / f"per_class_{name}.png", f"{title}: unseen classes", against)
+        per_class_figure(runs, folder / f"per_class_{name}", f"{title}: unseen classes", against)
+
+
+def _over_classes(entries: Sequence[Entry], intervals: OverClassesTable) -> dict[str, dict[str, Interval]]:
+    """Our method minus each other one on the seeds they share, in points: method -> metric -> difference."""
+    ours = ours_among(entries)
+    if ours is None:
+        return {}
+    found = {}
+    for other in entries:
+        shared = set(ours.runs.seed) & set(other.runs.seed) if other is not ours else set()
+        drawn = intervals(*(e.runs[e.runs.seed.isin(shared)] for e in (ours, other))) if shared else None
+        if drawn:
+            found[other.label] = {name: _points(drawn[metric]) for metric, name in SHOWN.items()}
+    return found
+
+
+def _points(share: Interval) -> Interval:
+    return Interval(mean=100 * share.mean, low=100 * share.low, high=100 * share.high)
