@@ -193,7 +193,7 @@ def confusion_figure(runs: Sequence[Path], out: Path, title: str, most: int = 25
                 axis.plot(100 * pairs.iloc[:, number], at, "ok", markeredgewidth=0, alpha=0.65, **look)
         names = [f"{printable(str(true), 32)} → {printable(str(predicted), 32)}" for true, predicted in pairs.index]
         axis.set_yticks(at, names, fontsize=6.5)
-        axis.set(xlim=(0, None), ylim=(-0.7, max(len(pairs), 1) - 0.3))
+        axis.set(xlim=(0, None), ylim=(-0.7, len(pairs) - 0.3))
         axis.set_xlabel("images of the class on the left (%)", fontsize=8.5)
         axis.tick_params(axis="x", labelsize=7.5)
         figure.suptitle(printable(title, 90), fontsize=9)  # over names and bars: the names take half the width
