@@ -24,8 +24,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.common import (
     PeakMemory,
@@ -42,6 +40,7 @@ from benchmarks.common import (
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as ESZSLRecipe
 from core.preparation import Mixing, prepared_attributes
+from core.reporting.figures import growth_figure
 from core.training.evaluation import ScoredImages, compact, evaluate, metrics_from_compact
 
 BASE = Shape("growth", K=64, C=200, unseen=50, B=16, R=16, D=64, V=32)
@@ -178,26 +177,6 @@ def measure(curve: Curve, sizes: Sequence[int], repeats: int) -> tuple[list[floa
     return taken, memory.rise
 
 
-def draw(curves: dict[str, dict[str, tuple[list[int], list[float]]]], out: Path) -> None:
-    """One panel a family, logarithmic, each curve relative to its smallest size, with the line of linear growth."""
-    figure = Figure(figsize=(3.6 * len(curves), 3.4), layout="constrained")
-    for panel, (family, lines) in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves.items(), strict=True):
-        sizes: list[int] = []
-        for what, (sizes, taken) in lines.items():
-            panel.loglog(sizes, [t / taken[0] for t in taken], "o-", label=what)
-        panel.loglog(sizes, [s / sizes[0] for s in sizes], "--", color="grey", label="linear")
-        panel.set_xticks(sizes, [f"{s:,}" for s in sizes], minor=False)
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        panel.yaxis.set_minor_locator(NullLocator())
-        panel.set_xlabel(family)
-        panel.set_ylabel("times the smallest size")
-        panel.legend(fontsize="x-small")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=120)
-
-
 def main() -> int:
     args = arguments().parse_args()
     threads = torch.get_num_threads()
@@ -218,7 +197,7 @@ def main() -> int:
             Row(name, milliseconds(taken[0]), milliseconds(taken[-1]), f"exponent {exponent:.2f}", megabytes(memory))
         )
     torch.set_num_threads(threads)
-    draw(curves, args.out)
+    growth_figure(curves, args.out)
     return report(rows, args)
 
 

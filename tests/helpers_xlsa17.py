@@ -212,13 +212,13 @@ def image_paths(name: str, names: list[str], labels: np.ndarray) -> Iterator[str
         i = seen_before[c] = seen_before.get(c, 0) + 1
         known = names[c]
         if name == "AWA2":
-            yield f"/XX/someone/code/data/Animals_with_Attributes2//JPEGImages/{known}/{known}_{10000 + i}.jpg"
+            yield f"/XX/someone/datasets/data/Animals_with_Attributes2//JPEGImages/{known}/{known}_{10000 + i}.jpg"
         elif name == "CUB":
             bird = known.split(".")[1]
-            yield f"/XX/some_group/CUB_200_2011/images/{known}/{bird}_{i:04}_{796000 + 7 * i}.jpg"
+            yield f"/XX/some_group/datasets/CUB_200_2011/images/{known}/{bird}_{i:04}_{796000 + 7 * i}.jpg"
         else:  # a third of the two-part names lie in a folder of the first part, as a/apse/indoor
             where = known.replace("_", "/") if c % 3 == 0 else known
-            yield f"/XX/some_group/SUN/images/{known[0]}/{where}/sun_a{i:03}{known[:4]}.jpg"
+            yield f"/XX/some_group/datasets/SUN/images/{known[0]}/{where}/sun_a{i:03}{known[:4]}.jpg"
 
 
 def attributes(name: str, C: int, K: int) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """Figures: drawn without pyplot, equal bytes for equal input, names that no font holds. How they look was looked at."""
 
+import itertools
 import sys
 import warnings
 
@@ -16,11 +17,12 @@ from core.reporting.canvas import MISSING, printable
 from core.reporting.figures import (
     Curve,
     _along_rays,
+    _confused,
     calibration_figure,
-    confused_pairs,
     confusion_figure,
     draw_per_class,
     forest_figure,
+    growth_figure,
     learning_curves_figure,
     per_class_figure,
     read_curve,
@@ -43,16 +45,14 @@ def panels_of(names):
     return [panel_of(picture, **given, true=names[0], predicted=names[i], says="best") for i in (0, 1)]
 
 
-def confusions_of(folder, names, images=4):
-    """A run folder in which some images of each class but the first, which is seen, are taken for the next one."""
-    folder.mkdir(parents=True)
-    side = ["seen", *["unseen"] * (len(names) - 1)]
-    pd.DataFrame({"class": names, "side": side, "images": images, "accuracy": 0.5}).to_csv(
-        folder / "per_class.csv", index=False
-    )
-    rows = [(a, a, images - 1 - i % 2) for i, a in enumerate(names)]
-    rows += [(a, b, 1 + i % 2) for i, (a, b) in enumerate(zip(names, [*names[1:], names[0]], strict=True))]
-    pd.DataFrame(rows, columns=["class", "predicted", "images"]).to_csv(folder / "confusion.csv", index=False)
+def run_of(folder, confusion, seen):
+    """The folder of a run that confused classes so: (class, predicted, images)."""
+    folder.mkdir(exist_ok=True)
+    frame = pd.DataFrame(confusion, columns=["class", "predicted", "images"])
+    frame.to_csv(folder / "confusion.csv", index=False)
+    names = sorted(set(frame["class"]) | set(seen))
+    sides = ["seen" if name in seen else "unseen" for name in names]
+    pd.DataFrame({"class": names, "side": sides}).to_csv(folder / "per_class.csv", index=False)
     return folder
 
 
@@ -64,10 +64,14 @@ def draw_all(folder, names=HOSTILE):
     )
     calibration_figure({m: [curve_of(i), curve_of(i + 1)] for i, m in enumerate(names)}, folder / "a.png", names[0])
     draw_per_class(shares, shares[::-1], names=("vsmr", names[0]), out=folder / "b.png", title=names[0])
-    forest_figure({m: {"T1": interval, "H": interval} for m in names}, folder / "c.png", title=names[0])
+    forest_figure(
+        {m: {"T1": interval, "H": interval} for m in names}, folder / "c.png", title=names[0], paired=names[1]
+    )
     learning_curves_figure(frame, folder / "d.png", x="n", title=names[0])
-    confusion_figure([confusions_of(folder.with_name(f"{folder.name}_run"), names)], folder / "e.png", names[0])
+    growth_figure({n: {n: ((10, 100), (1.0, 9.0))} for n in names[:2]}, folder / "e.png")
     attention_figure(panels_of(names), folder / "f.png", title=names[0])
+    run_of(folder.parent / "run", [(names[0], names[1], 2), (names[1], names[1], 1)], seen=names[2:])
+    confusion_figure([folder.parent / "run"] * 2, folder / "g.png", title=names[0])
 
 
 def test_every_figure_repeats_to_the_byte_and_bears_any_name(tmp_path):
@@ -76,7 +80,7 @@ def test_every_figure_repeats_to_the_byte_and_bears_any_name(tmp_path):
         draw_all(tmp_path / "one")
         draw_all(tmp_path / "two")
     files = sorted((tmp_path / "one").iterdir())
-    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcdef" for kind in ("pdf", "png")]
+    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcdefg" for kind in ("pdf", "png")]
     for file in files:
         assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
         if file.suffix == ".png":
@@ -136,6 +140,46 @@ def test_figures_read_what_a_run_left(tmp_path):
     assert (tmp_path / "c.png").stat().st_size > 0 and (tmp_path / "p.pdf").stat().st_size > 0
 
 
+def test_confused_pairs_by_hand(tmp_path):
+    one = run_of(tmp_path / "a", [("1", "1", 5), ("1", "2", 3), ("1", "9", 2), ("2", "2", 4), ("9", "1", 7)], ["9"])
+    two = run_of(tmp_path / "b", [("1", "1", 5), ("1", "2", 5), ("2", "2", 3), ("2", "9", 1), ("9", "9", 7)], ["9"])
+    pairs, seen = _confused([one, two], 9)
+    assert seen == {"9"}  # a name, not a number
+    shares = {pair: list(row) for pair, row in zip(pairs.index, pairs.to_numpy(), strict=True)}
+    assert shares == {("1", "2"): [0.3, 0.5], ("2", "9"): [0.0, 0.25], ("1", "9"): [0.2, 0.0]}
+    assert list(shares) == [("1", "2"), ("2", "9"), ("1", "9")]
+    assert list(_confused([one, two], 1)[0].index) == [("1", "2")]
+    with pytest.raises(UserError, match=r"c.confusion\.csv cannot be read .*repeat the run"):
+        confusion_figure([one, tmp_path / "c"], tmp_path / "c.png", "t")
+
+
+def test_a_run_without_mistakes_has_a_figure(tmp_path):
+    run = run_of(tmp_path / "a", [("1", "1", 5), ("9", "9", 1)], ["9"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an axis that collapses
+        confusion_figure([run], tmp_path / "c.png", "t")
+    assert (tmp_path / "c.pdf").stat().st_size > 0
+
+
+def test_growth_is_relative_and_its_ticks_can_be_read(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("core.reporting.figures.save", lambda figure, out: drawn.append(figure))
+    sizes = (10_000, 100_000, 500_000, 1_000_000)  # the last two lie too close for labels of their own
+    curves = {"images": {"a": (sizes, (3.0, 30.0, 120.0, 240.0))}}
+    growth_figure(curves | {kind: {"a": (sizes[:2], (1.0, 2.0))} for kind in "bcd"}, tmp_path / "g.png")
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    panel = figure.axes[0]
+    assert [line.get_ydata().tolist() for line in panel.lines] == [[1, 10, 50, 100], [1, 10, 40, 80]]
+    for axis, along in ((panel.xaxis, "x"), (panel.yaxis, "y")):
+        ticks = [tick.label1 for tick in axis.get_major_ticks() if tick.label1.get_text()]
+        low, high = axis.get_view_interval()
+        places = [t.get_window_extent() for t in ticks if low <= t.get_position()["xy".index(along)] <= high]
+        ends = [(getattr(box, f"{along}0"), getattr(box, f"{along}1")) for box in places]
+        assert len(ends) >= 4 and all(a[1] < b[0] for a, b in itertools.pairwise(ends)), along
+    assert "100k" in [tick.label1.get_text() for tick in panel.xaxis.get_major_ticks()]
+
+
 def test_the_rule_that_picks_images():
     assert best_median_worst(np.array([0.0, 3.0, -2.0, 1.0, 1.0])) == {"best": 1, "median": 4, "worst": 2}
     assert best_median_worst(np.array([5.0])) == {"best": 0, "median": 0, "worst": 0}
@@ -153,19 +197,3 @@ def test_a_panel_shows_the_highest_contributions_on_a_grid_that_need_not_be_squa
     assert panel.theta.shape == (2, 2, 3) and panel.theta[0, 1, 1] == 1.0
     with pytest.raises(UserError, match="6 regions do not form a grid of 2 x 2"):
         grid_of(6)
-
-
-def test_confused_pairs_by_hand(tmp_path):
-    """Two runs: b -> c 2 and 1 of 4, c -> a 1 and 0 of 4; what the seen class a is taken for does not count."""
-    for name, taken in (("one", [("b", "c", 2), ("c", "a", 1), ("a", "b", 3)]), ("two", [("b", "c", 1)])):
-        run = tmp_path / name
-        run.mkdir()
-        pd.DataFrame({"class": ["a", "b", "c"], "side": ["seen", "unseen", "unseen"], "images": [4, 4, 4]}).to_csv(
-            run / "per_class.csv", index=False
-        )
-        rows = [*taken, ("b", "b", 2), ("c", "c", 3)]
-        pd.DataFrame(rows, columns=["class", "predicted", "images"]).to_csv(run / "confusion.csv", index=False)
-    found = confused_pairs([tmp_path / "one", tmp_path / "two"])
-    assert found.to_dict() == {("b", "c"): 3 / 8, ("c", "a"): 1 / 8}
-    assert list(found.index) == [("b", "c"), ("c", "a")]
-    assert len(confused_pairs([tmp_path / "one", tmp_path / "two"], most=1)) == 1

@@ -8,7 +8,8 @@ import pytest
 from core.experiments.results import row_of
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
-from core.reporting.report import OverClassesTable, published
+from core.reporting.figures import forest_figure
+from core.reporting.report import OverClassesTable, published, write_report
 from core.reporting.rows import as_frame, read_summary
 from core.reporting.tables import AUSUC, LEGEND, all_tables, table
 
@@ -189,6 +190,28 @@ def test_intervals_over_classes_are_asked_for_the_seeds_in_common():
     assert asked == [([1, 2], [1, 2], {"dazle"})]
     assert lines_with(text, "| dazle | +2.0 (-1.0 to +5.0), not significant |")
     assert "bootstrap over test classes" in text
+
+
+def test_differences_over_classes_are_drawn_in_points(tmp_path, monkeypatch):
+    """One forest a data set, from intervals as they were written down; ours and what was cut off have no line."""
+    seeds = {"vsmr": (0, 1), "dazle": (1, 2), "eszsl": (0, 1), "transzero": (0, 1)}
+    rows = [row(m, s, folder=f"{m}{s}", cut_off="few" * (m == "transzero")) for m in seeds for s in seeds[m]]
+    as_frame(rows).to_csv(tmp_path / "summary.csv", index=False)
+    lines = ["pair,metric,mean_,low,high"]
+    for pair, mean in (("vsmr1 minus dazle1", 0.02), ("vsmr0+vsmr1 minus transzero0+transzero1", 0.5)):
+        lines += [f"{pair},{metric},{mean},-0.01,0.05" for metric in METRICS]
+    (tmp_path / "over_classes.csv").write_text("\n".join(lines))
+    asked = []
+
+    def draw(found, out, **words):
+        asked.append(found)
+        forest_figure(found, out, **words)
+
+    monkeypatch.setattr("core.reporting.report.forest_figure", draw)
+    write_report(tmp_path)
+    assert {f.suffix for f in (tmp_path / "figures").glob("forest_CUB_ResNet_101_49 regions_f1.*")} == {".png", ".pdf"}
+    difference = Interval(mean=2.0, low=-1.0, high=5.0)
+    assert asked == [{"dazle": {"T1": difference, "H, best γ": difference, "AUSUC": difference}}]
 
 
 def test_hostile_names_stay_in_their_cell():

@@ -1,4 +1,4 @@
-"""Figures of results: calibration curves, accuracy per class, paired differences, learning curves."""
+"""Figures of results: calibration curves, accuracy per class, paired differences, learning curves, growth of cost."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 from core.experiments.statistics import Interval
 from core.files.atomic import read_json
+from core.files.errors import UserError
 from core.reporting.canvas import canvas, drawing, printable, save, style
 
 OURS = "vsmr"  # drawn first and thickest
+_NAMES = {"class": str, "predicted": str}  # classes named 1, 2, ... stay names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +121,12 @@ def _along_rays(curve: Curve, angles: np.ndarray) -> np.ndarray:
 
 def _equal_harmonic_means(axis: Any) -> None:
     for h in (20, 40, 60, 80):
-        u = np.linspace(h / 2 + 0.01, 100, 400)
-        s = h * u / (2 * u - h)
-        axis.plot(u[s <= 100], s[s <= 100], color="0.85", linewidth=0.8, zorder=1)
-        at = 97
-        axis.text(at, h * at / (2 * at - h) + 0.6, f"H {h}", fontsize=6.5, color="0.5", ha="right", zorder=1)
+        u = np.geomspace(100 * h / (200 - h), 100, 400)  # from where S is 100
+        axis.plot(u, h * u / (2 * u - h), color="0.85", linewidth=0.8, zorder=1)
+        at = 95
+        blank = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # breaks the line
+        place = {"ha": "center", "va": "center", "zorder": 1.5}
+        axis.text(at, h * at / (2 * at - h), f"H {h}", fontsize=6.5, color="0.4", bbox=blank, **place)
 
 
 def per_class_figure(runs: Mapping[str, Sequence[Path]], out: Path, title: str, against: str) -> None:
@@ -148,11 +151,13 @@ def draw_per_class(ours: pd.Series, other: pd.Series, *, names: tuple[str, str],
         axis = axes[0, 0]
         axis.barh(at, a, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6, height=0.72, label=printable(names[0]))
         axis.hlines(at, np.minimum(a, b), np.maximum(a, b), color="0.35", linewidth=0.7)
-        axis.plot(b, at, "D", color="#D55E00", markersize=4.2, markeredgecolor="white", label=printable(names[1]))
+        look = {"color": "#D55E00", "markersize": 4.2, "markeredgecolor": "white", "clip_on": False}  # whole at 0 too
+        axis.plot(b, at, "D", label=printable(names[1]), **look)
         axis.axhline(len(order) - 0.2, color="0.6", linewidth=0.6)
         axis.set_yticks(at, [*(printable(str(n), 32) for n in order), "mean of classes"], fontsize=6.5)
         axis.set(xlim=(0, 102), ylim=(-0.7, len(order) + 1.3))
-        axis.set_xlabel("accuracy among all classes (%)")
+        axis.set_xlabel("accuracy among all classes (%)", fontsize=8.5)
+        axis.tick_params(axis="x", labelsize=7.5)
         axis.set_title(printable(title, 90), fontsize=9)
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         axis.set_axisbelow(True)
@@ -160,57 +165,81 @@ def draw_per_class(ours: pd.Series, other: pd.Series, *, names: tuple[str, str],
         save(figure, out)
 
 
-def confused_pairs(runs: Sequence[Path], most: int = 15) -> pd.Series:
-    """Share of an unseen class's test images that were taken for another class, the largest first, mean over runs.
+def confusion_figure(runs: Sequence[Path], out: Path, title: str, most: int = 25) -> None:
+    """Which unseen classes are taken for which: the commonest mistakes, as shares of the class's test images.
+
+    Bars are means over seeds, dots the seeds; hatched where the class taken for it is a seen one.
 
     Args:
-        runs: run folders, each with a confusion.csv and a per_class.csv.
+        runs: run folders of one method, each with a confusion.csv and a per_class.csv.
+        most: pairs that are shown at most.
 
-    Returns:
-        Indexed by ``class`` and ``predicted``, at most ``most`` pairs; pairs that never occur are left out.
+    Raises:
+        UserError: a run has no such file.
     """
-    shares = []
-    for folder in runs:
-        of_class = pd.read_csv(folder / "per_class.csv").set_index("class")
-        unseen = of_class[of_class.side == "unseen"]
-        table = pd.read_csv(folder / "confusion.csv")
-        table = table[table["class"].isin(unseen.index) & (table["class"] != table.predicted)]
-        shares.append(table.set_index(["class", "predicted"]).images / unseen.images.loc[table["class"]].to_numpy())
-    total = pd.concat(shares).groupby(level=[0, 1]).sum() / len(shares)
-    return total.sort_values(ascending=False, kind="stable").head(most)
-
-
-def confusion_figure(runs: Sequence[Path], out: Path, title: str) -> None:
-    """The pairs of :func:`confused_pairs` as bars; nothing is drawn where no image was mistaken."""
-    pairs = confused_pairs(runs)
-    if pairs.empty:
-        return
+    pairs, seen = _confused(runs, most)
     at = np.arange(len(pairs))[::-1]
     with drawing():
-        figure, axes = canvas(6.4, 1.2 + 0.24 * len(pairs))
+        figure, axes = canvas(7.0, 1.3 + 0.19 * max(len(pairs), 1))
         axis = axes[0, 0]
-        axis.barh(at, 100 * pairs, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6, height=0.72)
-        axis.set_yticks(at, [f"{printable(str(a), 28)} → {printable(str(b), 28)}" for a, b in pairs.index], fontsize=7)
-        axis.set_xlabel("share of the class's test images (%)")
-        axis.set_title(printable(title, 90), fontsize=9)
+        for side, colour, hatch in ((False, "#9ecae1", ""), (True, "#f6c9a0", "////")):
+            here = np.array([(predicted in seen) == side for _, predicted in pairs.index], dtype=bool)
+            label = f"taken for {'a seen' if side else 'another unseen'} class"
+            bars = {"color": colour, "edgecolor": "0.35", "linewidth": 0.6, "height": 0.74, "hatch": hatch}
+            axis.barh(at[here], 100 * pairs.mean(axis=1).to_numpy()[here], label=label, **bars)
+        if len(runs) > 1:
+            for number in range(len(runs)):
+                look = {"markersize": 2.6, "label": "each seed" if number == 0 else "_"}
+                axis.plot(100 * pairs.iloc[:, number], at, "ok", markeredgewidth=0, alpha=0.65, **look)
+        names = [f"{printable(str(true), 32)} → {printable(str(predicted), 32)}" for true, predicted in pairs.index]
+        axis.set_yticks(at, names, fontsize=6.5)
+        axis.set(xlim=(0, None), ylim=(-0.7, len(pairs) - 0.3))
+        axis.set_xlabel("images of the class on the left (%)", fontsize=8.5)
+        axis.tick_params(axis="x", labelsize=7.5)
+        figure.suptitle(printable(title, 90), fontsize=9)  # over names and bars: the names take half the width
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         axis.set_axisbelow(True)
-        axis.set_ylim(-0.7, len(pairs) - 0.3)
+        figure.legend(
+            *axis.get_legend_handles_labels(), fontsize=7.5, loc="outside lower right", ncols=3, frameon=False
+        )
         save(figure, out)
 
 
-def forest_figure(differences: Mapping[str, Mapping[str, Interval]], out: Path, *, title: str, of: str = OURS) -> None:
+def _confused(runs: Sequence[Path], most: int) -> tuple[pd.DataFrame, set[str]]:
+    """Shares of the commonest pairs (unseen class, class taken for it) in each run, worst first; the seen classes."""
+    shares, seen = [], set()
+    for run in runs:
+        try:
+            confusion, classes = (pd.read_csv(run / name, dtype=_NAMES) for name in ("confusion.csv", "per_class.csv"))
+        except OSError as error:
+            raise UserError(f"{error.filename} cannot be read ({error.strerror}); repeat the run") from error
+        seen |= set(classes["class"][classes.side == "seen"])
+        rows = confusion[~confusion["class"].isin(seen)]
+        share = rows.images / rows.groupby("class").images.transform("sum")
+        shares.append(share.set_axis(pd.MultiIndex.from_frame(rows[["class", "predicted"]])))
+    pairs = pd.concat(shares, axis=1).fillna(0.0)  # a pair that a seed lacks did not occur there
+    pairs = pairs[[true != predicted for true, predicted in pairs.index]]
+    order = np.argsort(-pairs.mean(axis=1).to_numpy(), kind="stable")
+    return pairs.iloc[order[:most]], seen
+
+
+def forest_figure(
+    differences: Mapping[str, Mapping[str, Interval]], out: Path, *, title: str, paired: str, of: str = OURS
+) -> None:
     """Paired differences with their 95 % intervals; filled where the interval excludes 0, hollow where not.
 
     Args:
         differences: other method -> metric -> difference in points, the same metrics for all.
+        paired: what the differences are paired over, in words.
         of: the method from which the others are subtracted.
     """
     methods = list(differences)
     metrics = list(next(iter(differences.values())))
     at = np.arange(len(methods))[::-1]
     with drawing():
-        figure, axes = canvas(1.9 + 2.1 * len(metrics), 1.3 + 0.32 * len(methods), 1, len(metrics), sharey=True)
+        figure, axes = canvas(
+            1.9 + 2.1 * len(metrics), 1.3 + 0.32 * len(methods), 1, len(metrics), sharex=True, sharey=True
+        )
         for axis, metric in zip(axes[0], metrics, strict=True):
             axis.axvline(0, color="0.4", linewidth=0.9)
             for y, method in zip(at, methods, strict=True):
@@ -228,7 +257,7 @@ def forest_figure(differences: Mapping[str, Mapping[str, Interval]], out: Path, 
             axis.grid(axis="x", color="0.9", linewidth=0.6)
             axis.set_axisbelow(True)
         axes[0, 0].set_yticks(at, [printable(m, 36) for m in methods], fontsize=8)
-        note = f"{printable(of)} minus each; 95 % intervals, hollow: not significant"
+        note = f"{printable(of)} minus each, {printable(paired)}; 95 % intervals, hollow: not significant"
         figure.suptitle(f"{printable(title, 80)}\n{note}", fontsize=9)
         save(figure, out)
 
@@ -271,4 +300,33 @@ def learning_curves_figure(
         axis.set_title(printable(title, 80), fontsize=10)
         axis.grid(color="0.92", linewidth=0.6)
         axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        save(figure, out)
+
+
+def growth_figure(curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], out: Path) -> None:
+    """How often the cost of the smallest size a larger one takes, on logarithmic axes, beside linear growth.
+
+    Args:
+        curves: kind of size (a panel each) -> kind of work -> (sizes, costs in any unit), sizes ascending.
+    """
+    with drawing():
+        figure, axes = canvas(3.7 * len(curves), 4.0, 1, len(curves))
+        for axis, (family, lines) in zip(axes[0], curves.items(), strict=True):
+            sizes = sorted({size for line, _ in lines.values() for size in line})
+            axis.loglog(sizes, [s / sizes[0] for s in sizes], color="0.6", linewidth=3, alpha=0.6, label="linear")
+            for number, (what, (line, costs)) in enumerate(lines.items()):
+                look = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.5} | style(number)
+                axis.loglog(line, [c / costs[0] for c in costs], label=printable(what), **look)
+            for side in (axis.xaxis, axis.yaxis):  # round numbers: the sizes themselves may lie too close for labels
+                side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                side.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.tick_params(labelsize=7.5)
+            axis.set_xlabel(printable(family, 50), fontsize=8.5)
+            axis.set_ylabel("times the smallest size", fontsize=8.5)
+            axis.grid(color="0.92", linewidth=0.6)
+            axis.set_axisbelow(True)
+            # above the panel, where no curve can pass through it
+            axis.legend(fontsize=7.5, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))
         save(figure, out)

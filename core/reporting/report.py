@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,9 @@ from core.experiments.statistics import Interval, bootstrap_over_classes, load_s
 from core.files.atomic import atomic_path, write_bytes
 from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure
 from core.reporting.rows import Entry, as_frame, entries_of, read_summary, tables_of
-from core.reporting.tables import OURS, all_tables
+from core.reporting.tables import OURS, all_tables, ours_among
 
-log = logging.getLogger(__name__)
+SHOWN = {"T1": "T1", "H": "H, best γ", "AUSUC": "AUSUC"}  # in the forest figure; γ of H is chosen anew in every draw
 
 
 def write_report(out: Path, docs: Path | None = None) -> str:
@@ -63,6 +63,8 @@ class OverClassesTable:
         if "folder" not in mine or "folder" not in other:
             return None
         pair = " minus ".join("+".join(sorted(map(str, runs.folder))) for runs in (mine, other))
+        if pair in self._used:  # the tables ask first, the figures again: ten thousand draws once
+            return self._used[pair]
         found = self._known.get(pair)
         paths = [[self.out / str(f) / "scores.npz" for f in runs.folder] for runs in (mine, other)] if self.out else []
         if paths and all(path.is_file() for side in paths for path in side):
@@ -86,33 +88,42 @@ class OverClassesTable:
 
 
 def _figures(out: Path, part: pd.DataFrame, intervals: OverClassesTable) -> None:
-    """Calibration curves, paired differences and per-class accuracies of one table."""
-    entries = sorted(entries_of(part), key=lambda e: -e.runs.AUSUC.mean()) if len(part) else []
-    ours = next((e for e in entries if e.label == OURS), None)
-    runs = {e.label: [out / str(folder) for folder in e.runs.folder] for e in entries}
+    """Differences over classes, and where the run folders are there calibration curves, classes and their confusion."""
+    if not len(part):
+        return
+    entries = sorted(entries_of(part), key=lambda e: -e.runs.AUSUC.mean())
+    first = part.iloc[0]
+    name = f"{first.dataset}_{first.backbone}_{first.regions}_{first.features_sha256[:8]}.png"
+    title, folder = f"{first.dataset}, {first.backbone}, {first.regions}", out / "figures"
+    differences = _over_classes([e for e in entries if not e.cut_off], intervals)
+    if differences:
+        forest_figure(differences, folder / f"forest_{name}", title=title, paired="over test classes")
+    runs = {e.label: [out / str(path) for path in e.runs.folder] for e in entries} if "folder" in part else {}
     runs = {label: fs for label, fs in runs.items() if all((f / "curve.csv").is_file() for f in fs)}
     if not runs:
         return
-    first = part.iloc[0]
-    name = f"{first.dataset}_{first.backbone}_{first.regions}_{first.features_sha256[:8]}"
-    title = f"{first.dataset}, {first.backbone}, {first.regions}"
-    calibration_figure(runs, out / "figures" / f"calibration_{name}.png", title)
-    differences = {e.label: found for e in entries if ours and (found := _over_classes(ours, e, intervals))}
-    if differences:
-        forest_figure(differences, out / "figures" / f"forest_{name}.png", title=f"{title}: over the draw of classes")
+    calibration_figure(runs, folder / f"calibration_{name}", title)
+    if OURS in runs:
+        confusion_figure(runs[OURS], folder / f"confusion_{name}", f"{title}: what {OURS} takes unseen classes for")
     others = [label for label in runs if label != OURS]
     if OURS in runs and others:
         against = "dazle" if "dazle" in others else others[0]
-        per_class_figure(runs, out / "figures" / f"per_class_{name}.png", f"{title}: unseen classes", against)
-    if OURS in runs:
-        confusion_figure(runs[OURS], out / "figures" / f"confusions_{name}.png", f"{title}: unseen classes, {OURS}")
+        per_class_figure(runs, folder / f"per_class_{name}", f"{title}: unseen classes", against)
 
 
-def _over_classes(ours: Entry, other: Entry, intervals: OverClassesTable) -> dict[str, Interval]:
-    """Differences in points over the seeds that both have, as the tables give them; none of a method with itself."""
-    mine, theirs = (e.runs.set_index("seed") for e in (ours, other))
-    shared = mine.index.intersection(theirs.index)
-    if other is ours or shared.empty:
+def _over_classes(entries: Sequence[Entry], intervals: OverClassesTable) -> dict[str, dict[str, Interval]]:
+    """Our method minus each other one on the seeds they share, in points: method -> metric -> difference."""
+    ours = ours_among(entries)
+    if ours is None:
         return {}
-    found = intervals(mine.loc[shared].reset_index(), theirs.loc[shared].reset_index()) or {}
-    return {k: Interval(mean=100 * i.mean, low=100 * i.low, high=100 * i.high) for k, i in found.items()}
+    found = {}
+    for other in entries:
+        shared = set(ours.runs.seed) & set(other.runs.seed) if other is not ours else set()
+        drawn = intervals(*(e.runs[e.runs.seed.isin(shared)] for e in (ours, other))) if shared else None
+        if drawn:
+            found[other.label] = {name: _points(drawn[metric]) for metric, name in SHOWN.items()}
+    return found
+
+
+def _points(share: Interval) -> Interval:
+    return Interval(mean=100 * share.mean, low=100 * share.low, high=100 * share.high)

@@ -175,14 +175,20 @@ def _related(part: pd.DataFrame) -> list[str]:
     return ["", why, "", *related_work_table(dataset)]
 
 
-def _comparison(entries: Sequence[Entry], prefix: str, where: str, over_classes: OverClasses | None) -> list[str]:
-    """Our method against every other with two or more seeds in common, paired; the strongest first."""
+def ours_among(entries: Sequence[Entry]) -> Entry | None:
+    """The entry that the others are compared with; None where there is none, or several and none is as published."""
     ours = [e for e in entries if e.method == OURS]
     if len(ours) != 1:
         ours = [e for e in ours if e.label == OURS]
-    if len(ours) != 1:
+    return ours[0] if len(ours) == 1 else None
+
+
+def _comparison(entries: Sequence[Entry], prefix: str, where: str, over_classes: OverClasses | None) -> list[str]:
+    """Our method against every other with two or more seeds in common, paired; the strongest first."""
+    ours = ours_among(entries)
+    if ours is None:
         return []
-    mine = ours[0].runs.set_index("seed")
+    mine = ours.runs.set_index("seed")
     keys = [k for k in ("T1", "H", "AUSUC") if mine[prefix + k].notna().any()]
     if not keys:
         return []
@@ -192,7 +198,7 @@ def _comparison(entries: Sequence[Entry], prefix: str, where: str, over_classes:
     for e in sorted(entries, key=lambda e: -e.runs[prefix + keys[-1]].mean()):
         other = e.runs.set_index("seed")
         shared = mine.index.intersection(other.index)
-        if e is ours[0] or other.loc[shared, list(columns.values())].isna().any(axis=None):
+        if e is ours or other.loc[shared, list(columns.values())].isna().any(axis=None):
             continue
         label = _escape(e.label + (f" ({e.remarks})" if e.remarks else ""))
         drawn = over_classes(mine.loc[shared].reset_index(), other.loc[shared].reset_index()) if over_classes else None
@@ -207,7 +213,7 @@ def _comparison(entries: Sequence[Entry], prefix: str, where: str, over_classes:
     if lines:
         lines = [
             "",
-            f"| {ours[0].label} minus{where} | " + " | ".join(columns) + f" | sign-flip p of {keys[-1]} | seeds |",
+            f"| {ours.label} minus{where} | " + " | ".join(columns) + f" | sign-flip p of {keys[-1]} | seeds |",
             "|---" * (len(columns) + 3) + "|",
             *lines,
             "",
@@ -217,7 +223,7 @@ def _comparison(entries: Sequence[Entry], prefix: str, where: str, over_classes:
     if by_class:
         lines += [
             "",
-            f"| {ours[0].label} minus, over classes | " + " | ".join(RESAMPLED) + " |",
+            f"| {ours.label} minus, over classes | " + " | ".join(RESAMPLED) + " |",
             "|---" * (len(RESAMPLED) + 1) + "|",
             *by_class,
             "",
