@@ -108,7 +108,7 @@ def test_a_run_whose_features_do_not_fit_into_its_group_finishes(tmp_path: Path,
         file["trainval_loc"], file["test_seen_loc"] = rows[:6, :-2].ravel(), rows[:6, -2:].ravel()
         file["test_unseen_loc"] = rows[6:, :20].ravel()
     np.save(tmp_path / "v.npy", rng.random((K, 5)))
-    run = "--method eszsl --select last --device cpu --features f.hdf5 --w2v v.npy".split()
+    run = ["--method", "eszsl", "--select", "last", "--device", "cpu", "--features", "f.hdf5", "--w2v", "v.npy"]
     command = [sys.executable, str(ROOT / "AWA2_ours.py"), *run]
     into = 'echo $$ > "$0"/cgroup.procs && exec "$@"'
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

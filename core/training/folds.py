@@ -114,7 +114,7 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
         names = ", ".join(repr(m.class_names[c]) for c in single[:5]) + (", ..." if single.size > 5 else "")
         raise UserError(
             f"{single.size} of {trained.size} training classes have one training image ({names}); validation needs two "
-            "of each: move images from test_seen_loc to trainval_loc, or choose nothing on validation with --select last"
+            "of each: move some from test_seen_loc to trainval_loc, or choose nothing on validation with --select last"
         )
     for c in trained:
         rows = rng.permutation(train_loc[m.labels[train_loc] == c])
