@@ -287,7 +287,7 @@ CASES = [
          lambda p: features(p / FEATURES, feature_map=np.full((90, 12, 3, 3), np.nan, "f4"))),
     Case("labels missing", DRIVER, run(), ("lacks labels",), lambda p: without(p / FEATURES, "labels")),
     Case("one training image", DRIVER, run("--method", "vsmr", "--features", "one.hdf5", "--data-root", "one"),
-         ("class", "one training image"), lambda p: one_image(p)),
+         ("'class0'", "one training image", "--select last"), lambda p: one_image(p)),
     Case("vectors of another data set", DRIVER, run(), ("(8, V)",), put(VECTORS, pickle.dumps(np.ones((9, 5))))),
     Case("vectors of zeros", DRIVER, run(), ("zeros", "make the vectors again"),
          put(VECTORS, pickle.dumps(np.zeros((8, 5))))),

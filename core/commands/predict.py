@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -31,11 +31,18 @@ def parser(description: str | None) -> Parser:
     add("images", type=Path, nargs="*", help="photographs, and folders of them (searched to the bottom)")
     add("--top", type=whole(1), default=5, help="classes in an answer (%(default)s)")
     add("--among", choices=SIDES, default="all", help="candidates: seen classes, unseen ones, or all (%(default)s)")
-    add("--out", type=_table, metavar="FILE.csv", help="table, one row an image; without it answers are printed")
-    add("--json", type=Path, metavar="FILE.jsonl", help="the same as JSON lines")
+    add(
+        "--out", type=_named(".csv"), metavar="FILE.csv", help="table, one row an image; without it answers are printed"
+    )
+    add("--json", type=_named(".jsonl"), metavar="FILE.jsonl", help="the same as JSON lines")
     add("--add-classes", type=Path, metavar="FILE.csv", help="more classes by description alone: class,<attribute>,...")
     add("--explain", type=Path, metavar="FOLDER", help="a page that says why, to be opened in a browser")
-    add("--export", type=Path, metavar="FILE.onnx", help="write the model as ONNX: regions in, calibrated scores out")
+    add(
+        "--export",
+        type=_named(".onnx"),
+        metavar="FILE.onnx",
+        help="write the model as ONNX: regions in, calibrated scores out",
+    )
     add("--with-backbone", action="store_true", help="with --export: pixels in instead of regions")
     add("--weights", type=Path, help="the backbone's weights file, where the run's were a file")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto: a GPU where there is one)")
@@ -44,10 +51,15 @@ def parser(description: str | None) -> Parser:
     return p
 
 
-def _table(text: str) -> Path:
-    if not text.lower().endswith(".csv"):
-        raise ArgumentTypeError(f"{text}: the table is a CSV file, its name must end in .csv")
-    return Path(text)
+def _named(ending: str) -> Callable[[str], Path]:
+    """Of a file that is written: no slip of the keyboard replaces a photograph or a sheet."""
+
+    def path(text: str) -> Path:
+        if not text.lower().endswith(ending):
+            raise ArgumentTypeError(f"{text}: its name must end in {ending}")
+        return Path(text)
+
+    return path
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
@@ -63,6 +75,8 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
             "write the answers with --out"
         )
 
+    for table, begins in ((args.out, "image,class,side,"), (args.json, '{"image": ')):
+        _check_replaceable(table, begins)
     import core  # what parsing and --help do not need: torch takes seconds
     from core.inference.predictor import find_images
 
@@ -88,6 +102,16 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         place = f" (their rows in {args.out or args.json} say why)" if args.out or args.json else ""
         raise UserError(f"{len(failed)} of {len(images)} images could not be read{place}, the first: {first}: {reason}")
     return 0
+
+
+def _check_replaceable(table: Path | None, begins: str) -> None:
+    """Refuse to write answers over anything but answers."""
+    if table is None or not table.is_file():
+        return
+    with open(table, "rb") as handle:
+        head = handle.read(len(begins))
+    if head and head != begins.encode():
+        raise UserError(f"{table} is there and holds no answers of predict.py; choose another name, or move it away")
 
 
 def _add(model: Predictor, path: Path) -> None:

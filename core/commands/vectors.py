@@ -13,6 +13,7 @@ from core.datasets.registry import DATASETS
 from core.datasets.text_vectors import SOURCES
 from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
 from core.files.atomic import sha256_file
+from core.files.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +31,13 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     )
     p.add_argument("--out", type=Path, help=f"default: w2v/{name}_attribute.pkl, in the data root if one is given")
     a = p.parse_args(argv)
+    out = a.out or vectors_file(a.data_root, dataset)
+    if out.suffix.lower() not in (".pkl", ".pickle"):  # a .json of that name is written too
+        raise UserError(f"--out {out}: the name of a file of attribute vectors ends in .pkl")
     names, local = read_attribute_names(dataset, a.data_root, a.attributes), Path(a.source)
     made = attribute_vectors(a.source, names)
     # only the file's name goes into the record: a path means nothing on another machine
     digest = sha256_file(local) if local.is_file() else None
-    out = a.out or vectors_file(a.data_root, dataset)
     write_attribute_vectors(out, made, local.name if local.is_file() else a.source, digest)
     log.info("wrote %s %s", out, made.vectors.shape)
     return 0

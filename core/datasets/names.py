@@ -82,6 +82,10 @@ def read_names_file(path: Path | str) -> list[str]:
             if [int(row[0]) if row[0].isdecimal() else 0 for row in rows] != list(range(1, len(rows) + 1)):
                 raise ValueError("its lines are not `1 name`, `2 name`, `3 name`, ...")
             names = [row[1].strip() for row in rows]
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise unreadable(path, "list of attribute names", error) from error
     if not names:
@@ -105,7 +109,7 @@ def find_names_file(dataset: DataSet, data_root: Path, given: Path | None = None
     for path in tried:
         if path.is_file():
             return path
-    looked = ", ".join(map(str, tried))
+    looked = ", ".join(map(str, dict.fromkeys(tried)))
     raise UserError(
         f"no attribute names of {dataset.source}. Looked for: {looked}. Name the file with --attributes PATH, "
         f"or see data/{dataset.source}.md for where to get it."

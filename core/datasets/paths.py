@@ -67,7 +67,8 @@ def require(data_root: Path, dataset: DataSet) -> None:
     there = any(f.is_dir() for f in images) or any((f / "att_splits.mat").is_file() for f in splits)
     if not there and not feature_files(data_root, dataset):
         looked = _listed([*images, *(f / "att_splits.mat" for f in splits), feature_file(data_root, dataset, "*")])
-        raise UserError(f"--data-root {data_root} holds no {dataset.source}. Looked for: {looked}. {_get(dataset)}")
+        root = f"{data_root}{'' if data_root.is_dir() else ' (which is no folder)'}"
+        raise UserError(f"--data-root {root} holds no {dataset.source}. Looked for: {looked}. {_get(dataset)}")
 
 
 def resolve_images(folder: Path, names: Sequence[str]) -> tuple[list[Path], list[int]]:

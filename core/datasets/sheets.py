@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from core.files.errors import UserError
+from core.files.kinds import what_it_is
 
 LIMIT = 256 << 20  # bytes of a table
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -37,6 +38,8 @@ def text_of(path: Path) -> str:
         raise UserError(f"no {path}; docs/own-data.md shows how a folder of one's own is laid out")
     if (size := path.stat().st_size) > LIMIT:
         raise UserError(f"{path} has {size} bytes, more than {LIMIT}")
+    if "archive" in (what := what_it_is(path)):
+        raise UserError(f"{path} is {what}, as workbooks of Excel and LibreOffice are: save the table as CSV in UTF-8")
     raw = path.read_bytes()
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"

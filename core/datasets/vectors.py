@@ -34,6 +34,8 @@ FORMATS = "GloVe's or fastText's text (.txt, .vec, also .gz or .zip), word2vec .
 _READY = (".pkl", ".pickle", ".npy")
 _HEAD = 1 << 20  # bytes that are looked at to tell the format
 _WIDEST = 1 << 14  # numbers a vector
+_WORDS = (".txt", ".vec", ".bin", ".kv", ".model", ".gz", ".zip")  # endings of files of word vectors
+_BOM = b"\xef\xbb\xbf"
 
 
 @dataclass
@@ -86,7 +88,7 @@ def read_words(path: str, words: list[str]) -> dict[str, np.ndarray]:
     if path.endswith((".kv", ".model")):
         return _gensim(Path(path), set(words))
     with _opened(path) as handle:
-        head = handle.read(_HEAD)
+        head = handle.read(_HEAD).removeprefix(_BOM)
     if head.startswith(b"\xba\x16\x4f\x2f"):
         raise UserError(
             f"{path} is a fastText model (.bin); give the .vec file that its download page offers beside it"
@@ -107,16 +109,19 @@ def read_words(path: str, words: list[str]) -> dict[str, np.ndarray]:
     if not binary and V not in (0, width):
         raise UserError(f"{path}: its header names vectors of {V} numbers, its lines hold {width}")
     V = V or width
-    wanted, found, rows = {word.encode(): word for word in words}, {}, 0
+    wanted, found, rows = {word.encode(): word for word in words}, dict[str, np.ndarray](), 0
+    mark = b"\t" if sum(b"\t" in line for line in lines[:100]) > len(lines[:100]) // 2 else b" "
     with _opened(path) as handle:
+        if handle.peek(len(_BOM))[: len(_BOM)] == _BOM:  # type: ignore[attr-defined]
+            handle.read(len(_BOM))
         if count:
             handle.readline()
-        for token, vector in _binary_rows(handle, V) if binary else _text_rows(handle, V, wanted):
+        for token, vector in _binary_rows(handle, V) if binary else _text_rows(handle, V, wanted, mark):
             rows += 1
             if token in wanted:
                 if len(vector) != V:
                     raise UserError(f"{path}: the vector of {wanted[token]!r} has {len(vector)} numbers, others {V}")
-                found[wanted[token]] = vector
+                found.setdefault(wanted[token], vector)  # of a word that is there twice, gensim takes the first too
     if rows < count:
         raise UserError(f"{path} ends after {rows} vectors, but its header names {count}: truncated; get it again")
     return found
@@ -126,11 +131,12 @@ def read_words(path: str, words: list[str]) -> dict[str, np.ndarray]:
 def _opened(path: str) -> Iterator[IO[bytes]]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            texts = [name for name in archive.namelist() if name.endswith((".txt", ".vec", ".bin"))]
-            if len(texts) != 1:
-                raise UserError(
-                    f"{path} is a zip archive of {texts or archive.namelist()[:9]}: unpack the file you want"
-                )
+            there = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
+            texts = [name for name in there if name.endswith((".txt", ".vec", ".bin"))]
+            if len(texts) > 1:
+                raise UserError(f"{path} is a zip archive of {texts[:9]}: unpack it, and give the file you want")
+            if not texts:
+                raise UserError(f"{path} is a zip archive of {there[:9]}, none of which is a .txt, .vec or .bin")
             with archive.open(texts[0]) as handle:
                 yield handle
     else:
@@ -152,9 +158,9 @@ def _numbers(line: bytes) -> int:
     return n
 
 
-def _text_rows(handle: IO[bytes], V: int, wanted: Mapping[bytes, str]) -> Iterator[tuple[bytes, Any]]:
+def _text_rows(handle: IO[bytes], V: int, wanted: Mapping[bytes, str], mark: bytes) -> Iterator[tuple[bytes, Any]]:
     for line in handle:
-        token, _, rest = line.partition(b" ")
+        token, _, rest = line.partition(mark)
         if token not in wanted:
             yield b"", ()
         elif len(pieces := rest.split()) <= V:  # of more, the first belong to a token with spaces: glove.840B has some
@@ -205,6 +211,11 @@ def _gensim(path: Path, words: set[str]) -> dict[str, np.ndarray]:
     beside = [path.with_name(path.name + ".vectors.npy")]  # gensim stores large arrays beside the pickle
     if isinstance(inner := fields.get("wv"), _Record):
         fields, beside = vars(inner), [path.with_name(path.name + ".wv.vectors.npy")]
+    if "vectors_ngrams" in fields or "vectors_vocab" in fields:
+        raise UserError(
+            f"{path} is a FastText model of gensim's, which makes a word's vector of pieces of the word. Save the "
+            "vectors themselves: gensim.models.FastText.load(FILE).wv.save_word2vec_format('words.vec')"
+        )
     known, vectors = fields.get("index_to_key", fields.get("index2word")), fields.get("vectors")
     if isinstance(vectors, PickledArray):
         vectors = vectors.array()
@@ -269,8 +280,8 @@ def write_attribute_vectors(out: Path | str, made: AttributeVectors, source: str
     write_bytes(out.with_suffix(".json"), (json.dumps(sidecar, indent=1) + "\n").encode())
 
 
-def load_attribute_vectors(path: Path | str, K: int) -> np.ndarray:
-    """Attribute vectors (K,V) float32.
+def load_attribute_vectors(path: Path | str, K: int, command: str = "") -> np.ndarray:
+    """Attribute vectors (K,V) float32; ``command`` makes them, for messages.
 
     A row of zeros is accepted only where the sidecar declares it (the published SUN file has one: man-made).
 
@@ -278,9 +289,15 @@ def load_attribute_vectors(path: Path | str, K: int) -> np.ndarray:
         UserError: missing or unsafe file, wrong shape, not finite, an undeclared zero row, or not the sidecar's file.
     """
     path = Path(path)
+    again = f"make the vectors again{f' with: {command}' if command else ''}"
     if not path.is_file():
-        raise UserError(missing(path, "attribute vectors"))
-    vectors = _finite(path, _ready(path), K)
+        raise UserError(missing(path, "attribute vectors") + (f". Make them with: {command}" if command else ""))
+    if path.suffix.lower() in _WORDS:
+        raise UserError(
+            f"{path} seems to hold word vectors; vectors of attributes (.pkl or .npy) are needed, which are made of "
+            f"them with: {command or 'python extract_feature/extract_attribute_w2v_AWA2.py'} --source {path}"
+        )
+    vectors = _finite(path, _ready(path), K, again)
     declared: list[int] = []
     sidecar = path.with_suffix(".json")
     if sidecar.is_file():
@@ -288,29 +305,33 @@ def load_attribute_vectors(path: Path | str, K: int) -> np.ndarray:
         try:
             expected, declared = record["sha256"], [int(row) for row in record.get("zero_rows", [])]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise UserError(f"{sidecar} is damaged ({error}); make the vectors again") from error
+            raise UserError(f"{sidecar} is damaged ({error}); {again}") from error
         if expected != sha256_file(path):
-            raise UserError(f"{path} is not the file that {sidecar.name} describes; make the vectors again")
+            raise UserError(f"{path} is not the file that {sidecar.name} describes; {again}")
     zero = sorted(set(np.flatnonzero(~vectors.any(1)).tolist()) - set(declared))
     if zero:
-        raise UserError(f"{path}: attributes {[z + 1 for z in zero]} have a vector of zeros; make the vectors again")
+        raise UserError(f"{path}: attributes {[z + 1 for z in zero]} have a vector of zeros; {again}")
     return vectors
 
 
-def _finite(path: Path, vectors: np.ndarray, K: int) -> np.ndarray:
+def _finite(path: Path, vectors: np.ndarray, K: int, again: str) -> np.ndarray:
     """(K,V) float32"""
     if vectors.ndim != 2 or len(vectors) != K or not 0 < vectors.shape[1] <= _WIDEST or vectors.dtype.kind not in "fiu":
-        raise UserError(f"{path} holds an array of shape {vectors.shape}; ({K}, V), one row an attribute, is needed")
+        turned = vectors.ndim == 2 and vectors.shape[1] == K
+        mend = "it would be as its transpose" if turned else again
+        raise UserError(
+            f"{path} holds an array of shape {vectors.shape}; ({K}, V), one row an attribute, is needed: {mend}"
+        )
     with np.errstate(over="ignore"):  # to infinity, which the next line refuses
         vectors = vectors.astype(np.float32)
     if not np.isfinite(vectors).all():
         k = int(np.argwhere(~np.isfinite(vectors))[0, 0])
-        raise UserError(f"{path} holds values that are not finite, first for attribute {k + 1}; make the vectors again")
+        raise UserError(f"{path} holds values that are not finite, first for attribute {k + 1}; {again}")
     return vectors
 
 
 def _ready(path: Path) -> np.ndarray:
-    if path.suffix != ".npy":
+    if path.suffix.lower() != ".npy":
         return load_array_pickle(path)
     array: np.ndarray = sandbox.call("core.datasets.vectors:read_npy", str(path), kind="numpy array")
     return array
@@ -318,7 +339,15 @@ def _ready(path: Path) -> np.ndarray:
 
 def read_npy(path: str) -> np.ndarray:
     """In the sandbox: the array of a .npy file."""
-    array: np.ndarray = np.load(path, allow_pickle=False)
+    try:
+        array: Any = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        array = None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        what = f"{array.dtype} values" if isinstance(array, np.ndarray) else "Python objects"
+        raise UserError(f"{path} holds {what}; one array of real numbers is needed: np.save(FILE, a.astype('float32'))")
     return array
 
 
@@ -350,9 +379,9 @@ def attribute_vectors(source: str, names: Sequence[str]) -> AttributeVectors:
     if is_text_source(source):
         texts = [[attribute_text(name)] for name in names]
         return AttributeVectors(encode_attributes(source, names), list(names), texts, {})
-    if local.suffix not in _READY or not local.is_file():
+    if local.suffix.lower() not in _READY or not local.is_file():
         return sum_vectors(names, load_words(source, words_of(names)))
-    made = AttributeVectors(_finite(local, _ready(local), len(names)), list(names), [], {})
+    made = AttributeVectors(_finite(local, _ready(local), len(names), "choose another --source"), list(names), [], {})
     for k in np.flatnonzero(~made.vectors.any(1)).tolist():
         log.warning("%s: its vector in %s is all zeros; kept as published", names[k], local.name)
         made.unknown[names[k]] = clean_name(names[k])

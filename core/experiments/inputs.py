@@ -132,14 +132,15 @@ def find_vectors(
 ) -> tuple[np.ndarray, Path | None]:
     """Attribute vectors (K,V): the flag's, else the data root's, else those inside the feature file."""
     path = given or paths.vectors_file(data_root, dataset)
+    root = "" if data_root == paths.DEFAULT_ROOT else f" --data-root {data_root}"
+    command = f"python extract_feature/extract_attribute_w2v_{dataset.source}.py{root}"
     if given or path.is_file():
-        return load_attribute_vectors(path, K), path
+        return load_attribute_vectors(path, K, command), path
     if file.w2v_att is not None:
         return np.asarray(file.w2v_att, dtype=np.float32), None
-    root = "" if data_root == paths.DEFAULT_ROOT else f" --data-root {data_root}"
     raise UserError(
-        f"no attribute vectors: not at {path} and not in the feature file. Make them with: "
-        f"python extract_feature/extract_attribute_w2v_{dataset.source}.py{root}, or name a file with --w2v."
+        f"no attribute vectors: not at {path} and not in the feature file. Make them with: {command}, or name a file "
+        "with --w2v."
     )
 
 

@@ -33,9 +33,12 @@ from core.features.layout import (
     check_axes,
     check_stored,
     first_not_finite,
+    matrix,
     plain,
     read_header,
     sha256_outside,
+    whole_numbers,
+    wrong_maps,
 )
 from core.files import sandbox
 from core.files.atomic import sha256_file
@@ -98,8 +101,8 @@ class FeatureFile:
             if key in file:
                 check_stored(file, key)
         self._maps = file["feature_map"]
-        if self._maps.ndim not in (3, 4) or self._maps.dtype.kind != "f" or 0 in self._maps.shape:
-            raise UserError(f"{self.path}: feature_map is {self._maps.shape} {self._maps.dtype}, expected (N,D,h,w)")
+        if wrong := wrong_maps(self._maps.shape, self._maps.dtype):
+            raise UserError(f"{self.path}: feature_map is {wrong}")
         n, d, *grid = self._maps.shape
         self.dtype: np.dtype[Any] = self._maps.dtype.newbyteorder("=")
         row_bytes = math.prod((d, *grid)) * self.dtype.itemsize
@@ -111,7 +114,7 @@ class FeatureFile:
             raise UserError(f"{self.path}: {error}") from None
         self.grid: tuple[int, ...] = tuple(grid)  # (h,w)
         self.shape: tuple[int, int, int] = (n, d, math.prod(grid))  # (N,D,R)
-        self.w2v_att = _matrix(file["w2v_att"][()]) if "w2v_att" in file else None  # (K,V)
+        self.w2v_att = matrix(file, "w2v_att") if "w2v_att" in file else None  # (K,V)
         self.class_names = _names(file, "allclasses_names")
         self.image_files = _names(file, "image_files")
         self._has_original_att = "original_att" in file
@@ -125,8 +128,8 @@ class FeatureFile:
 
     def _read_metadata(self, file: h5py.File) -> Metadata:
         """Labels, attributes and splits as they are in the file, checked."""
-        att = _matrix(file["att"][()])
-        labels = _integers(file["labels"][()])
+        att = matrix(file, "att")
+        labels = whole_numbers(file, "labels")
         if len(labels) != self.shape[0] and "shard" not in self.provenance:
             raise UserError(f"{self.path}: {len(labels)} labels for {self.shape[0]} feature maps")
         if self.w2v_att is not None and (len(self.w2v_att) != att.shape[1] or not np.isfinite(self.w2v_att).all()):
@@ -139,8 +142,8 @@ class FeatureFile:
             labels=labels,
             class_names=self.class_names or [f"class {c}" for c in range(len(att))],
             att=att,
-            original_att=_matrix(file["original_att"][()]) if self._has_original_att else att,
-            **{key: np.sort(_integers(file[key][()])) if key in file else np.empty(0, np.int64) for key in keys},
+            original_att=matrix(file, "original_att") if self._has_original_att else att,
+            **{key: np.sort(whole_numbers(file, key)) if key in file else np.empty(0, np.int64) for key in keys},
             split_sha256=str(self.provenance.get("split_sha256", "unknown")),
             notes=[str(self.provenance["notes"])] if self.provenance.get("notes") else [],
             attribute_names=[],
@@ -210,6 +213,9 @@ class FeatureFile:
                     f"{self.path}: row {row}{self._image(row)} is damaged or truncated ({error}). {self._mend()}"
                 ) from error
             self._check_finite(row, out[i])
+            if not out[i].any():
+                what = f"row {row}{self._image(row)} is all zeros, as where an extraction broke off before it"
+                raise UserError(f"{self.path}: {what}. {self._mend()}")
         return out[back]
 
     def _check_finite(self, row: int, maps: np.ndarray) -> None:
@@ -374,16 +380,3 @@ def _names(file: h5py.File, key: str) -> list[str] | None:
     if key not in file:
         return None
     return [v.decode() if isinstance(v, bytes) else str(v) for v in file[key][()].ravel()]
-
-
-def _matrix(values: np.ndarray) -> np.ndarray:
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
-        raise ValueError(f"a matrix of numbers was expected, found {values.dtype} {values.shape}")
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        return values.astype(np.float32)
-
-
-def _integers(values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind not in "fiu" or not (np.abs(values) < 2**53).all() or (values % 1 != 0).any():
-        raise ValueError(f"whole numbers were expected, found {values.dtype} {values.shape}")
-    return values.ravel().astype(np.int64)

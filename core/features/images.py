@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,6 +76,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.array(image, dtype=np.float32)  # in place from here: it may have many pixels
+        if np.isnan(grey).all():
+            raise ValueError("no pixel of it is a number")
         if image.mode == "F":
             grey *= 255 if np.nanmax(grey) <= 1 else 1
         elif image.mode != "I" or grey.max() > 255:
@@ -140,9 +143,14 @@ def _what_it_is(content: bytes) -> str:
     if content[4:8] == b"ftyp":
         brand = content[8:12]
         return {b"avif": "an AVIF image", b"avis": "an AVIF image"}.get(brand, "an HEIC image or a film")
-    text = content[:512].lstrip().lower()
+    if not content.strip(b"\0"):
+        return "nothing but zeros (of a download that broke off?)"
+    text = content[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if text.startswith((b"<!doctype html", b"<html")):
         return "an HTML page (of a download that failed?)"
     if text.startswith((b"<svg", b"<?xml")):
         return "an SVG or XML file"
+    with contextlib.suppress(UnicodeDecodeError, IndexError):
+        if (line := content[:60].decode("ascii").splitlines()[0]).isprintable():
+            return f"a text that begins {line!r}"
     return "no image, or a damaged one"

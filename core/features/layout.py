@@ -17,6 +17,8 @@ from typing import Any
 import h5py
 import numpy as np
 
+from core.files.errors import UserError
+
 FORMAT_VERSION = 3  # 2: one chunk with a fletcher32 a row; 0: DAZLE's
 HEADER_BYTES = 512
 DIGEST = (32, 64)  # bytes of the header that hold the SHA-256
@@ -77,6 +79,15 @@ def sha256_outside(descriptor: int, *skipped: tuple[int, int]) -> bytes:
     return digest.digest()
 
 
+def wrong_maps(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
+    """What a feature_map is that holds no maps of real numbers, and what it should be; "" for one that does."""
+    if len(shape) not in (2, 3, 4) or 0 in shape:
+        return f"{shape}; (N,D,h,w) is needed: images, channels, rows and columns of the grid"
+    if len(shape) == 2:
+        return f"{shape}, without regions; features of whole images are stored as (N,D,1,1): maps[:, :, None, None]"
+    return "" if dtype.kind == "f" else f"of {dtype}; floating-point numbers are needed: maps.astype('float32')"
+
+
 def check_axes(shape: tuple[int, ...]) -> None:
     """Refuse a feature_map that cannot be (N,D,h,w) or (N,D,R); nothing is guessed.
 
@@ -128,6 +139,23 @@ def check_stored(file: h5py.File, key: str) -> None:
         stored = dataset.id.get_num_chunks() == chunks
     if not stored:  # HDF5 would fill the gaps with zeros
         raise ValueError(f"{key} is not all there")
+
+
+def matrix(file: h5py.File, key: str) -> np.ndarray:
+    """A dataset as a float32 matrix."""
+    values = file[key][()]
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; a matrix of numbers is needed")
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        return values.astype(np.float32)
+
+
+def whole_numbers(file: h5py.File, key: str) -> np.ndarray:
+    """A dataset as a list of int64."""
+    values = file[key][()]
+    if values.dtype.kind not in "fiu" or not (np.abs(values) < 2**53).all() or (values % 1 != 0).any():
+        raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; whole numbers are needed")
+    return values.ravel().astype(np.int64)
 
 
 def first_not_finite(values: np.ndarray) -> int | None:

@@ -18,6 +18,7 @@ from core.files.system import resource
 
 RESIDENT_BYTES = 8 << 30  # features are held in memory up to this size, the rest is streamed from the file
 _SHARE = 0.6  # of the memory that is free, at most
+_SPARE = 1 << 30  # bytes of it that are left for all else; eszsl's eigenvectors of 2048 channels need a third of them
 _CACHED = 4  # images normalised at a time: their 3 MB stay in the processor's cache (256 take half as long again)
 
 
@@ -59,6 +60,11 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
             limit -= int((root / "proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         free.append(limit)
     return max(0, min(free))
+
+
+def held_bytes(free: int) -> int:
+    """Bytes of features that are held where ``free`` are: 8 GiB, six tenths, or all but 1 GiB, whichever is least."""
+    return max(0, min(RESIDENT_BYTES, int(_SHARE * free), free - _SPARE))
 
 
 def _group_bytes(root: Path) -> list[int]:
@@ -123,7 +129,7 @@ class RegionFeatures:
         budget: int | None = None,
     ) -> None:
         """Args: rows that will be asked for, those needed most often first; shape (R,D); budget in bytes for holding
-        them (None: 8 GiB, or six tenths of the memory that is free where that is less).
+        them (None: :func:`held_bytes` of what is free).
         """
         self.source = source
         self.device = torch.device(device)
@@ -131,7 +137,7 @@ class RegionFeatures:
         # each use, and taking them anew cost up to half of the time (AWA2's sizes, blocks of 256)
         self.block = 64 if self.device.type == "cpu" else 256
         self.R, self.D = shape
-        budget = min(RESIDENT_BYTES, int(_SHARE * free_bytes(self.device))) if budget is None else budget
+        budget = held_bytes(free_bytes(self.device)) if budget is None else budget
         unique, first = np.unique(rows, return_index=True)
         held = np.sort(rows[np.sort(first)[: budget // (self.R * self.D * 2)]])
         self._position = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # in held; -1: streamed

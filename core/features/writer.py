@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -206,11 +207,15 @@ class Writer:
         except (OSError, RuntimeError) as error:
             number = getattr(error, "errno", None)  # HDF5's own text is long
             need = int(np.prod(self.shape)) * self.dtype.itemsize * len(content.metadata.labels) / 2**30
-            room = (
-                "" if number in (errno.EACCES, errno.EPERM, errno.EROFS) else f"It takes {need:.1f} GiB; make room or "
-            )
+            if number is None and (found := re.search(r"errno = (\d+)", str(error))):
+                number = int(found[1])  # of HDF5's text alone
+            room = "" if number in (errno.EACCES, errno.EPERM, errno.EROFS) else "make room or choose another --out"
+            size = f"It takes {need:.2f} GiB; " if room else ""
+            if number == errno.EFBIG:
+                room = "raise the limit of this shell or job (ulimit -f) or of the file system"
             raise UserError(
-                f"cannot write {self.partial}: {os.strerror(number) if number else error}. {room}choose another --out"
+                f"cannot write {self.partial}: {os.strerror(number) if number else error}. {size}"
+                f"{room or 'Choose another --out'}"
             ) from error
         finally:
             new.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ def run_cli(command: str | Callable[..., int | None], *args: Any) -> int:
         command: a module with a function ``main(*args)``, imported here so that an interruption of the import is one
             line too; or the function itself.
     """
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115 (closed: >&-)
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows its number
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -47,6 +48,10 @@ def run_cli(command: str | Callable[..., int | None], *args: Any) -> int:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except ImportError as error:
+        if (reason := _not_importable(error)) is None:
+            raise
+        return _refuse(reason)
     except OSError as error:
         if error.errno is None:
             raise
@@ -60,6 +65,21 @@ def run_cli(command: str | Callable[..., int | None], *args: Any) -> int:
             f"the {where} is not enough: run again with a smaller --batch-size (or fewer --jobs or --workers), or "
             "close what else takes it"
         )
+
+
+def _not_importable(error: ImportError) -> str | None:
+    """What to do where a library is not there or cannot be loaded; None where it is this program's own fault."""
+    if "failed to map segment" in str(error):
+        return (
+            f"{error}: the memory that this shell or job allows is less than its libraries take. Raise it: `ulimit -v` "
+            "shows it in KiB, and 16000000 is enough"
+        )
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] not in ("core", "tests"):
+        return (
+            f"{sys.executable} has no {error.name.split('.')[0]}: run the Python that has it (after `make install` "
+            f".venv/bin/python), or {sys.executable} -m pip install -r requirements.txt"
+        )
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -30,6 +30,7 @@ _BEGINNINGS = {
     b"\xff\xd8\xff": "a JPEG image",
     b"\x89png": "a PNG image",
     b"\xba\x16\x4f\x2f": "a fastText model",
+    b"\xff\xfe": "a text in UTF-16: save it as UTF-8",
     b"{": "a text that begins like JSON",
     b"#!": "a script",
 }
@@ -40,6 +41,7 @@ _OWN = {
     "HDF5 file": "an HDF5",
     "feature file": "an HDF5",
     "numpy array": "a numpy",
+    "file of word vectors": "a gzip",
 }
 _NO_FILES = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device"}
 

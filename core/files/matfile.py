@@ -70,15 +70,16 @@ def _read(path: str, wanted: list[str]) -> dict[str, Any]:
             "which are not read here. In MATLAB, turn strings into a cell array: names = cellstr(names)"
         )
     content = scipy.io.loadmat(path, appendmat=False, variable_names=there)
-    return {name: _plain(content[name]) for name in there}
+    return {name: _plain(f"{path}: {name}", content[name]) for name in there}
 
 
-def _plain(value: Any) -> Any:
+def _plain(where: str, value: Any) -> Any:
     if hasattr(value, "toarray"):
         value.check_format(full_check=True)
         value = value.toarray()
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufUO":
-        raise ValueError(f"{getattr(value, 'dtype', type(value).__name__)} in place of numbers, text or cells")
+        what = getattr(value, "dtype", type(value).__name__)
+        raise UserError(f"{where} is of {what}, where real numbers, text or cells are needed")
     if value.dtype.kind == "U":
         return value.ravel().tolist()
-    return [_plain(v) for v in value.ravel()] if value.dtype.kind == "O" else value
+    return [_plain(where, v) for v in value.ravel()] if value.dtype.kind == "O" else value

@@ -30,7 +30,7 @@ class PickledArray:
         data = self.data.encode("latin1") if isinstance(self.data, str) else self.data
         code = self.dtype.order + self.dtype.code if isinstance(self.dtype, _Dtype) else ""
         if not re.fullmatch(r"[<>|=](f[248]|[iu][1248])", code) or not isinstance(data, bytes | bytearray):
-            raise ValueError("not a numeric numpy array")
+            raise ValueError("an array of other things than numbers")
         shape = [int(n) for n in self.shape]
         if min(shape, default=0) < 0 or math.prod(shape) * np.dtype(code).itemsize != len(data):
             raise ValueError(f"an array of shape {tuple(shape)} in {len(data)} bytes")
@@ -83,9 +83,15 @@ def read_array(path: str) -> np.ndarray:
         value = ArrayUnpickler(Path(path).read_bytes()).load()
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    if not isinstance(value, PickledArray):
-        raise ValueError(f"it holds a {type(value).__name__}, not a numeric numpy array")
-    return value.array()
+    try:
+        if isinstance(value, PickledArray):
+            return value.array()
+        what = f"a {type(value).__name__}"
+    except ValueError as error:
+        what = str(error)
+    raise UserError(
+        f"{path} holds {what}; one array of real numbers is needed: pickle.dump(a.astype('float32'), file, protocol=2)"
+    )
 
 
 def load_array_pickle(path: Path | str) -> np.ndarray:

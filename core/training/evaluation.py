@@ -135,7 +135,9 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
     """
     scores, labels = (images.scores_seen, images.scores_unseen), (images.labels_seen, images.labels_unseen)
     if not all(np.isfinite(s).all() for s in scores):
-        raise UserError("the model's scores hold NaN or infinity; training diverged (try a lower --lr)")
+        raise UserError(
+            "the model's scores hold NaN or infinity; training diverged (try a lower --lr where the method has one)"
+        )
     for y, classes in zip(labels, (images.seen, np.setdiff1d(images.unseen, images.candidates)), strict=True):
         if _images_of(y, classes)[classes].sum() != len(y):
             raise ValueError("a test image's label is no class of its side")

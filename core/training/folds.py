@@ -109,10 +109,15 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
     number[classes] = np.arange(len(classes))
     rng = np.random.default_rng(seed)
     held = []
-    for c in np.unique(m.labels[train_loc]):
+    trained, images = np.unique(m.labels[train_loc], return_counts=True)
+    if (single := trained[images < 2]).size:
+        names = ", ".join(repr(m.class_names[c]) for c in single[:5]) + (", ..." if single.size > 5 else "")
+        raise UserError(
+            f"{single.size} of {trained.size} training classes have one training image ({names}); validation needs two "
+            "of each: move some from test_seen_loc to trainval_loc, or choose nothing on validation with --select last"
+        )
+    for c in trained:
         rows = rng.permutation(train_loc[m.labels[train_loc] == c])
-        if len(rows) < 2:
-            raise UserError(f"class {m.class_names[c]} has one training image; validation needs two or more")
         held.append(rows[: max(1, round(HELD_OUT * len(rows)))])
     held_rows = np.sort(np.concatenate(held))
     train = np.setdiff1d(train_loc, held_rows)
