@@ -23,6 +23,7 @@ JOBS: tuple[tuple[str, ...], ...] = (  # module, flags
     ("extraction",),
     ("extraction", "--dtype", "bfloat16"),
     ("predict", "--images", "256"),
+    ("shards",),
     ("growth",),
     ("gpu",),
 )

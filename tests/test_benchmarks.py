@@ -24,6 +24,7 @@ def test_every_benchmark_runs_and_the_table_holds_what_it_found(tmp_path):
         "growth",
         "AWA2-sized run",
         "2 seeds of",
+        "processes of one core each",
     ):
         assert any(told in row["what"] for row in rows), told
     assert len(err.split("benchmarks.")) > len(JOBS)

@@ -75,6 +75,9 @@ def add_run(p: argparse.ArgumentParser, out: Path | None) -> None:
         default=True,
         help="also print the row labelled 'selected on test'; it costs one evaluation an epoch (yes)",
     )
+    p.add_argument(
+        "--tensorboard", action="store_true", help="also write OUT/.../tensorboard/, to be watched while it trains"
+    )
     p.add_argument("--page", action="store_true", help="also write page/, which shows why test images got their names")
 
 

@@ -89,6 +89,7 @@ def run_seeds(
     from core.experiments.identity import run_config
     from core.experiments.results import row_of
     from core.experiments.run import run
+    from core.experiments.watching import Board
     from core.files.atomic import write_bytes
     from core.reporting.run_attention import draw_attention
     from core.reporting.tables import table
@@ -102,7 +103,8 @@ def run_seeds(
         if repeated is not None:
             _compare(args.config, repeated, config.as_dict())
         out = folder / f"seed{seed}"
-        results.append(run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics))
+        watch = Board(out) if args.tensorboard else None
+        results.append(run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics, watch=watch))
     text = table([row_of(result) for result in results])
     write_bytes(folder / "table.md", (text + "\n").encode())
     sys.stdout.write(f"\n{text}\n\nresults: {folder}\n")
@@ -130,7 +132,7 @@ def _read_config(args: argparse.Namespace, argv: Sequence[str] | None) -> dict[s
 
     given = [word.partition("=")[0] for word in (sys.argv[1:] if argv is None else argv)]
     beside = {"--config", "--data-root", "--features", "--w2v", "--device", "--out", "--resume", "--no-resume"}
-    beside |= {"--diagnostics", "--no-diagnostics"} | ({"--split"} if "split" in args else set())
+    beside |= {"--diagnostics", "--no-diagnostics", "--tensorboard"} | ({"--split"} if "split" in args else set())
     if strangers := [word for word in given if word.startswith("--") and word not in beside]:
         raise UserError(f"{strangers[0]} beside --config: the file decides it; leave one of the two out")
     config = read_json(args.config)

@@ -25,6 +25,7 @@ NUMBERLESS = (
     "experiments/engines.py",
     "experiments/planning.py",
     "experiments/statistics.py",
+    "experiments/watching.py",
 )
 
 

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from core.training.folds import Fold, final_fold, validation_fold
 from core.training.loop import class_scores, train
 
 log = logging.getLogger(__name__)
+Watch = Callable[[str, dict[str, Any]], None] | None
 HOW = {
     "val": "class-disjoint validation split (seed k uses split k): highest AUSUC, then γ of the highest H there",
     "last": "fixed (--select last): all epochs, the method's own γ",
@@ -37,9 +38,12 @@ HOW = {
 
 
 def run(
-    config: RunConfig, inputs: Inputs, out: Path, *, resume: bool = True, diagnostics: bool = True
+    config: RunConfig, inputs: Inputs, out: Path, *, resume: bool = True, diagnostics: bool = True, watch: Watch = None
 ) -> dict[str, Any]:
     """Run one seed and return its metrics.json; a finished run is read back, an unfinished one continued.
+
+    Args:
+        watch: called with the fold ("validation" or "refit") and the row of each epoch.
 
     Raises:
         UserError: another process is at work on ``out``, or what is there is of another run or damaged.
@@ -48,8 +52,8 @@ def run(
         if (found := results.finished(out / "metrics.json", config, resume)) is not None:
             return found
         started = time.time()
-        chosen = choose(config, inputs, out) if config.select == "val" else _as_planned(config, inputs)
-        result = _test(config, inputs, chosen, out, diagnostics, started)
+        chosen = choose(config, inputs, out, watch) if config.select == "val" else _as_planned(config, inputs)
+        result = _test(config, inputs, chosen, out, diagnostics=diagnostics, started=started, watch=watch)
         for state in ("validation.state", "refit.state"):
             (out / state).unlink(missing_ok=True)
         return result
@@ -77,7 +81,7 @@ def validate(
         return result
 
 
-def choose(config: RunConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
+def choose(config: RunConfig, inputs: Inputs, out: Path, watch: Watch = None) -> dict[str, Any]:
     """Epochs and settings (highest AUSUC), γ (highest H there), on the class-disjoint validation fold."""
     fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
     _refuse_finetuned(inputs, fold)
@@ -90,6 +94,8 @@ def choose(config: RunConfig, inputs: Inputs, out: Path) -> dict[str, Any]:
             row |= {f"set_{k}": v for k, v in method.tune(fold.unseen_images(features)).items()}
         row |= {f"val_{k}": v for k, v in asdict(evaluate(_scored(method, inputs, fold), None)).items()}
         results.log_epoch(out, config, "validation", row)
+        if watch:
+            watch("validation", row)
 
     history = train(
         method,
@@ -133,7 +139,14 @@ def _as_planned(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
 
 
 def _test(
-    config: RunConfig, inputs: Inputs, chosen: dict[str, Any], out: Path, diagnostics: bool, started: float
+    config: RunConfig,
+    inputs: Inputs,
+    chosen: dict[str, Any],
+    out: Path,
+    *,
+    diagnostics: bool,
+    started: float,
+    watch: Watch,
 ) -> dict[str, Any]:
     """Refit on trainval with what was chosen, and read the test sets."""
     fold = final_fold(inputs.metadata, inputs.w2v)
@@ -148,6 +161,8 @@ def _test(
         if diagnostics:
             select_on_test(row)
         results.log_epoch(out, config, "refit", row)
+        if watch:
+            watch("refit", row)
 
     history = train(
         method,
