@@ -176,7 +176,7 @@ def test_the_root_decides_where_vectors_go(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"v\.npy holds .*\(311, 7\).*\(312, V\)"):
         main("CUB", None, ["--source", "v.npy"])
     np.save("v.npy", np.array([None] * 312), allow_pickle=True)
-    with pytest.raises(UserError, match=r"v\.npy is not a readable numpy array"):
+    with pytest.raises(UserError, match=r"v\.npy holds Python objects; one array of real numbers is needed"):
         main("CUB", None, ["--source", "v.npy"])
 
 

@@ -38,8 +38,8 @@ def test_a_safetensors_file_that_is_no_checkpoint(tmp_path: Path, header: dict[s
         (np.ones((3, 300)), r"\(2, V\), one row an attribute, is needed"),
         (np.ones(600), r"\(2, V\), one row an attribute, is needed"),
         (np.zeros((2, 300)), "zeros"),
-        (np.ones((2, 300), complex), "numeric"),
-        ("text", "not a numeric"),
+        (np.ones((2, 300), complex), "other things than numbers"),
+        ("text", "holds a str; one array of real numbers"),
     ],
 )
 def test_wrong_vectors(tmp_path: Path, values: object, message: str) -> None:

@@ -64,7 +64,7 @@ def test_features_are_streamed_where_memory_is_short(toy, monkeypatch):
     source = ToyFeatures(toy)
     monkeypatch.setattr("core.features.regions.free_bytes", lambda device: 1000)
     assert RegionFeatures(source, np.arange(90), source.shape).resident is None
-    monkeypatch.setattr("core.features.regions.free_bytes", lambda device: 1 << 30)
+    monkeypatch.setattr("core.features.regions.free_bytes", lambda device: 2 << 30)  # 1 GiB is left
     assert RegionFeatures(source, np.arange(90), source.shape).resident is not None
 
 

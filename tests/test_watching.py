@@ -28,7 +28,9 @@ def test_losses_and_validation_are_shown_and_no_number_of_the_test_sets(tmp_path
     (folder,) = tmp_path.glob("results/AWA2/*/dazle/seed0")
     shown = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
     keys = shown.Tags()["scalars"]
-    assert {"validation/loss", "validation/AUSUC", "validation/H", "refit/loss"} <= {*keys}
+    chosen = json.loads((folder / "metrics.json").read_text())["chosen"]["epochs"]
+    assert {"validation/loss", "validation/AUSUC", "validation/H"} <= {*keys}
+    assert ("refit/loss" in keys) == (chosen > 0)  # with no epoch chosen there is nothing to refit
     assert not [key for key in keys if "test" in key]
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     logged = [row["loss"] for row in rows if row["fold"] == "validation" and "loss" in row]
