@@ -22,8 +22,9 @@ s2's gradient reaches v, W2 and W3 through ρ, and s1's does through e and w: bo
 measured anew every epoch with the attention as it then is. E is never fitted by gradient: a few dozen to a few hundred
 classes are too few pairs for that (measured: the ablation's row "E by gradient").
 
-Before the first step everything is already a usable model (epoch 0): P, M and E from the training images, W1 from
-ESZSL's closed form pulled back onto the word vectors.
+Before the first step everything is already a usable model (epoch 0): P, M and E from the training images, W1 and W2
+from closed forms pulled back onto the word vectors (core/closed_forms.py): W1 says how much of an attribute a region
+has, W2 where it can be read.
 
 B images · R regions · D channels · K attributes · C classes (S seen) · V word-vector size · d width of P
 """
@@ -37,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.closed_forms import closed_form_W1, closed_form_W2
 from core.DAZLE import DenseAttention, region_saliency
 from core.method import (
     AttentionOutput,
@@ -81,6 +83,7 @@ class Recipe:
     root_features: bool = hp(True, "signed square root of pooled features (ablation switch)")
     whiten: bool = hp(True, "whitening; off rotates only (ablation switch)")
     closed_start: bool = hp(True, "W1 from ESZSL's closed form; off starts at N(0,1) (ablation switch)")
+    sharpness: float = hp(40.0, "of the attention's closed start W2; 0 looks everywhere alike", at_least=0)
     ridge_encoder: bool = hp(True, "E by ridge regression; off learns a linear E by gradient (ablation switch)")
     loss_semantic: bool = hp(True, "CE(s1) in the loss (ablation switch)")
     loss_visual: bool = hp(True, "CE(s2) in the loss (ablation switch)")
@@ -158,6 +161,19 @@ class VSMR(ZeroShotModel):
             assert self.attention.W1 is not None
             W1 = closed_form_W1(pooled - self.x_mean, index, self.z[self.seen], F.normalize(self.attention.v, dim=1))
             self.attention.W1.copy_(W1 * (_START / W1.square().mean().sqrt()))
+
+    def start_attention(self, images: Images) -> None:
+        """W2 from where each attribute can be read; M is then what it is with this attention."""
+        if not self.recipe.sharpness:
+            return
+        v = F.normalize(self.attention.v, dim=1)
+        W2 = closed_form_W2(images, self.seen_index, self.z[self.seen], v)
+        with torch.no_grad():
+            self.attention.W2.copy_(self.recipe.sharpness * W2)
+            for x, y in images.blocks():
+                phi = self.pooled(x, self.attend(x))
+                self._accumulate(phi, phi @ self.P.T, self.seen_index[y])
+        self.update_closed_forms()
 
     def _root(self, g: Tensor) -> Tensor:
         return signed_root(g) if self.recipe.root_features else F.normalize(g, dim=1)
@@ -306,28 +322,6 @@ class VSMR(ZeroShotModel):
         self.hubness = settings["hubness"]
 
 
-def closed_form_W1(u: Tensor, index: Tensor, z: Tensor, v: Tensor) -> Tensor:
-    """(V,D): ESZSL's bilinear map from centred pooled features u (N,D) to attributes, pulled back onto word vectors.
-
-    ESZSL (Romera-Paredes and Torr, ICML 2015) has W (D,K) = (uᵀu + γI)^-1 uᵀ Y z (zᵀz + λI)^-1 in closed form, Y (N,S)
-    being +1 for an image's own class and -1 else. W1 is the ridge solution of v W1 = Wᵀ, so that v_iᵀ W1 x scores
-    attribute i.
-
-    Args: index (N,) class of each image, 0 to S-1; z (S,K); v (K,V).
-    """
-    u, z, v = u.double(), z.double(), v.double()
-
-    def eye(like: Tensor) -> Tensor:
-        return torch.eye(len(like), dtype=like.dtype, device=like.device)
-
-    covariance = u.T @ u
-    covariance = covariance + 10 * covariance.diagonal().mean() * eye(covariance)
-    own = torch.zeros(len(z), u.shape[1], dtype=u.dtype, device=u.device).index_add_(0, index, u)  # (S,D)
-    right = (2 * own - u.sum(dim=0)).T @ z  # uᵀ Y z
-    W = torch.linalg.solve(covariance, right) @ torch.linalg.inv(z.T @ z + eye(z.T))  # (D,K)
-    return torch.linalg.solve(v.T @ v + 0.1 * eye(v.T), v.T @ W.T).float()
-
-
 # One setting for all; AWA2's and SUN's batches are class-balanced, as in DAZLE's scripts. beta 16 is from photographs
 # cropped to the creature; where it is a small part of the picture, as in the synthetic set, validation prefers more s1.
 RECIPES = {
@@ -344,6 +338,11 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
     with seeded(seed):
         model = VSMR(space, shape[1], recipe)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+
+    def begin(images: Images) -> None:
+        model.fit_closed_form(images.pooled(), images.labels)
+        model.start_attention(images)
+
     phase = Phase(
         name="joint",
         loss=model.loss,
@@ -356,7 +355,7 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
     return Method(
         model=model,
         phases=[phase],
-        begin=lambda images: model.fit_closed_form(images.pooled(), images.labels),
+        begin=begin,
         tune=model.tune_hubness if recipe.hubness is None else None,
         set_params=model.set_params if recipe.hubness is None else None,
     )

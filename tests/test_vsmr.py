@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from core.closed_forms import closed_form_W1, closed_form_W2
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as EszslRecipe
 from core.preparation import Mixing, prepared_attributes, shrunk_whitening, signed_root
-from core.VSMR import VSMR, Recipe, build, closed_form_W1
+from core.VSMR import VSMR, Recipe, build
 from tests.helpers import C, K
 
 B, R, D = 6, 9, 16
@@ -284,10 +285,13 @@ def test_hubness_is_the_cosine_with_the_nearest_seen_mean(space):
 
 
 class Shown:
-    """Validation images of unseen classes."""
+    """Images as a method's hooks see them."""
 
     def __init__(self, x, labels):
         self.x, self.labels = x, labels
+
+    def pooled(self):
+        return self.x.mean(dim=1)
 
     def blocks(self):
         yield from zip(self.x.split(3), self.labels.split(3), strict=True)
@@ -315,3 +319,22 @@ def test_a_given_share_of_hubness_is_not_tuned(space):
     given = build(replace(RECIPE, hubness=0.3), space, (R, D), 0, 1)
     assert given.tune is None and given.model.hubness == 0.3
     assert build(RECIPE, space, (R, D), 0, 1).tune is not None
+
+
+def test_the_attention_starts_where_attributes_can_be_read_and_means_are_measured_with_it(space):
+    x, y = images()
+    shown = Shown(x.float(), y)
+    method = build(RECIPE, space, (R, D), 0, 1)
+    method.begin(shown)
+    model = method.model
+    W2 = closed_form_W2(shown, model.seen_index, model.z[space.seen], F.normalize(model.attention.v, dim=1))
+    assert W2.abs().max() > 1e-4
+    torch.testing.assert_close(model.attention.W2.detach(), 40 * W2)
+    phi = model.pooled(x.float(), model.attend(x.float())).detach()
+    means = torch.stack([phi[y == c].mean(0) for c in space.seen])
+    torch.testing.assert_close(model.class_means, means)
+    assert not model.epoch_counts.any()  # the first epoch counts anew
+    plain = build(replace(RECIPE, sharpness=0.0), space, (R, D), 0, 1)
+    plain.begin(shown)
+    assert not plain.model.attention.W2.any()
+    assert (plain.model.class_means - means).abs().max() > 1e-4

@@ -16,6 +16,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "score s1 alone (β = 0)": {"beta": 0.0},
     "score s2 alone (β = 1000)": {"beta": 1000.0},
     "W1 starts at N(0,1)": {"closed_start": False},
+    "W2 starts at 0": {"sharpness": 0.0},
     "E linear (no kernel, ridge 0.3)": {"kernel_width": None, "ridge": 0.3},
     "E by gradient": {"ridge_encoder": False},
     "no hubness": {"hubness": 0.0},

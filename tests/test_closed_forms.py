@@ -1,0 +1,113 @@
+"""The closed forms that vsmr starts from (core/closed_forms.py); W1's test stands with vsmr's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from core.closed_forms import closed_form_W2, readability, region_kinds, sampled_regions
+
+S, K, R, D, N = 12, 6, 9, 24, 120
+
+
+class Pictures:
+    """Images of three kinds of regions, three of each in any places; attributes 2k and 2k+1 show in kind k alone."""
+
+    def __init__(self, block: int = 50) -> None:
+        g = torch.Generator().manual_seed(3)
+        self.block = block
+        self.z = torch.randn(S, K, generator=g)
+        self.labels = torch.arange(N) % S
+        base = torch.linalg.qr(torch.randn(D, D, generator=g))[0]
+        self.kind = torch.stack([torch.randperm(R, generator=g) // 3 for _ in range(N)])  # (N,R)
+        x = 3 * base[self.kind]
+        for i in range(K):  # a direction for each attribute, in regions of its kind
+            shown = (self.kind == i // 2).unsqueeze(2) * self.z[self.labels, i].view(-1, 1, 1)
+            x = x + 0.5 * shown * base[3 + i]
+        self.x = F.normalize(x + 0.1 * torch.randn(N, R, D, generator=g), dim=2)
+
+    def blocks(self):
+        return zip(self.x.split(self.block), self.labels.split(self.block), strict=True)
+
+    def pooled(self):
+        return self.x.mean(dim=1)
+
+    def region_norm(self):
+        return 1.0
+
+
+def attention(images: Pictures, W2: torch.Tensor, v: torch.Tensor, sharpness: float = 40.0) -> torch.Tensor:
+    """(K,3) share of each attribute's attention on each kind of region."""
+    theta = (sharpness * images.x @ (v @ W2).T).softmax(dim=1)  # (N,R,K)
+    return torch.stack([(theta * (images.kind == k).unsqueeze(2)).sum(1).mean(0) for k in range(3)], dim=1)
+
+
+def test_an_attribute_is_looked_for_where_it_can_be_read():
+    images, v = Pictures(), torch.eye(K)
+    W2 = closed_form_W2(images, torch.arange(S), images.z, v)
+    assert W2.shape == (K, D) and W2.dtype == torch.float32
+    on = attention(images, W2, v)
+    assert (on.argmax(dim=1) == torch.arange(K) // 2).all()
+    assert (on[torch.arange(K), torch.arange(K) // 2] > 0.6).all()  # everywhere alike is 1/3
+
+
+def test_attributes_of_the_same_words_share_what_is_known_of_each():
+    images = Pictures()
+    v = F.normalize(torch.eye(3)[torch.arange(K) // 2] + 0.0, dim=1)  # both attributes of a kind have one vector
+    on = attention(images, closed_form_W2(images, torch.arange(S), images.z, v), v)
+    torch.testing.assert_close(on[0::2], on[1::2])
+    assert (on.argmax(dim=1) == torch.arange(K) // 2).all()
+
+
+def test_readability_is_the_correlation_of_leaving_each_class_out():
+    g = torch.Generator().manual_seed(0)
+    m, z = torch.randn(7, 4, generator=g).double(), torch.randn(7, 3, generator=g).double()
+    c, t = m - m.mean(0), z - z.mean(0)
+    penalty = 0.3 * (c @ c.T).diagonal().mean()
+    predicted = torch.empty(7, 3).double()
+    for s in range(7):
+        rest = [i for i in range(7) if i != s]
+        X, Y = c[rest], t[rest]
+        predicted[s] = c[s] @ torch.linalg.solve(X.T @ X + penalty * torch.eye(4), X.T @ Y)
+    expected = (predicted * t).sum(0) / predicted.norm(dim=0) / t.norm(dim=0)
+    torch.testing.assert_close(readability(m, z), expected)
+
+
+def test_what_says_nothing_of_classes_cannot_be_read():
+    g = torch.Generator().manual_seed(1)
+    assert readability(torch.randn(200, 3, generator=g), torch.randn(200, 5, generator=g)).max() < 0.25
+    assert readability(torch.ones(5, 3), torch.randn(5, 2, generator=g)).isfinite().all()
+    assert (readability(torch.randn(5, 3, generator=g), torch.ones(5, 2)) == 0).all()  # an attribute all classes have
+
+
+@pytest.mark.parametrize("block", [1, 7, N])
+def test_blocks_of_any_size_give_the_same(block):
+    one, other = Pictures(), Pictures(block)
+    assert torch.equal(sampled_regions(one), sampled_regions(other))
+    v = torch.eye(K)
+    assert torch.equal(*(closed_form_W2(i, torch.arange(S), i.z, v) for i in (one, other)))
+
+
+@pytest.mark.parametrize(("most", "rows", "shown"), [(60, 60, 60), (240, 240, N), (50, 40, 40), (5000, N * R, N)])
+def test_as_many_regions_as_are_wanted_are_drawn_alike_from_all_images(most, rows, shown, monkeypatch):
+    monkeypatch.setattr("core.closed_forms._SAMPLE", most)
+    images = Pictures(block=7)
+    found = sampled_regions(images)
+    assert len(found) == rows
+    of_image = (found[:, None, None] == images.x[None]).all(dim=3).nonzero()[:, 1]
+    assert len(of_image.unique()) == shown
+    assert (of_image.bincount(minlength=N)[of_image.unique()] == rows // shown).all()
+
+
+def test_more_classes_than_readability_is_judged_on(monkeypatch):
+    monkeypatch.setattr("core.closed_forms._CLASSES", 10)
+    images, v = Pictures(), torch.eye(K)
+    on = attention(images, closed_form_W2(images, torch.arange(S), images.z, v), v)
+    assert (on.argmax(dim=1) == torch.arange(K) // 2).all()
+
+
+def test_few_regions_make_few_kinds():
+    few = torch.randn(3, D, generator=torch.Generator().manual_seed(0))
+    assert region_kinds(few).shape == (3, D)
+    torch.testing.assert_close(region_kinds(few).norm(dim=1), torch.ones(3))
