@@ -1,13 +1,14 @@
 """reproduce_tables.py: jobs in processes or one after another, resuming, summary.csv from the run folders alone."""
 
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from core.commands.reproduce import main
+from core.commands.reproduce import main, parser
 from core.experiments import sweep as s
 from core.experiments.ablations import ABLATIONS
 from core.experiments.results import seal
@@ -61,7 +62,8 @@ def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypa
     assert len(list((toy_plan.out / "figures").glob("calibration_*.png"))) == 1
 
 
-def test_the_summary_is_a_function_of_the_run_folders(toy_plan, tmp_path):
+def test_the_summary_is_a_function_of_the_run_folders(toy_plan, tmp_path, monkeypatch):
+    monkeypatch.setattr(s, "_LONGEST", 0.0)
     plan = replace(toy_plan, methods=("eszsl",), ablation=False)
     path = s.sweep(plan)
     content = path.read_bytes()
@@ -77,6 +79,34 @@ def test_the_summary_is_a_function_of_the_run_folders(toy_plan, tmp_path):
     with pytest.raises(UserError, match="damaged or was changed by hand"):
         s.collect(plan.out)
     assert read_summary(path).seed.tolist() == [0]
+
+
+def held(path, seconds):
+    """Another process's lock of ``path``, for so many seconds."""
+    lock = Lock(path)
+    timer = threading.Timer(seconds, lock.release)
+    timer.start()
+    return timer
+
+
+def test_what_another_sweep_does_at_the_moment_is_waited_for(toy_plan, monkeypatch, caplog):
+    monkeypatch.setattr(s, "_WAIT", 0.05)
+    plan = replace(toy_plan, methods=("eszsl",), ablation=False)
+    first = s.sweep(plan)
+    content = first.read_bytes()
+    (folder,) = (p.parent for p in plan.out.rglob("seed1/metrics.json"))
+    timers = [held(folder / "run", 0.5), held(first, 1.5)]
+    assert s.sweep(plan).read_bytes() == content
+    assert not any(timer.is_alive() for timer in timers)
+    assert f"another process is at {folder / 'run'}: waiting for it" in caplog.text
+    assert f"another process is at {first}: waiting for it" in caplog.text
+    assert not list((plan.out / "jobs").glob("*.failed")) and len(read_summary(first)) == 2
+
+
+def test_ten_splits_are_what_a_sweep_takes_unless_told(capsys):
+    plan = s.Plan(datasets=("SUN",), methods=("eszsl",), ablation=False)
+    assert [job.seed for job in s.jobs_of(plan)] == list(range(10))
+    assert parser(None).parse_args([]).seeds == 10
 
 
 def test_other_data_never_share_a_folder_a_row_or_a_mean(toy_plan, toy, monkeypatch):

@@ -30,7 +30,7 @@ def parser(description: str | None) -> Parser:
     usual = [name for name, m in methods().items() if not m.needs_text]
     p.add_argument("--methods", nargs="+", choices=[*methods()], default=usual, help="(all but clip's)")
     p.add_argument("--demo", action="store_true", help="the synthetic data set instead, made where missing")
-    flags.add_seeds(p, 5)
+    flags.add_seeds(p, 10)
     flags.add_data(p, "DS")
     flags.add_device(p)
     p.add_argument("--out", type=Path, default=Path("results"), help="(results)")
@@ -98,6 +98,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         )
         if args.print_sbatch or args.status or args.plan or args.task is not None:
             return _instead(plan, args, argv)
+        if args.engine == "local" and (given := [word for word in argv if word.startswith("--slurm")]):
+            raise UserError(f"{given[0]} says where SLURM runs a task, and this would run here: add --engine slurm")
         try:
             sweep(plan)
         except FailedRuns as error:  # a line of the report; the others are in the tables
@@ -157,10 +159,12 @@ def _pairs(args: Namespace) -> dict[str, str]:
 
 def _submitit_parameters(args: Namespace) -> dict[str, Any]:
     """The --slurm flags as submitit names them."""
+    from core.experiments.engines import minutes_of
+
     given = {
         "slurm_partition": args.slurm_partition,
-        "slurm_time": args.slurm_time,
-        "slurm_gpus_per_node": args.slurm_gpus and int(args.slurm_gpus),
+        "slurm_time": args.slurm_time and minutes_of(args.slurm_time),
+        "slurm_gpus_per_node": args.slurm_gpus,
         "slurm_mem": args.slurm_mem,
         "slurm_account": args.slurm_account,
         "slurm_qos": args.slurm_qos,

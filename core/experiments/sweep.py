@@ -7,9 +7,11 @@ on. No job writes a shared file: :func:`collect` makes summary.csv from the run 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from core.files.errors import UserError
 from core.method import epochs_of, find_method, methods, with_settings
 
 log = logging.getLogger(__name__)
+IN_USE = "another process is writing"  # what a lock says that is held
+_WAIT = 1.0  # seconds between two tries at one
+_LONGEST = 60.0  # seconds that summary.csv, which is written in less than one, may be in use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,7 @@ class Plan:
 
     datasets: tuple[str, ...]
     methods: tuple[str, ...] = ()  # none: all that need no class text
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds: tuple[int, ...] = tuple(range(10))
     data_root: Path | None = None
     features: Path | None = None  # for a single data set
     w2v: Path | None = None
@@ -112,9 +117,30 @@ def execute(plan: Plan, job: Job, device: str) -> None:
     )
     out = folder_of(plan.out, inputs, job)
     if job.ablation:
-        validate(config, inputs, out, ablation=job.ablation)
+        _in_turn(partial(validate, config, inputs, out, ablation=job.ablation), out / "run")
     else:
-        run(config, inputs, out, diagnostics=plan.diagnostics)
+        _in_turn(partial(run, config, inputs, out, diagnostics=plan.diagnostics), out / "run")
+
+
+def _in_turn(work: Callable[[], object], final: Path, longest: float = inf) -> None:
+    """Do what holds the lock of ``final``; while another process (another sweep, say) holds it, wait.
+
+    Raises:
+        UserError: what ``work`` says, or the lock was not free for ``longest`` seconds.
+    """
+    until = time.monotonic() + longest
+    said = False
+    while True:
+        try:
+            work()
+            return
+        except UserError as error:
+            if IN_USE not in str(error) or time.monotonic() > until:
+                raise
+        if not said:
+            log.warning("another process is at %s: waiting for it", final)
+            said = True
+        time.sleep(_WAIT)
 
 
 def attempt(plan: Plan, job: Job, device: str) -> str | None:
@@ -211,30 +237,33 @@ def collect(out: Path) -> Path:
     Raises:
         UserError: no finished run, or damaged ones (named; the table then holds the others).
     """
-    rows: list[dict[str, Any]] = []
-    damaged: list[str] = []
-    for path in sorted([*out.rglob("metrics.json"), *out.rglob("validation.json")]):
-        try:
-            rows.append(row_of(read_result(path)) | {"folder": path.parent.relative_to(out).as_posix()})
-        except UserError as error:
-            damaged.append(str(error))
-    if not rows:
-        raise UserError("\n  ".join([f"no finished run below {out} (looked for metrics.json)", *damaged]))
-    summary = write_summary(out, rows)
-    if damaged:
-        raise UserError("left out of summary.csv:\n  " + "\n  ".join(damaged))
+    found = [path for name in ("metrics.json", "validation.json") for path in out.rglob(name)]
+    if not found:
+        raise UserError(f"no finished run below {out} (looked for metrics.json)")
+    summary = out / "summary.csv"
+    _in_turn(partial(_collect, out, summary), summary, _LONGEST)
     return summary
 
 
-def write_summary(out: Path, rows: Sequence[dict[str, Any]]) -> Path:
-    """Write rows as OUT/summary.csv, in an order that does not depend on when they were made."""
-    path = out / "summary.csv"
-    keys = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
-    table = pd.DataFrame(list(rows)).sort_values(keys, kind="stable")
-    lock = Lock(path)
+def _collect(out: Path, summary: Path) -> None:
+    """Read and write under one lock: a slower process would write what was there before a faster one's last run."""
+    lock = Lock(summary)
     try:
-        with atomic_path(path) as temporary:
+        rows: list[dict[str, Any]] = []
+        damaged: list[str] = []
+        for path in sorted([*out.rglob("metrics.json"), *out.rglob("validation.json")]):
+            try:
+                rows.append(row_of(read_result(path)) | {"folder": path.parent.relative_to(out).as_posix()})
+            except UserError as error:
+                damaged.append(str(error))
+        if not rows:
+            raise UserError("\n  ".join([f"no finished run below {out} (looked for metrics.json)", *damaged]))
+        # an order that does not depend on when they were made
+        keys = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
+        table = pd.DataFrame(rows).sort_values(keys, kind="stable")
+        with atomic_path(summary) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
     finally:
         lock.release()
-    return path
+    if damaged:
+        raise UserError("left out of summary.csv:\n  " + "\n  ".join(damaged))
