@@ -28,7 +28,8 @@ from core.experiments.inputs import Inputs, load_inputs
 from core.files.atomic import write_bytes
 from core.files.errors import UserError, run_cli
 from core.method import ClassSpace, find_method
-from core.reporting.figures import OURS, learning_curves_figure
+from core.reporting.figures import learning_curves_figure
+from core.reporting.rows import OURS
 from core.training.folds import Fold, validation_fold
 
 log = logging.getLogger(__name__)

@@ -136,7 +136,7 @@ def test_figures_read_what_a_run_left(tmp_path):
     assert read_curve(tmp_path / "vsmr").chosen == (0.4, 0.3)
     runs = {m: [tmp_path / m] for m in ("vsmr", "dazle")}
     calibration_figure(runs, tmp_path / "c.png", "t")
-    per_class_figure(runs, tmp_path / "p.png", "t", "dazle")
+    per_class_figure(*runs.values(), names=("vsmr", "dazle"), out=tmp_path / "p.png", title="t")
     assert (tmp_path / "c.png").stat().st_size > 0 and (tmp_path / "p.pdf").stat().st_size > 0
 
 

@@ -209,9 +209,9 @@ def test_differences_over_classes_are_drawn_in_points(tmp_path, monkeypatch):
 
     monkeypatch.setattr("core.reporting.report.forest_figure", draw)
     write_report(tmp_path)
-    assert {f.suffix for f in (tmp_path / "figures").glob("forest_CUB_ResNet_101_49 regions_f1.*")} == {".png", ".pdf"}
+    assert {f.suffix for f in (tmp_path / "figures").glob("forest_CUB_ResNet_101_49-regions_*")} == {".png", ".pdf"}
     difference = Interval(mean=2.0, low=-1.0, high=5.0)
-    assert asked == [{"dazle": {"T1": difference, "H, best γ": difference, "AUSUC": difference}}]
+    assert asked == [{"dazle; 1 seed": {"T1": difference, "H, best γ": difference, "AUSUC": difference}}]
 
 
 def test_hostile_names_stay_in_their_cell():

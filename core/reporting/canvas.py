@@ -6,6 +6,7 @@ No global state of matplotlib is touched: no backend is chosen and no setting ou
 from __future__ import annotations
 
 import functools
+import textwrap
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,6 +70,11 @@ def printable(text: str, longest: int = 40) -> str:
     if len(cut) > longest:
         cut = cut[: longest - 1] + "…"
     return cut.replace("$", r"\$")
+
+
+def wrapped(text: str, width: int) -> str:
+    """:func:`printable` in lines of that many letters, three at most: for legends, which a long line would squeeze."""
+    return "\n".join(textwrap.wrap(printable(text, 3 * width - 6), width))
 
 
 def style(number: int) -> dict[str, Any]:

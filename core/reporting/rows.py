@@ -13,6 +13,7 @@ import pandas as pd
 
 from core.files.errors import UserError
 
+OURS = "vsmr"  # the method that the others are compared with
 METRICS = ("T1", "U", "S", "H", "AUSUC")
 # a table holds runs that agree in all of these
 TABLE = (
@@ -76,7 +77,7 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())  # one line, whatever a name holds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """Runs that differ in nothing but their seed: one line of a table."""
 
