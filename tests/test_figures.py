@@ -180,6 +180,19 @@ def test_growth_is_relative_and_its_ticks_can_be_read(tmp_path, monkeypatch):
     assert "100k" in [tick.label1.get_text() for tick in panel.xaxis.get_major_ticks()]
 
 
+def test_ticks_of_learning_curves_do_not_touch(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("core.reporting.figures.save", lambda figure, out: drawn.append(figure))
+    sizes = (275, 550, 1100, 1180, 1187)  # the last three lie too close for labels of their own
+    frame = pd.DataFrame([{"method": "vsmr", "n": n, "AUSUC": 0.4, "split": 0} for n in sizes])
+    learning_curves_figure(frame, tmp_path / "l.png", x="n", title="t")
+    drawn[0].draw_without_rendering()
+    labels = [tick.label1 for tick in drawn[0].axes[0].xaxis.get_major_ticks() if tick.label1.get_text()]
+    assert [label.get_text() for label in labels] == ["275", "550", "1,187"]
+    ends = [(box.x0, box.x1) for box in (label.get_window_extent() for label in labels)]
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(ends))
+
+
 def test_the_rule_that_picks_images():
     assert best_median_worst(np.array([0.0, 3.0, -2.0, 1.0, 1.0])) == {"best": 1, "median": 4, "worst": 2}
     assert best_median_worst(np.array([5.0])) == {"best": 0, "median": 0, "worst": 0}

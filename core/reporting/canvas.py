@@ -21,7 +21,7 @@ from core.files.atomic import atomic_path
 
 # Okabe and Ito's palette, told apart with any colour vision; markers and dashes tell lines apart without colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 3)))
 MISSING = "\ufffd"  # in place of a letter that the font lacks
 _DPI = 150

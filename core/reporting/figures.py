@@ -172,7 +172,8 @@ def draw_per_class(ours: pd.Series, other: pd.Series, *, names: tuple[str, str],
         axis.set_title(printable(title, 90), fontsize=9)
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         axis.set_axisbelow(True)
-        figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside lower right", ncols=2, frameon=False)
+        handles, labels = axis.get_legend_handles_labels()  # the line comes first there, and the bars are what is read
+        figure.legend(handles[::-1], labels[::-1], fontsize=8, loc="outside lower right", ncols=2, frameon=False)
         save(figure, out)
 
 
@@ -200,8 +201,14 @@ def confusion_figure(runs: Sequence[Path], out: Path, title: str, most: int = 25
             axis.barh(at[here], 100 * pairs.mean(axis=1).to_numpy()[here], label=label, **bars)
         if len(runs) > 1:
             for number in range(len(runs)):
-                look = {"markersize": 2.6, "label": "each seed" if number == 0 else "_"}
-                axis.plot(100 * pairs.iloc[:, number], at, "ok", markeredgewidth=0, alpha=0.65, **look)
+                look = {
+                    "markersize": 4,
+                    "markeredgecolor": "white",
+                    "markeredgewidth": 0.5,
+                    "clip_on": False,
+                    "zorder": 3,
+                }
+                axis.plot(100 * pairs.iloc[:, number], at, "ok", label="each seed" if number == 0 else "_", **look)
         names = [f"{_named(true)} → {_named(predicted)}" for true, predicted in pairs.index]
         axis.set_yticks(at, names, fontsize=6.5)
         axis.set(xlim=(0, None), ylim=(-0.7, len(pairs) - 0.3))
@@ -270,7 +277,7 @@ def forest_figure(
                 label = f"{d.mean:+.1f}"
                 axis.annotate(label, (d.mean, y), (0, 5), textcoords="offset points", ha="center", fontsize=6.5)
             axis.set_title(printable(metric), fontsize=9)
-            axis.set_xlabel("points", fontsize=8)
+            axis.set_xlabel("percentage points", fontsize=8)
             axis.tick_params(labelsize=7.5)
             axis.set_ylim(-0.6, len(methods) - 0.3)
             axis.margins(x=0.08)
@@ -314,13 +321,25 @@ def learning_curves_figure(
                 **style(number),
             )
         axis.set_xscale("log")
-        axis.set_xticks(sizes, [f"{s:,}" for s in sizes])
+        axis.set_xticks(sizes, _apart(sizes))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set(xlabel=printable(label or x, 60), ylabel=f"{y} (%)")
         axis.set_title(printable(title, 80), fontsize=10)
         axis.grid(color="0.92", linewidth=0.6)
-        axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        whiskers = "whiskers: ± 1 standard\ndeviation" if frame.groupby(["method", x]).size().max() > 1 else None
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        axis.legend(title=whiskers, fontsize=8, title_fontsize=7, frameon=False, **place).set_alignment("left")
         save(figure, out)
+
+
+def _apart(sizes: np.ndarray) -> list[str]:
+    """Labels of ticks on a logarithmic axis: from the largest down, those that would touch the one before have none."""
+    labels, last, room = [], np.inf, 0.11 * np.log(sizes[-1] / sizes[0])
+    for size in sizes[::-1]:
+        free = np.log(last / size) >= room
+        labels.append(f"{size:,}" if free else "")
+        last = size if free else last
+    return labels[::-1]
 
 
 def growth_figure(curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], out: Path) -> None:
