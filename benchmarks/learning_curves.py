@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def measure(
                 size = {"classes": classes, "images": per_class}
                 for method in methods:
                     config = config_of(method, inputs, split, epochs, precision)
-                    best = kept.result(config, size, lambda config=config, fold=fold: _measured(config, inputs, fold))
+                    best = kept.result(config, size, partial(_measured, config, inputs, fold))
                     row: dict[str, Any] = {"classes": classes, "images_per_class": per_class}
                     row |= {"images": len(fold.train_rows), "unseen": len(fold.space.unseen)}
                     rows.append(row | {"split": split, "method": method} | best)

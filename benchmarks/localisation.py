@@ -15,6 +15,7 @@ import hashlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from core.experiments.inputs import Inputs, load_inputs
 from core.features.images import Transform, load_image
 from core.files.atomic import sha256_file, write_bytes
 from core.files.errors import UserError, run_cli
+from core.inference.trained import grid_said
 from core.method import Method, ZeroShotModel, find_method
 from core.reporting import localisation, part_places
 from core.reporting.localisation import Parts, localisation_table, predicted_points
@@ -78,8 +80,8 @@ class Places:
             UserError: no part locations, or features whose regions cannot be mapped onto the images.
         """
         folder = image_folder(data_root, DATASETS[inputs.dataset])
-        h, _, w = inputs.provenance["regions"].partition("x")
-        if not (h.isdigit() and w.isdigit() and int(h) * int(w) > 1):
+        grid = grid_said(inputs.provenance["regions"])
+        if grid is None or grid == (1, 1):
             raise UserError(f"features of {inputs.provenance['regions']} regions have no place to look at")
         transform = transform_of(inputs.provenance.get("transform", ""))
         if transform is None:
@@ -89,7 +91,7 @@ class Places:
             )
         groups = shown_groups(inputs.attribute_names, read_key_points(folder))
         which = attribute_groups(inputs.attribute_names, groups)
-        return cls(folder=folder, transform=transform, grid=(int(h), int(w)), groups=groups, attribute_group=which)
+        return cls(folder=folder, transform=transform, grid=grid, groups=groups, attribute_group=which)
 
     def parts(self, inputs: Inputs, rows: np.ndarray) -> tuple[Parts, list[Path]]:
         """Part locations of the images in ``rows``, and their files."""
@@ -178,10 +180,8 @@ def measure(
             points, ratio = {}, {}
             for name in methods:
                 config = config_of(name, inputs, split, epochs, precision)
-                found = kept.result(
-                    config, lists, lambda config=config, fold=fold, parts=parts: measure_one(
-                        config, inputs, places, fold, parts, batch)
-                )  # fmt: skip
+                make = partial(measure_one, config, inputs, places, fold, parts, batch)
+                found = kept.result(config, lists, make)
                 points[name], ratio[name] = np.array(found["points"]), found["own_over_others"]
                 log.info("split %d, %s: epoch %d, own/others %.2f", split, name, found["epoch"], ratio[name])
             rng = np.random.default_rng(split)

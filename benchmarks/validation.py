@@ -79,7 +79,8 @@ class Kept:
         identity = json.loads(json.dumps(config.as_dict() | {"benchmark_code": self._code}))
         if path.exists():
             found = read_json(path)
-            known, result = (found.get(key) if isinstance(found, dict) else None for key in ("identity", "result"))
+            found = found if isinstance(found, dict) else {}
+            known, result = found.get("identity"), found.get("result")
             if not known or found.get("sha256") != _digest(known, result):
                 raise UserError(f"{path} is damaged or was changed by hand; delete it to measure that again")
             if differ := sorted(k for k in identity if known.get(k) != identity[k]):

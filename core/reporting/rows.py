@@ -51,7 +51,7 @@ PREPARED = "-prepared"  # ending of the baselines that are given vsmr's inputs; 
 
 def read_summary(path: Path) -> pd.DataFrame:
     """results/summary.csv as it is: one row a run, digests as text, "" where a text is missing."""
-    frame = pd.read_csv(path, dtype={column: str for column in _TEXT})
+    frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str))
     for column in frame.columns.intersection(_TEXT):
         frame[column] = frame[column].astype(object).where(frame[column].notna(), "")
     return frame
