@@ -80,7 +80,7 @@ class Kept:
         if path.exists():
             found = read_json(path)
             found = found if isinstance(found, dict) else {}
-            known, result = found.get("identity"), found.get("result")
+            known, result = found.get("identity"), found.get("result", {})
             if not known or found.get("sha256") != _digest(known, result):
                 raise UserError(f"{path} is damaged or was changed by hand; delete it to measure that again")
             if differ := sorted(k for k in identity if known.get(k) != identity[k]):
@@ -89,7 +89,7 @@ class Kept:
                     "measure that again"
                 )
             log.info("%s: measured earlier, read back", path.stem)
-            return dict(result)
+            return dict(found["result"])
         made = json.loads(json.dumps(make()))  # as it will be read back
         whole = {"identity": identity, "result": made, "sha256": _digest(identity, made)}
         write_bytes(path, json.dumps(whole).encode())
