@@ -13,7 +13,7 @@ from PIL import Image
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
 from core.reporting.attention import attention_figure, best_median_worst, grid_of, margins_of, panel_of
-from core.reporting.canvas import MISSING, printable
+from core.reporting.canvas import MISSING, printable, wrapped
 from core.reporting.figures import (
     Curve,
     _along_rays,
@@ -114,6 +114,25 @@ def test_names_that_a_font_lacks_are_replaced_where_one_sees_it():
     assert printable("a\n\u202eb") == f"a{MISSING}{MISSING}b"
     assert printable("5 $ or 6 $") == r"5 \$ or 6 \$"
     assert printable("x" * 50, 10) == "x" * 9 + "…"
+
+
+def test_a_long_text_is_wrapped_and_no_formula_appears_at_a_break():
+    assert wrapped("vsmr takes unseen classes for", 12) == "vsmr takes\nunseen\nclasses for"
+    lines = wrapped("$" * 99, 9).split("\n")
+    assert len(lines) == 3 and all(line.replace(r"\$", "").strip("…") == "" for line in lines)
+
+
+def test_accuracy_by_class_says_what_is_left_of_the_seen_ones(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("core.reporting.figures.draw_per_class", lambda *_, names, **__: given.append(names))
+    for method, s in (("a", 0.5), ("b", 0.9)):
+        (tmp_path / method).mkdir()
+        table = pd.DataFrame(
+            {"class": ["u", "s", "t"], "side": ["unseen", "seen", "seen"], "accuracy": [0.1, s, s - 0.2]}
+        )
+        table.to_csv(tmp_path / method / "per_class.csv")
+    per_class_figure([tmp_path / "a"], [tmp_path / "b"], names=("vsmr", "dazle"), out=tmp_path / "p.png", title="t")
+    assert given == [("vsmr (S 40 %)", "dazle (S 80 %)")]
 
 
 def test_rays_meet_the_curve_where_it_is():

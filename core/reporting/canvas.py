@@ -62,19 +62,25 @@ def _letters() -> frozenset[int]:
 
 def printable(text: str, longest: int = 40) -> str:
     """``text`` as a figure can show it: letters that the font lacks replaced by �, cut at ``longest``, no formulas."""
+    return _plain(_cut(text, longest))
+
+
+def wrapped(text: str, width: int) -> str:
+    """:func:`printable` in lines of that many letters, three at most: for titles and legends."""
+    return "\n".join(map(_plain, textwrap.wrap(_cut(text, 3 * width - 6), width)))
+
+
+def _cut(text: str, longest: int) -> str:
     shown = []
     for letter in text:
         hidden = unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn")
         shown.append(MISSING if hidden or ord(letter) not in _letters() else letter)
     cut = "".join(shown)
-    if len(cut) > longest:
-        cut = cut[: longest - 1] + "…"
-    return cut.replace("$", r"\$")
+    return f"{cut[: longest - 1]}…" if len(cut) > longest else cut
 
 
-def wrapped(text: str, width: int) -> str:
-    """:func:`printable` in lines of that many letters, three at most: for legends, which a long line would squeeze."""
-    return "\n".join(textwrap.wrap(printable(text, 3 * width - 6), width))
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")
 
 
 def style(number: int) -> dict[str, Any]:

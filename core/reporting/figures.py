@@ -103,7 +103,7 @@ def calibration_figure(runs: Mapping[str, Sequence[Path | Curve]], out: Path, ti
                 label=wrapped(method, _LEGEND),
             )
         axis.set(xlabel="U, unseen classes (%)", ylabel="S, seen classes (%)", xlim=(0, 100), ylim=(0, 100))
-        axis.set_title(printable(title, 90), fontsize=10)
+        figure.suptitle(wrapped(title, 80), fontsize=10)
         axis.set_aspect("equal")
         several = max(len(r) for r in runs.values()) > 1
         marks = "marker: γ as chosen\n" + ("small: each seed\nband: ± 1 standard deviation" if several else "")
@@ -142,13 +142,16 @@ def per_class_figure(
 ) -> None:
     """Accuracy of each unseen class, mean over seeds: one method (bars) against another (dots), best class first.
 
+    Each at the γ it was measured with, and a larger γ buys one side with the other: the legend says S beside it.
+
     Args:
         ours, other: run folders of the two methods, each with a per_class.csv.
         names: of the two in the legend, with what must be known of them.
     """
     tables = [pd.concat([_of_run(run, "per_class.csv") for run in runs]) for runs in (ours, other)]
-    a, b = (t[t.side == "unseen"].groupby("class").accuracy.mean() for t in tables)
-    draw_per_class(a, b, names=names, out=out, title=title)
+    seen, unseen = ([t[t.side == s].groupby("class").accuracy.mean() for t in tables] for s in ("seen", "unseen"))
+    mine, others = (f"{n} (S {100 * s.mean():.0f} %)" if len(s) else n for n, s in zip(names, seen, strict=True))
+    draw_per_class(*unseen, names=(mine, others), out=out, title=title)
 
 
 def draw_per_class(ours: pd.Series, other: pd.Series, *, names: tuple[str, str], out: Path, title: str) -> None:
@@ -167,9 +170,9 @@ def draw_per_class(ours: pd.Series, other: pd.Series, *, names: tuple[str, str],
         axis.axhline(len(order) - 0.2, color="0.6", linewidth=0.6)
         axis.set_yticks(at, [*(_named(n) for n in order), "mean of classes"], fontsize=6.5)
         axis.set(xlim=(0, 102), ylim=(-0.7, len(order) + 1.3))
-        axis.set_xlabel("accuracy among all classes (%)", fontsize=8.5)
+        axis.set_xlabel("accuracy among all classes, each method at its γ (%)", fontsize=8.5)
         axis.tick_params(axis="x", labelsize=7.5)
-        axis.set_title(printable(title, 90), fontsize=9)
+        figure.suptitle(wrapped(title, 84), fontsize=9)
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         axis.set_axisbelow(True)
         handles, labels = axis.get_legend_handles_labels()  # the line comes first there, and the bars are what is read
@@ -214,7 +217,7 @@ def confusion_figure(runs: Sequence[Path], out: Path, title: str, most: int = 25
         axis.set(xlim=(0, None), ylim=(-0.7, len(pairs) - 0.3))
         axis.set_xlabel("images of the class on the left (%)", fontsize=8.5)
         axis.tick_params(axis="x", labelsize=7.5)
-        figure.suptitle(printable(title, 90), fontsize=9)  # over names and bars: the names take half the width
+        figure.suptitle(wrapped(title, 90), fontsize=9)  # over names and bars: the names take half the width
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         axis.set_axisbelow(True)
         figure.legend(
@@ -285,7 +288,7 @@ def forest_figure(
             axis.set_axisbelow(True)
         axes[0, 0].set_yticks(at, [printable(m, 36) for m in methods], fontsize=8)
         note = f"{printable(of)} minus each, {printable(paired)}; 95 % intervals, hollow: not significant"
-        figure.suptitle(f"{printable(title, 80)}\n{note}", fontsize=9)
+        figure.suptitle(f"{wrapped(title, 80)}\n{note}", fontsize=9)
         save(figure, out)
 
 
@@ -324,7 +327,7 @@ def learning_curves_figure(
         axis.set_xticks(sizes, _apart(sizes))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set(xlabel=printable(label or x, 60), ylabel=f"{y} (%)")
-        axis.set_title(printable(title, 80), fontsize=10)
+        figure.suptitle(wrapped(title, 64), fontsize=10)
         axis.grid(color="0.92", linewidth=0.6)
         whiskers = "whiskers: ± 1 standard\ndeviation" if frame.groupby(["method", x]).size().max() > 1 else None
         place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
