@@ -12,7 +12,7 @@ from core.reporting.names import shown_attribute, shown_class
 from core.reporting.report import best_equal, figure_name, write_report
 from core.reporting.rows import TABLE, as_frame, entries_of, tables_of
 from core.reporting.tables import ours_among
-from tests.test_reporting import row
+from tests.helpers_reporting import row
 
 
 def left(out, rows):
