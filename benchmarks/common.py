@@ -295,6 +295,14 @@ def _cpu(*keys: str) -> str:
     return "unknown CPU"
 
 
+def lacks_gpu(device: str) -> bool:
+    """Whether there is nothing to measure here, which is said: a GPU was asked for and none is there."""
+    lacks = device.startswith("cuda") and not torch.cuda.is_available()
+    if lacks:
+        print("no GPU: this PyTorch sees no CUDA device, so there is nothing to measure here")
+    return lacks
+
+
 def parser(description: str | None) -> argparse.ArgumentParser:
     """The flags every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -28,6 +28,7 @@ from benchmarks.common import (
     against,
     fold_of,
     interleaved,
+    lacks_gpu,
     megabytes,
     milliseconds,
     parser,
@@ -224,8 +225,7 @@ def extraction_rows(args: argparse.Namespace) -> list[Row]:
 
 def main() -> int:
     args = arguments().parse_args()
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print("no GPU: this PyTorch sees no CUDA device, so there is nothing to measure here")
+    if lacks_gpu(args.device):
         return 0
     if args.trial:
         args.repeats, args.epochs = 2, 1

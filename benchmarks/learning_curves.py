@@ -6,7 +6,8 @@
 No test image is read. Split k trains on n of the classes that validation split k trains on, drawn from a generator of
 seed k so that fewer classes are a subset of more; images of the classes that are left out are not measured on either.
 The validation classes, which stand for unseen ones, are the same at every size. Writes learning_curves.csv and .md, and
-learning_curves_classes and learning_curves_images as PNG and PDF where they have two sizes or more.
+learning_curves_classes and learning_curves_images as PNG and PDF where they have two sizes or more. OUT/measured/ keeps
+every result as it comes: a command that was interrupted goes on when it is repeated.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.validation import best_on_fold
+from benchmarks.validation import Kept, arguments, best_on_fold, config_of
 from core.commands.parser import Parser, whole
-from core.datasets.registry import names
+from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs, load_inputs
 from core.files.atomic import write_bytes
 from core.files.errors import UserError, run_cli
 from core.method import ClassSpace, find_method
-from core.reporting.figures import OURS, learning_curves_figure
+from core.reporting.figures import learning_curves_figure
+from core.reporting.rows import OURS
 from core.training.folds import Fold, validation_fold
 
 log = logging.getLogger(__name__)
@@ -87,38 +90,42 @@ def measure(
     sizes: Sequence[tuple[int, int | None]],
     splits: int,
     *,
-    csv: Path,
+    out: Path,
     epochs: int | None = None,
+    precision: str = "float32",
 ) -> pd.DataFrame:
-    """A row a size (classes, images of each at most), split and method; the CSV grows with every row."""
-    rows = []
-    for split in range(splits):
-        whole_fold = validation_fold(inputs.metadata, inputs.w2v, split)
-        for classes, per_class in sizes:
-            fold = subset(whole_fold, classes, split, per_class)
-            for method in methods:
-                best = best_on_fold(method, inputs, fold, seed=split, epochs=epochs)
-                row: dict[str, Any] = {
-                    "classes": classes,
-                    "images_per_class": per_class,
-                    "images": len(fold.train_rows),
-                }
-                row |= {"unseen": len(fold.space.unseen), "split": split, "method": method, "epoch": best.epoch}
-                rows.append(row | best.metrics)
-                log.info(
-                    "split %d, %d classes, %d images, %s: AUSUC %.1f",
-                    split, classes, len(fold.train_rows), method, 100 * best.metrics["AUSUC"],
-                )  # fmt: skip
-                text = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-                write_bytes(csv, text.encode())
+    """A row a size (classes, images of each at most), split and method; OUT's CSV grows with every row."""
+    rows, kept = [], Kept(out, __file__)
+    with kept.locked():
+        for split in range(splits):
+            whole_fold = validation_fold(inputs.metadata, inputs.w2v, split)
+            for classes, per_class in sizes:
+                fold = subset(whole_fold, classes, split, per_class)
+                size = {"classes": classes, "images": per_class}
+                for method in methods:
+                    config = config_of(method, inputs, split, epochs, precision)
+                    best = kept.result(config, size, partial(_measured, config, inputs, fold))
+                    row: dict[str, Any] = {"classes": classes, "images_per_class": per_class}
+                    row |= {"images": len(fold.train_rows), "unseen": len(fold.space.unseen)}
+                    rows.append(row | {"split": split, "method": method} | best)
+                    log.info(
+                        "split %d, %d classes, %d images, %s: AUSUC %.1f",
+                        split, classes, len(fold.train_rows), method, 100 * best["AUSUC"],
+                    )  # fmt: skip
+                    text = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+                    write_bytes(out / "learning_curves.csv", text.encode())
     return pd.DataFrame(rows)
+
+
+def _measured(config: RunConfig, inputs: Inputs, fold: Fold) -> dict[str, Any]:
+    best = best_on_fold(config, inputs, fold)
+    return {"epoch": best.epoch} | best.metrics
 
 
 def table(rows: pd.DataFrame, first: str) -> str:
     """Markdown: a line a size and method; the lead is of ``first``."""
-    splits = rows.split.nunique()
     lines = [
-        HEAD.format(splits=f"{splits} validation split" + "s" * (splits > 1), first=first),
+        HEAD.format(splits=_splits(rows), first=first),
         f"| seen classes | images of each | images | method | {' | '.join(SHOWN)} | lead of {first}, AUSUC |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -133,6 +140,11 @@ def table(rows: pd.DataFrame, first: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _splits(rows: pd.DataFrame) -> str:
+    count = rows.split.nunique()
+    return f"{count} validation split" + "s" * (count > 1)
+
+
 def _with_error(values: pd.Series, sign: bool = False) -> str:
     mean = f"{values.mean():+.1f}" if sign else f"{values.mean():.1f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
@@ -140,7 +152,7 @@ def _with_error(values: pd.Series, sign: bool = False) -> str:
 
 def draw(rows: pd.DataFrame, out: Path, dataset: str) -> None:
     """The figures: AUSUC over seen classes with all their images, and over images of the most classes."""
-    title = f"{dataset}, {rows.split.nunique()} validation split(s), chosen where measured"
+    title = f"{dataset}, {_splits(rows)}, chosen where measured"
     for x, label, part in (
         ("classes", "seen classes", rows[rows.images_per_class.isna()]),
         ("images", "training images", rows[(rows.classes == rows.classes.max())]),
@@ -163,25 +175,16 @@ def sizes_of(classes: Sequence[int] | None, images: Sequence[int] | None, most: 
     return [*((n, None) for n in chosen), *((chosen[-1], m) for m in sorted(set(images or ())))]
 
 
-def arguments() -> Parser:
-    raw = Parser(__doc__)
-    raw.add_argument("--dataset", required=True, choices=names())
-    raw.add_argument("--data-root", type=Path, help="default: data")
-    raw.add_argument("--features", type=Path, help="the feature file, where there are several")
-    raw.add_argument("--w2v", type=Path)
-    raw.add_argument("--device", default="auto")
-    raw.add_argument("--methods", nargs="+", default=[OURS, "eszsl-prepared"], help="default: %(default)s")
-    raw.add_argument("--classes", nargs="+", type=whole(2), help="default: a quarter, half and all of them")
-    raw.add_argument("--images-per-class", nargs="+", type=whole(1), help="at most; of the largest number of classes")
-    raw.add_argument("--splits", type=whole(1), default=3, help="default: %(default)s")
-    raw.add_argument("--epochs", type=whole(0), help="at most, for a quick look (each recipe's own)")
-    raw.add_argument("--out", type=Path, required=True)
-    return raw
+def _arguments() -> Parser:
+    made = arguments(__doc__, methods=[OURS, "eszsl-prepared"], splits=3)
+    made.add_argument("--classes", nargs="+", type=whole(2), help="(a quarter, half and all of them)")
+    made.add_argument("--images-per-class", nargs="+", type=whole(1), help="at most; of the largest number of classes")
+    return made
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, and write the table and the figures."""
-    args = arguments().parse_args(argv)
+    args = _arguments().parse_args(argv)
     methods = list(dict.fromkeys(args.methods))
     for method in methods:
         find_method(method)
@@ -195,8 +198,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"--classes {sizes[-1][0]}: the validation splits have {most} seen classes to train on, no more"
         )
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows = measure(inputs, methods, sizes, args.splits, csv=args.out / "learning_curves.csv", epochs=args.epochs)
+    how = {"out": args.out, "epochs": args.epochs, "precision": args.precision}
+    rows = measure(inputs, methods, sizes, args.splits, **how)
     text = table(rows, OURS if OURS in methods else methods[0])
     write_bytes(args.out / "learning_curves.md", text.encode())
     draw(rows, args.out, args.dataset)

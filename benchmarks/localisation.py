@@ -6,12 +6,16 @@ No test image is read. Split k trains on the classes of validation split k, choo
 does (no part location takes part in that), and measures on its validation classes, which stand for unseen ones. A
 method says a part is where the map of one attribute of it is highest: the one it predicts the highest value of. Writes
 localisation.csv and .md, and localisation.png and .pdf: photographs with key points, predictions, hits and misses.
+OUT/measured/ keeps every result as it comes: a command that was interrupted goes on when it is repeated.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +23,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.validation import best_on_fold
+from benchmarks.validation import Kept, arguments, best_on_fold, config_of
 from core.commands.parser import Parser, whole
-from core.datasets.paths import image_folder, resolve_images
-from core.datasets.registry import DATASETS, names
+from core.datasets.paths import DEFAULT_ROOT, image_folder, resolve_images
+from core.datasets.registry import DATASETS
+from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs, load_inputs
 from core.features.images import Transform, load_image
-from core.files.atomic import write_bytes
+from core.files.atomic import sha256_file, write_bytes
 from core.files.errors import UserError, run_cli
+from core.inference.trained import grid_said
 from core.method import Method, ZeroShotModel, find_method
+from core.reporting import localisation, part_places
 from core.reporting.localisation import Parts, localisation_table, predicted_points
-from core.reporting.part_places import attribute_groups, own_over_others, read_key_points, read_parts, shown_groups
+from core.reporting.part_places import (
+    attribute_groups,
+    own_and_others,
+    ratio_of,
+    read_key_points,
+    read_parts,
+    shown_groups,
+)
 from core.reporting.parts_figure import Photograph, parts_figure
 from core.reporting.run_page import spread, transform_of
 from core.training.folds import Fold, validation_fold
@@ -37,6 +51,7 @@ from core.training.folds import Fold, validation_fold
 log = logging.getLogger(__name__)
 RADIUS = 36 / 227  # share of the image's side
 PHOTOGRAPHS = 5
+BATCH = 16  # images looked at together
 HEAD = """\
 Share of visible parts hit (%), on images of the validation classes of {splits}; in brackets 95 % intervals
 over draws of classes. PCP: boxes round the predicted point and round the nearest visible key point of the part, of that
@@ -65,8 +80,8 @@ class Places:
             UserError: no part locations, or features whose regions cannot be mapped onto the images.
         """
         folder = image_folder(data_root, DATASETS[inputs.dataset])
-        h, _, w = inputs.provenance["regions"].partition("x")
-        if not (h.isdigit() and w.isdigit() and int(h) * int(w) > 1):
+        grid = grid_said(inputs.provenance["regions"])
+        if grid is None or grid == (1, 1):
             raise UserError(f"features of {inputs.provenance['regions']} regions have no place to look at")
         transform = transform_of(inputs.provenance.get("transform", ""))
         if transform is None:
@@ -76,7 +91,7 @@ class Places:
             )
         groups = shown_groups(inputs.attribute_names, read_key_points(folder))
         which = attribute_groups(inputs.attribute_names, groups)
-        return cls(folder=folder, transform=transform, grid=(int(h), int(w)), groups=groups, attribute_group=which)
+        return cls(folder=folder, transform=transform, grid=grid, groups=groups, attribute_group=which)
 
     def parts(self, inputs: Inputs, rows: np.ndarray) -> tuple[Parts, list[Path]]:
         """Part locations of the images in ``rows``, and their files."""
@@ -87,6 +102,13 @@ class Places:
         labels = inputs.metadata.labels[rows]
         found = read_parts(self.folder, files, paths, labels, transform=self.transform, groups=self.groups)
         return found, paths
+
+    def digest(self) -> str:
+        """Of the lists that say where the parts are."""
+        lists = [self.folder / name for name in ("images.txt", "parts/parts.txt", "parts/part_locs.txt")]
+        if (boxes := self.folder / "bounding_boxes.txt").is_file():
+            lists.append(boxes)
+        return hashlib.sha256("".join(map(sha256_file, lists)).encode()).hexdigest()[:8]
 
 
 def refuse_without_attention(methods: list[str], inputs: Inputs, fold: Fold) -> None:
@@ -104,42 +126,69 @@ def refuse_without_attention(methods: list[str], inputs: Inputs, fold: Fold) -> 
 
 
 @torch.no_grad()
-def look(method: Method, inputs: Inputs, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """θ (N,R,K) float32 and the predicted attribute values (N,K) of images: e, or w where a model has no e."""
-    theta, values = [], []
-    for _, x in inputs.features.blocks(rows):
-        a = method.model.attend(x)
+def look(
+    method: Method, inputs: Inputs, rows: np.ndarray, batch: int
+) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """θ (n,R,K) float32 and predicted attribute values (n,K), e or w where a model has no e, of a batch after another.
+
+    θ of all images would be the largest array of all: 3,441 images at 14x14 with 312 attributes take 0.8 GB.
+    """
+    method.model.eval()
+    for start in range(0, len(rows), batch):
+        here = slice(start, start + batch)
+        a = method.model.attend(inputs.features.batch(rows[here]))
         assert a is not None
-        theta.append(a.theta.float().cpu())
-        values.append((a.w if a.e is None else a.e).float().cpu())
-    return torch.cat(theta).numpy(), torch.cat(values).numpy()
+        yield here, a.theta.float().cpu().numpy(), (a.w if a.e is None else a.e).float().cpu().numpy()
+
+
+def measure_one(
+    config: RunConfig, inputs: Inputs, places: Places, fold: Fold, parts: Parts, batch: int
+) -> dict[str, Any]:
+    """Where a method says the parts of the fold's unseen images are, and its own/others: plain values, to be kept."""
+    best = best_on_fold(config, inputs, fold)
+    has = inputs.metadata.original_att
+    points, tables = [], []
+    for here, theta, values in look(best.method, inputs, fold.unseen_rows, batch):
+        points.append(predicted_points(theta, values, places.attribute_group, len(places.groups), places.grid))
+        block = parts.of(here)
+        # half of the largest value: half of the people who were asked saw it there (CUB's are percentages)
+        present = has[block.labels] > has.max() / 2  # (n,K)
+        tables.append(own_and_others(theta, block, places.attribute_group, present, places.grid))
+    return {"epoch": best.epoch, "own_over_others": ratio_of(tables), "points": np.concatenate(points).tolist()}
 
 
 def measure(
-    inputs: Inputs, places: Places, methods: list[str], splits: int, epochs: int | None = None
+    inputs: Inputs,
+    places: Places,
+    methods: list[str],
+    splits: int,
+    *,
+    out: Path,
+    epochs: int | None = None,
+    precision: str = "float32",
+    batch: int = BATCH,
 ) -> tuple[pd.DataFrame, list[Photograph]]:
     """Rows of the table, and photographs of split 0 with what each method predicts."""
     tables, shown = [], []
-    has = inputs.metadata.original_att
-    for split in range(splits):
-        fold = validation_fold(inputs.metadata, inputs.w2v, split)
-        rows = fold.unseen_rows
-        parts, paths = places.parts(inputs, rows)
-        training, _ = places.parts(inputs, fold.train_rows)
-        # half of the largest value: half of the people who were asked saw it there (CUB's are percentages)
-        present = has[parts.labels] > has.max() / 2  # (N,K)
-        points, ratio = {}, {}
-        for name in methods:
-            best = best_on_fold(name, inputs, fold, seed=split, epochs=epochs)
-            theta, values = look(best.method, inputs, rows)
-            points[name] = predicted_points(theta, values, places.attribute_group, len(places.groups), places.grid)
-            ratio[name] = own_over_others(theta, parts, places.attribute_group, present, places.grid)
-            log.info("split %d, %s: epoch %d, own/others %.2f", split, name, best.epoch, ratio[name])
-        rng = np.random.default_rng(split)
-        found = localisation_table(points, parts, training, grid=places.grid, radius=RADIUS, rng=rng)
-        tables.append(found.assign(split=split, own_over_others=found.point.map(ratio)))
-        if split == 0:
-            shown = _photographs(inputs, places, parts, paths, points)
+    kept = Kept(out, __file__, *(module.__file__ for module in (localisation, part_places)))
+    lists = {"parts": places.digest()}
+    with kept.locked():
+        for split in range(splits):
+            fold = validation_fold(inputs.metadata, inputs.w2v, split)
+            parts, paths = places.parts(inputs, fold.unseen_rows)
+            training, _ = places.parts(inputs, fold.train_rows)
+            points, ratio = {}, {}
+            for name in methods:
+                config = config_of(name, inputs, split, epochs, precision)
+                make = partial(measure_one, config, inputs, places, fold, parts, batch)
+                found = kept.result(config, lists, make)
+                points[name], ratio[name] = np.array(found["points"]), found["own_over_others"]
+                log.info("split %d, %s: epoch %d, own/others %.2f", split, name, found["epoch"], ratio[name])
+            rng = np.random.default_rng(split)
+            rows = localisation_table(points, parts, training, grid=places.grid, radius=RADIUS, rng=rng)
+            tables.append(rows.assign(split=split, own_over_others=rows.point.map(ratio)))
+            if split == 0:
+                shown = _photographs(inputs, places, parts, paths, points)
     return pd.concat(tables, ignore_index=True), shown
 
 
@@ -155,9 +204,8 @@ def _photographs(
             picture = load_image(paths[i], 224, round(224 * t.resize / t.crop), t.interpolation)
         except ValueError as error:
             raise UserError(f"{paths[i]} cannot be drawn: {error}") from error
-        one = Parts(points=parts.points[[i]], groups=parts.groups, size=parts.size[[i]], labels=parts.labels[[i]])
-        name = inputs.metadata.class_names[parts.labels[i]]
-        found.append(Photograph(picture=picture, name=name, parts=one, points={m: p[[i]] for m, p in points.items()}))
+        name, here = inputs.metadata.class_names[parts.labels[i]], {m: p[[i]] for m, p in points.items()}
+        found.append(Photograph(picture=picture, name=name, parts=parts.of(np.array([i])), points=here))
     return found
 
 
@@ -184,30 +232,22 @@ def table(rows: pd.DataFrame, places: Places, boxes: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def arguments() -> Parser:
-    made = Parser(__doc__)
-    made.add_argument("--dataset", required=True, choices=names())
-    made.add_argument("--data-root", type=Path, default=Path("data"), help="default: %(default)s")
-    made.add_argument("--features", type=Path, help="the feature file, where there are several")
-    made.add_argument("--w2v", type=Path)
-    made.add_argument("--device", default="auto")
-    made.add_argument("--methods", nargs="+", default=["vsmr", "dazle"], help="default: %(default)s")
-    made.add_argument("--splits", type=whole(1), default=1, help="default: %(default)s")
-    made.add_argument("--epochs", type=whole(0), help="at most, for a quick look (each recipe's own)")
-    made.add_argument("--out", type=Path, required=True)
+def _arguments() -> Parser:
+    made = arguments(__doc__, methods=["vsmr", "dazle"], splits=1)
+    made.add_argument("--batch", type=whole(1), default=BATCH, help="images looked at together (%(default)s)")
     return made
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, and write the table and the figure."""
-    args = arguments().parse_args(argv)
+    args = _arguments().parse_args(argv)
     methods = list(dict.fromkeys(args.methods))
     given: dict[str, Any] = {"data_root": args.data_root, "features": args.features, "w2v": args.w2v}
     inputs = load_inputs(args.dataset, **given, device=args.device, test=False)
-    places = Places.of(inputs, args.data_root)
+    places = Places.of(inputs, args.data_root or DEFAULT_ROOT)
     refuse_without_attention(methods, inputs, validation_fold(inputs.metadata, inputs.w2v))
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows, shown = measure(inputs, places, methods, args.splits, args.epochs)
+    how = {"out": args.out, "epochs": args.epochs, "precision": args.precision, "batch": args.batch}
+    rows, shown = measure(inputs, places, methods, args.splits, **how)
     csv = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_bytes(args.out / "localisation.csv", csv.encode())
     text = table(rows, places, boxes=(places.folder / "bounding_boxes.txt").is_file())

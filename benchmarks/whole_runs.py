@@ -18,9 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from benchmarks.common import SHAPES, Row, Shape, parser, report
+from benchmarks.common import SHAPES, Row, Shape, lacks_gpu, parser, report
 from benchmarks.data import random_maps
 from core.datasets.metadata import VALIDATION_SEED, Metadata, class_disjoint_split
 from core.datasets.registry import DATASETS
@@ -133,8 +132,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> int:
     args = arguments().parse_args()
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
-        print("no GPU: this PyTorch sees no CUDA device, so there is nothing to measure here")
+    if lacks_gpu(args.device):
         return 0
     return report(whole_runs(args.device, args.trial, args.seeds), args)
 

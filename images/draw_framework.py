@@ -125,7 +125,7 @@ def attention(ax: Axes) -> None:
     """The three maps and what is made of them."""
     rounded(ax, 50.5, 3, 28, 60, "white", EDGE[SHARED])
     title = {"color": EDGE[SHARED], "weight": "bold", "ha": "center", "va": "center"}
-    ax.text(64.5, 60.2, "dense attribute attention", size=13, **title)
+    ax.text(64.5, 60.2, "dense attribute attention", size=12.5, **title)
     ax.text(64.5, 57.1, "three maps (B,R,K)", size=11.5, color=GREY, ha="center", va="center")
     box(ax, 52.5, 45.2, 24, 9.3, SHARED, r"$S = v^\top W_1\,x$", "region scores")
     box(ax, 52.5, 20.2, 24, 21.5, SHARED, r"$\theta = \mathrm{softmax}_r\;v^\top W_2\,x$", "region weights")
@@ -154,7 +154,7 @@ def directions(ax: Axes) -> None:
     arrow(ax, (99.6, 53), (102.9, 53), color=blue)
 
     saliency = r"$\frac{1}{2R}+\frac{1}{2}\,\frac{\Sigma_i\,w\,\theta}{\Sigma_i\,w}$"
-    box(ax, 84.6, 3, 15, 20.3, DOWN, saliency, r"region saliency $\rho$")
+    box(ax, 84.6, 3, 15, 20.3, DOWN, saliency, r"saliency $\rho$")
     picture(ax, 88.3, 8.6, 7.6, weights(BILL, WING, BELLY))
     box(ax, 102.9, 3, 18, 9.3, DOWN, r"$P\,(\sqrt{\Sigma_r\,\rho\,x}-\mu)$", "image feature $f$")
     box(ax, 123.9, 3, 15.6, 9.3, DOWN, r"$\alpha\,\cos(f, E(\tilde z))$", "class scores $s_2$")
@@ -182,10 +182,10 @@ def directions(ax: Axes) -> None:
     ax.text(88, 37.8, tie, size=12, color=EDGE[SHARED], va="center", linespacing=1.3)
     ax.text(113.3, 27.6, "closed form: $P$, μ, $M$, $E$", size=10.5, color=GREY, va="center")
 
-    rounded(ax, 124.4, 33.2, 15, 9.3, "white", INK)
+    rounded(ax, 123.4, 33.2, 17, 9.3, "white", INK)
     ax.text(131.9, 39.9, r"$s_1 + \beta\,s_2$", size=16, color=INK, ha="center", va="center")
-    ax.text(131.9, 36.9, "less hubness, plus the", size=9.5, color=GREY, ha="center", va="center")
-    ax.text(131.9, 34.8, "expert of seen classes", size=9.5, color=GREY, ha="center", va="center")
+    ax.text(131.9, 36.9, "less hubness, plus", size=10, color=GREY, ha="center", va="center")
+    ax.text(131.9, 34.7, "the seen-class expert", size=10, color=GREY, ha="center", va="center")
     arrow(ax, (120.9, 53), (131.9, 53), (131.9, 42.5), color=blue)
     arrow(ax, (131.9, 12.3), (131.9, 33.2), color=orange)
 

@@ -17,15 +17,10 @@ from PIL import Image
 
 import core
 from core.inference.explain import explain
+from core.reporting.names import shown_attribute, shown_class
 
 INK, GREY, UNSEEN, SEEN, AGAINST = "#1f2933", "#5b6773", "#2670ae", "#9aa7b4", "#c2680f"
 SHOWN = 5  # bars of a group
-
-
-def plain(name: str) -> str:
-    """A class or an attribute as a person writes it: 067.Anna_Hummingbird, has_bill_shape::needle."""
-    name = name.split(".", 1)[-1].removeprefix("has_")
-    return name.replace("::", ": ").replace("_", " ")
 
 
 def bars(ax: Axes, title: str, rows: list[tuple[str, float, str]], digits: int) -> None:
@@ -64,13 +59,13 @@ def main() -> None:
     ax = figure.add_axes((0.006, 0.13, 0.256, 0.73))
     ax.imshow(Image.open(args.photograph).convert("RGB"))
     ax.axis("off")
-    figure.text(0.008, 0.93, plain(answer.classes[0].name), size=16, weight="bold", color=UNSEEN, va="center")
+    figure.text(0.008, 0.93, shown_class(answer.classes[0].name), size=16, weight="bold", color=UNSEEN, va="center")
     figure.text(0.008, 0.075, "not one photograph of it in training:", size=10.5, color=INK)
     figure.text(
         0.008, 0.022, f"described by {len(trained.attributes)} attributes, and recognised", size=10.5, color=INK
     )
 
-    rows = [(plain(k.name), k.score, UNSEEN if k.side == "unseen" else SEEN) for k in answer.classes]
+    rows = [(shown_class(k.name), k.score, UNSEEN if k.side == "unseen" else SEEN) for k in answer.classes]
     bars(figure.add_axes((0.485, 0.56, 0.165, 0.31)), f"best {SHOWN} of {len(trained.classes)} classes", rows, 1)
     figure.text(0.485, 0.505, "blue: unseen, grey: seen in training", size=9, color=GREY)
     parts = [
@@ -81,11 +76,13 @@ def main() -> None:
     ]
     bars(figure.add_axes((0.485, 0.1, 0.165, 0.25)), f"its score {answer.classes[0].score:.1f} is the sum of", parts, 1)
     best = attributes.topk(SHOWN).indices.tolist()
-    rows = [(plain(trained.attributes[k]), float(attributes[k]), UNSEEN) for k in best]
+    rows = [(shown_attribute(trained.attributes[k]), float(attributes[k]), UNSEEN) for k in best]
     bars(figure.add_axes((0.862, 0.56, 0.135, 0.31)), "attributes that spoke most for it", rows, 2)
     members = trained.space.seen.tolist()
     most = seen.abs().topk(SHOWN).indices.tolist()
-    rows = [(plain(trained.classes[members[s]]), float(seen[s]), UNSEEN if seen[s] > 0 else AGAINST) for s in most]
+    rows = [
+        (shown_class(trained.classes[members[s]]), float(seen[s]), UNSEEN if seen[s] > 0 else AGAINST) for s in most
+    ]
     bars(figure.add_axes((0.862, 0.04, 0.135, 0.31)), "seen classes it is most like (or unlike)", rows, 1)
     figure.savefig(Path(__file__).with_name("reasons.png"), metadata={"Software": None})
 

@@ -13,7 +13,7 @@ from PIL import Image
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
 from core.reporting.attention import attention_figure, best_median_worst, grid_of, margins_of, panel_of
-from core.reporting.canvas import MISSING, printable
+from core.reporting.canvas import MISSING, printable, wrapped
 from core.reporting.figures import (
     Curve,
     _along_rays,
@@ -116,6 +116,25 @@ def test_names_that_a_font_lacks_are_replaced_where_one_sees_it():
     assert printable("x" * 50, 10) == "x" * 9 + "…"
 
 
+def test_a_long_text_is_wrapped_and_no_formula_appears_at_a_break():
+    assert wrapped("vsmr takes unseen classes for", 12) == "vsmr takes\nunseen\nclasses for"
+    lines = wrapped("$" * 99, 9).split("\n")
+    assert len(lines) == 3 and all(line.replace(r"\$", "").strip("…") == "" for line in lines)
+
+
+def test_accuracy_by_class_says_what_is_left_of_the_seen_ones(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("core.reporting.figures.draw_per_class", lambda *_, names, **__: given.append(names))
+    for method, s in (("a", 0.5), ("b", 0.9)):
+        (tmp_path / method).mkdir()
+        table = pd.DataFrame(
+            {"class": ["u", "s", "t"], "side": ["unseen", "seen", "seen"], "accuracy": [0.1, s, s - 0.2]}
+        )
+        table.to_csv(tmp_path / method / "per_class.csv")
+    per_class_figure([tmp_path / "a"], [tmp_path / "b"], names=("vsmr", "dazle"), out=tmp_path / "p.png", title="t")
+    assert given == [("vsmr (S 40 %)", "dazle (S 80 %)")]
+
+
 def test_rays_meet_the_curve_where_it_is():
     # S 0.8 until U 0.6, then straight down
     curve = Curve(U=np.array([0.0, 0.6, 0.6]), S=np.array([0.8, 0.8, 0.0]))
@@ -136,7 +155,7 @@ def test_figures_read_what_a_run_left(tmp_path):
     assert read_curve(tmp_path / "vsmr").chosen == (0.4, 0.3)
     runs = {m: [tmp_path / m] for m in ("vsmr", "dazle")}
     calibration_figure(runs, tmp_path / "c.png", "t")
-    per_class_figure(runs, tmp_path / "p.png", "t", "dazle")
+    per_class_figure(*runs.values(), names=("vsmr", "dazle"), out=tmp_path / "p.png", title="t")
     assert (tmp_path / "c.png").stat().st_size > 0 and (tmp_path / "p.pdf").stat().st_size > 0
 
 
@@ -178,6 +197,19 @@ def test_growth_is_relative_and_its_ticks_can_be_read(tmp_path, monkeypatch):
         ends = [(getattr(box, f"{along}0"), getattr(box, f"{along}1")) for box in places]
         assert len(ends) >= 4 and all(a[1] < b[0] for a, b in itertools.pairwise(ends)), along
     assert "100k" in [tick.label1.get_text() for tick in panel.xaxis.get_major_ticks()]
+
+
+def test_ticks_of_learning_curves_do_not_touch(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("core.reporting.figures.save", lambda figure, out: drawn.append(figure))
+    sizes = (275, 550, 1100, 1180, 1187)  # the last three lie too close for labels of their own
+    frame = pd.DataFrame([{"method": "vsmr", "n": n, "AUSUC": 0.4, "split": 0} for n in sizes])
+    learning_curves_figure(frame, tmp_path / "l.png", x="n", title="t")
+    drawn[0].draw_without_rendering()
+    labels = [tick.label1 for tick in drawn[0].axes[0].xaxis.get_major_ticks() if tick.label1.get_text()]
+    assert [label.get_text() for label in labels] == ["275", "550", "1,187"]
+    ends = [(box.x0, box.x1) for box in (label.get_window_extent() for label in labels)]
+    assert all(a[1] < b[0] for a, b in itertools.pairwise(ends))
 
 
 def test_the_rule_that_picks_images():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.learning_curves import main, sizes_of, subset, table
-from benchmarks.validation import METRICS, best_on_fold
+from benchmarks.validation import METRICS, best_on_fold, config_of
 from core.experiments.identity import run_config
 from core.experiments.run import choose
 from core.features.feature_file import FeatureFile
@@ -76,7 +76,7 @@ def test_a_method_is_chosen_as_a_run_chooses_it(toy, tmp_path, method):
     inputs = inputs_of(toy)
     config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=1, epochs=2)
     chosen = choose(config, inputs, tmp_path)
-    best = best_on_fold(method, inputs, validation_fold(toy, inputs.w2v, 1), seed=1, epochs=2)
+    best = best_on_fold(config, inputs, validation_fold(toy, inputs.w2v, 1))
     assert best.metrics == pytest.approx(chosen["validation"])
     assert best.epoch == chosen["epochs"]
 
@@ -84,12 +84,12 @@ def test_a_method_is_chosen_as_a_run_chooses_it(toy, tmp_path, method):
 @pytest.mark.parametrize("method", ["dazle", "eszsl-prepared"])
 def test_what_is_kept_is_the_best_not_the_last(toy, method):
     """The model handed over gives the very metrics that it was chosen for."""
-    from benchmarks.validation import _scored
+    from core.experiments.run import _scored
     from core.training.evaluation import evaluate
 
     inputs = inputs_of(toy)
     fold = validation_fold(toy, inputs.w2v, 1)
-    best = best_on_fold(method, inputs, fold, seed=1, epochs=2)
+    best = best_on_fold(config_of(method, inputs, 1, 2, "float32"), inputs, fold)
     again = evaluate(_scored(best.method, inputs, fold), None)
     assert {m: getattr(again, m) for m in METRICS} == pytest.approx(best.metrics)
 
@@ -135,6 +135,10 @@ def test_the_command_reads_no_test_image(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "learning_curves.md").read_text() == capsys.readouterr().out
     for kind in ("png", "pdf"):
         assert (tmp_path / "out" / f"learning_curves_classes.{kind}").stat().st_size > 1000
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    monkeypatch.setattr("benchmarks.validation.train", None)  # nothing is trained again
+    assert main([*flags, "--classes", "10", "20", "--images-per-class", "1", "--out", str(tmp_path / "out")]) == 0
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
     with pytest.raises(UserError, match="--classes 9999: the validation splits have"):
         main([*flags, "--classes", "9999", "--out", str(tmp_path / "out")])
 

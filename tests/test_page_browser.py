@@ -214,6 +214,17 @@ def test_it_saves_figures_and_numbers(opened):
     assert sum(added) == pytest.approx(best[1], abs=1e-3) and f'"{best[0]}"' in lines[1]
 
 
+def test_class_names_are_shown_for_people_and_saved_as_in_the_data(opened):
+    trained, items = made(names=[f"{c + 1:03d}.Some_{'abcdefghijk'[c]}+bird" for c in range(11)])
+    browser = opened(trained, items)
+    shown = browser.execute_script("return document.body.textContent")
+    assert "Some a bird" in shown and "Some k bird" in shown and "_b+" not in shown  # but for the title, which is given
+    lines = download(browser, "csv").decode("utf-8-sig").splitlines()
+    names = {line.split(",")[3].strip('"') for line in lines if '"class"' in line.split(",")[2]}
+    assert {name for name in names if name} == {name for name in trained.classes[:7]}
+    assert all(line.split(",")[1].strip('"') in trained.classes for line in lines[1:])
+
+
 def test_key_points_are_hit_or_missed(opened):
     trained, items = made()
     browser = opened(trained, items)

@@ -17,7 +17,14 @@ from core.features.images import Transform
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
 from core.method import AttentionOutput, Method, ZeroShotModel
-from core.reporting.part_places import attribute_groups, group_of, own_over_others, read_parts, shown_groups
+from core.reporting.part_places import (
+    attribute_groups,
+    group_of,
+    own_and_others,
+    ratio_of,
+    read_parts,
+    shown_groups,
+)
 from core.reporting.parts_figure import side_by_side
 from tests.helpers_xlsa17 import draw, paint
 
@@ -101,6 +108,10 @@ def test_names_say_the_part():
         shown_groups(["has_size::y"], KEY_POINTS)
 
 
+def own_over_others(*given):
+    return ratio_of([own_and_others(*given)])
+
+
 def test_own_over_others_by_hand(one):
     _, read = one
     theta = np.full((1, 100, 3), 0.01)
@@ -159,7 +170,7 @@ def drawn(tmp_path_factory):
     return root
 
 
-def knowing(name, inputs, fold, **_):
+def knowing(config, inputs, fold):
     """In place of training: the model that looks at the right cell."""
     which = attribute_groups(inputs.attribute_names, GROUPS)
     return Best(method=Method(model=Knowing(which), phases=[]), metrics={}, epoch=0)
@@ -186,6 +197,23 @@ def test_a_whole_run(drawn, tmp_path):
     rows = pd.read_csv(tmp_path / "localisation.csv")
     assert {"vsmr", "dazle"} < set(rows.point) and rows.share.between(0, 1).all()
     assert rows.own_over_others[rows.point == "dazle"].notna().all()
+
+
+def test_blocks_of_any_size_give_the_same_and_nothing_is_measured_twice(drawn, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "best_on_fold", knowing)
+    largest, real = [], command.predicted_points
+    monkeypatch.setattr(command, "predicted_points", lambda theta, *a: (largest.append(len(theta)), real(theta, *a))[1])
+    for batch in ("3", "1000"):
+        assert main(flags(drawn, tmp_path / batch, "--methods", "vsmr", "--batch", batch, "--splits", "2")) == 0
+    assert sorted(set(largest))[0] <= 3 and max(largest[: len(largest) - 2]) <= 3  # θ of no more images is held
+    one, other = (pd.read_csv(tmp_path / batch / "localisation.csv") for batch in ("3", "1000"))
+    pd.testing.assert_frame_equal(one, other, rtol=1e-5)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "3").rglob("*") if p.is_file()}
+    monkeypatch.setattr(command, "best_on_fold", None)
+    assert main(flags(drawn, tmp_path / "3", "--methods", "vsmr", "--splits", "2")) == 0
+    assert {p.name: p.read_bytes() for p in (tmp_path / "3").rglob("*") if p.is_file()} == before
+    with pytest.raises(UserError, match="with other precision"):
+        main(flags(drawn, tmp_path / "3", "--methods", "vsmr", "--precision", "bfloat16"))
 
 
 def test_what_cannot_be_measured_is_refused(drawn, tmp_path):

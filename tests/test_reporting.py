@@ -12,45 +12,7 @@ from core.reporting.figures import forest_figure
 from core.reporting.report import OverClassesTable, published, write_report
 from core.reporting.rows import as_frame, read_summary
 from core.reporting.tables import AUSUC, LEGEND, all_tables, table
-
-METRICS = {"T1": 0.7, "U": 0.5, "S": 0.6, "H": 0.55, "AUSUC": 0.4}
-
-
-def row(method="vsmr", seed=0, up=0.0, **changes):
-    """One run as summary.csv holds it."""
-    made = {
-        "dataset": "CUB",
-        "method": method,
-        "ablation": "",
-        "seed": seed,
-        "backbone": "ResNet_101",
-        "regions": "49 regions",
-        "input_size": 224,
-        "features": "",
-        "features_sha256": "f1",
-        "vectors_sha256": "v1",
-        "split_sha256": "s1",
-        "precision": "float32",
-        "recipe": "{}",
-        "code": "c1",
-        "method_code": f"m-{method}",
-        "pretraining_saw_unseen": "no",
-        "finetuned": False,
-        "most_epochs": 20,
-        "epochs": 5 + seed,
-        "cut_off": "",
-        "gamma": 0.5,
-        "H_gamma0": 0.31,
-        "H_best": 0.58,
-        "configurations": 3,
-        "seconds": 10.0,
-        "device": "cpu",
-        "torch": "2",
-        "notes": "",
-    }
-    shift = up + 0.01 * seed
-    made |= {k: v + shift for k, v in METRICS.items()} | {f"val_{k}": v + shift for k, v in METRICS.items()}
-    return made | changes
+from tests.helpers_reporting import METRICS, row
 
 
 def lines_with(text, *words):
@@ -209,9 +171,9 @@ def test_differences_over_classes_are_drawn_in_points(tmp_path, monkeypatch):
 
     monkeypatch.setattr("core.reporting.report.forest_figure", draw)
     write_report(tmp_path)
-    assert {f.suffix for f in (tmp_path / "figures").glob("forest_CUB_ResNet_101_49 regions_f1.*")} == {".png", ".pdf"}
+    assert {f.suffix for f in (tmp_path / "figures").glob("forest_CUB_ResNet_101_49-regions_*")} == {".png", ".pdf"}
     difference = Interval(mean=2.0, low=-1.0, high=5.0)
-    assert asked == [{"dazle": {"T1": difference, "H, best γ": difference, "AUSUC": difference}}]
+    assert asked == [{"dazle; 1 seed": {"T1": difference, "H, best γ": difference, "AUSUC": difference}}]
 
 
 def test_hostile_names_stay_in_their_cell():

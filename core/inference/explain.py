@@ -52,15 +52,6 @@ class Explanation:
         """(S,) what each seen class adds to the score of class ``of``, either sign; None: no mixture in this method."""
         return None if self.h is None or self.mixture is None else self.h[image] * self.mixture[of]
 
-    def summed(self) -> Tensor:
-        """(B,C) the parts added up: equal to ``scores``."""
-        if self.g is None or self.z is None:
-            raise ValueError("the scores of this method do not split over attributes")
-        total = self.g @ self.z.T
-        if self.h is not None and self.mixture is not None:
-            total = total + self.h @ self.mixture.T
-        return total if self.own is None else total + self.own
-
     def described(self, att: Tensor) -> Tensor:
         """(B,N) scores of classes without training images, from their attributes att (N,K) alone.
 

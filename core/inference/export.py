@@ -21,7 +21,7 @@ from core.features.regions import unit_regions
 from core.files.atomic import atomic_path
 from core.files.errors import UserError
 from core.inference.predictor import Predictor
-from core.inference.trained import Trained
+from core.inference.trained import Trained, grid_said
 
 TOLERANCE = 1e-4  # of the largest score
 _NEEDED = ("onnx", "onnxscript")
@@ -126,8 +126,7 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
 
 def grid_of(trained: Trained) -> tuple[int, int]:
     """Rows and columns of the regions, from the checkpoint."""
-    h, _, w = str(trained.backbone.get("regions", "")).partition("x")
-    return (int(h), int(w)) if h.isdigit() and w.isdigit() else (1, trained.shape[0])
+    return grid_said(str(trained.backbone.get("regions", ""))) or (1, trained.shape[0])
 
 
 def _describe(path: Path, predictor: Predictor, with_backbone: bool) -> None:

@@ -172,3 +172,9 @@ def checkpoint_of(folder: Path) -> Path:
     if any((folder / name).exists() for name in ("log.jsonl", "validation.state", "refit.state", "run.lock")):
         raise UserError(f"the run in {folder} is not finished; run the same command again, and it continues")
     raise UserError(f"{folder} holds no checkpoint.safetensors: it is not the folder of a finished run")
+
+
+def grid_said(regions: str) -> tuple[int, int] | None:
+    """Rows and columns of the regions as a feature file's provenance says them (``7x7``); None where it says none."""
+    h, _, w = regions.partition("x")
+    return (int(h), int(w)) if h.isdigit() and w.isdigit() else None

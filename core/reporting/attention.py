@@ -16,6 +16,7 @@ from matplotlib.colors import Normalize
 
 from core.files.errors import UserError
 from core.reporting.canvas import canvas, drawing, printable, save
+from core.reporting.names import shown_attribute, shown_class
 
 RULE = "images by the margin of the true class's calibrated score over the best other class: highest, median, lowest"
 _MAP = "viridis"  # equal steps look equal, in grey too
@@ -95,11 +96,6 @@ def panel_of(
     )
 
 
-def _plain(name: str) -> str:
-    """``bill color: grey`` of ``has_bill_color::grey``."""
-    return name.removeprefix("has_").replace("::", ": ").replace("_", " ")
-
-
 def attention_figure(
     panels: Sequence[Panel],
     out: Path,
@@ -126,8 +122,8 @@ def attention_figure(
             right = panel.true == panel.predicted
             row[0].imshow(panel.picture)
             row[0].set_title(
-                f"{printable(panel.says, 30)}\ntrue: {printable(panel.true, 20)}\n"
-                f"predicted: {'the same' if right else printable(panel.predicted, 16)}",
+                f"{printable(panel.says, 30)}\ntrue: {printable(shown_class(panel.true), 25)}\n"
+                f"predicted: {'the same' if right else printable(shown_class(panel.predicted), 20)}",
                 fontsize=6.5,
                 loc="left",
                 color="black" if right else "#B00020",
@@ -149,7 +145,7 @@ def attention_figure(
                 axis.hlines(np.arange(1, h) * height / h, 0, width, color="white", linewidth=0.25, alpha=0.6)
                 axis.vlines(np.arange(1, w) * width / w, 0, height, color="white", linewidth=0.25, alpha=0.6)
                 axis.set_title(
-                    f"{printable(_plain(name), 26)}\n{value:+.3g} · peak {100 * heat.max():.1f} %",
+                    f"{printable(shown_attribute(name), 30)}\n{value:+.3g} · peak {100 * heat.max():.1f} %",
                     fontsize=6.5,
                     loc="left",
                 )

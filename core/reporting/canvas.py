@@ -6,6 +6,7 @@ No global state of matplotlib is touched: no backend is chosen and no setting ou
 from __future__ import annotations
 
 import functools
+import textwrap
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from core.files.atomic import atomic_path
 
 # Okabe and Ito's palette, told apart with any colour vision; markers and dashes tell lines apart without colour
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 3)))
 MISSING = "\ufffd"  # in place of a letter that the font lacks
 _DPI = 150
@@ -61,14 +62,25 @@ def _letters() -> frozenset[int]:
 
 def printable(text: str, longest: int = 40) -> str:
     """``text`` as a figure can show it: letters that the font lacks replaced by �, cut at ``longest``, no formulas."""
+    return _plain(_cut(text, longest))
+
+
+def wrapped(text: str, width: int) -> str:
+    """:func:`printable` in lines of that many letters, three at most: for titles and legends."""
+    return "\n".join(map(_plain, textwrap.wrap(_cut(text, 3 * width - 6), width)))
+
+
+def _cut(text: str, longest: int) -> str:
     shown = []
     for letter in text:
         hidden = unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Co", "Cn")
         shown.append(MISSING if hidden or ord(letter) not in _letters() else letter)
     cut = "".join(shown)
-    if len(cut) > longest:
-        cut = cut[: longest - 1] + "…"
-    return cut.replace("$", r"\$")
+    return f"{cut[: longest - 1]}…" if len(cut) > longest else cut
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")
 
 
 def style(number: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,12 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFo
 from core.experiments.statistics import Interval
 from core.files.atomic import read_json
 from core.files.errors import UserError
-from core.reporting.canvas import canvas, drawing, printable, save, style
+from core.reporting.canvas import canvas, drawing, printable, save, style, wrapped
+from core.reporting.names import shown_class
+from core.reporting.rows import OURS
 
-OURS = "vsmr"  # drawn first and thickest
 _NAMES = {"class": str, "predicted": str}  # classes named 1, 2, ... stay names
+_LEGEND = 30  # letters in a line of a legend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +41,13 @@ def read_curve(folder: Path) -> Curve:
     return Curve(U=curve.U.to_numpy(), S=curve.S.to_numpy(), chosen=chosen)
 
 
+def is_ours(label: str) -> bool:
+    """Whether a label is our method's, drawn first and thickest: ``vsmr``, also with more (``vsmr (lr=0.0006)``)."""
+    return re.match(rf"{OURS}(?![\w-])", label) is not None
+
+
 def _ours_first(names: Sequence[str]) -> list[str]:
-    return sorted(names, key=lambda name: name != OURS)
+    return sorted(names, key=lambda name: not is_ours(name))
 
 
 def calibration_figure(runs: Mapping[str, Sequence[Path | Curve]], out: Path, title: str) -> None:
@@ -63,7 +71,7 @@ def calibration_figure(runs: Mapping[str, Sequence[Path | Curve]], out: Path, ti
             mean, spread = radii.mean(axis=0), radii.std(axis=0, ddof=1) if len(radii) > 1 else 0 * radii[0]
             look = style(number)
             marker = look.pop("marker")
-            wide = 2.4 if method == OURS else 1.3
+            wide = 2.4 if is_ours(method) else 1.3
             x, y = (100 * mean * f(angles) for f in (np.cos, np.sin))
             axis.plot(x, y, linewidth=wide, zorder=3, **look)
             if len(radii) > 1:
@@ -92,10 +100,10 @@ def calibration_figure(runs: Mapping[str, Sequence[Path | Curve]], out: Path, ti
                 markersize=7,
                 marker=marker if len(chosen) else "",
                 **look,
-                label=printable(method),
+                label=wrapped(method, _LEGEND),
             )
         axis.set(xlabel="U, unseen classes (%)", ylabel="S, seen classes (%)", xlim=(0, 100), ylim=(0, 100))
-        axis.set_title(printable(title, 90), fontsize=10)
+        figure.suptitle(wrapped(title, 80), fontsize=10)
         axis.set_aspect("equal")
         several = max(len(r) for r in runs.values()) > 1
         marks = "marker: γ as chosen\n" + ("small: each seed\nband: ± 1 standard deviation" if several else "")
@@ -129,15 +137,21 @@ def _equal_harmonic_means(axis: Any) -> None:
         axis.text(at, h * at / (2 * at - h), f"H {h}", fontsize=6.5, color="0.4", bbox=blank, **place)
 
 
-def per_class_figure(runs: Mapping[str, Sequence[Path]], out: Path, title: str, against: str) -> None:
-    """Accuracy of each unseen class, mean over seeds: vsmr (bars) against another method (dots), best class first.
+def per_class_figure(
+    ours: Sequence[Path], other: Sequence[Path], *, names: tuple[str, str], out: Path, title: str
+) -> None:
+    """Accuracy of each unseen class, mean over seeds: one method (bars) against another (dots), best class first.
+
+    Each at the γ it was measured with, and a larger γ buys one side with the other: the legend says S beside it.
 
     Args:
-        runs: method -> its run folders, each with a per_class.csv; ``vsmr`` and ``against`` among them.
+        ours, other: run folders of the two methods, each with a per_class.csv.
+        names: of the two in the legend, with what must be known of them.
     """
-    tables = {m: pd.concat([pd.read_csv(f / "per_class.csv") for f in runs[m]]) for m in (OURS, against)}
-    means = {m: t[t.side == "unseen"].groupby("class").accuracy.mean() for m, t in tables.items()}
-    draw_per_class(means[OURS], means[against], names=(OURS, against), out=out, title=title)
+    tables = [pd.concat([_of_run(run, "per_class.csv") for run in runs]) for runs in (ours, other)]
+    seen, unseen = ([t[t.side == s].groupby("class").accuracy.mean() for t in tables] for s in ("seen", "unseen"))
+    mine, others = (f"{n} (S {100 * s.mean():.0f} %)" if len(s) else n for n, s in zip(names, seen, strict=True))
+    draw_per_class(*unseen, names=(mine, others), out=out, title=title)
 
 
 def draw_per_class(ours: pd.Series, other: pd.Series, *, names: tuple[str, str], out: Path, title: str) -> None:
@@ -149,19 +163,20 @@ def draw_per_class(ours: pd.Series, other: pd.Series, *, names: tuple[str, str],
     with drawing():
         figure, axes = canvas(6.4, 1.3 + 0.17 * len(order))
         axis = axes[0, 0]
-        axis.barh(at, a, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6, height=0.72, label=printable(names[0]))
+        axis.barh(at, a, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6, height=0.72, label=wrapped(names[0], 44))
         axis.hlines(at, np.minimum(a, b), np.maximum(a, b), color="0.35", linewidth=0.7)
         look = {"color": "#D55E00", "markersize": 4.2, "markeredgecolor": "white", "clip_on": False}  # whole at 0 too
-        axis.plot(b, at, "D", label=printable(names[1]), **look)
+        axis.plot(b, at, "D", label=wrapped(names[1], 44), **look)
         axis.axhline(len(order) - 0.2, color="0.6", linewidth=0.6)
-        axis.set_yticks(at, [*(printable(str(n), 32) for n in order), "mean of classes"], fontsize=6.5)
+        axis.set_yticks(at, [*(_named(n) for n in order), "mean of classes"], fontsize=6.5)
         axis.set(xlim=(0, 102), ylim=(-0.7, len(order) + 1.3))
-        axis.set_xlabel("accuracy among all classes (%)", fontsize=8.5)
+        axis.set_xlabel("accuracy among all classes, each method at its γ (%)", fontsize=8.5)
         axis.tick_params(axis="x", labelsize=7.5)
-        axis.set_title(printable(title, 90), fontsize=9)
+        figure.suptitle(wrapped(title, 84), fontsize=9)
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         axis.set_axisbelow(True)
-        figure.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside lower right", ncols=2, frameon=False)
+        handles, labels = axis.get_legend_handles_labels()  # the line comes first there, and the bars are what is read
+        figure.legend(handles[::-1], labels[::-1], fontsize=8, loc="outside lower right", ncols=2, frameon=False)
         save(figure, out)
 
 
@@ -189,14 +204,20 @@ def confusion_figure(runs: Sequence[Path], out: Path, title: str, most: int = 25
             axis.barh(at[here], 100 * pairs.mean(axis=1).to_numpy()[here], label=label, **bars)
         if len(runs) > 1:
             for number in range(len(runs)):
-                look = {"markersize": 2.6, "label": "each seed" if number == 0 else "_"}
-                axis.plot(100 * pairs.iloc[:, number], at, "ok", markeredgewidth=0, alpha=0.65, **look)
-        names = [f"{printable(str(true), 32)} → {printable(str(predicted), 32)}" for true, predicted in pairs.index]
+                look = {
+                    "markersize": 4,
+                    "markeredgecolor": "white",
+                    "markeredgewidth": 0.5,
+                    "clip_on": False,
+                    "zorder": 3,
+                }
+                axis.plot(100 * pairs.iloc[:, number], at, "ok", label="each seed" if number == 0 else "_", **look)
+        names = [f"{_named(true)} → {_named(predicted)}" for true, predicted in pairs.index]
         axis.set_yticks(at, names, fontsize=6.5)
         axis.set(xlim=(0, None), ylim=(-0.7, len(pairs) - 0.3))
         axis.set_xlabel("images of the class on the left (%)", fontsize=8.5)
         axis.tick_params(axis="x", labelsize=7.5)
-        figure.suptitle(printable(title, 90), fontsize=9)  # over names and bars: the names take half the width
+        figure.suptitle(wrapped(title, 90), fontsize=9)  # over names and bars: the names take half the width
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         axis.set_axisbelow(True)
         figure.legend(
@@ -209,10 +230,7 @@ def _confused(runs: Sequence[Path], most: int) -> tuple[pd.DataFrame, set[str]]:
     """Shares of the commonest pairs (unseen class, class taken for it) in each run, worst first; the seen classes."""
     shares, seen = [], set()
     for run in runs:
-        try:
-            confusion, classes = (pd.read_csv(run / name, dtype=_NAMES) for name in ("confusion.csv", "per_class.csv"))
-        except OSError as error:
-            raise UserError(f"{error.filename} cannot be read ({error.strerror}); repeat the run") from error
+        confusion, classes = (_of_run(run, name) for name in ("confusion.csv", "per_class.csv"))
         seen |= set(classes["class"][classes.side == "seen"])
         rows = confusion[~confusion["class"].isin(seen)]
         share = rows.images / rows.groupby("class").images.transform("sum")
@@ -221,6 +239,18 @@ def _confused(runs: Sequence[Path], most: int) -> tuple[pd.DataFrame, set[str]]:
     pairs = pairs[[true != predicted for true, predicted in pairs.index]]
     order = np.argsort(-pairs.mean(axis=1).to_numpy(), kind="stable")
     return pairs.iloc[order[:most]], seen
+
+
+def _of_run(run: Path, name: str) -> pd.DataFrame:
+    """A table that a run left; a class called NA or null is a class."""
+    try:
+        return pd.read_csv(run / name, dtype=_NAMES, keep_default_na=False)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}); repeat the run") from error
+
+
+def _named(name: str) -> str:
+    return printable(shown_class(str(name)), 32)
 
 
 def forest_figure(
@@ -250,7 +280,7 @@ def forest_figure(
                 label = f"{d.mean:+.1f}"
                 axis.annotate(label, (d.mean, y), (0, 5), textcoords="offset points", ha="center", fontsize=6.5)
             axis.set_title(printable(metric), fontsize=9)
-            axis.set_xlabel("points", fontsize=8)
+            axis.set_xlabel("percentage points", fontsize=8)
             axis.tick_params(labelsize=7.5)
             axis.set_ylim(-0.6, len(methods) - 0.3)
             axis.margins(x=0.08)
@@ -258,7 +288,7 @@ def forest_figure(
             axis.set_axisbelow(True)
         axes[0, 0].set_yticks(at, [printable(m, 36) for m in methods], fontsize=8)
         note = f"{printable(of)} minus each, {printable(paired)}; 95 % intervals, hollow: not significant"
-        figure.suptitle(f"{printable(title, 80)}\n{note}", fontsize=9)
+        figure.suptitle(f"{wrapped(title, 80)}\n{note}", fontsize=9)
         save(figure, out)
 
 
@@ -279,13 +309,13 @@ def learning_curves_figure(
         for number, method in enumerate(methods):
             groups = frame[frame.method == method].groupby(x)[y]
             mean, spread = 100 * groups.mean(), 100 * groups.std().fillna(0)
-            wide = 2.2 if method == OURS else 1.2
+            wide = 2.2 if is_ours(str(method)) else 1.2
             shift = 1 + 0.012 * (number - (len(methods) - 1) / 2)  # whiskers side by side
             axis.errorbar(
                 mean.index * shift,
                 mean,
                 spread,
-                label=printable(str(method)),
+                label=wrapped(str(method), _LEGEND),
                 linewidth=wide,
                 markersize=5.5,
                 markeredgecolor="white",
@@ -294,13 +324,25 @@ def learning_curves_figure(
                 **style(number),
             )
         axis.set_xscale("log")
-        axis.set_xticks(sizes, [f"{s:,}" for s in sizes])
+        axis.set_xticks(sizes, _apart(sizes))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.set(xlabel=printable(label or x, 60), ylabel=f"{y} (%)")
-        axis.set_title(printable(title, 80), fontsize=10)
+        figure.suptitle(wrapped(title, 64), fontsize=10)
         axis.grid(color="0.92", linewidth=0.6)
-        axis.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        whiskers = "whiskers: ± 1 standard\ndeviation" if frame.groupby(["method", x]).size().max() > 1 else None
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        axis.legend(title=whiskers, fontsize=8, title_fontsize=7, frameon=False, **place).set_alignment("left")
         save(figure, out)
+
+
+def _apart(sizes: np.ndarray) -> list[str]:
+    """Labels of ticks on a logarithmic axis: from the largest down, those that would touch the one before have none."""
+    labels, last, room = [], np.inf, 0.11 * np.log(sizes[-1] / sizes[0])
+    for size in sizes[::-1]:
+        free = np.log(last / size) >= room
+        labels.append(f"{size:,}" if free else "")
+        last = size if free else last
+    return labels[::-1]
 
 
 def growth_figure(curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], out: Path) -> None:

@@ -42,7 +42,7 @@ def attention_on_parts(
     Returns:
         One row a part: ``pairs`` counted, ``own`` the mean share of attention on the part, ``chance`` what uniform
         attention would have there, ``others`` what the attributes of all other parts have there (which rules out that
-        attention merely falls on the creature). NaN where there is nothing to count.
+        attention merely falls on the creature), the mean over ``other_pairs``. NaN where there is nothing to count.
     """
     B, R, K = theta.shape
     h, w = grid_of(R, grid)
@@ -62,6 +62,7 @@ def attention_on_parts(
                 "own": _mean(mass[mine]),
                 "chance": _mean(uniform[mine]),
                 "others": _mean(mass[other]),
+                "other_pairs": int(other.sum()),
             }
         )
     return pd.DataFrame(rows)
@@ -74,7 +75,7 @@ def _near(place: np.ndarray, cells: int) -> np.ndarray:
 
 
 def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if values.size else float("nan")
+    return float(values.mean(dtype=np.float64)) if values.size else float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,10 @@ class Parts:
     groups: Sequence[Sequence[int]]  # G lists of key points: the parts of a group, such as both eyes of the head
     size: np.ndarray  # (N,2) width and height of the object, as shares of the image's
     labels: np.ndarray  # (N,) class numbers
+
+    def of(self, images: np.ndarray | slice) -> Parts:
+        """The parts of some of the images."""
+        return Parts(points=self.points[images], groups=self.groups, size=self.size[images], labels=self.labels[images])
 
     @property
     def visible(self) -> np.ndarray:

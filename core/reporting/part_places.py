@@ -141,26 +141,43 @@ def _zoom(path: Path, transform: Transform) -> float:
         return transform.resize / transform.crop / min(image.size)
 
 
-def own_over_others(
+def own_and_others(
     theta: np.ndarray, parts: Parts, attribute_group: np.ndarray, present: np.ndarray, grid: tuple[int, int]
-) -> float:
-    """Attention within one region of an attribute's own key points, over what attributes of other parts have there.
-
-    Mean over all pairs of a visible key point and an attribute of a part that the image's class has; attributes of no
-    part are left out. 1: attention on a part does not depend on what the attribute is of.
+) -> pd.DataFrame:
+    """Attention within one region of each key point: of attributes of its own part and of those of other parts.
 
     Args:
-        theta: (N,R,K) region weights.
-        attribute_group: (K,) number in ``parts.groups``; -1: of none.
+        theta: (N,R,K) region weights; those of many images are too many to hold, so blocks of images may be given one
+            after another and their tables together to :func:`ratio_of`.
+        attribute_group: (K,) number in ``parts.groups``; -1: of none, left out.
         present: (N,K) whether the image's class has the attribute.
+
+    Returns:
+        One row a key point of a group, as of :func:`core.reporting.localisation.attention_on_parts`.
     """
     tables = []
     of_parts = present & (attribute_group >= 0)
     for group, members in enumerate(parts.groups):
         mine = np.where(attribute_group == group, 0, 1)
-        tables += [attention_on_parts(theta, parts.points[:, [p]], mine, of_parts, grid) for p in members]
-    table = pd.concat(tables).dropna()
-    if table.empty:
+        for point in members:
+            found = attention_on_parts(theta, parts.points[:, [point]], mine, of_parts, grid)
+            tables.append(found.assign(part=point))
+    return pd.concat(tables, ignore_index=True)
+
+
+def ratio_of(tables: Sequence[pd.DataFrame]) -> float:
+    """own/others: the mean over all pairs of a visible key point and an attribute of a part that the class has.
+
+    1: attention on a part does not depend on what the attribute is of.
+
+    Raises:
+        UserError: there is no such pair.
+    """
+    rows = pd.concat(tables)
+    own, others = rows.own.fillna(0) * rows.pairs, rows.others.fillna(0) * rows.other_pairs
+    points = rows[["part", "pairs", "other_pairs"]].assign(own=own, others=others).groupby("part").sum()
+    points = points[(points.pairs > 0) & (points.other_pairs > 0)]
+    if points.empty:
         raise UserError("no image shows a part of which its class has an attribute")
-    own, others = ((table[name] * table.pairs).sum() / table.pairs.sum() for name in ("own", "others"))
-    return float(own / others)
+    own, others = points.own.sum(), (points.others / points.other_pairs * points.pairs).sum()
+    return float(np.divide(own, others))

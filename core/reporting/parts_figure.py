@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from core.reporting.canvas import COLOURS, canvas, drawing, printable, save
 from core.reporting.localisation import Parts, hits
+from core.reporting.names import shown_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +63,9 @@ def parts_figure(
                         markeredgecolor="white" if hit else "black", markeredgewidth=0.8,
                     )  # fmt: skip
                 shown = np.isfinite(found).sum()
-                axis.set_title(
-                    f"{printable(photograph.name, 26)}\n{printable(method, 18)}: {np.nansum(found):.0f} of {shown}",
-                    fontsize=7,
-                    loc="left",
-                )
+                name = printable(shown_class(photograph.name), 26)
+                says = f"{name}\n{printable(method, 18)}: {np.nansum(found):.0f} of {shown}"
+                axis.set_title(says, fontsize=7, loc="left")
                 axis.set(xlim=(0, width), ylim=(height, 0))
                 axis.set_axis_off()
         plain: dict[str, Any] = {"linestyle": "none", "markeredgecolor": "white"}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +14,10 @@ import pandas as pd
 from core.experiments.statistics import Interval, bootstrap_over_classes, load_scores
 from core.files.atomic import atomic_path, write_bytes
 from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure
-from core.reporting.rows import Entry, as_frame, entries_of, read_summary, tables_of
-from core.reporting.tables import OURS, all_tables, ours_among
+from core.reporting.rows import TABLE, Entry, as_frame, entries_of, read_summary, tables_of
+from core.reporting.tables import OURS, all_tables, ours_among, telling
 
+log = logging.getLogger(__name__)
 SHOWN = {"T1": "T1", "H": "H, best γ", "AUSUC": "AUSUC"}  # in the forest figure; γ of H is chosen anew in every draw
 
 
@@ -35,8 +39,10 @@ def write_report(out: Path, docs: Path | None = None) -> str:
         write_bytes(docs / "results.csv", (out / "summary.csv").read_bytes())
         intervals.write(docs / "results_over_classes.csv")
         write_bytes(docs / "results.md", published(tables).encode())
-    for part in tables_of(as_frame(frame)):
-        _figures(out, part[part.ablation == ""], intervals)
+    groups = tables_of(as_frame(frame))
+    for part in groups:
+        alike = [other for other in groups if other.dataset.iloc[0] == part.dataset.iloc[0]]
+        _figures(out, part[part.ablation == ""], alike, intervals)
     return tables
 
 
@@ -87,28 +93,63 @@ class OverClassesTable:
             )
 
 
-def _figures(out: Path, part: pd.DataFrame, intervals: OverClassesTable) -> None:
+def _figures(out: Path, part: pd.DataFrame, alike: Sequence[pd.DataFrame], intervals: OverClassesTable) -> None:
     """Differences over classes, and where the run folders are there calibration curves, classes and their confusion."""
     if not len(part):
         return
     entries = sorted(entries_of(part), key=lambda e: -e.runs.AUSUC.mean())
     first = part.iloc[0]
-    name = f"{first.dataset}_{first.backbone}_{first.regions}_{first.features_sha256[:8]}.png"
-    title, folder = f"{first.dataset}, {first.backbone}, {first.regions}", out / "figures"
-    differences = _over_classes([e for e in entries if not e.cut_off], intervals)
-    if differences:
-        forest_figure(differences, folder / f"forest_{name}", title=title, paired="over test classes")
-    runs = {e.label: [out / str(path) for path in e.runs.folder] for e in entries} if "folder" in part else {}
-    runs = {label: fs for label, fs in runs.items() if all((f / "curve.csv").is_file() for f in fs)}
-    if not runs:
+    title = f"{first.dataset}, {first.backbone}, {first.regions}{telling(part, alike)}"
+    name, folder = figure_name(part), out / "figures"
+    full = [e for e in entries if not e.cut_off]
+    if differences := _over_classes(full, intervals):
+        forest_figure(differences, folder / f"forest_{name}.png", title=title, paired="over test classes")
+    elif ours_among(full) is None and any(e.method == OURS for e in full):
+        log.warning("%s: several rows of %s and none is as published, so no other is compared with it", title, OURS)
+    there = {e: [out / str(run) for run in e.runs.folder] for e in entries} if "folder" in part else {}
+    there = {e: runs for e, runs in there.items() if all((run / "curve.csv").is_file() for run in runs)}
+    if not there:
         return
-    calibration_figure(runs, folder / f"calibration_{name}", title)
-    if OURS in runs:
-        confusion_figure(runs[OURS], folder / f"confusion_{name}", f"{title}: what {OURS} takes unseen classes for")
-    others = [label for label in runs if label != OURS]
-    if OURS in runs and others:
-        against = "dazle" if "dazle" in others else others[0]
-        per_class_figure(runs, folder / f"per_class_{name}", f"{title}: unseen classes", against)
+    most = max(map(len, there.values()))
+    says = {e: _with_caveats(e, len(runs), most) for e, runs in there.items()}
+    calibration_figure({says[e]: runs for e, runs in there.items()}, folder / f"calibration_{name}.png", title)
+    ours = [e for e in there if e.method == OURS]
+    other = best_equal([e for e in there if e.method != OURS])
+    for mine in ours:  # several where settings or code differ: a figure each
+        own = f"{name}_{_digest(says[mine])}" if len(ours) > 1 else name
+        taken = f"{title}: what {says[mine]} takes unseen classes for"
+        confusion_figure(there[mine], folder / f"confusion_{own}.png", taken)
+        if other is not None:
+            per_class_figure(
+                there[mine],
+                there[other],
+                names=(says[mine], says[other]),
+                out=folder / f"per_class_{own}.png",
+                title=f"{title}: unseen classes",
+            )
+
+
+def figure_name(part: pd.DataFrame) -> str:
+    """What the figures of a table are called: no two tables share it, and it is the name of a file."""
+    first = part.iloc[0]
+    plain = "_".join(re.sub(r"[^\w.+-]+", "-", str(first[c])) for c in ("dataset", "backbone", "regions"))
+    return f"{plain[:100]}_{_digest(*(str(first[column]) for column in TABLE))}"
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
+
+
+def _with_caveats(entry: Entry, seeds: int, most: int) -> str:
+    """The label of an entry in a figure, with why it is no equal of the others there, where it is none."""
+    few = [f"{seeds} seed{'s' * (seeds > 1)}"] * (seeds < most)
+    cut = [f"cut off: {entry.cut_off}"] * bool(entry.cut_off)
+    return "; ".join([entry.label, *few, *cut, *["nothing validated"] * (not entry.runs.validated.all())])
+
+
+def best_equal(entries: Sequence[Entry]) -> Entry | None:
+    """The entry of the highest AUSUC among those that were not cut off; among all where every one was."""
+    return max(entries, key=lambda e: (not e.cut_off, e.runs.AUSUC.mean()), default=None)
 
 
 def _over_classes(entries: Sequence[Entry], intervals: OverClassesTable) -> dict[str, dict[str, Interval]]:
@@ -121,7 +162,9 @@ def _over_classes(entries: Sequence[Entry], intervals: OverClassesTable) -> dict
         shared = set(ours.runs.seed) & set(other.runs.seed) if other is not ours else set()
         drawn = intervals(*(e.runs[e.runs.seed.isin(shared)] for e in (ours, other))) if shared else None
         if drawn:
-            found[other.label] = {name: _points(drawn[metric]) for metric, name in SHOWN.items()}
+            found[_with_caveats(other, len(shared), len(ours.runs))] = {
+                name: _points(drawn[metric]) for metric, name in SHOWN.items()
+            }
     return found
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from core.files.errors import UserError
 
+OURS = "vsmr"  # the method that the others are compared with
 METRICS = ("T1", "U", "S", "H", "AUSUC")
 # a table holds runs that agree in all of these
 TABLE = (
@@ -50,7 +51,7 @@ PREPARED = "-prepared"  # ending of the baselines that are given vsmr's inputs; 
 
 def read_summary(path: Path) -> pd.DataFrame:
     """results/summary.csv as it is: one row a run, digests as text, "" where a text is missing."""
-    frame = pd.read_csv(path, dtype={column: str for column in _TEXT})
+    frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str))
     for column in frame.columns.intersection(_TEXT):
         frame[column] = frame[column].astype(object).where(frame[column].notna(), "")
     return frame
@@ -76,7 +77,7 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())  # one line, whatever a name holds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """Runs that differ in nothing but their seed: one line of a table."""
 

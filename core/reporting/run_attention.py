@@ -11,7 +11,7 @@ from core.datasets.registry import DATASETS
 from core.experiments.inputs import Inputs
 from core.features.images import load_image
 from core.files.errors import UserError
-from core.inference.trained import load_trained
+from core.inference.trained import grid_said, load_trained
 from core.reporting.attention import attention_figure, best_median_worst, margins_of, panel_of
 from core.training.evaluation import calibrated
 from core.training.loop import class_scores
@@ -30,8 +30,6 @@ def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path)
     trained = load_trained(run_folder, features.device)
     model = trained.model
     folder = image_folder(data_root, DATASETS[inputs.dataset])
-    h, _, w = inputs.provenance["regions"].partition("x")
-    grid = (int(h), int(w)) if h.isdigit() and w.isdigit() else None
     rows = metadata.test_unseen_loc
     sides = (trained.space.seen.cpu().numpy(), trained.space.unseen.cpu().numpy())
     scores = calibrated(class_scores(model, features, rows), *sides, trained.gamma)
@@ -58,7 +56,7 @@ def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path)
                 true=metadata.class_names[labels[i]],
                 predicted=metadata.class_names[predicted[i]],
                 says=f"{says}, margin {margins[i]:+.2f}",
-                grid=grid,
+                grid=grid_said(inputs.provenance["regions"]),
             )
         )
     title = f"{inputs.dataset}, {trained.config['method']}, test images of unseen classes"

@@ -15,7 +15,7 @@ from core.experiments.inputs import Inputs
 from core.features.images import FORMATS, Transform
 from core.files.errors import UserError
 from core.inference.page import IMAGES, Item, write_page
-from core.inference.trained import load_trained
+from core.inference.trained import grid_said, load_trained
 
 log = logging.getLogger(__name__)
 Points = list[tuple[str, float, float]]
@@ -29,7 +29,6 @@ def draw_page(run_folder: Path, inputs: Inputs, data_root: Path, out: Path) -> P
     """
     metadata, features = inputs.metadata, inputs.features
     folder = image_folder(data_root, DATASETS[inputs.dataset])
-    h, _, w = inputs.provenance["regions"].partition("x")
     transform = transform_of(inputs.provenance.get("transform", ""))
     rows = spread(np.concatenate([metadata.test_unseen_loc, metadata.test_seen_loc]), metadata.labels, IMAGES)
     names = [metadata.image_files[row] for row in rows]
@@ -46,7 +45,7 @@ def draw_page(run_folder: Path, inputs: Inputs, data_root: Path, out: Path) -> P
         load_trained(run_folder, features.device),
         items,
         out,
-        grid=(int(h), int(w)) if h.isdigit() and w.isdigit() else None,
+        grid=grid_said(inputs.provenance["regions"]),
         transform=transform,
         title=f"{inputs.dataset}, {inputs.provenance['name']}, test images",
     )

@@ -23,8 +23,8 @@ const Model = (function () {
     own: image.own && floats(image.own),
   }));
   const splits = Boolean(describer && images[0].g);
-  const classes = D.classes.map((name, c) => ({
-    name, number: c, side: seen.has(c) ? "seen" : "unseen", att: Float64Array.from(att.subarray(c * K, (c + 1) * K)),
+  const classes = D.shown.map((name, c) => ({
+    name, known: D.classes[c], number: c, side: seen.has(c) ? "seen" : "unseen", att: Float64Array.from(att.subarray(c * K, (c + 1) * K)),
   }));
   const lowest = att.reduce((a, b) => Math.min(a, b), 0) < 0 ? -100 : 0;
 
@@ -151,7 +151,7 @@ const Model = (function () {
     return best;
   }
   function add(name, values) {
-    const c = { name, number: nextNumber++, side: "unseen", added: true, att: Float64Array.from(values) };
+    const c = { name, known: name, number: nextNumber++, side: "unseen", added: true, att: Float64Array.from(values) };
     classes.push(c);
     return c;
   }
@@ -160,5 +160,5 @@ const Model = (function () {
     classes.splice(classes.indexOf(c), 1);
   }
   return { D, K, C, S, images, classes, splits, lowest, parts, score, ranking, rival, changed, flips, smallest, add,
-    remove, margin, ready, seenNames: D.seen.map((c) => D.classes[c]) };
+    remove, margin, ready, seenNames: D.seen.map((c) => D.shown[c]) };
 })();

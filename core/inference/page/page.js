@@ -282,7 +282,7 @@ function renderSaving() {
   const stem = `why-${String(state.image.number).padStart(4, "0")}`;
   const drawn = (then) => withMaps(state.image, (content) => {
     const c = state.chosen, rows = M.splits ? rowsOf(M.parts(state.image, c), [12, 8]) : M.ranking(state.image, state.among).slice(0, 12).map((r) => ({ name: r.c.name, value: r.score }));
-    const truth = state.image.truth === null ? "unknown" : D.classes[state.image.truth];
+    const truth = state.image.truth === null ? "unknown" : D.shown[state.image.truth];
     then(figure(`${D.title}: why ${c.name}?`, [`map: ${plain(D.attributes[state.attribute] || "")}`, `image: ${nameOf(state.image)}`, `true class: ${truth}`],
       content && content.picture, D.grid && content && state.map ? cellsOf(content) : null, D.grid, rows, M.splits ? M.score(state.image, c) : rows[0].value));
   });
@@ -299,8 +299,10 @@ function renderSaving() {
   const sheet = () => {
     const image = state.image, rows = [["image", "class", "kind", "name", "adds"]];
     const shown = M.splits ? rowsOf(M.parts(image, state.chosen), [M.K, M.S]) : [];
-    for (const r of shown) rows.push([nameOf(image), state.chosen.name, r.kind, r.kind === "attribute" ? D.attributes[r.i] : r.name, r.value]);
-    for (const r of M.ranking(image, state.among)) rows.push([nameOf(image), r.c.name, "score", "", r.score]);
+    /* the names of the data, not those that are shown: a table may be joined with others */
+    const known = (r) => (r.i < 0 ? r.name : r.kind === "attribute" ? D.attributes[r.i] : D.classes[D.seen[r.i]]);
+    for (const r of shown) rows.push([nameOf(image), state.chosen.known, r.kind, known(r), r.value]);
+    for (const r of M.ranking(image, state.among)) rows.push([nameOf(image), r.c.known, "score", "", r.score]);
     save(`${stem}.csv`, new Blob([csv(rows)], { type: "text/csv" }));
     say(`saved ${stem}.csv`);
   };
@@ -339,7 +341,7 @@ function begin() {
   byId("title").textContent = document.title = `Why this class? ${D.title}`;
   byId("about").textContent = `${M.images.length}${D.given > M.images.length ? ` of ${D.given}` : ""} images, ${D.seen.length} classes with training images, ${D.unseen.length} without, ${M.K} attributes. Arrow keys in the list go from image to image; hover over an attribute, or move to it by keyboard, to see its map.`;
   const known = [...new Set(M.images.map((i) => i.truth).filter((t) => t !== null))].sort((a, b) => a - b);
-  const filters = [["all", "all"], ...(known.length ? [["wrong", "wrongly named"], ["right", "rightly named"], ...known.map((t) => [`class ${t}`, D.classes[t].slice(0, 60)])] : [])];
+  const filters = [["all", "all"], ...(known.length ? [["wrong", "wrongly named"], ["right", "rightly named"], ...known.map((t) => [`class ${t}`, D.shown[t].slice(0, 60)])] : [])];
   byId("filter").append(...filters.map(([value, text]) => el("option", { value }, text)));
   byId("filter").addEventListener("change", list);
   byId("gallery").addEventListener("keydown", (e) => {

@@ -1,0 +1,19 @@
+"""Names as a person reads them in figures and on pages; tables, files and models keep the names of the data."""
+
+from __future__ import annotations
+
+import re
+
+
+def shown_class(name: str) -> str:
+    """A class's name without CUB's number before it, and with spaces where AWA2 and SUN write ``+`` and ``_``.
+
+    ``110.Geococcyx`` -> Geococcyx, ``grizzly+bear`` -> grizzly bear, ``access_road`` -> access road. Signs at an end
+    and numbers of another form are part of the name.
+    """
+    return re.sub(r"(?<=[^\W_])[+_]+(?=[^\W_])", " ", re.sub(r"^\d{3}\.(?=\D)", "", name))
+
+
+def shown_attribute(name: str) -> str:
+    """``bill color: grey`` of ``has_bill_color::grey``."""
+    return name.removeprefix("has_").replace("::", ": ").replace("_", " ")
