@@ -160,6 +160,8 @@ def test_help_and_what_is_missing(tmp_path: Path) -> None:
         ("class;red;blue\na;0,5;1\nb;1;0.5\n", "line 2: '0,5' has a decimal comma, but '0.5' in line 3 a point"),
         (b"class,red\na,1\nb\xe9,1\n", "line 3: not UTF-8"),
         (b"class,red\na,1\nb,\0\n", "line 3: a zero byte"),
+        ("class,red\na,1\n".encode("utf-32"), "line 1: a zero byte, as in no UTF-8 text; save the table"),
+        ("class,=a()\na,1\n", "line 1: '=a()' is no name of an attribute"),
     ],
 )
 def test_sheets_that_are_refused_with_their_line(tmp_path: Path, sheet: str | bytes, says: str) -> None:
