@@ -19,6 +19,7 @@ from core.method import AttentionOutput, ClassSpace, Images, Method, ZeroShotMod
 from core.preparation import Describer, prepared_attributes, signed_root
 
 GRID = tuple(10.0**power for power in range(-3, 4))  # the paper's range
+_PART = 4096  # images that are held in double precision at a time: 64 MB of 2048 channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Recipe:
 class ESZSL(ZeroShotModel):
     """The closed form; :meth:`decompose` once, then :meth:`solve` for any γ and λ."""
 
+    of_means = True
     z: Tensor
     seen: Tensor
     mean: Tensor
@@ -59,11 +61,15 @@ class ESZSL(ZeroShotModel):
         """Eigenvectors of XᵀX and ZᵀZ, and XᵀYZ, from pooled (N,D) and classes y (N,)."""
         if self.recipe.prepared:
             self.mean.copy_(signed_root(pooled).mean(dim=0))
-        X = self.inputs(pooled).double()
         Z = self.z[self.seen].double()
-        own = torch.zeros(len(self.z), X.shape[1], dtype=X.dtype, device=X.device).index_add_(0, y, X)[self.seen]
-        XYZ = (2 * own - X.sum(dim=0)).T @ Z  # (D,K)
-        lx, Qx = torch.linalg.eigh(X.T @ X)
+        own = Z.new_zeros(len(self.z), pooled.shape[1])  # (C,D) sums of each class
+        gram = Z.new_zeros(pooled.shape[1], pooled.shape[1])  # (D,D) XᵀX
+        for part, of in zip(pooled.split(_PART), y.split(_PART), strict=True):
+            X = self.inputs(part).double()
+            own.index_add_(0, of, X)
+            gram += X.T @ X
+        XYZ = (2 * own[self.seen] - own.sum(dim=0)).T @ Z  # (D,K)
+        lx, Qx = torch.linalg.eigh(gram)
         lz, Qz = torch.linalg.eigh(Z.T @ Z)
         self._parts = (lx, Qx, lz, Qz, Qx.T @ XYZ @ Qz)
 

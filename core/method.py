@@ -78,10 +78,12 @@ class ZeroShotModel(nn.Module, ABC):
     """Scores classes it has no training image of. All state that must survive a checkpoint is a parameter or a buffer.
 
     ``gamma`` is the model's own calibration, added to the scores of unseen classes where none was validated
-    (``--select last``): DAZLE's margin of +1 and -1 is 2, a model without one has 0.
+    (``--select last``): DAZLE's margin of +1 and -1 is 2, a model without one has 0. ``of_means``: scores depend on
+    regions through their mean alone; evaluation gives that as the one region, and reads an image once for all settings.
     """
 
     gamma: float = 0.0
+    of_means: bool = False
 
     @abstractmethod
     def class_scores(self, x: Tensor) -> Tensor:
@@ -215,8 +217,7 @@ def flag_of(name: str) -> str:
 
 def range_of(f: Field[Any]) -> str:
     """The range of a field in words; empty where any value of its type will do."""
-    m = f.metadata
-    words = []
+    m, words = f.metadata, []
     if m.get("within") is not None:
         words.append(f"between {m['within'][0]:g} and {m['within'][1]:g}")
     for key, word in (("above", "above"), ("at_least", "at least"), ("below", "below")):
@@ -233,8 +234,7 @@ def check_value(f: Field[Any], value: Any) -> None:
     """
     if value is None or isinstance(value, bool | str):
         return
-    m = f.metadata
-    low, high = m.get("within") or (-math.inf, math.inf)
+    low, high = (m := f.metadata).get("within") or (-math.inf, math.inf)
     inside = math.isfinite(value) and low <= value <= high and (m.get("at_least") is None or value >= m["at_least"])
     inside = inside and (m.get("above") is None or value > m["above"])
     inside = inside and (m.get("below") is None or value < m["below"])
@@ -260,16 +260,15 @@ def parse_value(recipe: type[Any], name: str, text: str) -> Any:
     if optional and text.lower() == "none":
         return None
     if kind is bool:
-        words = {True: ("1", "on", "true", "yes"), False: ("0", "off", "false", "no")}
-        known = {word: value for value, spelled in words.items() for word in spelled}
+        known = dict.fromkeys(("1", "on", "true", "yes"), True) | dict.fromkeys(("0", "off", "false", "no"), False)
         if text.lower() not in known:
             raise UserError(f"{flag_of(name)} {text}: on or off is needed")
         return known[text.lower()]
     try:
         value = kind(text)
     except ValueError:
-        word = {int: "a whole number", float: "a number"}[kind]
-        raise UserError(f"{flag_of(name)} {text}: {word} is needed{' (or none)' if optional else ''}") from None
+        word = ("a whole number" if kind is int else "a number") + " is needed" + (" (or none)" if optional else "")
+        raise UserError(f"{flag_of(name)} {text}: {word}") from None
     check_value(next(f for f in fields(recipe) if f.name == name), value)
     return value
 

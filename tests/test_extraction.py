@@ -20,10 +20,11 @@ from safetensors.torch import save_file
 from torchvision import transforms
 
 from core.commands.extract import main
+from core.commands.parser import DEVICE
 from core.datasets.registry import CUB, DEMO
 from core.datasets.xlsa17 import read_metadata
 from core.features.backbones import build_backbone, file_form
-from core.features.devices import resolve_device
+from core.features.devices import NAMES, resolve_device
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
 from core.features.images import Normaliser, load_image
@@ -274,13 +275,22 @@ def test_flags_are_not_abbreviated(tmp_path: Path) -> None:
 def test_devices_by_any_name() -> None:
     assert resolve_device("CPU") == resolve_device(" cpu ") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda")
-    for name in ("foo", "cuda:x", "gpu:1", ""):
+    for name in ("foo", "cuda:x", "gpu:1", "cuda:-1", ""):
         with pytest.raises(UserError, match="choose auto, cpu"):
             resolve_device(name)
     if not torch.cuda.is_available():
         for name in ("cuda", "CUDA:1", "gpu", "mps"):
             with pytest.raises(UserError, match="sees no .*use --device cpu"):
                 resolve_device(name)
+    with pytest.raises(UserError, match=f"^--device '': choose {NAMES}$"):
+        resolve_device("")
+
+
+def test_every_command_names_the_same_devices() -> None:
+    folder = ROOT / "core" / "commands"
+    helps = [line for path in folder.glob("*.py") for line in path.read_text().splitlines() if '"--device"' in line]
+    given = [line for line in helps if "help=" in line]
+    assert len(given) == 4 and all("help=DEVICE" in line for line in given) and DEVICE.startswith(NAMES)
 
 
 def test_too_large_a_batch_is_told_from_other_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

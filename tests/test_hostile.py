@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import scipy.io
 import scipy.sparse
 import torch
@@ -24,7 +25,9 @@ from core.datasets.names import read_names_file
 from core.datasets.vectors import load_words
 from core.datasets.xlsa17 import read_mat_files
 from core.features.backbones import build_backbone
+from core.features.finetuned import finetuned_record
 from core.features.images import load_image
+from core.features.weights import read_state
 from core.files.atomic import read_json
 from core.files.errors import UserError
 from core.files.matfile import read_mats
@@ -90,7 +93,7 @@ def test_weights_with_code_run_nothing(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
 
 
-def test_weights_that_ask_for_memory_are_refused(tmp_path, small_memory):
+def test_weights_that_ask_for_memory_are_refused(tmp_path, no_child, small_memory):
     path, good = tmp_path / "w.pth", io.BytesIO()
     torch.save({"a": torch.zeros(1 << 16)}, good)
     call = b"\x80\x02cbuiltins\nbytearray\n(J\0\0\0\x40tR."
@@ -110,7 +113,7 @@ def test_weights_that_ask_for_memory_are_refused(tmp_path, small_memory):
         build_backbone("squeezenet1_1", path)
 
 
-def test_weights_that_are_not_plain_numbers_are_refused(tmp_path):
+def test_weights_that_are_not_plain_numbers_are_refused(tmp_path, no_child):
     path = tmp_path / "w.pth"
     state = build_backbone("squeezenet1_1", "random").network.state_dict()
     name, bias = next((k, v) for k, v in state.items() if k.endswith("bias"))
@@ -125,6 +128,43 @@ def test_weights_that_are_not_plain_numbers_are_refused(tmp_path):
         torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, path,
                    _use_new_zipfile_serialization=zipped)  # fmt: skip
         assert torch.equal(build_backbone("squeezenet1_1", path).network.state_dict()[name], bias)
+
+
+def test_weights_are_read_in_a_child_and_come_back_as_they_were(tmp_path, small_memory):
+    """Below a folder whose name is not UTF-8, too, which safetensors does not open by itself."""
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    place.mkdir()
+    path, t = place / "w.pth", torch.randn(5, 7)
+    state = {"t": t, "turned": t.T, "half": t.bfloat16(), "one": torch.tensor(3), "none": torch.zeros(0, 3), "same": t}
+    odd = {"sparse": t.to_sparse(), "complex": t.to(torch.complex64), "meta": torch.empty(1 << 40, device="meta")}
+    torch.save({"epoch": 3, "state_dict": state | odd}, path)
+    read = read_state(path)
+    assert list(read) == [*state, *odd]
+    assert all(torch.equal(read[k], v) and read[k].dtype == v.dtype for k, v in state.items())
+    assert all(read[k].device.type == "meta" and read[k].shape == v.shape for k, v in odd.items())
+    safetensors.torch.save_file({"t": t}, tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").rename(place / "w.safetensors")
+    assert torch.equal(read_state(place / "w.safetensors")["t"], t) and finetuned_record(place / "w.safetensors") == {}
+
+
+def test_weights_that_are_more_than_their_file_end_the_child_alone(tmp_path, monkeypatch, small_memory):
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.zeros(1).expand(1 << 40)}, path)
+    with pytest.raises(UserError, match=r"w\.pth .*repeat the same numbers"):
+        read_state(path)
+    torch.save({"a": torch.zeros(1 << 20)}, path)
+    monkeypatch.setattr("core.features.weights._CHILD_SPARE", -(16 << 20))  # as of a file that asks for more
+    with pytest.raises(UserError, match=r"w\.pth, read as a weights file, (asks for more memory|made the reading)"):
+        read_state(path)
+
+
+def test_what_pytorch_advises_of_a_foreign_pickle_is_not_handed_on(tmp_path, no_child):
+    """Its text says to load the file with weights_only=False, which runs what the file likes."""
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"\x80\x02" + reduce_of("collections", "Counter", b"L5L\n"))
+    with pytest.raises(UserError) as said:
+        read_state(path)
+    assert "weights_only" not in str(said.value) and len(str(said.value)) < 300
 
 
 def test_long_and_deep_json(tmp_path, small_memory):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,8 @@ def test_help_and_what_is_missing(tmp_path: Path) -> None:
         ("class;red;blue\na;0,5;1\nb;1;0.5\n", "line 2: '0,5' has a decimal comma, but '0.5' in line 3 a point"),
         (b"class,red\na,1\nb\xe9,1\n", "line 3: not UTF-8"),
         (b"class,red\na,1\nb,\0\n", "line 3: a zero byte"),
+        ("class,red\na,1\n".encode("utf-32"), "line 1: a zero byte, as in no UTF-8 text; save the table"),
+        ("class,=a()\na,1\n", "line 1: '=a()' is no name of an attribute"),
     ],
 )
 def test_sheets_that_are_refused_with_their_line(tmp_path: Path, sheet: str | bytes, says: str) -> None:
@@ -216,6 +219,17 @@ def test_folders_that_are_refused(tmp_path: Path, images: str, files: dict, choi
     with pytest.raises(UserError) as error:
         read_folder(folder(tmp_path, images=images, **files), Choices(**choices))
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [(b"b/\xff\xe9.jpg", "its name is not UTF-8"), (b"b/x\ny.jpg", "its name holds control characters")],
+)
+def test_names_that_no_sheet_could_hold_are_said_to_be_that(tmp_path: Path, name: bytes, why: str) -> None:
+    folder(tmp_path, images="aaabbbcccddd")
+    (tmp_path / "images" / os.fsdecode(name)).write_bytes(b"")
+    with pytest.raises(UserError, match=f"rename .*: {why}"):
+        read_folder(tmp_path, Choices())
 
 
 def test_what_is_drawn_is_drawn_by_seed_and_a_class_without_images_is_measured_nowhere(tmp_path: Path) -> None:

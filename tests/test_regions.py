@@ -6,6 +6,9 @@ import torch
 
 from core.features.regions import RegionFeatures, read_ahead
 from core.files.errors import UserError
+from core.method import find_method
+from core.training.folds import final_fold
+from core.training.loop import class_scores
 from tests.helpers import ToyFeatures
 
 
@@ -83,3 +86,24 @@ def test_pooled_is_the_mean_over_regions(toy):
     features = RegionFeatures(source, np.arange(90), source.shape)
     unit = source.maps.astype(np.float64) / np.linalg.norm(source.maps.astype(np.float64), axis=1, keepdims=True)
     np.testing.assert_allclose(features.pooled(np.arange(90)).numpy(), unit.mean(axis=2), atol=1e-3)
+
+
+def test_a_closed_form_reads_each_image_once_and_few_at_a_time(toy):
+    """However many settings validation tries: on disk, each would read all features again."""
+    source, read = ToyFeatures(toy), []
+    plain = RegionFeatures(source, np.arange(90), source.shape)
+    taken, source.read = source.read, lambda rows: read.append(rows) or taken(rows)
+    streamed = RegionFeatures(source, np.arange(90), source.shape, budget=0)
+    fold, scores = final_fold(toy, np.eye(toy.att.shape[1], dtype=np.float32)), {}
+    for features in (plain, streamed):
+        registered = find_method("eszsl")
+        method = registered.build(registered.recipe("*"), fold.space, source.shape, 0, 0)
+        method.begin(fold.train_images(features))
+        for number, setting in enumerate(method.grid):
+            method.set_params(setting)
+            for rows in (fold.seen_rows, fold.unseen_rows):
+                scores.setdefault((number, rows.tobytes()), []).append(class_scores(method.model, features, rows))
+    assert all(np.array_equal(a, b) for a, b in scores.values())
+    regions = torch.cat([method.model.class_scores(x) for _, x in plain.blocks(fold.seen_rows)]).numpy()
+    np.testing.assert_array_equal(scores[number, fold.seen_rows.tobytes()][0], regions)
+    assert np.array_equal(np.sort(np.concatenate(read)), np.sort(fold.rows)) and max(map(len, read)) <= 16

@@ -16,6 +16,8 @@ from core.features.backbones import build_backbone
 from core.features.weights import fetch_cached
 from core.files.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("no_child")  # tests/test_hostile.py has the child
+
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from core.commands.parser import Parser, whole
+from core.commands.parser import DEVICE, Parser, whole
 from core.datasets.paths import DEFAULT_ROOT, vectors_file
 from core.datasets.registry import DATASETS, DataSet
 from core.features.backbones import SAW_UNSEEN
-from core.features.devices import NAMES, resolve_device
+from core.features.devices import resolve_device
 from core.features.extraction import estimate, extract
 from core.features.settings import BATCH_SIZE, DTYPES, REGIONS, STORES, ExtractionConfig
 from core.features.shards import Shard, local_rank, parse_shard, run_on_devices, shard_of_environment
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
     )
     add("--dtype", choices=DTYPES, default="float32", help="arithmetic of the backbone (default: %(default)s)")
     add("--store", choices=STORES, default="float16", help="type in the file (default: %(default)s)")
-    add("--device", default="auto", help=f"{NAMES} (default: %(default)s)")
+    add("--device", default="auto", help=DEVICE)
     add("--devices", help="one process and shard for each: cuda:0,cuda:1 or all (default: --device alone)")
     add(
         "--shard",

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.commands.parser import Parser, number, whole
+from core.commands.parser import DEVICE, Parser, number, whole
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
 
@@ -37,7 +37,7 @@ def parser(description: str | None) -> Parser:
     p.add_argument("--lr", type=number(0), default=1e-4, help="of the backbone; its new head has ten times that (1e-4)")
     p.add_argument("--batch-size", type=whole(1), default=32, help="images a step (32)")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products (float32)")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto: a GPU where there is one)")
+    p.add_argument("--device", default="auto", help=DEVICE)
     p.add_argument("--workers", type=whole(1), default=4, help="decoding threads (4)")
     p.add_argument("--data-root", type=Path, default=Path("data"), help="holds the images and xlsa17/ (data)")
     p.add_argument("--out", type=Path, help="(ROOT/<data set>/finetuned_<backbone>_split<K>_val.safetensors)")

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from core.commands.parser import whole
+from core.commands.parser import DEVICE, whole
 from core.files.errors import UserError
 from core.method import Registered, epochs_of, flag_of, methods, parse_value, range_of, with_settings
 
@@ -28,7 +28,7 @@ def add_data(p: argparse.ArgumentParser, source: str) -> None:
 
 def add_device(p: argparse.ArgumentParser) -> None:
     """--device and --precision."""
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto: a GPU where there is one)")
+    p.add_argument("--device", default="auto", help=DEVICE)
     p.add_argument(
         "--precision",
         choices=PRECISIONS,

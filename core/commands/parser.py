@@ -8,7 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from core.features.devices import NAMES
 from core.files.errors import UserError
+
+DEVICE = f"{NAMES} (auto: a GPU where there is one)"  # the help of --device in every command
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.commands.parser import Parser, whole
+from core.commands.parser import DEVICE, Parser, whole
 from core.files.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def parser(description: str | None) -> Parser:
     )
     add("--with-backbone", action="store_true", help="with --export: pixels in instead of regions")
     add("--weights", type=Path, help="the backbone's weights file, where the run's were a file")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto: a GPU where there is one)")
+    add("--device", default="auto", help=DEVICE)
     add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
     add("--batch-size", type=whole(1), default=32, help="images per forward pass (%(default)s)")
     return p

@@ -17,6 +17,7 @@ from safetensors.numpy import save
 
 from core.files.atomic import write_bytes
 from core.files.errors import UserError
+from core.files.system import utf8_name
 
 # of CLIP's own prompts for data sets like these; {} is the class name
 TEMPLATES = {"CUB": "a photo of a {}, a type of bird.", "AWA2": "a photo of a {}, a type of animal."}
@@ -86,7 +87,7 @@ def load_class_text(path: Path, class_names: Sequence[str], weights_sha256: str)
     try:
         if path.stat().st_size > _LIMIT:
             raise ValueError(f"more than {_LIMIT} bytes")
-        with safe_open(path, framework="np") as file:
+        with utf8_name(path) as named, safe_open(named, framework="np") as file:
             record = json.loads((file.metadata() or {})[_KEY])
             text: np.ndarray = file.get_tensor("text")
         known = {str(name): c for c, name in enumerate(record["class_names"])}

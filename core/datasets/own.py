@@ -202,7 +202,9 @@ def find_images(root: Path) -> tuple[dict[str, list[str]], list[str]]:
         name = unicodedata.normalize("NFC", entry.name).strip()
         for text in (name, *files):
             if not text.isprintable() or text[:1] in _FORMULA:
-                raise UserError(f"{folder}: rename {text!r}: it holds control characters or begins with = @ + or -")
+                foreign = any("\ud800" <= letter <= "\udfff" for letter in text)  # as Python shows bytes of no letter
+                why = "is not UTF-8" if foreign else "holds control characters or begins with = @ + or -"
+                raise UserError(f"{folder}: rename {text!r}: its name {why}")
         if files and name in found:
             raise UserError(f"{folder} has two folders named {name!r} (composed and decomposed letters); merge them")
         if files:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from core.files.errors import UserError
-from core.files.kinds import what_it_is
+from core.files.kinds import missing, what_it_is
 
 LIMIT = 256 << 20  # bytes of a table
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -35,7 +35,7 @@ def text_of(path: Path) -> str:
         UserError: missing, too large, or in another encoding; names the line.
     """
     if not path.is_file():
-        raise UserError(f"no {path}; docs/own-data.md shows how a folder of one's own is laid out")
+        raise UserError(f"{missing(path, 'table')}; docs/own-data.md shows how a folder of one's own is laid out")
     if (size := path.stat().st_size) > LIMIT:
         raise UserError(f"{path} has {size} bytes, more than {LIMIT}")
     if "archive" in (what := what_it_is(path)):
@@ -53,7 +53,8 @@ def text_of(path: Path) -> str:
         line = raw[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text; save the table as CSV in UTF-8") from error
     if "\0" in text:
-        raise UserError(f"{path}, line {text[: text.index(chr(0))].count(chr(10)) + 1}: a zero byte; it is no text")
+        line = text[: text.index("\0")].count("\n") + 1
+        raise UserError(f"{path}, line {line}: a zero byte, as in no UTF-8 text; save the table as CSV in UTF-8")
     return text
 
 
@@ -144,9 +145,10 @@ def _check_names(path: Path, what: str, named: list[tuple[int, str]]) -> None:
         if not name:
             raise UserError(f"{path}, line {line}: {what} {place} has no name")
         if not name.isprintable() or name[0] in "=@+-":
+            article = "an" if what[0] in "aeiou" else "a"
             raise UserError(
-                f"{path}, line {line}: {name[:60]!r} is no name of a {what}: it holds control characters, or begins "
-                "with = @ + or -, which spreadsheets run as a formula"
+                f"{path}, line {line}: {name[:60]!r} is no name of {article} {what}: it holds control characters, or "
+                "begins with = @ + or -, which spreadsheets run as a formula"
             )
         if name in first:
             raise UserError(f"{path}, line {line}: the {what} {name!r} stands there twice (line {first[name]})")

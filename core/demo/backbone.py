@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,8 +23,9 @@ from core.datasets.paths import image_folder
 from core.datasets.registry import DEMO
 from core.datasets.xlsa17 import read_metadata
 from core.demo.drawing import SIZE
-from core.files.atomic import atomic_path
+from core.files.atomic import write_bytes
 from core.files.errors import UserError
+from core.files.system import utf8_name
 
 log = logging.getLogger(__name__)
 
@@ -152,10 +153,8 @@ def train_demo_backbone(
         torch.set_num_threads(before)
 
     weights = {k: v.detach().contiguous() for k, v in backbone.state_dict().items()}
-    with atomic_path(out_path) as temporary:
-        save_file(
-            weights, temporary, metadata={"settings": settings, "images": str(len(loc)), "torch": torch.__version__}
-        )
+    record = {"settings": settings, "images": str(len(loc)), "torch": torch.__version__}
+    write_bytes(out_path, save(weights, metadata=record))
     return out_path
 
 
@@ -195,7 +194,7 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def _saved_settings(path: Path) -> str | None:
     try:
-        with safe_open(path, framework="pt") as file:
+        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
             return (file.metadata() or {}).get("settings")
     except (OSError, SafetensorError):
         return None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-
-import torch
+import shlex
+from typing import TYPE_CHECKING
 
 from core.files.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = "auto, cpu, gpu, cuda, cuda:0, cuda:1, ..., or mps"
 
@@ -17,7 +20,9 @@ def resolve_device(name: str) -> torch.device:
     Raises:
         UserError: no such name, or this PyTorch sees no such device.
     """
-    wanted = name.strip().lower()
+    import torch  # takes seconds, which --help does not need
+
+    wanted, name = name.strip().lower(), shlex.quote(name)
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if wanted == "auto":
         wanted = "cuda" if cuda else "cpu"
@@ -37,5 +42,6 @@ def resolve_device(name: str) -> torch.device:
     if not cuda:
         raise UserError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
     if match[1] and int(match[1]) >= (count := torch.cuda.device_count()):
-        raise UserError(f"--device {name}: this machine has {count} CUDA devices, cuda:0 to cuda:{count - 1}")
+        there = "one CUDA device, cuda:0" if count == 1 else f"{count} CUDA devices, cuda:0 to cuda:{count - 1}"
+        raise UserError(f"--device {name}: this machine has {there}")
     return torch.device(wanted)

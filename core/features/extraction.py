@@ -344,7 +344,7 @@ def _provenance(
 
 def _sha256(path: Path) -> str:
     if not path.is_file():
-        raise UserError(f"no attribute vectors at {path}")
+        raise UserError(f"no attribute vectors at {path}; name a file with --w2v, or leave it out")
     return sha256_file(path)
 
 

@@ -216,7 +216,7 @@ class FeatureFile:
             if not out[i].any():
                 what = f"row {row}{self._image(row)} is all zeros, as where an extraction broke off before it"
                 raise UserError(f"{self.path}: {what}. {self._mend()}")
-        return out[back]
+        return out if np.array_equal(unique, rows) else out[back]
 
     def _check_finite(self, row: int, maps: np.ndarray) -> None:
         if first_not_finite(maps[None]) is not None:

@@ -313,6 +313,8 @@ class _Run:
                 self.epoch, self.best = state["epoch"], state["best_weights"]
                 self.best_epoch, self.best_accuracy = state["best"]
                 return
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except Exception as error:  # a damaged file raises nearly anything
             raise UserError(f"{path} is damaged ({type(error).__name__}); delete it to start anew") from error
         differ = [key for key in record if state["record"].get(key) != record[key]]

@@ -191,7 +191,8 @@ def _join(parts: Sequence[Part], final: Path) -> None:
         expected = part.rows.stop
     content = first.content()
     if expected != len(content.metadata.labels):
-        raise UserError(f"the parts of {final} hold {expected} rows of {len(content.metadata.labels)}")
+        of = f"{expected} rows of {len(content.metadata.labels)}"
+        raise UserError(f"the parts of {final} hold {of}: delete them (rm {final}.shard-*) and extract again")
     shape = (first.shape[0], first.shape[1], first.shape[2])
     with Writer(final, content, shape, first.dtype.name) as writer:
         with tqdm(total=expected, unit="image", desc=f"merge {final.name}", disable=None) as bar:

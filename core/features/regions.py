@@ -19,6 +19,7 @@ from core.files.system import resource
 RESIDENT_BYTES = 8 << 30  # features are held in memory up to this size, the rest is streamed from the file
 _SHARE = 0.6  # of the memory that is free, at most
 _SPARE = 1 << 30  # bytes of it that are left for all else; eszsl's eigenvectors of 2048 channels need a third of them
+_STREAMED = 16  # images in a block whose means are all that is kept of them: 13 MB of ResNet-101's, not 50
 _CACHED = 4  # images normalised at a time: their 3 MB stay in the processor's cache (256 take half as long again)
 
 
@@ -175,10 +176,16 @@ class RegionFeatures:
             positions = on_device(torch.from_numpy(self._position[np.concatenate(rows)]), self.device)
             yield from map(self._pick, positions.split([len(r) for r in rows]))
 
-    def blocks(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+    def blocks(self, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[np.ndarray, Tensor]]:
         """All of ``rows`` in blocks, for what needs no gradient: their numbers and :meth:`batch`."""
-        blocks = [rows[start : start + self.block] for start in range(0, len(rows), self.block)]
+        blocks = _split(rows, size or self.block)
         yield from zip(blocks, self.batches(blocks), strict=True)
+
+    def means(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """:meth:`blocks` with the mean of the regions as the one region, (n,1,D); each image is read once."""
+        for some in _split(rows, 16 * self.block):
+            means = self.pooled(some).unsqueeze(1).split(self.block)
+            yield from zip(_split(some, self.block), means, strict=True)
 
     def _pick(self, positions: Tensor) -> Tensor:
         return self.held.index_select(0, positions).float()
@@ -223,7 +230,7 @@ class RegionFeatures:
         """(B,D) mean over regions, each row computed once."""
         index = self._index[rows]
         missing = np.unique(rows[~self._has_mean[index]])
-        for block, x in self.blocks(missing):
+        for block, x in self.blocks(missing, self.block if self.resident is not None else _STREAMED):
             self._means[torch.from_numpy(self._index[block]).to(self.device)] = x.mean(dim=1)
             self._has_mean[self._index[block]] = True
         return self._means.index_select(0, on_device(torch.from_numpy(index), self.device))
@@ -234,6 +241,10 @@ class RegionFeatures:
         for start in range(0, len(unread), self.block):
             self._load(unread[start : start + self.block], torch.float32)
         return float(self._lengths[self._index[rows]].mean())
+
+
+def _split(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def read_ahead(

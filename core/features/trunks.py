@@ -142,11 +142,11 @@ def _torchvision(name: str, weights: str | None) -> Trunk:
     if isinstance(network, VisionTransformer):
         patch = network.patch_size
         resize = _vit_resizer(network)
-        side = _vit_side(network, read_state(path)) if path else transform.crop
+        side = _vit_side(network, read_state(path, not is_file)) if path else transform.crop
         resize(side)
         transform = transform.at(side)
     if path is not None:
-        load_weights(network, path)
+        load_weights(network, path, known=not is_file)
     family = {"layer": "encoder", "prefix": 1} if patch > 1 else {"layer": last_map(network, transform.crop)}
     if name.startswith("swin"):
         family = {"layer": "norm", "last_axis": True}

@@ -10,8 +10,10 @@ import argparse
 import hashlib
 import logging
 import mmap
+import pickle
 import pickletools
 import re
+import tempfile
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -19,12 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from core.files import sandbox
 from core.files.atomic import sha256_file
-from core.files.errors import UserError
+from core.files.errors import UserError, is_out_of_memory
 from core.files.kinds import missing, unreadable, what_it_is
+from core.files.system import utf8_name
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 # where training scripts keep the state dict; an averaged one is what they evaluate, so it comes first
@@ -54,12 +59,15 @@ HEADS = (
 )
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _LARGEST = 8 << 30  # bytes of a weights file
+_SHARED = 4  # times a file's bytes that its tensors may have: what they share is written once for each
+_CHILD_SECONDS, _CHILD_SPARE = 300, 1 << 30  # an intact file of 8 GB takes a minute; bytes besides its tensors
 _OLD_PICKLES = 5  # in a file of PyTorch's old format, before the numbers
 # What a checkpoint is made of; PyTorch's own list has calls more, which set aside any amount of memory (bytearray).
 _PARTS = re.compile(
     r"collections (OrderedDict|Counter|defaultdict)|torch (Size|device|\w+Storage|[a-z]\w*)|torch\._utils _rebuild_\w+"
     r"|torch\.storage \w+|torch\.nn\.parameter Parameter|torch\.serialization _get_layout|argparse Namespace"
 )
+_IN_CHILD = "core.features.weights:rewrite"
 _log = logging.getLogger(__name__)
 
 
@@ -68,13 +76,16 @@ def is_weights_file(weights: str) -> bool:
     return weights.lower().endswith(SUFFIXES)
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
+def load_weights(network: nn.Module, path: Path, known: bool = False) -> None:
     """Fit a weights file to a network. Its head is ignored, and said to be; what the network's head has, it keeps.
+
+    Args:
+        known: it is PyTorch's own, from :func:`fetch_cached`.
 
     Raises:
         UserError: an unreadable file, or another trunk; names the first keys.
     """
-    state = read_state(path)
+    state = read_state(path, known)
     taken = fit_keys(network, state)
     own = network.state_dict()
     trunk = [k for k in own if not _is_head(k) and k.rsplit(".", 1)[-1] not in _COUNTERS]
@@ -93,11 +104,12 @@ def load_weights(network: nn.Module, path: Path) -> None:
         raise UserError(f"{path} does not fit the network: {'; '.join(parts)}. Is --backbone the one it was made with?")
     odd = [k for k, v in fitting.items() if not _is_plain(v)]
     if odd:
-        raise UserError(f"{path}: sparse, quantized or complex weights, or none at all, in {', '.join(odd[:3])}")
+        what = f"sparse, quantized or complex weights, or none at all, in {', '.join(odd[:3])}"
+        raise UserError(f"{path}: {what}; save the network as it was before it was converted")
     # as they will be stored: a float64 may be too large
     bad = [k for k, v in fitting.items() if not torch.isfinite(v.to(own[k].dtype)).all()]
     if bad:
-        raise UserError(f"{path}: NaN or infinity in {', '.join(bad[:3])}")
+        raise UserError(f"{path}: NaN or infinity in {', '.join(bad[:3])}; take an earlier checkpoint")
     used = {id(v) for v in fitting.values()}
     ignored = [k for k, v in state.items() if id(v) not in used]
     if ignored:
@@ -133,8 +145,14 @@ def _is_plain(value: Tensor) -> bool:
     return dense and not value.is_complex() and value.device.type == "cpu"
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
+def read_state(path: Path, known: bool = False) -> dict[str, Tensor]:
     """Names to tensors of a .safetensors file, a state dict or a training checkpoint; nothing in it is run.
+
+    PyTorch's formats are read in a child process of bounded memory and time. What is no plain tensor comes as one
+    without numbers (of the device meta).
+
+    Args:
+        known: the file is PyTorch's own and its hash was compared: it is read here, two seconds faster.
 
     Raises:
         UserError: no such file, not a weights file, or one that asks for more than numbers.
@@ -143,28 +161,72 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise UserError(missing(path, "weights file"))
     if (size := path.stat().st_size) > _LARGEST:
         raise UserError(f"{path} has {size} bytes; no weights file of more than {_LARGEST} is read")
+    if path.suffix == ".safetensors" or known:
+        state, said = _state_of(path)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / "plain.safetensors"
+            largest = _SHARED * size + _CHILD_SPARE
+            limits = {"timeout": _CHILD_SECONDS, "memory": largest + size, "written": largest}
+            answer = sandbox.call(_IN_CHILD, str(path), str(made), kind="weights file", **limits)
+            plain = load_file(made)
+        said, entries = answer["said"], enumerate(answer["entries"])
+        state = {name: plain.get(str(i), torch.empty(shape, device="meta")) for i, (name, shape) in entries}
+    if said:
+        _log.info("%s", said)
+    return state
+
+
+def rewrite(path: str, made: str) -> dict[str, Any]:
+    """In the child: a weights file's plain tensors, by number, into a .safetensors file; names and shapes of all."""
+    state, said = _state_of(Path(path))
+    plain = {str(i): v for i, v in enumerate(state.values()) if _is_plain(v)}
+    if sum(v.nbytes for v in plain.values()) > _SHARED * Path(path).stat().st_size + (1 << 20):
+        raise UserError(f"{path} is not a readable weights file: some of its tensors repeat the same numbers (expand)")
+    copied = {k: v.clone(memory_format=torch.contiguous_format) for k, v in plain.items()}
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _unpickle(path)
+        save_file(copied, made)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"no room for a copy of {path} at {made} ({error}): set TMPDIR to a folder with more"
+        ) from error
+    return {"said": said, "entries": [[name, list(v.shape)] for name, v in state.items()]}
+
+
+def _state_of(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors of a file, and what is to be said of where in it they were."""
+    said = ""
+    try:
+        with utf8_name(path) as name:
+            content = load_file(name) if path.suffix == ".safetensors" else _unpickle(path)
     except Exception as error:  # a damaged file raises nearly anything
+        if is_out_of_memory(error):
+            raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise unreadable(path, "weights file", reason) from error
     for key in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             others = [str(k) for k in content if k != key]
-            _log.info("%s: the weights under %r are taken%s", path.name, key,
-                      f"; not {', '.join(others[:6])}" if others else "")  # fmt: skip
+            said = f"{path.name}: the weights under {key!r} are taken"
+            said += f"; not {', '.join(others[:6])}" if others else ""
             content = content[key]
             break
     if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path} holds no state dict (names to tensors)")
-    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        raise UserError(
+            f"{path} holds no state dict (names to tensors); torch.save(model.state_dict(), FILE) makes one"
+        )
+    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}, said
 
 
 def _unpickle(path: Path) -> Any:
     _check_pickles(path)
     with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
         warnings.simplefilter("ignore")  # of PyTorch about its own formats, and about damaged ones
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:  # PyTorch's own text advises to let the file run what it likes
+            said = re.search(r"WeightsUnpickler error: ([^\n]+?)(\. |\n|$)", str(error))
+            raise ValueError(said[1] if said else "not a pickle of names and tensors") from error
 
 
 def check_hash(path: Path) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from core.files.errors import UserError
+from core.files.errors import UserError, is_out_of_memory
 from core.files.kinds import unreadable
 from core.files.system import resource
 
@@ -28,14 +28,17 @@ _ANSWER_LIMIT = 1 << 30  # bytes of arrays
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # starts faster
 
 
-def call(function: str, *arguments: Any, kind: str, timeout: float = 60, memory: int = 4 << 30) -> Any:
+def call(
+    function: str, *arguments: Any, kind: str, timeout: float = 60, memory: int = 4 << 30, written: int = 0
+) -> Any:
     """``function`` ("package.module:name") of ``arguments``, run in a child process.
 
     Args:
         arguments: what JSON can hold; the first is the path, or the list of paths, that errors name.
         kind: what the file should be, such as "MATLAB file".
         timeout: seconds.
-        memory: bytes of address space.
+        memory: bytes of address space, beyond what the function's own module takes.
+        written: bytes of the largest file it may write; for what arrays cannot hold, in a folder of the caller.
 
     Returns:
         What the function returned: lists, dicts, str, numbers, and numpy arrays of numbers.
@@ -46,7 +49,7 @@ def call(function: str, *arguments: Any, kind: str, timeout: float = 60, memory:
     named = arguments[0] if isinstance(arguments[0], list) else [arguments[0]]
     where = f"{' and '.join(map(str, named))}, read as {kind}," if len(named) > 1 else f"{named[0]}, read as a {kind},"
     try:
-        code, answer, log = run(json.dumps([function, arguments, memory, timeout]).encode(), timeout)
+        code, answer, log = run(json.dumps([function, arguments, memory, timeout, written]).encode(), timeout)
     except subprocess.TimeoutExpired:
         raise UserError(f"{where} takes more than {timeout:g} s (a hang), which no intact one does") from None
     if code == -signal.SIGKILL:
@@ -81,8 +84,9 @@ def run(request: bytes, timeout: float) -> tuple[int, bytes, bytes]:
 
 def child() -> None:
     """What the child process does."""
-    function, arguments, memory, timeout = json.load(sys.stdin)
-    limits = {"CORE": 0, "FSIZE": 0, "CPU": int(timeout) + 1, "AS": memory}
+    function, arguments, memory, timeout, written = json.load(sys.stdin)
+    importlib.import_module(function.split(":")[0])  # this program's own: its libraries may be larger than any file
+    limits = {"CORE": 0, "FSIZE": written, "CPU": int(timeout) + 1, "AS": memory + _mapped()}
     for name, limit in limits.items():
         with contextlib.suppress(ValueError, OSError):  # where there is no such limit, or a lower one
             number = getattr(resource, f"RLIMIT_{name}")
@@ -90,6 +94,13 @@ def child() -> None:
     with open(os.dup(1), "wb") as out:
         os.dup2(2, 1)  # what a library prints is no part of the answer
         out.writelines(answer_to(function, arguments))
+
+
+def _mapped() -> int:
+    """Bytes of address space that this process has; 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return 0
 
 
 def answer_to(function: str, arguments: list[Any]) -> Iterator[bytes | memoryview]:
@@ -123,7 +134,7 @@ def answer_to(function: str, arguments: list[Any]) -> Iterator[bytes | memoryvie
 def _reason(error: Exception) -> dict[str, str]:
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, MemoryError):
+        if is_out_of_memory(cause):
             return {"memory": ""}
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OSError) and error.filename:

@@ -44,7 +44,7 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no checkpoint at {path}")
+        raise UserError(f"no checkpoint at {path}; the run that writes it has not ended, or is elsewhere")
     try:
         content = path.read_bytes()
     except OSError as error:

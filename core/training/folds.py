@@ -139,6 +139,8 @@ def _space(
     att: np.ndarray, seen: np.ndarray, unseen: np.ndarray, w2v: np.ndarray, text: np.ndarray | None
 ) -> ClassSpace:
     if att.shape[1] != len(w2v):
-        raise UserError(f"{len(w2v)} attribute vectors for {att.shape[1]} attributes; are they of another data set?")
+        raise UserError(
+            f"{len(w2v)} attribute vectors for {att.shape[1]} attributes; name those of this data set with --w2v"
+        )
     parts = (att, seen, unseen, w2v.astype(np.float32), *(() if text is None else (text,)))
     return ClassSpace(*(torch.from_numpy(np.ascontiguousarray(a)) for a in parts))

@@ -163,4 +163,5 @@ def _restore(
 def class_scores(model: ZeroShotModel, features: RegionFeatures, rows: np.ndarray) -> np.ndarray:
     """(N,C) float32 scores of the images in ``rows``, in evaluation mode."""
     model.eval()
-    return torch.cat([model.class_scores(x) for _, x in features.blocks(rows)]).cpu().numpy()
+    regions = features.means(rows) if model.of_means else features.blocks(rows)
+    return torch.cat([model.class_scores(x) for _, x in regions]).cpu().numpy()
