@@ -71,6 +71,9 @@ def misbehave(path, how):
     if how == "write":
         Path("elsewhere").write_text("x")
     if how == "hang":
+        while True:
+            pass
+    if how == "sleep":
         time.sleep(60)
     if how == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -86,6 +89,11 @@ def misbehave(path, how):
         except MemoryError as error:
             raise ValueError("a library's words") from error
     raise ValueError("no such thing")
+
+
+def wait(path, seconds):
+    time.sleep(seconds)
+    return seconds
 
 
 def environment(path):
@@ -111,7 +119,8 @@ def test_the_sandbox_hands_back_plain_data():
         ("wrapped", "more memory than"),
         ("answer", "more memory than"),
         ("write", "not a readable thing .OSError.*File too large"),
-        ("hang", "more than 2 s"),
+        ("hang", "more than 1 s"),
+        ("sleep", "more than 1 s"),
         ("crash", "crash .SIGSEGV"),
         ("exit", "exit code 3"),
         ("object", "readable thing.*ndarray in place of plain data"),
@@ -121,10 +130,15 @@ def test_the_sandbox_hands_back_plain_data():
 )
 def test_what_goes_wrong_in_the_sandbox_names_the_file(tmp_path, monkeypatch, how, message):
     monkeypatch.chdir(tmp_path)
-    seconds = 2 if how == "hang" else 60  # a busy machine takes more than two to start a Python
+    seconds = 1 if how in ("hang", "sleep") else 60
     with pytest.raises(UserError, match=message) as info:
         sandbox.call("tests.test_files:misbehave", "a.b", how, kind="thing", timeout=seconds, memory=2 << 30)
     assert "a.b" in str(info.value) and "delete" not in str(info.value)
+
+
+def test_a_child_that_waits_for_a_processor_does_not_hang(monkeypatch):
+    monkeypatch.setattr(sandbox, "_PATIENCE", 60)
+    assert sandbox.call("tests.test_files:wait", "a.b", 1.5, kind="thing", timeout=1) == 1.5  # seconds of the clock
 
 
 def test_the_sandbox_runs_this_core_with_limits_and_without_torch(tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from core.files.kinds import unreadable
 from core.files.system import resource
 
 _ANSWER_LIMIT = 1 << 30  # bytes of arrays
+_PATIENCE = 10  # times the processor's seconds that are waited for, since other work may have the processors
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # starts faster
 
 
@@ -36,7 +37,7 @@ def call(
     Args:
         arguments: what JSON can hold; the first is the path, or the list of paths, that errors name.
         kind: what the file should be, such as "MATLAB file".
-        timeout: seconds.
+        timeout: seconds of the processor's time; ten times as many of the clock's.
         memory: bytes of address space, beyond what the function's own module takes.
         written: bytes of the largest file it may write; for what arrays cannot hold, in a folder of the caller.
 
@@ -49,9 +50,12 @@ def call(
     named = arguments[0] if isinstance(arguments[0], list) else [arguments[0]]
     where = f"{' and '.join(map(str, named))}, read as {kind}," if len(named) > 1 else f"{named[0]}, read as a {kind},"
     try:
-        code, answer, log = run(json.dumps([function, arguments, memory, timeout, written]).encode(), timeout)
+        request = json.dumps([function, arguments, memory, timeout, written]).encode()
+        code, answer, log = run(request, _PATIENCE * timeout)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{where} takes more than {timeout:g} s (a hang), which no intact one does") from None
+        code = -signal.SIGXCPU
+    if code == -signal.SIGXCPU:
+        raise UserError(f"{where} takes more than {timeout:g} s (a hang), which no intact one does")
     if code == -signal.SIGKILL:
         raise UserError(f"{where} was too much: the reading process was killed, as happens when memory runs out")
     if code < 0:
