@@ -17,6 +17,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,7 +127,9 @@ def collect(work: Path) -> pd.DataFrame:
         method, variant = config["method"], path.parents[2].name.replace("_", " ")
         own = epochs_of(find_method(method).recipe("CUB"))
         cut = "" if config["epochs"] == own else f", cut off at {config['epochs']} of {own} epochs"
-        extraction = read_json(feature_file(work, variant).with_suffix(".cost.json"))
+        features = feature_file(work, variant)
+        cost = features.with_suffix(".cost.json")  # none where a file of the same settings was put there
+        extraction = read_json(cost) if cost.is_file() else {"bytes": features.stat().st_size, "cpu_seconds": math.nan}
         rows.append(
             {"method": method + cut, "variant": variant, "split": config["seed"]}
             | {"regions": config["features"]["regions"], "bytes": extraction["bytes"]}
@@ -149,7 +152,8 @@ def table(rows: pd.DataFrame) -> str:
             found, first = some.set_index("split"), some.iloc[0]
             both = sorted({*found.index} & {*base.index}) if variant != BASE else []
             cells = [str(method), str(variant), f"{len(found)}", str(first.regions), f"{first.bytes / 1e6:.0f}"]
-            cells += [f"{first.extraction_cpu_seconds:.0f}", f"{found.run_cpu_seconds.mean():.0f}"]
+            known = not math.isnan(first.extraction_cpu_seconds)
+            cells += [f"{first.extraction_cpu_seconds:.0f}" if known else "", f"{found.run_cpu_seconds.mean():.0f}"]
             for name in ("AUSUC", "H"):
                 against = ""
                 if len(both) == 1:
