@@ -16,7 +16,7 @@ from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
 from core.datasets.xlsa17 import read_metadata
 from core.features.feature_file import FeatureFile
-from core.features.layout import check_stored, plain
+from core.features.layout import ROWS, check_stored, plain
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files import sandbox
 from core.files.atomic import sha256_file
@@ -104,16 +104,20 @@ def convert(
                 channels, height, width, layout, maps.shape,
             )  # fmt: skip
         block = _rows_at_once(maps)
-        with Writer(final, _Foreign(metadata, provenance, beside.get("w2v_att")), example.shape[1:], store) as writer:
+        tokens = file.get("global")  # class tokens beside the maps
+        width = 0 if tokens is None else tokens.shape[1]
+        content = _Foreign(metadata, provenance, beside.get("w2v_att"))
+        with Writer(final, content, example.shape[1:], store, width) as writer:
             for start in tqdm(range(0, len(maps), block), unit="block", desc=final.name):
                 rows = np.arange(start, min(start + block, len(maps)))
                 if writer.done[rows].all():
                     continue
                 try:
                     values = maps[start : start + block]
+                    some = None if tokens is None else tokens[start : start + block]
                 except Exception as error:  # filters raise nearly anything
                     raise UserError(f"{path}: the rows from {start} on are damaged ({error}); get it again") from error
-                writer.write(rows, to_ndhw(values, layout))
+                writer.write(rows, to_ndhw(values, layout), some)
             writer.finish()
     try:
         with FeatureFile(final) as made:
@@ -135,10 +139,10 @@ def read_beside(path: str) -> dict[str, Any]:
             if missing := [key for key in _REQUIRED if key not in file]:
                 raise UserError(f"{path} lacks {', '.join(missing)}: not a feature file")
             found: dict[str, Any] = {}
-            for key in (*_REQUIRED, *_OPTIONAL):
+            for key in (*_REQUIRED, *_OPTIONAL, "global"):
                 if key in file:
                     check_stored(file, key)
-                    if key != "feature_map":
+                    if key not in ROWS:
                         found[key] = _plain_array(file[key])
             axes = {"att": 2, "original_att": 2, "w2v_att": 2, "allclasses_names": None, "image_files": None}
             for key, values in found.items():
@@ -154,6 +158,10 @@ def read_beside(path: str) -> dict[str, Any]:
                     f"{path}: {len(found['labels'])} labels, but feature_map is {file['feature_map'].shape}; its first "
                     "axis must be the images"
                 )
+            if "global" in file:
+                tokens, n = file["global"], len(found["labels"])
+                if tokens.ndim != 2 or tokens.dtype.kind != "f" or len(tokens) != n or not tokens.shape[1]:
+                    raise UserError(f"{path}: global is {tokens.shape} {tokens.dtype}; floats of ({n},G) are needed")
             values = {k: plain(v) for k, v in file.attrs.items()}
             found["attributes"] = {k: v for k, v in values.items() if isinstance(v, (str, int))}
             return found
