@@ -99,6 +99,8 @@ class Backbone(nn.Module):
             whole(images)
         if self.keep_global:
             self._class_tokens.append(self._outputs[self._last][:, 0])
+        if unused := [layer for layer in self.layers if layer not in self._outputs]:
+            raise ValueError(f"{', '.join(unused)} is not run on the way to the last map")
         maps = [self._trunk.to_map(self._outputs.pop(layer)) for layer in (self._last, *self.layers)]
         grid = (maps[0].shape[2], maps[0].shape[3])  # (h,w)
         for layer, other in zip(self.layers, maps[1:], strict=True):

@@ -55,7 +55,10 @@ class Trunk:
             ValueError: it is no map.
         """
         if output.ndim == 4:
-            return output.permute(0, 3, 1, 2) if self.last_axis else output
+            maps = output.permute(0, 3, 1, 2) if self.last_axis else output
+            if maps.shape[2] != maps.shape[3]:  # of other axes than the last map's, or no grid at all
+                raise ValueError(f"an output of shape {tuple(output.shape)} is no square grid of regions")
+            return maps
         if output.ndim != 3:
             raise ValueError(f"an output of shape {tuple(output.shape)} has no regions")
         patches = output[:, self.prefix :]  # (B,R,D)
