@@ -66,14 +66,30 @@ def to_ndhw(maps: np.ndarray, layout: str) -> np.ndarray:
     return maps.reshape(len(maps), height, width, maps.shape[2]).transpose(0, 3, 1, 2)
 
 
+def averaged(maps: np.ndarray, pool: int) -> np.ndarray:
+    """Maps (n,D,h,w) with pool x pool regions averaged into one, in float32.
+
+    Raises:
+        UserError: the grid cannot be divided so.
+    """
+    n, channels, height, width = maps.shape
+    if pool == 1:
+        return maps
+    if height % pool or width % pool:
+        raise UserError(f"--pool {pool}: {height}x{width} regions cannot be averaged by {pool}")
+    parts = maps.astype(np.float32).reshape(n, channels, height // pool, pool, width // pool, pool)
+    return np.asarray(parts.mean(axis=(3, 5)))
+
+
 def convert(
-    source: Path | str, target: Path | str, *, layout: str, store: str = "float16", dataset: DataSet | None = None,
-    data_root: Path | str = "data",
+    source: Path | str, target: Path | str, *, layout: str, store: str = "float16", pool: int = 1,
+    dataset: DataSet | None = None, data_root: Path | str = "data",
 ) -> Path:  # fmt: skip
     """Rewrite a feature file, or go on with a run that was interrupted.
 
     Args:
         layout: a key of LAYOUTS. store: type in the new file, float16 or float32.
+        pool: average pool x pool regions into one, as ``--pool`` of the extraction does before it rounds to ``store``.
         dataset: take class names, image names, attributes and splits from this data set's .mat files under
             ``data_root``; labels must agree. None: what the source has.
 
@@ -92,11 +108,13 @@ def convert(
     provenance = {k: v for k, v in beside["attributes"].items() if k not in ("complete", "format_version")}
     provenance |= {"converted_from": f"{path.name} sha256 {sha256_file(path)}, layout {layout}"}
     provenance.setdefault("pretraining_saw_unseen", "unknown")
+    if pool > 1:
+        provenance["pool"] = pool * int(provenance.get("pool", 1))
     if dataset is not None:
         provenance["dataset"] = dataset.source
     with h5py.File(path, "r", rdcc_nbytes=_BLOCK) as file:
         maps = file["feature_map"]
-        example = to_ndhw(maps[:1], layout)
+        example = averaged(to_ndhw(maps[:1], layout), pool)
         _, channels, height, width = example.shape
         if channels < height * width and channels < 64:
             _log.warning(
@@ -117,7 +135,7 @@ def convert(
                     some = None if tokens is None else tokens[start : start + block]
                 except Exception as error:  # filters raise nearly anything
                     raise UserError(f"{path}: the rows from {start} on are damaged ({error}); get it again") from error
-                writer.write(rows, to_ndhw(values, layout), some)
+                writer.write(rows, averaged(to_ndhw(values, layout), pool), some)
             writer.finish()
     try:
         with FeatureFile(final) as made:
