@@ -163,6 +163,14 @@ def test_position_embeddings_of_timm_are_interpolated_by_timm(size: int) -> None
         ("resnet18", {"layers": ["layer9"]}, "no such module; it has .*layer3"),
         ("resnet18", {"layers": ["layer4"]}, "taken anyway"),
         ("resnet18", {"layers": ["fc"]}, "no regions"),
+        ("swin_t", {"layers": ["avgpool"]}, r"\(1, 768, 1, 1\) is no square grid"),
+        ("swin_t", {"layers": ["permute"]}, r"\(1, 768, 7, 7\) is no square grid"),  # its maps are (B,h,w,D)
+        pytest.param(
+            "timm:vit_tiny_patch16_224",
+            {"layers": ["head"]},
+            "head is not run on the way.*it has blocks.0",
+            marks=needs_timm,
+        ),
         ("resnet1001", {}, "no backbone 'resnet1001'.*near it: resnet101"),
     ],
 )

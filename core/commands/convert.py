@@ -2,6 +2,7 @@
 
     python -m core.commands.convert their.hdf5 data/CUB/feature_map_vit_CUB.hdf5 --layout tokens
     python -m core.commands.convert dazle.hdf5 data/CUB/feature_map_ResNet_101_CUB.hdf5 --layout ndhw  # gzip
+    python -m core.commands.convert vit_448px.hdf5 data/CUB/feature_map_vit_pool2_CUB.hdf5 --layout ndhw --pool 2
 
 Interrupted? The same command continues.
 """
@@ -12,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.commands.parser import Parser
+from core.commands.parser import Parser, whole
 from core.files.errors import run_cli
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     layouts = "; ".join(f"{name}: {what}" for name, what in LAYOUTS.items())
     add("--layout", choices=LAYOUTS, required=True, help=f"axes of its feature_map. {layouts}")
     add("--store", choices=STORES, default="float16", help="type in the new file (default: %(default)s)")
+    add("--pool", type=whole(1), default=1, help="average this many by this many regions into one (default: 1)")
     add("--dataset", choices=DATASETS, help="take names, attributes and splits from this data set's .mat files")
     add(
         "--data-root", type=Path, default=Path("data"), help="folder with xlsa17/, for --dataset (default: %(default)s)"
@@ -38,7 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     dataset = DATASETS[args.dataset] if args.dataset else None
     made = convert(
-        args.source, args.target, layout=args.layout, store=args.store, dataset=dataset, data_root=args.data_root
+        args.source,
+        args.target,
+        layout=args.layout,
+        store=args.store,
+        pool=args.pool,
+        dataset=dataset,
+        data_root=args.data_root,
     )
     _log.info("features in %s", made)
     return 0

@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
         metavar="D|FILE",
         help="project the channels to D by a seeded random matrix, or by the matrix (d,D) of a .npy file (default: no)",
     )
+    add("--keep-global", action="store_true", help="keep a vision transformer's class token beside its map, as global")
     add("--dtype", choices=DTYPES, default="float32", help="arithmetic of the backbone (default: %(default)s)")
     add("--store", choices=STORES, default="float16", help="type in the file (default: %(default)s)")
     add("--device", default="auto", help=DEVICE)
@@ -113,6 +114,7 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
         flip=args.flip,
         regions=args.regions,
         project=args.project,
+        keep_global=args.keep_global,
         dtype=args.dtype,
         store=args.store,
         device=args.device,

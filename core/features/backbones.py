@@ -50,6 +50,8 @@ class Backbone(nn.Module):
         self.transform: Transform = trunk.transform.at(size)
         self.input_size, self.layers, self.pool, self.flip = size, tuple(layers), pool, flip
         self.reduction: Reduction | None = None
+        self.keep_global, self.global_width = False, 0  # its numbers G, where the class token is kept
+        self._class_tokens: list[Tensor] = []  # (B,G) of each view
         self._trunk = trunk
         self._last = trunk.layer
         self._outputs: dict[str, Tensor] = {}
@@ -73,8 +75,15 @@ class Backbone(nn.Module):
         """(B,3,H,W) normalised images to (B,D,h,w)."""
         return self.maps(images)
 
+    @torch.inference_mode()
+    def with_global(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """:meth:`forward`, and beside it the class token (B,G) where it is kept; with ``flip`` the mean of both."""
+        maps, tokens = self.maps(images), self._class_tokens
+        return maps, torch.stack(tokens).mean(dim=0) if tokens else None
+
     def maps(self, images: Tensor) -> Tensor:
         """:meth:`forward` outside of inference mode, for tracing."""
+        self._class_tokens = []
         maps = self.last_map(images)
         if self.flip:
             maps = (maps + self.last_map(images.flip(3)).flip(3)) / 2
@@ -88,6 +97,10 @@ class Backbone(nn.Module):
             self._outputs[FORWARD] = whole.forward_features(images)
         else:
             whole(images)
+        if self.keep_global:
+            self._class_tokens.append(self._outputs[self._last][:, 0])
+        if unused := [layer for layer in self.layers if layer not in self._outputs]:
+            raise ValueError(f"{', '.join(unused)} is not run on the way to the last map")
         maps = [self._trunk.to_map(self._outputs.pop(layer)) for layer in (self._last, *self.layers)]
         grid = (maps[0].shape[2], maps[0].shape[3])  # (h,w)
         for layer, other in zip(self.layers, maps[1:], strict=True):
@@ -122,6 +135,7 @@ class Backbone(nn.Module):
             "input_size": self.input_size,
             "pool": self.pool,
             "flip": "average of both views" if self.flip else "no",
+            **({"global": "class token"} if self.keep_global else {}),
             **(self.reduction.record() if self.reduction is not None else {}),
         }
 
@@ -132,7 +146,7 @@ def _keep(outputs: dict[str, Tensor], layer: str, module: nn.Module, inputs: Any
 
 def build_backbone(
     name: str, weights: str | Path | None = None, *, input_size: int | None = None, layers: Sequence[str] = (),
-    pool: int = 1, flip: bool = False, regions: bool = True, project: str | None = None,
+    pool: int = 1, flip: bool = False, regions: bool = True, project: str | None = None, keep_global: bool = False,
 ) -> Backbone:  # fmt: skip
     """A frozen backbone, tried on one blank image.
 
@@ -149,9 +163,11 @@ def build_backbone(
         flip: average the maps of the image and of its mirror image, the latter's mirrored back.
         regions: False leaves their mean alone, (B,D,1,1).
         project: channels of a seeded random projection, or a .npy file with a matrix (d,D).
+        keep_global: have :meth:`Backbone.with_global` return the class token; pooling and projection leave it alone.
 
     Raises:
-        UserError: unknown names, unreadable files, keys or shapes that do not fit, a size the network cannot take.
+        UserError: unknown names, unreadable files, keys or shapes that do not fit, a size the network cannot take, or
+            no class token to keep.
     """
     given = None if weights is None else str(weights)
     trunk = clip_trunk(name, given) if name.startswith(OPEN_CLIP) else build_trunk(name, given)
@@ -163,16 +179,21 @@ def build_backbone(
         raise UserError(f"--layers {','.join(unknown)}: {name} has no such module; {_layers_of(trunk)}")
     if trunk.layer in layers:
         raise UserError(f"--layers {trunk.layer}: that is the last map, which is taken anyway; name an earlier one")
+    if keep_global and not trunk.class_token:
+        instead = "its map is the image's embedding already" if name.startswith(OPEN_CLIP) else "vit_b_16 has one"
+        raise UserError(f"--keep-global: {name} has no class token ({instead}); leave the flag out")
     error = _fit(trunk, size)
     if error is not None:
         raise UserError(f"{name} cannot take images of {size} pixels ({error}); it takes {_sizes(trunk, size)}")
     backbone = Backbone(name, trunk, digest, size, layers)
+    backbone.keep_global = keep_global
     try:
-        shape = backbone(torch.zeros(1, 3, size, size)).shape
+        maps, token = backbone.with_global(torch.zeros(1, 3, size, size))
     except (ValueError, KeyError, AttributeError, RuntimeError) as failed:
         raise UserError(
             f"--layers {','.join(layers)} of {name}: {_first_line(failed)}; {_layers_of(trunk)}"
         ) from failed
+    shape, backbone.global_width = maps.shape, 0 if token is None else token.shape[1]
     if pool > 1 and (shape[2] % pool or shape[3] % pool):
         raise UserError(
             f"--pool {pool}: {name} at {size} pixels has {shape[2]}x{shape[3]} regions, which cannot be averaged by "

@@ -7,9 +7,10 @@ region of E channels, the embedding itself. For patches of an image tower take t
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,12 @@ def load_clip(name: str, weights: str | None = None) -> Clip:
     of_tag = library.get_pretrained_cfg(model_name, tag) or {}
     preprocess = {k: of_tag[k] for k in ("mean", "std", "interpolation", "resize_mode") if of_tag.get(k)}
     try:
-        with seeded_weights():
+        with seeded_weights(), _quiet():
             model = library.create_model(
                 model_name, pretrained=tag if weights is None else None, pretrained_text=False,
                 force_quick_gelu=bool(of_tag.get("quick_gelu")), force_preprocess_cfg=preprocess,
             )  # fmt: skip
-        tokenizer = library.get_tokenizer(model_name)
+            tokenizer = library.get_tokenizer(model_name)
     except Exception as error:  # of the hub's client: nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -126,6 +127,17 @@ def load_clip(name: str, weights: str | None = None) -> Clip:
         weights=path.name if path else weights or tag,
         sha256=sha256_file(path) if path else state_sha256(images),
     )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the ten lines that open_clip logs of a model that it makes; its warnings stay."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _fit_file(model: nn.Module, path: Path) -> None:

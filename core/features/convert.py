@@ -16,7 +16,7 @@ from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
 from core.datasets.xlsa17 import read_metadata
 from core.features.feature_file import FeatureFile
-from core.features.layout import check_stored, plain
+from core.features.layout import ROWS, check_stored, plain
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files import sandbox
 from core.files.atomic import sha256_file
@@ -66,14 +66,30 @@ def to_ndhw(maps: np.ndarray, layout: str) -> np.ndarray:
     return maps.reshape(len(maps), height, width, maps.shape[2]).transpose(0, 3, 1, 2)
 
 
+def averaged(maps: np.ndarray, pool: int) -> np.ndarray:
+    """Maps (n,D,h,w) with pool x pool regions averaged into one, in float32.
+
+    Raises:
+        UserError: the grid cannot be divided so.
+    """
+    n, channels, height, width = maps.shape
+    if pool == 1:
+        return maps
+    if height % pool or width % pool:
+        raise UserError(f"--pool {pool}: {height}x{width} regions cannot be averaged by {pool}")
+    parts = maps.astype(np.float32).reshape(n, channels, height // pool, pool, width // pool, pool)
+    return np.asarray(parts.mean(axis=(3, 5)))
+
+
 def convert(
-    source: Path | str, target: Path | str, *, layout: str, store: str = "float16", dataset: DataSet | None = None,
-    data_root: Path | str = "data",
+    source: Path | str, target: Path | str, *, layout: str, store: str = "float16", pool: int = 1,
+    dataset: DataSet | None = None, data_root: Path | str = "data",
 ) -> Path:  # fmt: skip
     """Rewrite a feature file, or go on with a run that was interrupted.
 
     Args:
         layout: a key of LAYOUTS. store: type in the new file, float16 or float32.
+        pool: average pool x pool regions into one, as ``--pool`` of the extraction does before it rounds to ``store``.
         dataset: take class names, image names, attributes and splits from this data set's .mat files under
             ``data_root``; labels must agree. None: what the source has.
 
@@ -92,11 +108,13 @@ def convert(
     provenance = {k: v for k, v in beside["attributes"].items() if k not in ("complete", "format_version")}
     provenance |= {"converted_from": f"{path.name} sha256 {sha256_file(path)}, layout {layout}"}
     provenance.setdefault("pretraining_saw_unseen", "unknown")
+    if pool > 1:
+        provenance["pool"] = pool * int(provenance.get("pool", 1))
     if dataset is not None:
         provenance["dataset"] = dataset.source
     with h5py.File(path, "r", rdcc_nbytes=_BLOCK) as file:
         maps = file["feature_map"]
-        example = to_ndhw(maps[:1], layout)
+        example = averaged(to_ndhw(maps[:1], layout), pool)
         _, channels, height, width = example.shape
         if channels < height * width and channels < 64:
             _log.warning(
@@ -104,16 +122,20 @@ def convert(
                 channels, height, width, layout, maps.shape,
             )  # fmt: skip
         block = _rows_at_once(maps)
-        with Writer(final, _Foreign(metadata, provenance, beside.get("w2v_att")), example.shape[1:], store) as writer:
+        tokens = file.get("global")  # class tokens beside the maps
+        width = 0 if tokens is None else tokens.shape[1]
+        content = _Foreign(metadata, provenance, beside.get("w2v_att"))
+        with Writer(final, content, example.shape[1:], store, width) as writer:
             for start in tqdm(range(0, len(maps), block), unit="block", desc=final.name):
                 rows = np.arange(start, min(start + block, len(maps)))
                 if writer.done[rows].all():
                     continue
                 try:
                     values = maps[start : start + block]
+                    some = None if tokens is None else tokens[start : start + block]
                 except Exception as error:  # filters raise nearly anything
                     raise UserError(f"{path}: the rows from {start} on are damaged ({error}); get it again") from error
-                writer.write(rows, to_ndhw(values, layout))
+                writer.write(rows, averaged(to_ndhw(values, layout), pool), some)
             writer.finish()
     try:
         with FeatureFile(final) as made:
@@ -135,10 +157,10 @@ def read_beside(path: str) -> dict[str, Any]:
             if missing := [key for key in _REQUIRED if key not in file]:
                 raise UserError(f"{path} lacks {', '.join(missing)}: not a feature file")
             found: dict[str, Any] = {}
-            for key in (*_REQUIRED, *_OPTIONAL):
+            for key in (*_REQUIRED, *_OPTIONAL, "global"):
                 if key in file:
                     check_stored(file, key)
-                    if key != "feature_map":
+                    if key not in ROWS:
                         found[key] = _plain_array(file[key])
             axes = {"att": 2, "original_att": 2, "w2v_att": 2, "allclasses_names": None, "image_files": None}
             for key, values in found.items():
@@ -154,6 +176,10 @@ def read_beside(path: str) -> dict[str, Any]:
                     f"{path}: {len(found['labels'])} labels, but feature_map is {file['feature_map'].shape}; its first "
                     "axis must be the images"
                 )
+            if "global" in file:
+                tokens, n = file["global"], len(found["labels"])
+                if tokens.ndim != 2 or tokens.dtype.kind != "f" or len(tokens) != n or not tokens.shape[1]:
+                    raise UserError(f"{path}: global is {tokens.shape} {tokens.dtype}; floats of ({n},G) are needed")
             values = {k: plain(v) for k, v in file.attrs.items()}
             found["attributes"] = {k: v for k, v in values.items() if isinstance(v, (str, int))}
             return found

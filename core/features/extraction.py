@@ -116,7 +116,7 @@ class _Job:
 
     @property
     def row_bytes(self) -> int:
-        return math.prod(self.network.shape) * np.dtype(self.config.store).itemsize
+        return (math.prod(self.network.shape) + self.network.global_width) * np.dtype(self.config.store).itemsize
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def extract(
             len(job.missing),
             job.paths[job.missing[0]],
         )
-    with Writer(target, content, job.network.shape, config.store) as writer:
+    with Writer(target, content, job.network.shape, config.store, job.network.global_width) as writer:
         failed = _run(writer, job, rows, limit)
         report = writer.partial.with_name(writer.partial.name + ".bad_images.txt")
         if failed:
@@ -234,7 +234,7 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, w2v: Path |
         raise UserError(f"none of the {len(paths)} images of {dataset.source} is there; looked for {paths[0]}, ...")
     network = build_backbone(
         config.backbone, config.weights, input_size=config.input_size, layers=config.layers, pool=config.pool,
-        flip=config.flip, regions=config.regions == "all", project=config.project,
+        flip=config.flip, regions=config.regions == "all", project=config.project, keep_global=config.keep_global,
     )  # fmt: skip
     provenance = _provenance(dataset, metadata, network, config, device, w2v)
     network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -279,12 +279,12 @@ def _run(writer: Writer, job: _Job, rows: range, limit: int | None = None) -> di
         written: deque[Future[None]] = deque()
         try:
             for batch, reasons in coming:
-                maps = job.network(job.normalise(batch.pixels))
+                maps, tokens = job.network.with_global(job.normalise(batch.pixels))
                 if len(written) == 2:
                     written.popleft().result()
                 good = [i for i in range(len(batch.rows)) if i not in reasons]
                 failed.update({int(batch.rows[i]): reason for i, reason in reasons.items()})
-                written.append(writing.submit(_store, writer, batch.rows - rows.start, maps, good))
+                written.append(writing.submit(_store, writer, batch.rows - rows.start, maps, tokens, good))
                 bar.update(len(batch.rows))
             while written:
                 written.popleft().result()
@@ -313,11 +313,12 @@ def memory_error(error: Exception, config: ExtractionConfig) -> Exception:
     )
 
 
-def _store(writer: Writer, rows: np.ndarray, maps: Tensor, good: list[int]) -> None:
+def _store(writer: Writer, rows: np.ndarray, maps: Tensor, tokens: Tensor | None, good: list[int]) -> None:
     kind = torch.float16 if writer.dtype == np.float16 else torch.float32
     values = maps.to(kind).cpu().numpy()  # contiguous only in channels_last; the writer puts it in order
+    beside = None if tokens is None else tokens.to(kind).cpu().numpy()[good]
     if good:
-        writer.write(rows[good], values[good])
+        writer.write(rows[good], values[good], beside)
 
 
 def _provenance(

@@ -15,6 +15,7 @@ import os
 import shlex
 import zlib
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -29,9 +30,11 @@ from core.features.identity import extraction_command, first_difference
 from core.features.layout import (
     DIGEST,
     FORMAT_VERSION,
+    ROWS,
     Header,
     check_axes,
     check_stored,
+    class_tokens,
     first_not_finite,
     matrix,
     plain,
@@ -45,7 +48,7 @@ from core.files.atomic import sha256_file
 from core.files.errors import UserError
 
 _REQUIRED = ("feature_map", "labels", *SPLITS, "att")
-_OPTIONAL = ("original_att", "w2v_att", "allclasses_names", "image_files", "train_loc", "val_loc", "row_crc32")
+_OPTIONAL = ("original_att", "w2v_att", "allclasses_names", "image_files", "train_loc", "val_loc", *ROWS.values())
 _ROW = 64 << 20  # bytes of one image's features; ResNet-101's have 200 kB
 _CHILD_SECONDS = 60
 
@@ -97,7 +100,7 @@ class FeatureFile:
             raise UserError(f"{self.path} was never finished, or lost its header. {self._mend()}")
         if finished and "shard" in self.provenance:
             raise UserError(f"{self.path} is a part of an extraction in shards: python -m core.commands.merge FINAL")
-        for key in (*_REQUIRED, *_OPTIONAL):
+        for key in (*_REQUIRED, *_OPTIONAL, "global"):
             if key in file:
                 check_stored(file, key)
         self._maps = file["feature_map"]
@@ -195,6 +198,18 @@ class FeatureFile:
                 self._check_finite(row, out[i])
                 self._verified[row] = True
         return out
+
+    @cached_property
+    def global_features(self) -> np.ndarray | None:
+        """Class tokens (N,G) in the stored type, of a file extracted with --keep-global; None of any other.
+
+        Raises:
+            UserError: no matrix of one row an image, or a damaged row.
+        """
+        try:
+            return None if self._file is None else class_tokens(self._file, self.shape[0])
+        except ValueError as error:
+            raise UserError(f"{self.path}: {error}. {self._mend()}") from error
 
     def prefetch(self, rows: np.ndarray) -> None:
         """Have the system fetch rows from the disk while something else is done; a hint that changes no value."""
@@ -344,6 +359,7 @@ def verify(path: Path | str) -> None:
         UserError: the first thing that is wrong with it.
     """
     with FeatureFile(path) as file:
+        _ = file.global_features
         for start in range(0, file.shape[0], 64):
             file.read(np.arange(start, min(start + 64, file.shape[0])))
 
@@ -362,9 +378,10 @@ def examine(path: Path | str, finished: bool = True) -> None:
     reader = FeatureFile.__new__(FeatureFile)
     reader.path, reader._header, reader.provenance = Path(path), None, {}
     try:
-        with h5py.File(path, "r", locking="best-effort") as file:
-            reader._load(file, finished)
+        with h5py.File(path, "r", locking="best-effort") as reader._file:
+            reader._load(reader._file, finished)
             if finished:
+                _ = reader.global_features
                 reader._read_h5py(np.array([0, reader.shape[0] - 1]))
     except OSError as error:
         raise UserError(reader._reason(error)) if error.errno else error from None

@@ -30,6 +30,13 @@ def extraction_command(
     for key in ("backbone", "weights", "input_size", "dtype", "batch_size"):
         if key in provenance:
             command += [f"--{key.replace('_', '-')}", str(provenance[key])]
+    if "backbone" in provenance:
+        earlier = ",".join(str(provenance.get("layer", "")).split("+")[1:])
+        command += ["--layers", earlier] if earlier else []
+        command += ["--pool", str(provenance["pool"])] if provenance.get("pool", 1) != 1 else []
+        command += ["--flip"] if provenance.get("flip", "no") != "no" else []
+        command += ["--regions", "none"] if "regions_kept" in provenance else []
+        command += ["--keep-global"] if "global" in provenance else []
     if "backbone" in provenance and store is not None:
         command += ["--store", store]
     return f"python extract_feature/extract_feature_map_ResNet_101_{source}.py {shlex.join(command)}"

@@ -62,12 +62,15 @@ class Normaliser:
         std: Sequence[float] = IMAGENET_STD,
     ) -> None:
         self.device, self.dtype = device, dtype
-        self.scale = (1 / (255 * torch.tensor(std))).view(1, 3, 1, 1).to(device)
-        self.shift = (-torch.tensor(mean) / torch.tensor(std)).view(1, 3, 1, 1).to(device)
+        self.scale = (1 / (255 * torch.tensor(std))).to(device)  # (3,)
+        self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        x = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2).float()  # channels_last by its strides
-        return x.mul_(self.scale).add_(self.shift).to(self.dtype)
+        width = pixels.shape[2]
+        x = pixels.to(self.device, non_blocking=True).flatten(2).float()  # (B,H,3W)
+        # by rows of pixels: three numbers are too few for a processor's vectors, and took nearly twice as long
+        x = x.mul_(self.scale.repeat(width)).add_(self.shift.repeat(width)).to(self.dtype)
+        return x.unflatten(2, (width, 3)).permute(0, 3, 1, 2)  # channels_last by its strides
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -3,6 +3,9 @@
 Format 3 is a header of 512 bytes (HDF5's user block, which HDF5 programs pass over and leave as it is) and HDF5 data in
 which the rows of feature_map stand one behind another. The crc32 of each row stands in the dataset row_crc32; a SHA-256
 in the header is of every other byte. The bytes follow from the content alone: no times, no process numbers.
+
+Class tokens, where they were asked for, are the rows of global, their crc32 in global_crc32. The SHA-256 is of them
+too; a run that is resumed goes by the crc32.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import hashlib
 import math
 import os
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +29,7 @@ DIGEST = (32, 64)  # bytes of the header that hold the SHA-256
 _HEADER = struct.Struct("<8sQQQ32s")  # magic, offset of row 0, rows, bytes of a row, SHA-256
 _MAGIC = b"VSMRFEAT"
 _BESIDE = 256 << 20  # bytes of any dataset beside the features; CUB's longest is 2 MB
+ROWS = {"feature_map": "row_crc32", "global": "global_crc32"}  # datasets of one row an image, and their checksums
 _FILTERS = {1, 2, 3, 32000}  # gzip, shuffle, fletcher32, lzf: others may be plug-ins, which are code
 
 
@@ -49,6 +54,32 @@ class Header:
     def pack(self) -> bytes:
         """As bytes."""
         return _HEADER.pack(_MAGIC, self.base, self.rows, self.row_bytes, self.sha256)
+
+
+@dataclass(frozen=True)
+class RowPlace:
+    """Where the rows of one of ROWS lie in a file, and their checksums."""
+
+    base: int  # byte offset of row 0
+    rows: int
+    row_bytes: int
+    crcs: int  # byte offset of row 0's crc32
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Byte offsets where rows and checksums begin and end."""
+        return (self.base, self.base + self.rows * self.row_bytes), (self.crcs, self.crcs + 4 * self.rows)
+
+
+def row_places(file: h5py.File) -> dict[str, RowPlace]:
+    """That of feature_map, and of global where a file has it."""
+    found = {}
+    for key, crcs in ROWS.items():
+        if key in file:
+            rows, *shape = file[key].shape
+            size = math.prod(shape) * file[key].dtype.itemsize
+            found[key] = RowPlace(file[key].id.get_offset(), rows, size, file[crcs].id.get_offset())
+    return found
 
 
 def read_header(descriptor: int) -> Header | None:
@@ -128,7 +159,7 @@ def check_stored(file: h5py.File, key: str) -> None:
         raise ValueError(f"the values of {key} lie in another file")
     if filters := {plan.get_filter(i)[0] for i in range(plan.get_nfilters())} - _FILTERS:
         raise ValueError(f"{key} is stored with the unknown filters {sorted(filters)}; repack it: h5repack -f NONE")
-    if key != "feature_map" and size > _BESIDE:
+    if key not in ROWS and size > _BESIDE:
         raise ValueError(f"{key} has {size} bytes, more than {_BESIDE}")
     if dataset.chunks is None:
         stored = dataset.id.get_storage_size() >= size  # text takes more there than in memory
@@ -148,6 +179,26 @@ def matrix(file: h5py.File, key: str) -> np.ndarray:
         raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; a matrix of numbers is needed")
     with np.errstate(over="ignore"):  # to infinity, which is refused
         return values.astype(np.float32)
+
+
+def class_tokens(file: h5py.File, rows: int) -> np.ndarray | None:
+    """The dataset global, (N,G) in its stored type, every row compared with its checksum; None where there is none.
+
+    Raises:
+        ValueError: no floats of one row an image, a damaged row, NaN or infinity.
+    """
+    if "global" not in file:
+        return None
+    tokens: np.ndarray = file["global"][()]
+    if tokens.ndim != 2 or tokens.dtype.kind != "f" or len(tokens) != rows:
+        raise ValueError(f"global is {tokens.shape} of {tokens.dtype}; floats of ({rows},G) are needed")
+    if ROWS["global"] in file:  # files from elsewhere have no checksums
+        for row, crc in enumerate(file[ROWS["global"]][()].tolist()):
+            if zlib.crc32(tokens[row].tobytes()) != crc:
+                raise ValueError(f"the class token of row {row} is damaged (checksum)")
+    if (bad := first_not_finite(tokens)) is not None:
+        raise ValueError(f"the class token of row {bad} holds NaN or infinity")
+    return tokens
 
 
 def whole_numbers(file: h5py.File, key: str) -> np.ndarray:

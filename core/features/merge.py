@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from core.datasets.metadata import Metadata
-from core.features.layout import DIGEST, Header, plain, read_header, sha256_outside
+from core.features.layout import DIGEST, ROWS, Header, plain, read_header, row_places, sha256_outside
 from core.features.shards import PartContent, Shard, parts_of
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files.atomic import Lock
@@ -55,13 +55,14 @@ class Part:
                 if "shard" not in self.attributes:
                     raise ValueError("it is no part")
                 self.record = json.loads(self.attributes.pop("shard"))
-                self.crcs = file["row_crc32"][()]
-                maps = file["feature_map"]
-                self.shape, self.dtype = tuple(maps.shape[1:]), maps.dtype
+                self.places = row_places(file)  # of feature_map, and of global where it was asked for
+                self.crcs = {key: file[ROWS[key]][()] for key in self.places}
+                self.shapes = {key: tuple(file[key].shape[1:]) for key in self.places}
+                self.dtype = file["feature_map"].dtype
                 self.arrays = {
                     key: file[key].asstr()[()] if h5py.check_string_dtype(file[key].dtype) else file[key][()]
                     for key in file
-                    if key not in ("feature_map", "row_crc32")
+                    if key not in (*ROWS, *ROWS.values())
                 }
         except UserError:
             self.close()
@@ -102,8 +103,8 @@ class Part:
             for key in keys
             if self.attributes.get(key) != other.attributes.get(key)
         ]
-        if (self.shape, self.dtype) != (other.shape, other.dtype):
-            differs.append(f"features {other.shape} {other.dtype} there, {self.shape} {self.dtype}")
+        if (self.shapes, self.dtype) != (other.shapes, other.dtype):
+            differs.append(f"features {other.shapes} {other.dtype} there, {self.shapes} {self.dtype}")
         for key in sorted({*self.arrays, *other.arrays}):
             mine, its = self.arrays.get(key), other.arrays.get(key)
             same = mine is not None and its is not None and mine.dtype == its.dtype
@@ -111,22 +112,23 @@ class Part:
                 differs.append(f"{key} is another")
         return "; ".join(differs)
 
-    def read(self, first: int, count: int) -> np.ndarray:
-        """``count`` rows from the part's row ``first`` on, each compared with its checksum: (count,D,h,w).
+    def read(self, first: int, count: int, key: str = "feature_map") -> np.ndarray:
+        """``count`` rows from the part's row ``first`` on, each compared with its checksum: (count,D,h,w) or (count,G).
 
         Raises:
             UserError: a damaged row; names it.
         """
-        size = self.header.row_bytes
-        data = os.pread(self._descriptor, count * size, self.header.row_offset(first))
+        place = self.places[key]
+        size = place.row_bytes
+        data = os.pread(self._descriptor, count * size, place.base + first * size)
         for i in range(count):
-            if zlib.crc32(data[i * size : (i + 1) * size]) != self.crcs[first + i]:
+            if zlib.crc32(data[i * size : (i + 1) * size]) != self.crcs[key][first + i]:
                 raise UserError(
                     f"{self.path}: row {first + i} ({self.arrays['image_files'][self.rows.start + first + i]}) is "
                     f"damaged (checksum). To redo only what is damaged: mv {self.path} {self.path}.partial, then the "
                     f"same extraction with --shard {self.shard}"
                 )
-        return np.frombuffer(data, self.dtype).reshape(count, *self.shape)
+        return np.frombuffer(data, self.dtype).reshape(count, *self.shapes[key])
 
     def close(self) -> None:
         """Close the file."""
@@ -193,8 +195,9 @@ def _join(parts: Sequence[Part], final: Path) -> None:
     if expected != len(content.metadata.labels):
         of = f"{expected} rows of {len(content.metadata.labels)}"
         raise UserError(f"the parts of {final} hold {of}: delete them (rm {final}.shard-*) and extract again")
-    shape = (first.shape[0], first.shape[1], first.shape[2])
-    with Writer(final, content, shape, first.dtype.name) as writer:
+    channels, height, width = first.shapes["feature_map"]
+    (tokens,) = first.shapes.get("global", (0,))
+    with Writer(final, content, (channels, height, width), first.dtype.name, tokens) as writer:
         with tqdm(total=expected, unit="image", desc=f"merge {final.name}", disable=None) as bar:
             step = max(1, _BLOCK // first.header.row_bytes)
             for part in parts:
@@ -202,7 +205,8 @@ def _join(parts: Sequence[Part], final: Path) -> None:
                     count = min(step, len(part.rows) - start)
                     rows = np.arange(start, start + count) + part.rows.start
                     if not writer.done[rows].all():
-                        writer.write(rows, part.read(start, count))
+                        beside = part.read(start, count, "global") if tokens else None
+                        writer.write(rows, part.read(start, count), beside)
                     bar.update(count)
         writer.finish()
 

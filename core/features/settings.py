@@ -39,6 +39,7 @@ class ExtractionConfig:
     flip: bool = False  # average the maps of both views
     regions: str = "all"  # none: their mean alone
     project: str | None = None  # channels of a random projection, or a .npy file with a matrix (d,D)
+    keep_global: bool = False  # the class token of a vision transformer beside the map, as global (N,G)
     dtype: str = "float32"  # arithmetic of the backbone
     store: str = "float16"  # type in the file
     device: str = "auto"
@@ -84,6 +85,7 @@ def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfi
     parts += ["flip"] if config.flip else []
     parts += ["pooled"] if config.regions == "none" else []
     parts += [] if config.project is None else [f"project_{Path(config.project).stem}"]
+    parts += ["global"] if config.keep_global else []
     return Path(data_root) / dataset.source / dataset.feature_file("_".join(parts))
 
 
@@ -126,7 +128,7 @@ def recorded_config(provenance: Mapping[str, Any]) -> ExtractionConfig:
         del have["weights"]
     have["layers"] = tuple(str(provenance.get("layer", "")).split("+")[1:])
     have |= {"pool": int(provenance.get("pool", 1)), "flip": provenance.get("flip", "no") != "no"}
-    have |= {"regions": "none" if "regions_kept" in provenance else "all"}
+    have |= {"regions": "none" if "regions_kept" in provenance else "all", "keep_global": "global" in provenance}
     if words := str(provenance.get("projection", "")).split():
         have["project"] = words[1].partition("x")[0] if words[0] == "random" else words[0]
     if have.get("weights") and is_weights_file(str(have["weights"])) and "pretraining_saw_unseen" in provenance:

@@ -44,6 +44,7 @@ class Trunk:
     layer: str  # module whose output is the map, or FORWARD
     last_axis: bool = False  # maps are (B,h,w,D), not (B,D,h,w)
     prefix: int = 0  # class and register tokens in front of the patches' tokens
+    class_token: bool = False  # the first of them is the class token
     patch: int = 1  # the image side is a multiple of it
     resize: Callable[[int], None] | None = None  # makes the network take another image side
 
@@ -54,7 +55,10 @@ class Trunk:
             ValueError: it is no map.
         """
         if output.ndim == 4:
-            return output.permute(0, 3, 1, 2) if self.last_axis else output
+            maps = output.permute(0, 3, 1, 2) if self.last_axis else output
+            if maps.shape[2] != maps.shape[3]:  # of other axes than the last map's, or no grid at all
+                raise ValueError(f"an output of shape {tuple(output.shape)} is no square grid of regions")
+            return maps
         if output.ndim != 3:
             raise ValueError(f"an output of shape {tuple(output.shape)} has no regions")
         patches = output[:, self.prefix :]  # (B,R,D)
@@ -147,7 +151,9 @@ def _torchvision(name: str, weights: str | None) -> Trunk:
         transform = transform.at(side)
     if path is not None:
         load_weights(network, path, known=not is_file)
-    family = {"layer": "encoder", "prefix": 1} if patch > 1 else {"layer": last_map(network, transform.crop)}
+    family: dict[str, Any] = {"layer": "encoder", "prefix": 1, "class_token": True}
+    if patch == 1:
+        family = {"layer": last_map(network, transform.crop)}
     if name.startswith("swin"):
         family = {"layer": "norm", "last_axis": True}
     clean = weights in known and weights.startswith("IMAGENET1K_V")  # SWAG's saw Instagram
@@ -247,6 +253,7 @@ def _timm(name: str, weights: str | None) -> Trunk:
         last_axis=getattr(network, "output_fmt", "") == "NHWC",
         # models that do not say it have their class token in front, where they have one (CaiT up to timm 1.0.28)
         prefix=getattr(network, "num_prefix_tokens", int(hasattr(network, "cls_token"))) or 0,
+        class_token=getattr(network, "cls_token", None) is not None,  # CaiT's too; registers come after it
         patch=patch[0] if isinstance(patch, tuple) else 1,
         resize=setter,
     )

@@ -28,9 +28,12 @@ from core.features.layout import (
     DIGEST,
     FORMAT_VERSION,
     HEADER_BYTES,
+    ROWS,
     Header,
+    RowPlace,
     first_not_finite,
     plain,
+    row_places,
     sha256_outside,
 )
 from core.files.atomic import Lock, fsync, fsync_folder
@@ -66,9 +69,10 @@ class Writer:
     """Writes rows of a feature file; a context manager that leaves the `.partial` unless :meth:`finish` was called."""
 
     def __init__(
-        self, final: Path | str, content: FeatureFileMetadata, shape: tuple[int, int, int], dtype: str = "float16"
-    ) -> None:
-        """Create or resume `<final>.partial`. shape is (D,h,w), dtype float16 or float32.
+        self, final: Path | str, content: FeatureFileMetadata, shape: tuple[int, int, int], dtype: str = "float16",
+        global_width: int = 0,
+    ) -> None:  # fmt: skip
+        """Create or resume `<final>.partial`. shape is (D,h,w), dtype float16 or float32, global_width G; 0: none.
 
         Raises:
             UserError: another writer is at work, the disk is full, or the partial file was begun with other settings.
@@ -77,7 +81,7 @@ class Writer:
             raise UserError(f"features are stored as float16 or float32, not {dtype}")
         self.final = Path(final)
         self.partial = self.final.with_name(self.final.name + ".partial")
-        self.shape, self.dtype = shape, np.dtype(dtype).newbyteorder("<")
+        self.shape, self.dtype, self.global_width = shape, np.dtype(dtype).newbyteorder("<"), global_width
         self._unflushed = 0
         self._data = -1
         with self._refusing():
@@ -97,26 +101,30 @@ class Writer:
         """Byte offset of a row."""
         return self._header.row_offset(row)
 
-    def write(self, rows: np.ndarray, maps: np.ndarray) -> None:
-        """Write maps (n,D,h,w) or (n,D,R) at the given rows.
+    def write(self, rows: np.ndarray, maps: np.ndarray, tokens: np.ndarray | None = None) -> None:
+        """Write maps (n,D,h,w) or (n,D,R) at the given rows, and class tokens (n,G) where the file has them.
 
         Raises:
             UserError: values that are not finite in the stored type, or the disk refuses.
         """
+        given = [maps] if tokens is None else [maps, tokens]
         with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(maps, dtype=self.dtype).reshape(len(rows), -1)
-        if stored.shape[1] * self.dtype.itemsize != self._header.row_bytes:
-            raise ValueError(f"maps of shape {maps.shape[1:]} in a file of {self.shape}")
-        if (bad := first_not_finite(stored)) is not None:
-            raise UserError(
-                f"the features of row {int(rows[bad])} are NaN or too large for {self.dtype.name}: damaged weights, or "
-                "run again with --dtype float32 --store float32"
-            )
+            stored = [np.ascontiguousarray(values, dtype=self.dtype).reshape(len(rows), -1) for values in given]
+        if [values.shape[1] * self.dtype.itemsize for values in stored] != [p.row_bytes for p in self._places]:
+            beside = f" and {self.global_width} class-token values" if self.global_width else ""
+            raise ValueError(f"rows of {[v.shape[1:] for v in given]} in a file of {self.shape}{beside}")
+        for values in stored:
+            if (bad := first_not_finite(values)) is not None:
+                raise UserError(
+                    f"the features of row {int(rows[bad])} are NaN or too large for {self.dtype.name}: damaged "
+                    "weights, or run again with --dtype float32 --store float32"
+                )
         with self._refusing():
-            for row, values in zip(rows.tolist(), stored, strict=True):
-                data = values.tobytes()
-                self._put(data, self.row_offset(row))
-                self._put(struct.pack("<I", zlib.crc32(data)), self._crcs[0] + 4 * row)
+            for i, row in enumerate(rows.tolist()):
+                for values, place in zip(stored, self._places, strict=True):
+                    data = values[i].tobytes()
+                    self._put(data, place.base + row * place.row_bytes)
+                    self._put(struct.pack("<I", zlib.crc32(data)), place.crcs + 4 * row)
                 self.done[row] = True
             self._unflushed += len(rows)
             if self._unflushed >= _FLUSH_ROWS:
@@ -188,7 +196,7 @@ class Writer:
         """Make the file without its rows; become the partial file, or compare every such byte with the one there is."""
         new = self.final.with_name(self.final.name + ".partial.new")
         try:
-            self._header, self._crcs = self._make(new, content)
+            self._header, self._places = self._make(new, content)
             if not self.partial.exists():
                 with open(new, "r+b") as handle:
                     if hasattr(os, "posix_fallocate"):  # not on macOS
@@ -199,14 +207,19 @@ class Writer:
                 self._data = os.open(self.partial, os.O_RDWR)
                 return
             self._data = os.open(self.partial, os.O_RDWR)
-            skipped = ((0, HEADER_BYTES), self._crcs, self._header.span)
+            skipped = ((0, HEADER_BYTES), *(span for place in self._places for span in place.spans))
             with open(new, "rb") as handle, contextlib.suppress(ValueError):  # ValueError: of another length
                 if sha256_outside(self._data, *skipped) == sha256_outside(handle.fileno(), *skipped):
                     return
             raise UserError(f"{self._difference(content)}; delete it to start again, or choose another --out")
         except (OSError, RuntimeError) as error:
             number = getattr(error, "errno", None)  # HDF5's own text is long
-            need = int(np.prod(self.shape)) * self.dtype.itemsize * len(content.metadata.labels) / 2**30
+            need = (
+                (int(np.prod(self.shape)) + self.global_width)
+                * self.dtype.itemsize
+                * len(content.metadata.labels)
+                / 2**30
+            )
             if number is None and (found := re.search(r"errno = (\d+)", str(error))):
                 number = int(found[1])  # of HDF5's text alone
             room = "" if number in (errno.EACCES, errno.EPERM, errno.EROFS) else "make room or choose another --out"
@@ -220,8 +233,8 @@ class Writer:
         finally:
             new.unlink(missing_ok=True)
 
-    def _make(self, path: Path, content: FeatureFileMetadata) -> tuple[Header, tuple[int, int]]:
-        """Write all but the rows; their header, and where their checksums begin and end."""
+    def _make(self, path: Path, content: FeatureFileMetadata) -> tuple[Header, list[RowPlace]]:
+        """Write all but the rows; the header, and where rows and their checksums lie."""
         n = len(content.metadata.labels)
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -231,10 +244,13 @@ class Writer:
                 file.attrs[name] = value
             for key, values in content.arrays().items():
                 file.create_dataset(key, data=values, dtype=h5py.string_dtype() if values.dtype == object else None)
-            crcs = file.create_dataset("row_crc32", data=np.zeros(n, "<u4")).id.get_offset()
-            maps = file.create_dataset("feature_map", (n, *self.shape), self.dtype, dcpl=plan)
-            header = Header(maps.id.get_offset(), n, int(np.prod(self.shape)) * self.dtype.itemsize)
-        return header, (crcs, crcs + 4 * n)
+            shapes = {"global": (self.global_width,)} if self.global_width else {}
+            for key, shape in (shapes | {"feature_map": self.shape}).items():
+                file.create_dataset(ROWS[key], data=np.zeros(n, "<u4"))
+                file.create_dataset(key, (n, *shape), self.dtype, dcpl=plan)
+            places = row_places(file)
+        maps = places["feature_map"]
+        return Header(maps.base, n, maps.row_bytes), [*places.values()]
 
     def _difference(self, content: FeatureFileMetadata) -> str:
         """In what the partial file is another than this run would make."""
@@ -260,10 +276,13 @@ class Writer:
 
     def _whole_rows(self) -> np.ndarray:
         """(N,) bool: rows whose bytes fit their crc32. One that was never written has none (0)."""
-        crcs = np.frombuffer(os.pread(self._data, self._crcs[1] - self._crcs[0], self._crcs[0]), "<u4")
-        done = np.zeros(len(crcs), dtype=bool)
-        for row in np.flatnonzero(crcs).tolist():
-            done[row] = zlib.crc32(os.pread(self._data, self._header.row_bytes, self.row_offset(row))) == crcs[row]
+        done = np.ones(self._header.rows, dtype=bool)
+        for place in self._places:
+            crcs = np.frombuffer(os.pread(self._data, 4 * place.rows, place.crcs), "<u4")
+            done &= crcs > 0
+            for row in np.flatnonzero(done).tolist():
+                data = os.pread(self._data, place.row_bytes, place.base + row * place.row_bytes)
+                done[row] = zlib.crc32(data) == crcs[row]
         return done
 
 
