@@ -252,7 +252,7 @@ def test_one_flipped_byte_in_a_partial_file_costs_its_row_only(tmp_path: Path) -
     with Writer(path, content(), SHAPE) as writer:
         writer.write(np.arange(60), maps())
         writer.flush()
-        offset, crcs = writer.row_offset(11), writer._crcs[0]
+        offset, crcs = writer.row_offset(11), writer._places[0].crcs
     partial = tmp_path / "f.hdf5.partial"
     good = partial.read_bytes()
     for at in (offset + 5, crcs + 4 * 11 + 2):
