@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -25,8 +26,8 @@ from core.features.writer import Writer
 from core.files.errors import UserError
 from tests.helpers_features import SHAPE, content, make_data, maps
 from tests.helpers_features import write as write_plain
-from tests.test_backbones import needs_timm
 
+needs_timm = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is not installed")
 ROWS, G = np.arange(60), 12
 KEPT = ExtractionConfig(
     backbone="vit_b_32", weights="random", device="cpu", batch_size=4, input_size=64, keep_global=True
