@@ -139,6 +139,7 @@ def test_abbreviations_are_not_taken():
     for wrong, said in (
         (["--bet", "1"], "unrecognized arguments: --bet"),
         (["--seeds", "0"], "'0' is not a whole number of at least 1"),
+        (["--seed", "18446744073709551616"], "'18446744073709551616' is more than 2147483647"),
         (["--seed", "-1"], "at least 0"),
         (["--seeds", "2", "--seed", "1"], "not allowed with"),
     ):

@@ -30,6 +30,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}; python {sys.argv[0]} --help lists every flag")
 
 
+_MOST = 2**31 - 1  # of what is counted, and of seeds: generators of random numbers take no larger ones everywhere
+
+
 def whole(at_least: int) -> Callable[[str], int]:
     """Type of a flag: a whole number, not below ``at_least``."""
 
@@ -40,6 +43,8 @@ def whole(at_least: int) -> Callable[[str], int]:
             value = at_least - 1
         if value < at_least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {at_least}")
+        if value > _MOST:
+            raise argparse.ArgumentTypeError(f"{text!r} is more than {_MOST}")
         return value
 
     return parse
