@@ -1,6 +1,7 @@
 """Attention against known part locations: by hand, and on the whole demo (drawn, extracted, trained here)."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ def demo_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("demo")
 
 
+@pytest.mark.skipif(not os.environ.get("SLOW"), reason="the whole demo, three minutes: make nightly sets SLOW=1")
 @pytest.mark.parametrize(("method", "least"), [("dazle", 1.3), ("vsmr", 1.15)])
 def test_attention_falls_on_its_part_and_unseen_classes_are_told(demo_folder, monkeypatch, method, least):
     """``least``: attention on the own part over uniform attention there, mean of all parts."""
