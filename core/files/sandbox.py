@@ -25,7 +25,8 @@ from core.files.kinds import unreadable
 from core.files.system import resource
 
 _ANSWER_LIMIT = 1 << 30  # bytes of arrays
-_PATIENCE = 10  # times the processor's seconds that are waited for, since other work may have the processors
+# of the clock, for others may have the processors: ten times the processor's seconds, at most ten minutes more
+_PATIENCE, _MORE = 10, 600
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")  # starts faster
 
 
@@ -37,7 +38,7 @@ def call(
     Args:
         arguments: what JSON can hold; the first is the path, or the list of paths, that errors name.
         kind: what the file should be, such as "MATLAB file".
-        timeout: seconds of the processor's time; ten times as many of the clock's.
+        timeout: seconds of the processor's time; of the clock's up to ten times as many.
         memory: bytes of address space, beyond what the function's own module takes.
         written: bytes of the largest file it may write; for what arrays cannot hold, in a folder of the caller.
 
@@ -51,7 +52,7 @@ def call(
     where = f"{' and '.join(map(str, named))}, read as {kind}," if len(named) > 1 else f"{named[0]}, read as a {kind},"
     try:
         request = json.dumps([function, arguments, memory, timeout, written]).encode()
-        code, answer, log = run(request, _PATIENCE * timeout)
+        code, answer, log = run(request, min(_PATIENCE * timeout, timeout + _MORE))
     except subprocess.TimeoutExpired:
         code = -signal.SIGXCPU
     if code == -signal.SIGXCPU:
