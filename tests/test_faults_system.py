@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from core.files.errors import run_cli
 from tests.helpers import ROOT
 from tests.messages import DRIVER, EXTRACT, FEATURES, IMAGES, NO_FEATURES, TABLES, VERIFY, base, image_names, run
 
@@ -57,6 +58,30 @@ def test_ctrl_c_at_any_moment_is_one_line(place: Path, seed: int) -> None:
     assert "Traceback" not in out + err, err
     if child.returncode and "results: " not in out and "features in " not in err:  # else it was ending anyway
         assert child.returncode == 130 and err.endswith("interrupted; run the same command again to continue\n"), err
+
+
+SWALLOWED = (
+    "import contextlib, os, signal\nwith contextlib.suppress(KeyboardInterrupt): os.kill(os.getpid(), signal.SIGINT)\n"
+)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        SWALLOWED + "def main(): print('went on')",
+        "def main():\n    " + SWALLOWED.replace("\n", "\n    ") + "raise AttributeError('a library in pieces')",
+        "def main():\n    " + SWALLOWED.replace("\n", "\n    ") + "raise ModuleNotFoundError(name='numpy')",
+    ],
+)
+def test_ctrl_c_that_a_library_swallows_ends_the_command_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], module: str
+) -> None:
+    (tmp_path / "swallows.py").write_text(module)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "swallows", raising=False)
+    assert run_cli("swallows") == 130
+    assert capsys.readouterr() == ("", "interrupted; run the same command again to continue\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("encoding", ["ascii"])

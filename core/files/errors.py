@@ -7,8 +7,9 @@ import importlib
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 LONGEST = 200  # characters of one value in a message; a path may have more, but no piece of it
@@ -32,39 +33,68 @@ def run_cli(command: str | Callable[..., int | None], *args: Any) -> int:
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows its number
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    with _noting_interruptions() as interrupted:
+        try:
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            logging.getLogger("torch").setLevel(logging.WARNING)  # it tells of its caches when a program ends
+            main = importlib.import_module(command).main if isinstance(command, str) else command
+            if interrupted:
+                raise KeyboardInterrupt
+            code = int(main(*args) or 0)
+            sys.stdout.flush()
+            return code
+        except BaseException as error:
+            if interrupted or isinstance(error, KeyboardInterrupt):
+                sys.stderr.write("interrupted; run the same command again to continue\n")
+                return 130
+            if (answer := _answer(error)) is None:
+                raise
+            return answer
+
+
+@contextlib.contextmanager
+def _noting_interruptions() -> Iterator[list[int]]:
+    """Ctrl-C raises KeyboardInterrupt as ever, and is noted in a list.
+
+    An extension module that is being loaded may swallow it (PyTorch does, while it loads NumPy) and leave a library in
+    pieces: whatever fails later fails because of the interruption.
+    """
+    noted: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or another's to answer
+        yield noted
+        return
+    signal.signal(signal.SIGINT, note)
     try:
-        logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-        logging.getLogger("torch").setLevel(logging.WARNING)  # it tells of its caches when a program ends
-        main = importlib.import_module(command).main if isinstance(command, str) else command
-        code = int(main(*args) or 0)
-        sys.stdout.flush()
-        return code
-    except UserError as error:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _answer(error: BaseException) -> int | None:
+    """The exit code for what the user can mend, once it is said; None for everything else."""
+    if isinstance(error, UserError):
         return _refuse(str(error))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; run the same command again to continue\n")
-        return 130
-    except BrokenPipeError:  # of `| head`: nobody reads on
+    if isinstance(error, BrokenPipeError):  # of `| head`: nobody reads on
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except ImportError as error:
-        if (reason := _not_importable(error)) is None:
-            raise
+    if isinstance(error, ImportError) and (reason := _not_importable(error)) is not None:
         return _refuse(reason)
-    except OSError as error:
-        if error.errno is None:
-            raise
+    if isinstance(error, OSError) and error.errno is not None:
         where = f"{error.filename}: " if error.filename is not None else ""
         return _refuse(f"{where}{error.strerror or error}. Mend that, or choose another place, and run it again")
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
+    if isinstance(error, MemoryError | RuntimeError) and is_out_of_memory(error):
         where = "memory of the GPU" if "cuda" in str(error).lower() else "memory"
         return _refuse(
             f"the {where} is not enough: run again with a smaller --batch-size (or fewer --jobs or --workers), or "
             "close what else takes it"
         )
+    return None
 
 
 def _not_importable(error: ImportError) -> str | None:
