@@ -71,6 +71,9 @@ SWALLOWED = (
         SWALLOWED + "def main(): print('went on')",
         "def main():\n    " + SWALLOWED.replace("\n", "\n    ") + "raise AttributeError('a library in pieces')",
         "def main():\n    " + SWALLOWED.replace("\n", "\n    ") + "raise ModuleNotFoundError(name='numpy')",
+        # in what Python calls when an object goes, where an exception is only printed
+        "import os, signal, time\nclass Last:\n    def __del__(self): os.kill(os.getpid(), signal.SIGINT); int()\n"
+        "def main():\n    Last()\n    time.sleep(5)",
     ],
 )
 def test_ctrl_c_that_a_library_swallows_ends_the_command_all_the_same(
@@ -79,9 +82,13 @@ def test_ctrl_c_that_a_library_swallows_ends_the_command_all_the_same(
     (tmp_path / "swallows.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "swallows", raising=False)
-    assert run_cli("swallows") == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run_cli("swallows") == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr() == ("", "interrupted; run the same command again to continue\n")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("encoding", ["ascii"])

@@ -54,25 +54,38 @@ def run_cli(command: str | Callable[..., int | None], *args: Any) -> int:
 
 @contextlib.contextmanager
 def _noting_interruptions() -> Iterator[list[int]]:
-    """Ctrl-C raises KeyboardInterrupt as ever, and is noted in a list.
+    """Ctrl-C raises KeyboardInterrupt as ever, and is noted in a list, since it can be swallowed.
 
-    An extension module that is being loaded may swallow it (PyTorch does, while it loads NumPy) and leave a library in
-    pieces: whatever fails later fails because of the interruption.
+    An extension module that is being loaded does it (PyTorch, while it loads NumPy) and leaves a library in pieces:
+    whatever fails later fails because of the interruption. Python itself does it in what it calls when an object goes;
+    that is asked for again as soon as the call has ended.
     """
     noted: list[int] = []
+    answer, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    if not callable(answer) or not hasattr(signal, "setitimer"):  # ignored, as in a shell's background; Windows
+        yield noted
+        return
 
     def note(number: int, frame: Any) -> None:
         noted.append(number)
-        signal.default_int_handler(number, frame)
+        answer(signal.SIGINT, frame)
 
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or another's to answer
-        yield noted
-        return
+    def swallowed(what: Any) -> None:
+        if issubclass(what.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            hook(what)
+
     signal.signal(signal.SIGINT, note)
+    alarm = signal.signal(signal.SIGALRM, note)
+    sys.unraisablehook = swallowed
     try:
         yield noted
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGINT, answer)
+        signal.signal(signal.SIGALRM, alarm)
+        sys.unraisablehook = hook
 
 
 def _answer(error: BaseException) -> int | None:
