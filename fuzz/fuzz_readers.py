@@ -53,7 +53,7 @@ from core.training.checkpoint import load_checkpoint, save_checkpoint
 from fuzz.corpus import TOY, archives, hdf5s, images, mats, network, odd_mats, weights, word_vectors
 
 MEMORY = 2 << 30  # bytes of address space a worker may add
-SECONDS = 15  # for one input; reading the corpus itself takes milliseconds
+SECONDS = 15  # for one input (--seconds); reading the corpus itself takes milliseconds
 BATCH = 500  # inputs of one worker
 
 
@@ -308,13 +308,16 @@ def _in_worker(
 
 def main() -> int:
     """Fuzz every reader and print one line each."""
+    global SECONDS
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--inputs", type=int, default=1000, help="for each reader (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     p.add_argument("--start", type=int, default=0, help="number of the first input (default: %(default)s)")
     p.add_argument("--only", nargs="+", metavar="READER", help="some readers only")
     p.add_argument("--findings", type=Path, default=Path("results/fuzz"), help="default: %(default)s")
+    p.add_argument("--seconds", type=int, default=SECONDS, help="for one input (default: %(default)s)")
     a = p.parse_args()
+    SECONDS = a.seconds
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)

@@ -5,16 +5,31 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from core.datasets.xlsa17 import read_mat_files
 from core.DAZLE import ClassSpace
 from core.files import sandbox
 from tests import helpers_xlsa17 as xlsa17
-from tests.helpers import TOY, C, K, ToyFeatures, V, extraction, run_here, toy_mats, weights_file, word_vectors
+from tests.helpers import (
+    TOY,
+    C,
+    K,
+    ToyFeatures,
+    V,
+    extraction,
+    forked_child,
+    run_here,
+    toy_mats,
+    weights_file,
+    word_vectors,
+)
 from tests.helpers_predict import Made
 from tests.helpers_xlsa17 import PARTS, Drawn, Maker
 
@@ -30,6 +45,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"{len(skipped)} skipped: {said}" if skipped else "0 skipped")
 
 
+@pytest.fixture(scope="module")
+def cheap_weights() -> Iterator[None]:
+    """Random weights of large networks repeat a block of 65,537 numbers: half of such tests' time is drawing them."""
+
+    def tiled(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def drawn(self: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            flat, block = self.detach().view(-1) if self.is_contiguous() else self.detach(), 65_537
+            if flat.ndim != 1 or len(flat) <= block:
+                return draw(self, *args, **kwargs)
+            draw(flat[:block], *args, **kwargs)
+            for start in range(block, len(flat), block):
+                flat[start : start + block] = flat[: min(block, len(flat) - start)]
+            return self
+
+        return drawn
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("uniform_", "normal_"):
+            patch.setattr(Tensor, name, tiled(getattr(Tensor, name)))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
@@ -41,6 +78,22 @@ def in_process(request: bytes, timeout: float) -> tuple[int, bytes, bytes]:
     """In place of sandbox.run where a test reads many intact files: a child takes 0.2 s each."""
     function, arguments, *_ = json.loads(request)
     return 0, b"".join(sandbox.answer_to(function, arguments)), b""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_child() -> Iterator[None]:
+    """What reads strangers' files is forked; a test of the real one takes ``real_child``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sandbox, "run", forked_child)
+        yield
+
+
+_RUN = sandbox.run
+
+
+@pytest.fixture
+def real_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "run", _RUN)
 
 
 @pytest.fixture

@@ -246,17 +246,17 @@ def write_attribute_names(root: Path, name: str) -> Path:
 
 
 def tiny_features(root: Path, D: int = 16, grid: tuple[int, int] = (2, 2)) -> dict[str, Path]:
-    """A drawn SUN with random features and vectors on disk: what a run needs, as arguments of a plan."""
+    """A drawn AWA2 with random features and vectors on disk: what a run needs, as arguments of a plan."""
     from core.datasets.xlsa17 import read_metadata
     from core.features.writer import FeatureFileMetadata, Writer
 
-    draw(root, "SUN", PARTS["SUN"].images)
-    metadata = read_metadata(root, DATASETS["SUN"])
+    draw(root, "AWA2", PARTS["AWA2"].images)
+    metadata = read_metadata(root, DATASETS["AWA2"])
     rng = np.random.default_rng(3)
     base = (metadata.att @ rng.standard_normal((metadata.att.shape[1], D)))[metadata.labels]  # (N,D)
     maps = base[:, :, None, None] + 0.1 * rng.standard_normal((len(base), D, *grid))
     features = root / "features.hdf5"
-    with Writer(features, FeatureFileMetadata(metadata, {"dataset": "SUN", "backbone": "drawn"}), (D, *grid)) as writer:
+    with Writer(features, FeatureFileMetadata(metadata, {"dataset": "AWA2", "backbone": "drawn"}), (D, *grid)) as writer:
         writer.write(np.arange(len(maps)), maps)
         writer.finish()
     w2v = root / "vectors.pkl"

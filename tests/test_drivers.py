@@ -29,8 +29,9 @@ RUNS = {
     "CUB50": ("CUB50_ours.py", "CUB", ("--split", "cub50")),
     "SUN": ("SUN_ours.py", "SUN", ()),
 }
-# every run and every method once with a page: 200 pictures take seconds
-PAGED = {"AWA2": "dazle", "CUB": "vsmr", "CUB50": "vsmr-staged", "SUN": "dazle"}
+# every run and every method, and each of them once with a page: each pair of them takes seconds
+PAIRS = [*(("AWA2", method) for method in METHODS), ("CUB", "vsmr"), ("CUB50", "vsmr-staged"), ("SUN", "dazle")]
+PAGED = {("AWA2", "dazle"), *PAIRS[3:]}
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -59,15 +60,14 @@ def finite_shares(values: dict[str, float], keys: Iterable[str]) -> bool:
     return all(np.isfinite(values[k]) and 0 <= values[k] <= 1 for k in keys)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(("run", "method"), PAIRS)
 def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     script, source, flags = RUNS[run]
     place, _ = made(source)
     part = PARTS[source]
     counts = DATASETS[run].counts
     assert counts is not None
-    paged = method == PAGED[run]
+    paged = (run, method) in PAGED
     more = (*SHORT[method], *(["--page"] if paged else []))
     code, out, err = run_here(place, script, *flags, "--method", method, "--seeds", "1", *more)
     assert code == 0, err

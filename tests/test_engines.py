@@ -93,7 +93,7 @@ def places(tmp_path_factory) -> dict:
 
 
 def plan_of(places, out: Path, **changes) -> sweep.Plan:
-    plan = sweep.Plan(datasets=("SUN",), methods=("eszsl",), seeds=(0, 1), out=out, ablation=False, epochs=1, **places)
+    plan = sweep.Plan(datasets=("AWA2",), methods=("eszsl",), seeds=(0, 1), out=out, ablation=False, epochs=1, **places)
     return replace(plan, **changes)
 
 
@@ -107,7 +107,7 @@ def test_a_sweep_through_submitit_has_the_rows_of_one_process(places, tmp_path, 
     broken = tmp_path / "two" / first.folder[1] / "metrics.json"
     broken.parent.mkdir(parents=True)
     broken.write_text("{}")
-    with pytest.raises(sweep.FailedRuns, match=r"1 of 2 runs did not finish:\n  SUN eszsl seed 1: .*damaged"):
+    with pytest.raises(sweep.FailedRuns, match=r"1 of 2 runs did not finish:\n  AWA2 eszsl seed 1: .*damaged"):
         sweep.sweep(slurm)
     states = {job.seed: state for job, state, _ in sweep.status(slurm)}
     assert states[0] == "done" and states[1].startswith("failed: ")
@@ -121,17 +121,17 @@ def test_a_sweep_through_submitit_has_the_rows_of_one_process(places, tmp_path, 
 def test_the_state_of_a_sweep(places, tmp_path, capsys) -> None:
     plan = plan_of(places, tmp_path, seeds=(0, 1, 2, 3))
     for seed in (0, 1):
-        folder = tmp_path / "SUN" / "anything" / "eszsl" / f"seed{seed}"
+        folder = tmp_path / "AWA2" / "anything" / "eszsl" / f"seed{seed}"
         folder.mkdir(parents=True)
         (folder / "log.jsonl").write_text("{}\n")
-    lock = Lock(tmp_path / "SUN" / "anything" / "eszsl" / "seed0" / "run")
+    lock = Lock(tmp_path / "AWA2" / "anything" / "eszsl" / "seed0" / "run")
     (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "SUN-eszsl-seed2.failed").write_text("no luck")
+    (tmp_path / "jobs" / "AWA2-eszsl-seed2.failed").write_text("no luck")
     assert [state for _, state, _ in sweep.status(plan)] == ["running", "interrupted", "failed: no luck", "not begun"]
-    flags = ["--datasets", "SUN", "--methods", "eszsl", "--seeds", "4", "--no-ablation", "--out", str(tmp_path)]
+    flags = ["--datasets", "AWA2", "--methods", "eszsl", "--seeds", "4", "--no-ablation", "--out", str(tmp_path)]
     assert main(None, [*flags, "--status"]) == 0
     said = capsys.readouterr().out
-    assert "SUN eszsl seed 0" in said and "1 running" in said and "seed1/log.jsonl" in said
+    assert "AWA2 eszsl seed 0" in said and "1 running" in said and "seed1/log.jsonl" in said
     lock.release()
     assert sweep.status(plan)[0][1] == "interrupted"
 
@@ -143,7 +143,7 @@ def flags_of(places, out: Path) -> list[str]:
 
 def test_the_script_runs_every_job_once(places, tmp_path, capsys) -> None:
     """Its lines are run by bash, as SLURM would, with SLURM's variable: one task; the other in this process."""
-    flags = ["--datasets", "SUN", "--methods", "eszsl", "--seeds", "2", "--no-ablation", *flags_of(places, tmp_path)]
+    flags = ["--datasets", "AWA2", "--methods", "eszsl", "--seeds", "2", "--no-ablation", *flags_of(places, tmp_path)]
     slurm = ["--slurm-partition", "gpu", "--slurm-gpus=1", "--slurm", "constraint=a100", "--engine", "slurm"]
     assert main(None, [*flags, *slurm, "--print-sbatch"]) == 0
     script = capsys.readouterr().out
@@ -178,35 +178,35 @@ def test_a_failed_run_is_a_row_and_the_exit_code_is_2(places, tmp_path, capsys, 
         real(plan, job, device)
 
     monkeypatch.setattr(sweep, "execute", failing)
-    flags = ["--datasets", "SUN", "--methods", "eszsl", "--seeds", "2", "--no-ablation", *flags_of(places, tmp_path)]
-    with pytest.raises(UserError, match="SUN eszsl seed 1: RuntimeError: a fault"):
+    flags = ["--datasets", "AWA2", "--methods", "eszsl", "--seeds", "2", "--no-ablation", *flags_of(places, tmp_path)]
+    with pytest.raises(UserError, match="AWA2 eszsl seed 1: RuntimeError: a fault"):
         main(None, flags)
     assert "eszsl" in capsys.readouterr().out  # the table of the others
 
 
 def test_a_plan_has_an_estimate(places, tmp_path, capsys) -> None:
-    flags = ["--datasets", "SUN", "--methods", "eszsl", "vsmr", "--seeds", "2", *flags_of(places, tmp_path)]
+    flags = ["--datasets", "AWA2", "--methods", "eszsl", "vsmr", "--seeds", "2", *flags_of(places, tmp_path)]
     assert main(None, [*flags, "--plan"]) == 0
     said = capsys.readouterr().out
-    assert "| SUN | eszsl | 2 |" in said and "| SUN | vsmr (ablations) |" in said and "hours one after another" in said
+    assert "| AWA2 | eszsl | 2 |" in said and "| AWA2 | vsmr (ablations) |" in said and "hours one after another" in said
     assert not list(tmp_path.iterdir())
 
 
 def test_a_config_repeats_its_run_exactly(places, tmp_path, capsys) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     flags = ["--method", "vsmr", "--seed", "1", "--epochs", "1", "--lr", "0.002", "--no-diagnostics"]
-    assert train.main("SUN", None, [*flags, *flags_of(places, first)]) == 0
+    assert train.main("AWA2", None, [*flags, *flags_of(places, first)]) == 0
     (config,) = first.rglob("config.json")
-    assert train.main("SUN", None, ["--config", str(config), "--no-diagnostics", *flags_of(places, second)]) == 0
+    assert train.main("AWA2", None, ["--config", str(config), "--no-diagnostics", *flags_of(places, second)]) == 0
     results = [json.loads(next(p.rglob("metrics.json")).read_text()) for p in (first, second)]
     for key in ("config", "standard", "chosen"):
         assert results[0][key] == results[1][key]
     files = [r["files"]["checkpoint.safetensors"] for r in results]
     assert files[0] == files[1]
     with pytest.raises(UserError, match="--seed beside --config"):
-        train.main("SUN", None, ["--config", str(config), "--seed", "2", *flags_of(places, second)])
+        train.main("AWA2", None, ["--config", str(config), "--seed", "2", *flags_of(places, second)])
     changed = json.loads(config.read_text()) | {"vectors_sha256": "other", "code": "older"}
     other = tmp_path / "other.json"
     other.write_text(json.dumps(changed))
     with pytest.raises(UserError, match="code: 'older' there.*\n.*vectors_sha256: 'other' there"):
-        train.main("SUN", None, ["--config", str(other), *flags_of(places, tmp_path / "third")])
+        train.main("AWA2", None, ["--config", str(other), *flags_of(places, tmp_path / "third")])

@@ -56,6 +56,8 @@ def test_anything_else_is_refused(tmp_path, monkeypatch, content):
     assert not (tmp_path / "SHOULD_NOT_EXIST").exists()
 
 
+pytestmark = pytest.mark.usefixtures("real_child")
+
 # Functions that the sandbox runs here.
 
 

@@ -28,6 +28,7 @@ from tests.helpers_features import SHAPE, content, make_data, maps
 from tests.helpers_features import write as write_plain
 
 needs_timm = pytest.mark.skipif(find_spec("timm") is None, reason="timm is not installed")
+pytestmark = pytest.mark.usefixtures("cheap_weights")
 ROWS, G = np.arange(60), 12
 KEPT = ExtractionConfig(
     backbone="vit_b_32", weights="random", device="cpu", batch_size=4, input_size=64, keep_global=True
@@ -75,8 +76,8 @@ def test_the_class_token_is_torchvisions_own_and_of_both_views() -> None:
 )
 def test_the_class_token_is_timms_own(name: str) -> None:
     """Before register and distillation tokens."""
-    backbone = build_backbone(f"timm:{name}", "random", keep_global=True)
-    size = backbone.input_size
+    size = 98 if "patch14" in name else 224
+    backbone = build_backbone(f"timm:{name}", "random", input_size=size, keep_global=True)
     net = copy.deepcopy(backbone.network).double()
     images = torch.randn(1, 3, size, size, dtype=torch.float64)
     with torch.inference_mode():

@@ -130,7 +130,7 @@ def test_weights_that_are_not_plain_numbers_are_refused(tmp_path, no_child):
         assert torch.equal(build_backbone("squeezenet1_1", path).network.state_dict()[name], bias)
 
 
-def test_weights_are_read_in_a_child_and_come_back_as_they_were(tmp_path, small_memory):
+def test_weights_are_read_in_a_child_and_come_back_as_they_were(tmp_path, small_memory, real_child):
     """Below a folder whose name is not UTF-8, too, which safetensors does not open by itself."""
     place = tmp_path / os.fsdecode(b"caf\xe9")
     place.mkdir()
@@ -147,7 +147,7 @@ def test_weights_are_read_in_a_child_and_come_back_as_they_were(tmp_path, small_
     assert torch.equal(read_state(place / "w.safetensors")["t"], t) and finetuned_record(place / "w.safetensors") == {}
 
 
-def test_weights_that_are_more_than_their_file_end_the_child_alone(tmp_path, monkeypatch, small_memory):
+def test_weights_that_are_more_than_their_file_end_the_child_alone(tmp_path, monkeypatch, small_memory, real_child):
     path = tmp_path / "w.pth"
     torch.save({"a": torch.zeros(1).expand(1 << 40)}, path)
     with pytest.raises(UserError, match=r"w\.pth .*repeat the same numbers"):
@@ -298,7 +298,7 @@ def test_a_pipe_or_device_as_image_does_not_block(tmp_path):
 
 def test_the_fuzzer_runs_and_notices_crashes_and_hangs(tmp_path):
     """A few inputs for each reader (thousands are run by hand), and readers that must be findings."""
-    command = [sys.executable, "fuzz/fuzz_readers.py", "--inputs", "10", "--findings", str(tmp_path)]
+    command = [sys.executable, "fuzz/fuzz_readers.py", "--start", "10", "--inputs", "10", "--findings", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout

@@ -103,7 +103,7 @@ def test_features_that_are_not_there(tmp_path, monkeypatch, shape, small_memory)
 
 
 @pytest.mark.parametrize(("script", "message"), [("kill -SEGV $$", "crash"), ("sleep 30", "hang"), ("exit 1", "crash")])
-def test_a_file_that_breaks_the_hdf5_library_breaks_a_child_only(tmp_path, monkeypatch, script, message):
+def test_a_file_that_breaks_the_hdf5_library_breaks_a_child_only(tmp_path, monkeypatch, real_child, script, message):
     program = tmp_path / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)

@@ -122,12 +122,12 @@ def test_the_command_reads_no_test_image(tmp_path, monkeypatch, capsys):
         real = getattr(FeatureFile, name)
         monkeypatch.setattr(FeatureFile, name, lambda self, rows, real=real: (read.update(rows), real(self, rows))[1])
     flags = [word for key, path in given.items() for word in (f"--{key.replace('_', '-')}", str(path))]
-    flags += ["--dataset", "SUN", "--methods", "eszsl-prepared", "vsmr", "--epochs", "1", "--splits", "2"]
+    flags += ["--dataset", "AWA2", "--methods", "eszsl-prepared", "vsmr", "--epochs", "1", "--splits", "2"]
     assert main([*flags, "--classes", "10", "20", "--images-per-class", "1", "--out", str(tmp_path / "out")]) == 0
     with FeatureFile(given["features"]) as file:
         from core.datasets.registry import DATASETS
 
-        m = file.to_metadata(DATASETS["SUN"])
+        m = file.to_metadata(DATASETS["AWA2"])
     assert read and not read & set(np.concatenate([m.test_seen_loc, m.test_unseen_loc]).tolist())
     rows = pd.read_csv(tmp_path / "out" / "learning_curves.csv")
     assert len(rows) == 2 * 2 * 3 and set(rows.classes) == {10, 20} and rows.AUSUC.between(0, 1).all()

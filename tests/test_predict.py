@@ -56,9 +56,9 @@ def test_predictions_are_those_of_the_runs_own_evaluation(there: Made, method: s
 
 
 def small_cub(root: Path, out: Path) -> Path:
-    """A data root with 190 photographs of mini_cub: 10 classes seen and 5 not."""
+    """A data root with 114 photographs of mini_cub: 6 classes seen and 3 not."""
     m = read_metadata(root, DATASETS["CUB"])
-    kept, chosen = [*m.seen[:10], *m.unseen[:5]], {}
+    kept, chosen = [*m.seen[:6], *m.unseen[:3]], {}
     for key, count in (("trainval_loc", 8), ("test_seen_loc", 6), ("test_unseen_loc", 10)):
         loc = getattr(m, key)
         chosen[key] = np.concatenate([loc[m.labels[loc] == c][:count] for c in kept])
@@ -96,8 +96,8 @@ def test_real_photographs_score_as_in_the_evaluation(shared: Path, tmp_path: Pat
         assert code == 0, err
     inputs = load_inputs("CUB", data_root=root, features=tmp_path / "f.hdf5", w2v=tmp_path / "v.pkl")
     m = inputs.metadata
-    rows = np.concatenate([m.test_seen_loc[:50], m.test_unseen_loc])
-    assert len(rows) == 100
+    rows = np.concatenate([m.test_seen_loc[:20], m.test_unseen_loc])
+    assert len(rows) == 50
     paths, _ = resolve_images(image_folder(root, DATASETS["CUB"]), [m.image_files[r] for r in rows])
     for method in ("vsmr", "eszsl"):
         (run,) = tmp_path.glob(f"results/CUB/*/{method}/seed0")

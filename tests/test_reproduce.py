@@ -171,7 +171,7 @@ def test_seeds_in_processes_give_the_same_rows(tmp_path):
     frames = []
     for jobs in (1, 2):
         plan = s.Plan(
-            datasets=("SUN",),
+            datasets=("AWA2",),
             methods=("eszsl", "vsmr"),
             seeds=(0, 1),
             out=tmp_path / str(jobs),
