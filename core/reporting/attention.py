@@ -21,6 +21,7 @@ from core.reporting.names import shown_attribute, shown_class
 RULE = "images by the margin of the true class's calibrated score over the best other class: highest, median, lowest"
 _MAP = "viridis"  # equal steps look equal, in grey too
 _COVER = 0.62  # of the map over the photograph
+_LETTERS = 28  # of a line of a title: more overlap the next column
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +123,8 @@ def attention_figure(
             right = panel.true == panel.predicted
             row[0].imshow(panel.picture)
             row[0].set_title(
-                f"{printable(panel.says, 30)}\ntrue: {printable(shown_class(panel.true), 25)}\n"
-                f"predicted: {'the same' if right else printable(shown_class(panel.predicted), 20)}",
+                f"{printable(panel.says, _LETTERS)}\ntrue: {printable(shown_class(panel.true), _LETTERS - 6)}\n"
+                f"predicted: {'the same' if right else printable(shown_class(panel.predicted), _LETTERS - 11)}",
                 fontsize=6.5,
                 loc="left",
                 color="black" if right else "#B00020",
@@ -145,7 +146,7 @@ def attention_figure(
                 axis.hlines(np.arange(1, h) * height / h, 0, width, color="white", linewidth=0.25, alpha=0.6)
                 axis.vlines(np.arange(1, w) * width / w, 0, height, color="white", linewidth=0.25, alpha=0.6)
                 axis.set_title(
-                    f"{printable(shown_attribute(name), 30)}\n{value:+.3g} · peak {100 * heat.max():.1f} %",
+                    f"{printable(shown_attribute(name), _LETTERS)}\n{value:+.3g} · peak {100 * heat.max():.1f} %",
                     fontsize=6.5,
                     loc="left",
                 )
