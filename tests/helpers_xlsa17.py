@@ -256,7 +256,9 @@ def tiny_features(root: Path, D: int = 16, grid: tuple[int, int] = (2, 2)) -> di
     base = (metadata.att @ rng.standard_normal((metadata.att.shape[1], D)))[metadata.labels]  # (N,D)
     maps = base[:, :, None, None] + 0.1 * rng.standard_normal((len(base), D, *grid))
     features = root / "features.hdf5"
-    with Writer(features, FeatureFileMetadata(metadata, {"dataset": "AWA2", "backbone": "drawn"}), (D, *grid)) as writer:
+    with Writer(
+        features, FeatureFileMetadata(metadata, {"dataset": "AWA2", "backbone": "drawn"}), (D, *grid)
+    ) as writer:
         writer.write(np.arange(len(maps)), maps)
         writer.finish()
     w2v = root / "vectors.pkl"

@@ -188,7 +188,9 @@ def test_a_plan_has_an_estimate(places, tmp_path, capsys) -> None:
     flags = ["--datasets", "AWA2", "--methods", "eszsl", "vsmr", "--seeds", "2", *flags_of(places, tmp_path)]
     assert main(None, [*flags, "--plan"]) == 0
     said = capsys.readouterr().out
-    assert "| AWA2 | eszsl | 2 |" in said and "| AWA2 | vsmr (ablations) |" in said and "hours one after another" in said
+    assert (
+        "| AWA2 | eszsl | 2 |" in said and "| AWA2 | vsmr (ablations) |" in said and "hours one after another" in said
+    )
     assert not list(tmp_path.iterdir())
 
 

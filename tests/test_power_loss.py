@@ -17,11 +17,11 @@ REASON = power_loss.refusal()
 
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
 def test_power_cuts_end_bit_identical_and_leave_nothing_mounted(tmp_path):
-    command = [sys.executable, "fuzz/power_loss.py", "--times", "2", "--keep", str(tmp_path / "kept")]
+    command = [sys.executable, "fuzz/power_loss.py", "--times", "1", "--keep", str(tmp_path / "kept")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("2 cuts     2 bit-identical    0 findings") == 2
+    assert done.stdout.count("1 cuts     1 bit-identical    0 findings") == 2
     assert not [p for p in tmp_path.iterdir() if not p.name.startswith("torchinductor")]  # PyTorch's own cache
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
     assert str(tmp_path) not in subprocess.run(["losetup", "-a"], capture_output=True, text=True).stdout

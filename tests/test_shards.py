@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import signal
 import time
@@ -198,17 +199,20 @@ def test_a_part_is_no_feature_file_and_is_resumed_with_its_settings_only(root, t
         shards(root, final, 3, 1, config=replace(TINY, flip=True))
 
 
-def test_a_process_for_each_device(root, single, tmp_path) -> None:
+def test_a_process_for_each_device(root, single, tmp_path, monkeypatch) -> None:
+    fresh = multiprocessing.get_context
     other = tmp_path / "g.hdf5"
     flags = [*FLAGS, "--data-root", str(root), "--out", str(other)]
     image = next((root / "DEMO").rglob("030.png"))
     kept = image.read_bytes()
     image.write_bytes(b"junk")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda how: fresh("fork"))  # they need not import anything
     try:
         with pytest.raises(UserError, match=r"shard 1/2 on cpu \(exit code 2\) did not finish"):
             command("DEMO", None, [*flags, "--devices", "cpu,cpu"])
     finally:
         image.write_bytes(kept)
+        monkeypatch.undo()
     assert Shard(0, 2).part(other).is_file()
     assert command("DEMO", None, [*flags, "--devices", "cpu,cpu"]) == 0
     assert other.read_bytes() == single
