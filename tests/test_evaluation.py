@@ -1,6 +1,7 @@
 """Metrics against hand-worked tables, brute force and torchmetrics."""
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -149,3 +150,32 @@ def test_more_images_than_are_taken_at_a_time(n):
     assert np.isclose(m.U, per_class_accuracy(said_u, yu, unseen).mean())
     best = unseen[scores[::-1][:, unseen].argmax(axis=1)]
     assert np.isclose(m.T1, per_class_accuracy(best, yu, unseen).mean())
+
+
+def test_scores_in_pieces_are_the_scores_and_are_held_one_at_a_time():
+    rng, alive = np.random.default_rng(0), 0
+
+    def pieces(scores):
+        nonlocal alive
+        for start in range(0, len(scores), 7):
+            assert alive == 0
+            piece, alive = scores[start : start + 7].copy(), 1
+
+            def gone():
+                nonlocal alive
+                alive = 0
+
+            weakref.finalize(piece, gone)
+            yield piece
+            del piece
+
+    labels = [np.resize(SEEN, 30), np.resize(UNSEEN, 17)]
+    ss, su = (rng.standard_normal((len(y), 4)) for y in labels)
+    whole = compact(scored(ss, labels[0], su, labels[1]))
+    found = compact(scored(pieces(ss), labels[0], pieces(su), labels[1]))
+    assert all(np.array_equal(whole[key], found[key]) and whole[key].dtype == found[key].dtype for key in whole)
+    su[16, 2] = np.nan
+    with pytest.raises(UserError, match="NaN or infinity"):
+        compact(scored(pieces(ss), labels[0], pieces(su), labels[1]))
+    with pytest.raises(ValueError, match="scores of 29 images, labels of 30"):
+        compact(scored(pieces(ss[:29]), labels[0], pieces(su), labels[1]))

@@ -7,6 +7,7 @@ import torch
 from core.features.regions import RegionFeatures, read_ahead
 from core.files.errors import UserError
 from core.method import find_method
+from core.training import loop
 from core.training.folds import final_fold
 from core.training.loop import class_scores
 from tests.helpers import ToyFeatures
@@ -86,6 +87,27 @@ def test_pooled_is_the_mean_over_regions(toy):
     features = RegionFeatures(source, np.arange(90), source.shape)
     unit = source.maps.astype(np.float64) / np.linalg.norm(source.maps.astype(np.float64), axis=1, keepdims=True)
     np.testing.assert_allclose(features.pooled(np.arange(90)).numpy(), unit.mean(axis=2), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dazle", "eszsl"])  # of regions, of means
+def test_very_many_scores_come_in_pieces(toy, monkeypatch, name):
+    source = ToyFeatures(toy)
+    features = RegionFeatures(source, np.arange(90), source.shape)
+    features.block = 8
+    fold = final_fold(toy, np.eye(toy.att.shape[1], dtype=np.float32))
+    registered = find_method(name)
+    method = registered.build(registered.recipe("*"), fold.space, source.shape, 0, 0)
+    if method.begin:
+        method.begin(fold.train_images(features))
+    rows = np.arange(90)[::-1].copy()
+    whole = class_scores(method.model, features, rows)
+    (piece,) = loop.score_pieces(method.model, features, rows)
+    np.testing.assert_array_equal(piece, whole)
+    monkeypatch.setattr(loop, "_PIECE", 3 * whole.shape[1])
+    pieces = list(loop.score_pieces(method.model, features, rows))
+    assert len(pieces) > 1
+    np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    np.testing.assert_array_equal(class_scores(method.model, features, rows), whole)
 
 
 def test_a_closed_form_reads_each_image_once_and_few_at_a_time(toy):

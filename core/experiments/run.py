@@ -27,7 +27,7 @@ from core.files.errors import UserError
 from core.method import Method, find_method, with_settings
 from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact
 from core.training.folds import Fold, final_fold, validation_fold
-from core.training.loop import class_scores, train
+from core.training.loop import score_pieces, train
 
 log = logging.getLogger(__name__)
 Watch = Callable[[str, dict[str, Any]], None] | None
@@ -226,9 +226,9 @@ def _scored(method: Method, inputs: Inputs, fold: Fold) -> ScoredImages:
     if method.finish:
         method.finish(fold.train_images(inputs.features))
     return ScoredImages(
-        scores_seen=class_scores(method.model, inputs.features, fold.seen_rows),
+        scores_seen=score_pieces(method.model, inputs.features, fold.seen_rows),
         labels_seen=fold.seen_labels,
-        scores_unseen=class_scores(method.model, inputs.features, fold.unseen_rows),
+        scores_unseen=score_pieces(method.model, inputs.features, fold.unseen_rows),
         labels_unseen=fold.unseen_labels,
         seen=fold.space.seen.numpy(),
         unseen=fold.space.unseen.numpy(),

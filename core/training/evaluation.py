@@ -10,7 +10,7 @@ be stored with a run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,11 +109,14 @@ class CalibrationCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredImages:
-    """What a model made of test images: scores (N,C) and class numbers (N,) of those of seen and of unseen classes."""
+    """What a model made of test images: scores (N,C) and class numbers (N,) of those of seen and of unseen classes.
 
-    scores_seen: np.ndarray
+    Scores may also come in pieces (n,C), in the order of the labels, of which only one is held at a time.
+    """
+
+    scores_seen: np.ndarray | Iterator[np.ndarray]
     labels_seen: np.ndarray
-    scores_unseen: np.ndarray
+    scores_unseen: np.ndarray | Iterator[np.ndarray]
     labels_unseen: np.ndarray
     seen: np.ndarray  # (S,) class numbers
     unseen: np.ndarray  # (U,)
@@ -131,17 +134,19 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
 
     Raises:
         UserError: scores not finite, or a class of ``seen`` or ``unseen`` without test images, ``candidates`` excepted.
-        ValueError: an image's label is not among the classes of its side.
+        ValueError: an image's label is not among the classes of its side, or there is not a row of scores for each.
     """
     scores, labels = (images.scores_seen, images.scores_unseen), (images.labels_seen, images.labels_unseen)
-    if not all(np.isfinite(s).all() for s in scores):
-        raise UserError(
-            "the model's scores hold NaN or infinity; training diverged (try a lower --lr where the method has one)"
-        )
     for y, classes in zip(labels, (images.seen, np.setdiff1d(images.unseen, images.candidates)), strict=True):
         if _images_of(y, classes)[classes].sum() != len(y):
             raise ValueError("a test image's label is no class of its side")
-    parts = [_best_seen_and_unseen(s, images.seen, images.unseen) for s in scores]
+    parts = []
+    for given, y in zip(scores, labels, strict=True):
+        pieces = iter((given,)) if isinstance(given, np.ndarray) else given
+        found = list(map(lambda s: _reduced(s, images), pieces))
+        if (rows := sum(len(margin) for margin, *_ in found)) != len(y):
+            raise ValueError(f"scores of {rows} images, labels of {len(y)}")
+        parts += found
     margin, best_seen, best_unseen = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return {
         "labels": np.concatenate(labels).astype(np.int32),
@@ -152,10 +157,13 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
     }
 
 
-def _best_seen_and_unseen(
-    scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By how much the best seen class is ahead of the best unseen one (N,), and these two classes (N,) each."""
+def _reduced(scores: np.ndarray, images: ScoredImages) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By how much the best seen class is ahead of the best unseen one (n,), and these two classes (n,) each."""
+    if not np.isfinite(scores).all():
+        raise UserError(
+            "the model's scores hold NaN or infinity; training diverged (try a lower --lr where the method has one)"
+        )
+    seen, unseen = images.seen, images.unseen
     margin = np.empty(len(scores), dtype=scores.dtype)
     best_seen, best_unseen = (np.empty(len(scores), dtype=classes.dtype) for classes in (seen, unseen))
     for start in range(0, len(scores), _CACHED):

@@ -7,7 +7,7 @@ bit-identical to an uninterrupted run.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from core.training.checkpoint import load_checkpoint, pack_optimizer, save_check
 from core.training.folds import Fold
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+_PIECE = 1 << 26  # scores: 256 MiB
 
 
 @dataclass
@@ -160,8 +161,29 @@ def _restore(
 
 
 @torch.no_grad()
+def score_pieces(model: ZeroShotModel, features: RegionFeatures, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Scores (n,C) in float32 of the images in ``rows``, in evaluation mode; one piece where there are not very many.
+
+    A piece comes back from a GPU at once, so that it need not wait for the host between batches.
+    """
+    model.eval()
+    pieces: list[Tensor] = []
+    for _, x in features.means(rows) if model.of_means else features.blocks(rows):
+        pieces.append(model.class_scores(x))
+        if sum(piece.numel() for piece in pieces) >= _PIECE:
+            yield _together(pieces)
+    if pieces:
+        yield _together(pieces)
+
+
+def _together(pieces: list[Tensor]) -> np.ndarray:
+    """Their rows (n,C); the list is empty then, so that they are not held beside."""
+    whole = torch.cat(pieces)
+    pieces.clear()
+    return whole.cpu().numpy()
+
+
 def class_scores(model: ZeroShotModel, features: RegionFeatures, rows: np.ndarray) -> np.ndarray:
     """(N,C) float32 scores of the images in ``rows``, in evaluation mode."""
-    model.eval()
-    regions = features.means(rows) if model.of_means else features.blocks(rows)
-    return torch.cat([model.class_scores(x) for _, x in regions]).cpu().numpy()
+    pieces = list(score_pieces(model, features, rows))
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
