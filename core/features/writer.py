@@ -190,7 +190,9 @@ class Writer:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
             way = "Make room and run the same command again: it continues" if full else "Choose another --out"
-            raise UserError(f"cannot write {self.final}: {error.strerror or error}. {way}") from error
+            above = isinstance(error, FileExistsError)  # a file where a folder is needed
+            why = os.strerror(errno.ENOTDIR) if above else error.strerror or error
+            raise UserError(f"cannot write {self.final}: {why}. {way}") from error
 
     def _begin(self, content: FeatureFileMetadata) -> None:
         """Make the file without its rows; become the partial file, or compare every such byte with the one there is."""

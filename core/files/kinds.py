@@ -84,5 +84,7 @@ def unreadable(path: Path | str, kind: str, error: Exception | str) -> UserError
     detail = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
     found = what_it_is(path)
     if found and not (kind in _OWN and found.startswith(_OWN[kind])):
+        if ":" not in found:  # no way out yet
+            found += ": unpack it and name what is in it" if found.endswith("archive") else f": name the {kind} instead"
         return UserError(f"{path} is not a readable {kind}: it is {found}")
     return UserError(f"{path} is not a readable {kind} ({detail}). If it is the right file, get it again")
