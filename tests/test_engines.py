@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -33,7 +34,9 @@ def outcomes(engine) -> dict[str, str | None]:
     return {r.job: r.failure for r in results}
 
 
-def test_processes_outlive_one_that_is_killed(tmp_path) -> None:
+def test_processes_outlive_one_that_is_killed(tmp_path, monkeypatch) -> None:
+    fork = multiprocessing.get_context("fork")  # they need not import anything; test_reproduce.py has fresh ones
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
     found = outcomes(LocalEngine(partial(work, tmp_path), 2, ("cpu", "other")))
     assert [found[job] for job in ("good", "other", "last")] == [None] * 3
     assert found["killed"] == KILLED and found["failing"] == "no luck" and found["raising"] == "RuntimeError: a fault"

@@ -18,15 +18,21 @@ COUNTED = [f for f in FILES if not any(f == d or f.startswith(f"{d}/") for d in 
 METHOD_FILES = [
     f for f in COUNTED if "/" not in f and f not in ("__init__.py", "method.py", "losses.py", "preparation.py")
 ]
-SCRIPT = (
-    "import functools, json, sys; from core.experiments import identity as i; from core.method import methods\n"
-    "parse = i.ast.parse; i.ast.parse = functools.cache(lambda text: parse(text))"  # else it takes seconds
-    "\nfor line in sys.stdin:"
-    "\n    path, text = json.loads(line); before = open(path).read(); open(path, 'w').write(before + text)"
-    "\n    i.code_digest.cache_clear(); i.method_digest.cache_clear()"
-    "\n    print(json.dumps([i.code_digest(), {m: i.method_digest(m) for m in methods()}]))"
-    "\n    open(path, 'w').write(before)"
-)
+SCRIPT = """
+import functools, json, sys
+from core.experiments import identity as i
+from core.method import methods
+of_text = functools.cache(lambda path, text: imported(path))  # parsing what did not change takes seconds
+imported, i._imported = i._imported, lambda path: of_text(path, path.read_text())
+for line in sys.stdin:
+    path, text = json.loads(line)
+    before = open(path).read()
+    open(path, "w").write(before + text)
+    i.code_digest.cache_clear()
+    i.method_digest.cache_clear()
+    print(json.dumps([i.code_digest(), {m: i.method_digest(m) for m in methods()}]))
+    open(path, "w").write(before)
+"""
 
 
 @pytest.fixture(scope="module")
