@@ -228,7 +228,7 @@ def fork_and_read(request: bytes, timeout: float) -> tuple[int, bytes, bytes]:
         pid = os.fork()
         if not pid:
             with contextlib.suppress(BaseException):
-                signal.alarm(5)
+                signal.alarm(max(1, SECONDS // 3))
                 function, arguments, *_ = json.loads(request)
                 answer.writelines(sandbox.answer_to(function, arguments))
                 answer.flush()
