@@ -100,7 +100,9 @@ def test_very_many_scores_come_in_pieces(toy, monkeypatch, name):
     if method.begin:
         method.begin(fold.train_images(features))
     rows = np.arange(90)[::-1].copy()
+    method.model.train()
     whole = class_scores(method.model, features, rows)
+    assert not method.model.training
     (piece,) = loop.score_pieces(method.model, features, rows)
     np.testing.assert_array_equal(piece, whole)
     monkeypatch.setattr(loop, "_PIECE", 3 * whole.shape[1])
