@@ -15,6 +15,7 @@ from core.datasets.own import Choices, feature_pattern, find_images, read_folder
 from core.datasets.sheets import read_attributes
 from core.demo.dataset import TRAITS, draw_signatures
 from core.demo.drawing import draw_creature
+from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
 from core.inference.trained import load_trained
 from core.preparation import prepared_attributes
@@ -91,9 +92,13 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
     image.write_bytes(image.read_bytes() + b"\0")
     refused(run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES), "creature 0/0.png", str(features))
     image.rename(image.with_name("new.png"))
-    code, _, err = run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES, "--select", "last")
+    flags = (*CREATURES, "--select", "last", "--pool", "2")
+    code, _, err = run_here(tmp_path, "OWN_ours.py", "--data-root", root, *flags)
     assert code == 0, err
     assert len(list((root / "OWN").glob("*.hdf5"))) == 2 and features.stat().st_mtime_ns == made
+    (pooled,) = (root / "OWN").glob("feature_map_ResNet_18_64px_pool2_*_OWN.hdf5")
+    with FeatureFile(features) as four, FeatureFile(pooled) as one:
+        assert (four.shape[-1], one.shape[-1]) == (4, 1)  # regions
 
 
 def test_six_classes_of_birds(shared: Path, tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def parser(description: str | None) -> Parser:
         help="no, unknown or yes, for weights files and timm: whether pretraining saw unseen classes (unknown)",
     )
     add("--input-size", type=whole(1), help="image side in pixels (the backbone's own)")
+    add("--pool", type=whole(1), default=1, help="average this many by this many regions into one (1)")
     add("--image-batch-size", type=whole(1), default=32, help="images per forward pass (32)")
     add("--dtype", default="float32", help="arithmetic of the backbone: float32, bfloat16, float16 (float32)")
     add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
@@ -142,6 +143,7 @@ def _features(args: argparse.Namespace, root: Path, m: Metadata) -> Path:
         backbone=args.backbone,
         weights=args.weights,
         input_size=args.input_size,
+        pool=args.pool,
         dtype=args.dtype,
         device=args.device,
         batch_size=args.image_batch_size,
