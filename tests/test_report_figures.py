@@ -8,7 +8,7 @@ import pytest
 
 from core.reporting import report
 from core.reporting.figures import is_ours
-from core.reporting.names import shown_attribute, shown_class
+from core.reporting.names import shown_attribute, shown_class, shown_classes
 from core.reporting.report import best_equal, figure_name, write_report
 from core.reporting.rows import TABLE, as_frame, entries_of, tables_of
 from core.reporting.tables import ours_among
@@ -142,6 +142,11 @@ def test_the_same_method_with_and_without_validation_are_two(tmp_path, drawn):
 def test_class_names_as_a_person_reads_them(name, shown):
     assert shown_class(name) == shown
     assert shown_class(shown) == shown
+
+
+def test_classes_that_would_read_alike_keep_their_numbers() -> None:
+    names = ["001.Red_wing", "002.Red_wing", "003.Blue_wing", "red+wing"]
+    assert shown_classes(names) == ["001.Red wing", "002.Red wing", "Blue wing", "red wing"]
 
 
 def test_attribute_names_as_a_person_reads_them():

@@ -38,7 +38,7 @@ from core.files.errors import UserError
 from core.inference.explain import Explanation, describer_of, explain
 from core.inference.trained import Trained
 from core.preparation import Describer
-from core.reporting.names import shown_class
+from core.reporting.names import shown_classes
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def _classes(trained: Trained, title: str, given: int) -> dict[str, Any]:
         "method": text(str(trained.config.get("method", ""))),
         "given": given,
         "classes": [text(c) for c in trained.classes],
-        "shown": [text(shown_class(c)) for c in trained.classes],  # what people read; tables keep the names of the data
+        "shown": [text(c) for c in shown_classes(trained.classes)],  # for people; tables keep the names of the data
         "attributes": [text(a) for a in trained.attributes],
         "seen": space.seen.tolist(),
         "unseen": space.unseen.tolist(),

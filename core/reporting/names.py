@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 
 def shown_class(name: str) -> str:
@@ -11,7 +13,18 @@ def shown_class(name: str) -> str:
     ``110.Geococcyx`` -> Geococcyx, ``grizzly+bear`` -> grizzly bear, ``access_road`` -> access road. Signs at an end
     and numbers of another form are part of the name.
     """
-    return re.sub(r"(?<=[^\W_])[+_]+(?=[^\W_])", " ", re.sub(r"^\d{3}\.(?=\D)", "", name))
+    return _spaced(re.sub(r"^\d{3}\.(?=\D)", "", name))
+
+
+def shown_classes(names: Sequence[str]) -> list[str]:
+    """:func:`shown_class` of each; those that would read alike keep their numbers."""
+    shown = [shown_class(name) for name in names]
+    times = Counter(shown)
+    return [_spaced(name) if times[short] > 1 else short for name, short in zip(names, shown, strict=True)]
+
+
+def _spaced(name: str) -> str:
+    return re.sub(r"(?<=[^\W_])[+_]+(?=[^\W_])", " ", name)
 
 
 def shown_attribute(name: str) -> str:

@@ -24,7 +24,7 @@ const plain = (text) => text.replace(/^has_/, "").replace(/::/g, ": ").replace(/
 const named = (text) => el("span", { className: "name", title: text, dir: "auto" }, text);
 const fixed = (v, digits = 2) => (Object.is(v, -0) || Math.abs(v) < 0.5 * 10 ** -digits ? 0 : v).toFixed(digits).replace("-", "−");
 const signed = (v, digits = 2) => (v > 0 && fixed(v, digits) !== fixed(0, digits) ? "+" : "") + fixed(v, digits);
-const percent = (v) => `${(100 * v).toPrecision(2)} %`;
+const percent = (v) => `${v < 0.995 ? (100 * v).toPrecision(2) : Math.round(100 * v)} %`;
 
 /* viridis: equal steps look equal, in grey and to colour-blind eyes too */
 const STOPS = [[68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142], [31, 158, 137], [53, 183, 121],
