@@ -106,9 +106,9 @@ def test_tokens_are_timms_own(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", "squeezenet1_1", "vit_b_32", "swin_t"]
-    + [pytest.param(f"timm:{n}", marks=needs_timm) for n, *_ in TIMM]
-    + [pytest.param(f"timm:{n}", marks=needs_timm) for n in ("mixer_b16_224", "hiera_tiny_224", "cait_xxs24_224")],
+    ["resnet18", "vit_b_32", "swin_t"]
+    + [pytest.param(f"timm:{n}", marks=needs_timm) for n, *_ in TIMM if "clip" not in n and n != "resnet18"]
+    + [pytest.param(f"timm:{n}", marks=needs_timm) for n in ("hiera_tiny_224", "cait_xxs24_224")],
 )
 def test_the_grid_lies_as_the_picture_does(name: str) -> None:
     """A bright quadrant changes the regions of that quadrant most."""

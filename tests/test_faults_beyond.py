@@ -190,7 +190,7 @@ def test_a_workbook_in_place_of_a_sheet_is_called_one() -> None:
         read_attributes(Path("attributes.csv"))
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+@pytest.mark.parametrize("closed", [">&- 2>&-", "<&-"])
 def test_closed_streams_are_no_obstacle(toy_root: Path, closed: str) -> None:
     command = f"{sys.executable} {ROOT}/core/commands/verify.py w2v/AWA2_attribute.pkl {closed}"
     done = subprocess.run(

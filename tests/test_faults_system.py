@@ -95,7 +95,6 @@ def test_ctrl_c_that_a_library_swallows_ends_the_command_all_the_same(
 def test_any_terminal_shows_help_table_and_errors(place: Path, encoding: str) -> None:
     terminal = {"PYTHONIOENCODING": encoding, "LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0"}
     for arguments, says in (
-        (["--help"], b"usage:"),
         (run("--select", "last"), b"| T1 |"),
         (["--method", "Grün日本"], b""),
     ):
