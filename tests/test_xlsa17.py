@@ -104,6 +104,7 @@ _WRONG = {
     "NaN label": ({"labels": np.full((90, 1), np.nan)}, "whole numbers"),
     "huge label": ({"labels": np.full((90, 1), 1e300)}, "whole numbers"),
     "label count": ({"labels": np.ones((89, 1), int)}, "89 labels for 90"),
+    "no images": ({"image_files": np.empty((0, 1), dtype=object)}, r"res101\.mat: image_files is empty"),
 }
 
 

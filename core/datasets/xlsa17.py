@@ -37,7 +37,8 @@ def read_mat_files(res101: Path | str, att_splits: Path | str, dataset: DataSet)
             raise UserError(f"{path} lacks {', '.join(missing)}; is it xlsa17's file of that name?")
 
     class_names = _names(splits["allclasses_names"], "allclasses_names", att_splits)
-    image_files = _names(images["image_files"], "image_files", res101)
+    if not (image_files := _names(images["image_files"], "image_files", res101)):
+        raise UserError(f"{res101}: image_files is empty; get the file again")
     att, notes = _attributes(splits["att"], "att", len(class_names), att_splits)
     original, _ = _attributes(splits.get("original_att", splits["att"]), "original_att", len(class_names), att_splits)
     att, clipped = clip_negative(att, dataset)
