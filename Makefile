@@ -30,7 +30,7 @@ test-lowest:
 	$(LOWEST)/python -m pytest -n 2
 
 # longer: attention on the whole demo, the dear benchmarks, 30 kills and (as root) 30 power cuts of extraction and
-# training each, 20,000 damaged files for every reader (one in thirty hangs the HDF5 library), two hours in a loop
+# training each, 20,000 damaged files for every reader (some hang the HDF5 library), two hours in a loop
 nightly: install
 	SLOW=1 $(BIN)/python -m pytest tests/test_localisation.py tests/test_benchmarks.py
 	KILLS=30 $(BIN)/python -m pytest tests/test_extraction.py tests/test_training.py -k "kill"
