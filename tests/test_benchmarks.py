@@ -18,14 +18,14 @@ from core.files.errors import UserError
 from core.method import epochs_of, find_method
 from tests.helpers import ROOT
 
-DEAR = ("training_step", "shards", "extraction", "gpu")  # most of the time, much of it in fresh processes
-slow = pytest.mark.skipif("SLOW" not in os.environ, reason="the dear benchmarks: make nightly sets SLOW=1")
+SLOW = ("training_step", "shards", "extraction", "gpu")  # most of the time, much of it in fresh processes
+if_asked = pytest.mark.skipif("SLOW" not in os.environ, reason="the slow benchmarks: make nightly sets SLOW=1")
 
 
-@pytest.mark.parametrize("dear", [False, pytest.param(True, marks=slow)])
-def test_every_benchmark_runs_and_the_table_holds_what_it_found(tmp_path, monkeypatch, dear):
-    jobs = [job for job in run.JOBS if (job[0] in DEAR) == dear]
-    assert {job[0] for job in jobs} == set(DEAR) if dear else len(jobs) == 4
+@pytest.mark.parametrize("slow_ones", [False, pytest.param(True, marks=if_asked)])
+def test_every_benchmark_runs_and_the_table_holds_what_it_found(tmp_path, monkeypatch, slow_ones):
+    jobs = [job for job in run.JOBS if (job[0] in SLOW) == slow_ones]
+    assert {job[0] for job in jobs} == set(SLOW) if slow_ones else len(jobs) == 4
     monkeypatch.setattr(run, "JOBS", jobs)
     monkeypatch.setattr(sys, "argv", ["run", "--trial", "--out", str(tmp_path)])
     real = ROOT / "results" / "benchmarks.md"
@@ -36,7 +36,7 @@ def test_every_benchmark_runs_and_the_table_holds_what_it_found(tmp_path, monkey
     text = (tmp_path / "benchmarks.md").read_text("utf-8")
     assert all(row["what"] in text and row["ours" if row["ours"] else "ratio"] in text for row in rows)
     told = ["training step, AWA2", "processes of one core each", "extraction", "AWA2-sized run", "2 seeds of"]
-    if not dear:
+    if not slow_ones:
         told = ["step of vsmr", "read, cold", "predict", "growth"]
         assert (tmp_path / "benchmarks_growth.png").stat().st_size > 1000
     assert all(any(words in row["what"] for row in rows) for words in told), rows

@@ -12,6 +12,7 @@ from PIL import Image
 
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
+from core.reporting import attention
 from core.reporting.attention import attention_figure, best_median_worst, grid_of, margins_of, panel_of
 from core.reporting.canvas import MISSING, printable, wrapped
 from core.reporting.figures import (
@@ -72,6 +73,24 @@ def draw_all(folder, names=HOSTILE):
     attention_figure(panels_of(names), folder / "f.png", title=names[0])
     run_of(folder.parent / "run", [(names[0], names[1], 2), (names[1], names[1], 1)], seen=names[2:])
     confusion_figure([folder.parent / "run"] * 2, folder / "g.png", title=names[0])
+
+
+def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(attention, "save", lambda figure, out: drawn.append(figure))
+    names = [f"{colour}_crowned_Brownwing_of_the_north" for colour in ("Black", "Red", "Yellow")]
+    attention_figure(panels_of(names), tmp_path)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    rows = {}
+    for axis in figure.axes:
+        if title := axis.get_title(loc="left"):
+            rows.setdefault(round(axis.get_position().y0, 3), []).append((axis.get_position().x0, axis, title))
+    assert len(rows) == 2
+    for row in rows.values():
+        axes = [axis for _, axis, _ in sorted(row, key=lambda entry: entry[0])]
+        for axis, following in itertools.pairwise(axes):
+            assert axis._left_title.get_window_extent().x1 < following.get_window_extent().x0
 
 
 def test_every_figure_repeats_to_the_byte_and_bears_any_name(tmp_path):

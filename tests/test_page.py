@@ -37,8 +37,17 @@ def test_attention_that_looks_everywhere_alike_is_the_middle_of_the_scale(tmp_pa
     with torch.no_grad():
         trained.model.attention.W2.zero_()
     write_page(trained, items, tmp_path / "p")
-    content = (tmp_path / "p/data.js").read_text().partition("= ")[2].rstrip().rstrip(";")
-    assert json.loads(content)["largest"] == 2 / len(items[0].x)
+    assert data_of(tmp_path / "p")["largest"] == 2 / len(items[0].x)
+
+
+def data_of(folder):
+    return json.loads((folder / "data.js").read_text().partition("= ")[2].rstrip().rstrip(";"))
+
+
+def test_classes_that_would_read_alike_are_told_apart(tmp_path):
+    trained, items = made(names=["001.Red_wing", "002.Red_wing", *(f"{c:03}.Class_{c}" for c in range(3, 12))])
+    write_page(trained, items, tmp_path / "p")
+    assert data_of(tmp_path / "p")["shown"][:3] == ["001.Red wing", "002.Red wing", "Class 3"]
 
 
 def test_data_are_ascii_and_hold_no_markup(tmp_path):
@@ -47,8 +56,7 @@ def test_data_are_ascii_and_hold_no_markup(tmp_path):
     for file in [tmp_path / "p/data.js", *(tmp_path / "p/images").glob("*.js")]:
         content = file.read_bytes().decode("ascii")
         assert not set("<>&\x00\u2028") & set(content)
-    data = json.loads((tmp_path / "p/data.js").read_text().partition("= {")[2].join(["{", ""]).rstrip().rstrip(";"))
-    assert data["classes"] == [text(name) for name in HOSTILE]
+    assert data_of(tmp_path / "p")["classes"] == [text(name) for name in HOSTILE]
     assert {p.name for p in (tmp_path / "p/images").iterdir()} == {
         f"{i:04d}.{e}" for i in range(12) for e in ("jpg", "js")
     }

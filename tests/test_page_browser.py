@@ -94,6 +94,13 @@ def test_bars_add_up_to_the_models_score(opened, name, settings):
         assert sum(parts) == pytest.approx(number(browser, "#ahead"), abs=1e-3)
 
 
+def test_shares_are_written_as_people_read_them(opened):
+    browser = opened(*made())
+    shares = [0.0204, 0.16, 0.994, 0.996, 1]
+    written = browser.execute_script("return arguments[0].map(percent)", shares)
+    assert written == ["2.0 %", "16 %", "99 %", "100 %", "100 %"]
+
+
 @pytest.mark.parametrize("name", ["vsmr", "dazle"])
 def test_the_slider_flips_the_decision_where_the_page_says(opened, name):
     trained, items = made(name)
