@@ -189,6 +189,18 @@ def test_confused_pairs_by_hand(tmp_path):
         confusion_figure([one, tmp_path / "c"], tmp_path / "c.png", "t")
 
 
+def test_figures_tell_classes_apart_that_read_alike(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("core.reporting.figures.save", lambda figure, out: drawn.append(figure))
+    run = run_of(tmp_path / "a", [("001.Tern", "002.Tern", 5), ("003.Gull", "001.Tern", 1)], ["002.Tern"])
+    confusion_figure([run], tmp_path / "c.png", "t")
+    accuracies = pd.Series({"001.Tern": 0.2, "002.Tern": 0.4, "003.Gull": 0.6})
+    draw_per_class(accuracies, accuracies, names=("a", "b"), out=tmp_path / "p.png", title="t")
+    texts = [[t.get_text() for t in figure.axes[0].get_yticklabels()] for figure in drawn]
+    assert sorted(texts[0]) == ["001.Tern → 002.Tern", "Gull → 001.Tern"]
+    assert texts[1] == ["001.Tern", "002.Tern", "Gull", "mean of classes"]
+
+
 def test_a_run_without_mistakes_has_a_figure(tmp_path):
     run = run_of(tmp_path / "a", [("1", "1", 5), ("9", "9", 1)], ["9"])
     with warnings.catch_warnings():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from core.experiments.statistics import Interval
 from core.files.atomic import read_json
 from core.files.errors import UserError
 from core.reporting.canvas import canvas, drawing, printable, save, style, wrapped
-from core.reporting.names import shown_class
+from core.reporting.names import shown_classes
 from core.reporting.rows import OURS
 
 _NAMES = {"class": str, "predicted": str}  # classes named 1, 2, ... stay names
@@ -168,7 +168,7 @@ def draw_per_class(ours: pd.Series, other: pd.Series, *, names: tuple[str, str],
         look = {"color": "#D55E00", "markersize": 4.2, "markeredgecolor": "white", "clip_on": False}  # whole at 0 too
         axis.plot(b, at, "D", label=wrapped(names[1], 44), **look)
         axis.axhline(len(order) - 0.2, color="0.6", linewidth=0.6)
-        axis.set_yticks(at, [*(_named(n) for n in order), "mean of classes"], fontsize=6.5)
+        axis.set_yticks(at, [*_named(order).values(), "mean of classes"], fontsize=6.5)
         axis.set(xlim=(0, 102), ylim=(-0.7, len(order) + 1.3))
         axis.set_xlabel("accuracy among all classes, each method at its γ (%)", fontsize=8.5)
         axis.tick_params(axis="x", labelsize=7.5)
@@ -212,7 +212,8 @@ def confusion_figure(runs: Sequence[Path], out: Path, title: str, most: int = 25
                     "zorder": 3,
                 }
                 axis.plot(100 * pairs.iloc[:, number], at, "ok", label="each seed" if number == 0 else "_", **look)
-        names = [f"{_named(true)} → {_named(predicted)}" for true, predicted in pairs.index]
+        named = _named([name for pair in pairs.index for name in pair])
+        names = [f"{named[true]} → {named[predicted]}" for true, predicted in pairs.index]
         axis.set_yticks(at, names, fontsize=6.5)
         axis.set(xlim=(0, None), ylim=(-0.7, len(pairs) - 0.3))
         axis.set_xlabel("images of the class on the left (%)", fontsize=8.5)
@@ -249,8 +250,10 @@ def _of_run(run: Path, name: str) -> pd.DataFrame:
         raise UserError(f"{error.filename} cannot be read ({error.strerror}); repeat the run") from error
 
 
-def _named(name: str) -> str:
-    return printable(shown_class(str(name)), 32)
+def _named(names: Iterable[str]) -> dict[str, str]:
+    """Classes as a figure names them, each once; those that would read alike keep their numbers."""
+    classes = [str(name) for name in dict.fromkeys(names)]
+    return {name: printable(shown, 32) for name, shown in zip(classes, shown_classes(classes), strict=True)}
 
 
 def forest_figure(
