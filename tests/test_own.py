@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -71,6 +72,8 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
     assert "vsmr" in table.read_text() and "1 class without images ('creature 5')" in table.read_text()
     assert "| as published |" not in out
     assert {p.name for p in tmp_path.iterdir()} == {"mine"}  # nothing beside the data root
+    chosen = json.loads((table.parent / "seed0" / "metrics.json").read_text())["chosen"]
+    assert len(chosen["gammas"]) == 5 and "γ: mean over 5 validation splits a seed" in out
 
     trained = load_trained(table.parent / "seed0")
     assert trained.classes[5] == "creature 5" and 5 in trained.space.unseen.tolist()

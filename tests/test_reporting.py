@@ -36,6 +36,18 @@ def test_a_table_by_hand():
     assert "Digests: features f1; vectors v1; split s1; code c1; method code" in text
 
 
+def test_the_gamma_of_several_splits_is_said_where_its_numbers_stand():
+    rows = [row("vsmr", s, H_all_seeds=0.625, gamma_splits=5) for s in range(2)] + [row("dazle", 0)]
+    text = all_tables(rows)
+    (line,) = lines_with(text, "| **vsmr** |", "| 62.5 ± 0.0 | 31.0 ± 0.0 | 58.0 ± 0.0 |")
+    assert "γ: mean over 5 validation splits a seed" in line
+    (other, *_) = lines_with(text, "| dazle |")
+    assert "| 55.0 | 40.0 | - | 31.0 |" in other and "mean over" not in other
+    assert len(lines_with(text, "H, γ of all seeds: at the mean of the γ")) == 1
+    assert "γ of all seeds" not in all_tables([row("vsmr", 0)])
+    assert "62.5 ± 0.0" in table(rows[:2]) and "mean over 5" in table(rows[:2])
+
+
 @pytest.mark.parametrize(
     "column",
     ["features_sha256", "vectors_sha256", "split_sha256", "code", "regions", "backbone", "input_size", "features"],
@@ -57,6 +69,7 @@ def test_runs_on_different_things_share_no_table_and_no_mean(column):
         ({"method_code": "mx"}, "vsmr (method code mx)"),
         ({"precision": "bfloat16"}, "vsmr (precision bfloat16)"),
         ({"most_epochs": 7}, "vsmr (epochs 7)"),
+        ({"gamma_splits": 5}, "vsmr (γ splits 5)"),
     ],
 )
 def test_a_method_of_two_kinds_has_two_rows(changes, label):

@@ -18,6 +18,7 @@ from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs, split_digest
 from core.experiments.run import run, validate
 from core.features.regions import RegionFeatures
+from core.files.errors import UserError
 from core.method import Batches, Method, Phase, ZeroShotModel, hp
 from core.training.folds import final_fold, validation_fold
 
@@ -111,7 +112,7 @@ class Scripted(ZeroShotModel):
 
     def __init__(self, space, recipe, shown) -> None:
         super().__init__()
-        self.recipe, self.shown = recipe, shown
+        self.recipe, self.shown, self.drift, self.late = recipe, shown, lambda epoch: 0.0, 0
         self.dummy = torch.nn.Parameter(torch.zeros(1))
         self.register_buffer("att", space.att)
         self.register_buffer("seen", space.seen)
@@ -126,7 +127,7 @@ class Scripted(ZeroShotModel):
 
     def share(self):
         script = FINAL if len(self.att) == C else VALIDATION
-        return script[int(self.epoch)]
+        return script[int(self.epoch) - self.late]
 
     def class_scores(self, x):
         onehot, rows, hard = decode(x)
@@ -140,7 +141,7 @@ class Scripted(ZeroShotModel):
         shifted[:, self.seen] = s[:, self.seen].roll(1, dims=1)
         shifted[:, self.unseen] = s[:, self.unseen].roll(1, dims=1)
         s = torch.where(right[:, None], s, shifted)
-        s[:, self.seen] += LEAD[len(self.att)]
+        s[:, self.seen] += LEAD[len(self.att)] + self.drift(int(self.epoch))
         return s
 
 
@@ -150,6 +151,9 @@ def registered(shown, **changes):
     def build(recipe, space, shape, seed, epochs):
         model = Scripted(space, recipe, shown)
         shown.setdefault("built", []).append(recipe)
+        if "drift" in shown:
+            model.drift = lambda epoch: shown["drift"](seed, epoch)
+            model.late = int(seed > 0)  # what split 0 has after epoch 1, others have an epoch later
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         rates = shown.setdefault("rates", [])
 
@@ -193,11 +197,11 @@ def inputs():
 def go(inputs, tmp_path, monkeypatch):
     """Run the scripted method: go(recipe changes, hooks) -> (result, what was shown)."""
 
-    def go(recipe=None, select="val", do=run, **hooks):
-        shown: dict = {}
+    def go(recipe=None, select="val", do=run, gamma_splits=1, drift=None, **hooks):
+        shown: dict = {} if drift is None else {"drift": drift}
         monkeypatch.setattr(contract, "_REGISTRY", {m.name: m for m in contract.methods().values()})
         contract.method("scripted", recipes={"*": Recipe()})(registered(shown, **hooks))
-        config = run_config(inputs, "scripted", recipe or Recipe(), seed=0, select=select)
+        config = run_config(inputs, "scripted", recipe or Recipe(), seed=0, select=select, gamma_splits=gamma_splits)
         return do(config, inputs, tmp_path / f"out{len(list(tmp_path.iterdir()))}"), shown
 
     return go
@@ -220,6 +224,63 @@ def test_the_gamma_of_the_validation_classes_is_what_the_test_sets_are_read_with
     assert result["standard"]["S"] == pytest.approx(0.6)
     assert result["standard"]["H_best"] == pytest.approx(2 * 0.6 * 0.4 / 1.0)
     assert result["standard"]["H_gamma0"] == 0
+
+
+def test_gamma_is_the_mean_over_validation_splits_at_the_epoch_that_the_first_has_chosen(go, tmp_path):
+    """Split s wants γ = 1.5 + 0.6 s after epoch 1 and another after every other epoch; 1 and 2 like epoch 2 best."""
+    result, shown = go(gamma_splits=3, drift=lambda split, epoch: 0.6 * split + 0.05 * (epoch - 1))
+    assert result["chosen"]["epochs"] == 1 and result["config"]["gamma_splits"] == 3
+    assert result["chosen"]["gammas"] == pytest.approx([1.5, 2.1, 2.7])
+    assert result["standard"]["gamma"] == result["chosen"]["gamma"] == pytest.approx(2.1)
+    assert result["standard"]["U"] == pytest.approx(0.4)  # from γ = 2 on; 1.5 would give 0
+    assert "mean over 3 splits" in result["chosen"]["how"] and len(shown["built"]) == 4
+    alone, _ = go(drift=lambda split, epoch: 0.6 * split + 0.05 * (epoch - 1))
+    for key in ("epochs", "validation", "recipe", "configurations"):
+        assert alone["chosen"][key] == result["chosen"][key]
+    assert not list(tmp_path.rglob("*.state"))
+
+
+def test_further_splits_are_of_trainval_and_are_taken_up_where_they_were_cut_off(go, inputs, monkeypatch):
+    m = inputs.metadata
+    _, shown = go(gamma_splits=3, do=validate)
+    folds = [validation_fold(m, W2V, split) for split in range(3)]
+    assert shown["scored"] == {row for f in folds for row in (*f.seen_rows.tolist(), *f.unseen_rows.tolist())}
+    assert not shown["scored"] & {*m.test_seen_loc.tolist(), *m.test_unseen_loc.tolist()}
+
+    steps: list[int] = []
+
+    def cut_off(config, inputs, out):
+        from core.experiments import results
+
+        def stop(out, config, fold, row):
+            steps.append(config.seed)
+            if len(steps) == 8:  # five rows of split 0, then split 1 after its second epoch
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(results, "log_epoch", stop)
+            with pytest.raises(KeyboardInterrupt):
+                run(config, inputs, out)
+            first = list(steps)
+            again = run(config, inputs, out)
+        assert first == [0, 0, 0, 0, 0, 1, 1, 1] and steps[8:12] == [1, 1, 1, 2], "what was done is not done again"
+        return again
+
+    drift = {"gamma_splits": 3, "drift": lambda split, epoch: 0.6 * split}
+    assert go(do=cut_off, **drift)[0]["chosen"] == go(**drift)[0]["chosen"]
+
+
+def test_a_further_split_that_cannot_be_drawn_says_how_to_do_without(go, inputs):
+    m = inputs.metadata
+    trained = m.labels[validation_fold(m, W2V, 1).train_rows]
+    one = np.flatnonzero(
+        m.labels == np.intersect1d(trained, m.labels[m.val_loc])[0]
+    )  # split 0 validates on it, 1 trains
+    few = {name: np.setdiff1d(getattr(m, name), one[1:]) for name in ("trainval_loc", "val_loc")}
+    object.__setattr__(inputs, "metadata", replace(m, **few))
+    assert go()[0]["chosen"]["gammas"] == pytest.approx([1.5])
+    with pytest.raises(UserError, match=r"one training image .* \(on validation split 1; --gamma-splits 1 takes"):
+        go(gamma_splits=2)
 
 
 def test_the_row_selected_on_test_is_the_best_epoch_that_was_refitted_and_nothing_else_depends_on_it(go):
@@ -311,7 +372,8 @@ def test_hooks_see_training_images_only_and_diagnose_the_test_images(go, inputs)
 
 
 def test_select_last_takes_all_epochs_and_the_models_own_gamma(go):
-    result, shown = go(select="last")
+    result, shown = go(select="last", gamma_splits=3)
+    assert result["config"]["gamma_splits"] == 1
     assert result["chosen"]["epochs"] == 4 and result["standard"]["gamma"] == 0.25
     assert len(shown["built"]) == 2 and "own γ" in result["chosen"]["how"]
     assert result["standard"]["T1"] == pytest.approx(1) and result["chosen"]["configurations"] == 0

@@ -49,7 +49,7 @@ def seeds_of(args: argparse.Namespace) -> tuple[int, ...]:
     return (args.seed,) if args.seed is not None else tuple(range(args.seeds))
 
 
-def add_run(p: argparse.ArgumentParser, out: Path | None) -> None:
+def add_run(p: argparse.ArgumentParser, out: Path | None, gamma_splits: int = 1) -> None:
     """--method, and how a run is chosen, where it goes and what it leaves; ``out`` None: ROOT/results."""
     on_off = argparse.BooleanOptionalAction
     p.add_argument("--method", choices=[*methods()], default="vsmr", help="(vsmr)")
@@ -59,6 +59,13 @@ def add_run(p: argparse.ArgumentParser, out: Path | None) -> None:
         default="val",
         help="val: epochs, γ and thresholds from a class-disjoint validation split, then refit; last: all epochs, the "
         "method's own γ (val)",
+    )
+    p.add_argument(
+        "--gamma-splits",
+        type=whole(1),
+        default=gamma_splits,
+        help="with --select val: validation splits whose γ is averaged, the seed's own and the next; each is trained "
+        f"on once, and where there are few classes one split's γ is a guess ({gamma_splits})",
     )
     p.add_argument(
         "--out", type=Path, default=out, help=f"OUT/<data set>/<features>/<method>/seed<k>/ ({out or 'ROOT/results'})"

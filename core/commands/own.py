@@ -62,7 +62,7 @@ def parser(description: str | None) -> Parser:
     add("--dtype", default="float32", help="arithmetic of the backbone: float32, bfloat16, float16 (float32)")
     add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
     flags.add_device(p)
-    flags.add_run(p, None)
+    flags.add_run(p, None, gamma_splits=5)
     flags.add_recipes(p)
     return p
 

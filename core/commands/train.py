@@ -86,6 +86,7 @@ def run_seeds(
     repeated: dict[str, Any] | None = None,
 ) -> int:
     """Train every seed and print the table; OWN_ours.py ends in it too. ``repeated``: the config.json of --config."""
+    from core.experiments.calibration import add_H_of_all_seeds
     from core.experiments.identity import run_config
     from core.experiments.results import row_of
     from core.experiments.run import run
@@ -95,17 +96,26 @@ def run_seeds(
     from core.reporting.tables import table
 
     folder = args.out / inputs.dataset / inputs.variant / args.method
-    results = []
+    rows = []
     for seed in flags.seeds_of(args):
         config = run_config(
-            inputs, args.method, recipe, seed=seed, select=args.select, epochs=epochs, precision=args.precision
+            inputs,
+            args.method,
+            recipe,
+            seed=seed,
+            select=args.select,
+            epochs=epochs,
+            precision=args.precision,
+            gamma_splits=args.gamma_splits,
         )
         if repeated is not None:
             _compare(args.config, repeated, config.as_dict())
         out = folder / f"seed{seed}"
         watch = Board(out) if args.tensorboard else None
-        results.append(run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics, watch=watch))
-    text = table([row_of(result) for result in results])
+        result = run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics, watch=watch)
+        rows.append(row_of(result) | {"folder": out.name})
+    add_H_of_all_seeds(rows, folder)
+    text = table(rows)
     write_bytes(folder / "table.md", (text + "\n").encode())
     sys.stdout.write(f"\n{text}\n\nresults: {folder}\n")
     figure, first = folder / "attention.png", folder / f"seed{flags.seeds_of(args)[0]}"
@@ -145,7 +155,7 @@ def _read_config(args: argparse.Namespace, argv: Sequence[str] | None) -> dict[s
     except TypeError as error:
         raise UserError(f"{args.config}: settings that {config['method']} does not have ({error})") from error
     args.method, args.seed, args.select = config["method"], config["seed"], config["select"]
-    args.precision = config["precision"]
+    args.precision, args.gamma_splits = config["precision"], config.get("gamma_splits", 1)
     return config
 
 

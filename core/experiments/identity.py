@@ -92,6 +92,7 @@ class RunConfig:
     vectors_sha256: str
     split_sha256: str
     precision: str  # of the products in a training step
+    gamma_splits: int  # validation splits whose γ is averaged
     code: str
     method_code: str
 
@@ -102,7 +103,7 @@ class RunConfig:
 
 def run_config(
     inputs: Inputs, method: str, recipe: Any, *, seed: int, select: str = "val", epochs: int | None = None,
-    precision: str = "float32",
+    precision: str = "float32", gamma_splits: int = 1,
 ) -> RunConfig:  # fmt: skip
     """The identity of a run of a method on inputs; ``epochs`` None: the recipe's."""
     return RunConfig(
@@ -117,6 +118,7 @@ def run_config(
         vectors_sha256=inputs.vectors_sha256,
         split_sha256=inputs.split_sha256,
         precision=precision,
+        gamma_splits=gamma_splits if select == "val" else 1,
         code=code_digest(),
         method_code=method_digest(method),
     )

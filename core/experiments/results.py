@@ -96,6 +96,11 @@ def verify_run(folder: Path) -> None:
             raise UserError(f"{path} is not what the run wrote; delete {folder / 'metrics.json'} to run again")
 
 
+def validation_states(out: Path) -> list[Path]:
+    """Where training on a run's validation splits can be taken up again: its own split's state, and further ones'."""
+    return [out / "validation.state", *out.glob("split*/validation.state")]
+
+
 def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
     """The result of a finished run of this identity; None where there is none, or it is to be made anew.
 
@@ -103,8 +108,9 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
         UserError: it is of another run, or damaged.
     """
     if not resume:
-        for old in (path.name, "validation.state", "refit.state", "log.jsonl"):
-            path.with_name(old).unlink(missing_ok=True)
+        of_run = (path.with_name(name) for name in (path.name, "refit.state", "log.jsonl"))
+        for old in (*of_run, *validation_states(path.parent)):
+            old.unlink(missing_ok=True)
     if not path.exists():
         return None
     result, wanted = read_result(path), json.loads(json.dumps(config.as_dict()))
@@ -230,6 +236,7 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
         "recipe": json.dumps(changed, sort_keys=True),
         "select": config["select"],
         "precision": config["precision"],
+        "gamma_splits": config.get("gamma_splits", 1),  # runs made before there was a choice
         "cut_off": f"{config['epochs']} of its {planned} epochs" if config["epochs"] < planned else "",
         "pretraining_saw_unseen": provenance.get("pretraining_saw_unseen", "unknown"),
         "finetuned": provenance.get("finetuned", ""),

@@ -11,14 +11,17 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
 from core.datasets.registry import DATASETS
 from core.experiments import results
+from core.experiments.calibration import gamma_at
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
 from core.features.finetuned import refuse_finetuned
@@ -54,8 +57,8 @@ def run(
         started = time.time()
         chosen = choose(config, inputs, out, watch) if config.select == "val" else _as_planned(config, inputs)
         result = _test(config, inputs, chosen, out, diagnostics=diagnostics, started=started, watch=watch)
-        for state in ("validation.state", "refit.state"):
-            (out / state).unlink(missing_ok=True)
+        for state in (out / "refit.state", *results.validation_states(out)):
+            state.unlink(missing_ok=True)
         return result
 
 
@@ -77,12 +80,44 @@ def validate(
             "notes": inputs.metadata.notes,
         }
         result = results.write_json(out / "validation.json", result)
-        (out / "validation.state").unlink(missing_ok=True)
+        for state in results.validation_states(out):
+            state.unlink(missing_ok=True)
         return result
 
 
 def choose(config: RunConfig, inputs: Inputs, out: Path, watch: Watch = None) -> dict[str, Any]:
-    """Epochs and settings (highest AUSUC), γ (highest H there), on the class-disjoint validation fold."""
+    """Epochs and settings (highest AUSUC), γ (highest H there), on the class-disjoint validation fold.
+
+    With ``gamma_splits`` N the method is trained on N - 1 further splits too, and γ is the mean over all N of the γ of
+    the highest H at the epoch and settings that the first has chosen.
+    """
+    history = _measured(config, inputs, out, watch)
+    best = max((r for r in history if "val_AUSUC" in r), key=lambda r: r["val_AUSUC"])
+    # from the history alone: what a resumed run did not measure itself must be chosen from too
+    settings = {key.removeprefix("set_"): value for key, value in best.items() if key.startswith("set_")}
+    gammas = [best["val_gamma"]]
+    for split in range(config.seed + 1, config.seed + config.gamma_splits):
+        try:
+            other = _measured(replace(config, seed=split), inputs, out / f"split{split}", None)
+        except UserError as error:
+            said = f"{error} (on validation split {split}; --gamma-splits 1 takes that of the seed alone)"
+            raise UserError(said) from error
+        gammas.append(gamma_at(pd.DataFrame(other), best["epoch"], settings))
+    averaged = f", mean over {config.gamma_splits} splits" if config.gamma_splits > 1 else ""
+    return {
+        "epochs": best["epoch"],
+        "gamma": float(np.mean(gammas)),
+        "gammas": gammas,
+        "recipe": dict(sorted(settings.items())),
+        "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
+        "configurations": sum("val_AUSUC" in r for r in history),
+        "split": config.seed,
+        "how": HOW["val"] + averaged,
+    }
+
+
+def _measured(config: RunConfig, inputs: Inputs, out: Path, watch: Watch) -> list[dict[str, Any]]:
+    """Train on a validation fold; the rows of its epochs and settings, each with what it measures there."""
     fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
     _refuse_finetuned(inputs, fold)
     features = inputs.features
@@ -118,18 +153,7 @@ def choose(config: RunConfig, inputs: Inputs, out: Path, watch: Watch = None) ->
         history.append({"epoch": 0})
         measure(history[-1])
     results.write_history(out / "history_validation.csv", history)
-    best = max((r for r in history if "val_AUSUC" in r), key=lambda r: r["val_AUSUC"])
-    # from the history alone: what a resumed run did not measure itself must be chosen from too
-    settings = {key.removeprefix("set_"): value for key, value in best.items() if key.startswith("set_")}
-    return {
-        "epochs": best["epoch"],
-        "gamma": best["val_gamma"],
-        "recipe": dict(sorted(settings.items())),
-        "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
-        "configurations": sum("val_AUSUC" in r for r in history),
-        "split": config.seed,
-        "how": HOW["val"],
-    }
+    return history
 
 
 def _as_planned(config: RunConfig, inputs: Inputs) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from core.experiments.ablations import ABLATIONS
+from core.experiments.calibration import add_H_of_all_seeds
 from core.experiments.engines import Engine, LocalEngine, SlurmEngine
 from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs, load_inputs
@@ -258,6 +259,7 @@ def _collect(out: Path, summary: Path) -> None:
                 damaged.append(str(error))
         if not rows:
             raise UserError("\n  ".join([f"no finished run below {out} (looked for metrics.json)", *damaged]))
+        add_H_of_all_seeds(rows, out)
         # an order that does not depend on when they were made
         keys = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
         table = pd.DataFrame(rows).sort_values(keys, kind="stable")

@@ -29,7 +29,7 @@ TABLE = (
 )
 DIGESTS = {"features_sha256": "features", "vectors_sha256": "vectors", "split_sha256": "split", "code": "code"}
 # a mean is taken over runs that agree in all of these too
-ENTRY = ("method", "method_code", "recipe", "precision", "most_epochs", "validated", "cut_off")
+ENTRY = ("method", "method_code", "recipe", "precision", "most_epochs", "gamma_splits", "validated", "cut_off")
 _TEXT = (
     *TABLE,
     "method",
@@ -45,6 +45,12 @@ _TEXT = (
     "notes",
     "deviations",
 )
+_SAID = {  # what a label says of fields that tell runs of a method apart
+    "method_code": "method code",
+    "precision": "precision",
+    "most_epochs": "epochs",
+    "gamma_splits": "γ splits",
+}
 _REBUILD = "rebuild the summary from the run folders with: python reproduce_tables.py --collect"
 PREPARED = "-prepared"  # ending of the baselines that are given vsmr's inputs; all others are as published
 
@@ -64,9 +70,10 @@ def as_frame(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         values = frame[column] if column in frame else [""] * len(frame)
         frame[column] = pd.Series([_text(v) for v in values], index=frame.index, dtype=object)
     numbers = [p + m for p in ("", "val_", "test_", "published_") for m in METRICS]
-    extra = ["gamma", "H_gamma0", "H_best", "seed", "epochs", "most_epochs", "seconds", "configurations"]
-    for column in (*numbers, *extra):
+    extra = ["gamma", "H_gamma0", "H_all_seeds", "H_best", "seed", "epochs", "most_epochs", "gamma_splits"]
+    for column in (*numbers, *extra, "seconds", "configurations"):
         frame[column] = pd.to_numeric(frame[column]) if column in frame else np.nan
+    frame["gamma_splits"] = frame.gamma_splits.fillna(1)  # runs made before there was a choice
     frame["validated"] = frame.val_AUSUC.notna()
     return frame
 
@@ -102,6 +109,8 @@ class Entry:
             found.append("given vsmr's preparation")
         if not first.validated:
             found.append(f"nothing validated (--select last): γ = {_several(self.runs.gamma)}, the method's own")
+        if first.gamma_splits > 1:
+            found.append(f"γ: mean over {first.gamma_splits:g} validation splits a seed")
         if self.cut_off:
             found.append(f"cut off: {self.cut_off}")
         return "; ".join(found)
@@ -135,7 +144,7 @@ def entries_of(part: pd.DataFrame) -> list[Entry]:
         same = [other.iloc[0] for other in groups if other.iloc[0].method == first.method]
         differing = [field for field in ENTRY[1:] if len({str(row[field]) for row in same}) > 1]
         says = _recipe(first.recipe)
-        for field, name in (("method_code", "method code"), ("precision", "precision"), ("most_epochs", "epochs")):
+        for field, name in _SAID.items():
             if field in differing:
                 value = first[field]
                 says.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value or 'unknown'}")
