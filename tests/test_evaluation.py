@@ -120,6 +120,11 @@ def test_curve_equals_brute_force(problem):
         both = [predict(scores, seen, unseen, g) for scores in (ss, su)]
         assert np.array_equal(predictions(condensed, g), np.concatenate(both))
     assert np.all(np.diff(curve.U) >= 0) and np.all(np.diff(curve.S) <= 0)
+    for g in margins:  # at an image's margin its unseen class wins, in the curve and in what is predicted
+        said_s, said_u = np.split(predictions(condensed, g), [len(ys)])
+        assert curve.at(g) == pytest.approx(
+            (per_class_accuracy(said_u, yu, unseen).mean(), per_class_accuracy(said_s, ys, seen).mean())
+        )
 
 
 @settings(max_examples=50, deadline=None)

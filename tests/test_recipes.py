@@ -1,6 +1,6 @@
 """Each data set's recipe against the table of its source, written here by hand: the released scripts of each method."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -87,3 +87,15 @@ def test_the_optimiser_is_built_from_the_recipe(space, method):
             assert (batches.classes, batches.per_class, batches.count(10**6), phase.epochs) == (40, 50, 10, 3)
         else:
             assert (phase.batches.size, phase.batches.balanced) == (50, row["balanced"])
+
+
+@pytest.mark.parametrize("method", [*SOURCES, "vsmr"])
+def test_rate_decay_and_momentum_reach_the_optimiser(space, method):
+    """Other numbers than any default of PyTorch's: a setting that goes nowhere would be one that only looks varied."""
+    known = find_method(method)
+    wanted = {"lr": 0.02, "weight_decay": 0.03, "momentum": 0.4}
+    names = {"momentum": "visual_momentum"} if method == "vsmr-staged" else {key: key for key in wanted}
+    taken = {key: wanted[key] for key, name in names.items() if hasattr(known.recipe("*"), name)}
+    recipe = replace(known.recipe("*"), **{names[key]: value for key, value in taken.items()})
+    (group,) = known.build(recipe, space, (9, 16), 0, 3).phases[-1].optimizer.param_groups
+    assert taken and {key: group[key] for key in taken} == taken

@@ -335,5 +335,7 @@ def test_drawn_validation_split_is_class_disjoint_and_complete(labels, share, se
     assert len(train) and len(val)
     assert not np.intersect1d(y[train], y[val]).size
     assert np.array_equal(np.sort(np.r_[train, val]), loc)
+    classes = len(np.unique(y))
+    assert len(np.unique(y[val])) == min(max(1, round(share * classes)), classes - 1)
     again = class_disjoint_split(y, loc, share, seed)
     assert np.array_equal(train, again[0])
