@@ -99,3 +99,25 @@ def test_rate_decay_and_momentum_reach_the_optimiser(space, method):
     recipe = replace(known.recipe("*"), **{names[key]: value for key, value in taken.items()})
     (group,) = known.build(recipe, space, (9, 16), 0, 3).phases[-1].optimizer.param_groups
     assert taken and {key: group[key] for key in taken} == taken
+
+
+@pytest.mark.parametrize("method", ["dazle", "msdn", "transzero", "vsmr"])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_how_batches_are_drawn_is_the_recipes(space, method, balanced):
+    known = find_method(method)
+    recipe = replace(known.recipe("*"), balanced=balanced, batch_size=33)
+    (phase,) = known.build(recipe, space, (9, 16), 0, 4).phases
+    assert (phase.batches.balanced, phase.batches.size, phase.epochs) == (balanced, 33, 4)
+
+
+def test_the_attribute_predictor_is_trained_as_published(space):
+    known = find_method("vsmr-staged")
+    for dataset, rate in (("AWA2", 1e-3), ("CUB50", 1e-5)):
+        phase = known.build(known.recipe(dataset), space, (9, 16), 0, 3).phases[0]
+        (group,) = phase.optimizer.param_groups
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (rate, 0.9, 1e-4)
+        assert (phase.batches.size, phase.batches.balanced, phase.epochs) == (
+            64,
+            False,
+            known.recipe(dataset).predictor_epochs,
+        )

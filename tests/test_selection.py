@@ -137,11 +137,13 @@ def inputs():
 def go(inputs, tmp_path, monkeypatch):
     """Run the scripted method: go(recipe changes, hooks) -> (result, what was shown)."""
 
-    def go(recipe=None, select="val", do=run, seed=0, precision="float32", **hooks):
+    def go(recipe=None, select="val", do=run, seed=0, precision="float32", epochs=None, **hooks):
         shown: dict = {}
         monkeypatch.setattr(contract, "_REGISTRY", {m.name: m for m in contract.methods().values()})
         contract.method("scripted", recipes={"*": Recipe()})(registered(shown, **hooks))
-        config = run_config(inputs, "scripted", recipe or Recipe(), seed=seed, select=select, precision=precision)
+        config = run_config(
+            inputs, "scripted", recipe or Recipe(), seed=seed, select=select, precision=precision, epochs=epochs
+        )
         return do(config, inputs, tmp_path / f"out{len(list(tmp_path.iterdir()))}"), shown
 
     return go
@@ -196,6 +198,8 @@ def test_the_refit_has_the_learning_rates_of_the_model_that_was_validated(go, in
     np.testing.assert_allclose(rates[: 4 * steps], 1 - np.arange(4 * steps) / steps / 5)
     np.testing.assert_allclose(rates[4 * steps :], 1 - np.arange(refit) / refit / 5)
     assert shown["model"].dummy.item() == pytest.approx(-sum(rates[4 * steps :]))  # each gradient is taken once
+    _, shown = go(epochs=2)  # as --epochs 2 plans it, whatever the recipe has
+    np.testing.assert_allclose(shown["rates"][: 2 * steps], 1 - np.arange(2 * steps) / steps / 3)
 
 
 def test_the_untrained_model_is_a_choice_too(go, monkeypatch):

@@ -56,6 +56,14 @@ def test_dazle_learns_the_toy(toy):
     assert history[-1]["ce"] < 0.7 * history[0]["ce"]
 
 
+def test_a_choice_of_epochs_shortens_the_phase_it_is_of_and_no_other(toy):
+    inputs, fold = inputs_of(toy), final_fold(toy, W2V)
+    recipe = replace(recipe_of("vsmr-staged"), predictor_epochs=3)
+    method = find_method("vsmr-staged").build(recipe, fold.space, (inputs.features.R, inputs.features.D), 0, 4)
+    history = train(method, inputs.features, fold, seed=0, stop_after=1)
+    assert [(row["phase"], row["epoch"]) for row in history] == [*(("predictor", k) for k in (1, 2, 3)), ("visual", 1)]
+
+
 def test_training_leaves_the_callers_random_numbers_alone(toy, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -352,6 +352,21 @@ def test_the_closed_start_of_W1_has_a_length_that_the_learning_rate_fits(space):
     assert model.attention.W1.detach().square().mean().sqrt().item() == pytest.approx(0.05)
 
 
+def test_what_has_a_closed_form_is_of_the_training_images(space):
+    torch.manual_seed(0)
+    model = VSMR(space, D, RECIPE).double()
+    x, y = images()
+    y[:12] = 0  # classes of other sizes
+    pooled = x.mean(1)
+    model.fit_closed_form(pooled, y)
+    phi = signed_root(pooled)
+    torch.testing.assert_close(model.x_mean, pooled.mean(0))
+    torch.testing.assert_close(model.phi_mean, phi.mean(0))
+    phi = phi - phi.mean(0)
+    torch.testing.assert_close(model.P, shrunk_whitening(phi, 8, 10.0))
+    torch.testing.assert_close(model.class_means, torch.stack([phi[y == c].mean(0) for c in space.seen]))
+
+
 def test_a_given_share_of_hubness_is_not_tuned(space):
     given = build(replace(RECIPE, hubness=0.3), space, (R, D), 0, 1)
     assert given.tune is None and given.model.hubness == 0.3
