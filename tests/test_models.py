@@ -162,6 +162,15 @@ def test_prepared_rows_get_the_preparation_and_plain_ones_do_not(space, name, da
         torch.testing.assert_close(with_.inputs(x.mean(1)), root / root.norm(dim=1, keepdim=True))
 
 
+def test_the_root_of_a_negative_attribute_is_negative():
+    """Unit rows (.6,-.8), (0,1), (-1,0); roots with their sign; the mean of the first two taken away."""
+    att = torch.tensor([[3.0, -4.0], [0.0, 2.0], [-5.0, 0.0]], dtype=torch.float64)
+    roots = torch.tensor([[0.6**0.5, -(0.8**0.5)], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    rows = roots - roots[:2].mean(0)
+    found = prepared_attributes(att, torch.tensor([0, 1]))
+    torch.testing.assert_close(found, rows / rows.norm(dim=1, keepdim=True))
+
+
 def test_a_setting_that_is_given_is_not_chosen_anew(space):
     known = find_method("eszsl")
 
