@@ -198,6 +198,24 @@ def test_the_most_configurations_that_any_seed_tried_are_shown():
     assert len(lines_with(text, "| **vsmr** |", "| 5 | 2 |")) == 2
 
 
+def test_a_number_that_a_seed_lacks_is_left_out_of_the_mean():
+    rows = [row(seed=s, H_gamma0=v) for s, v in ((0, 0.2), (1, float("nan")), (2, 0.4))]
+    (line, _) = lines_with(all_tables(rows), "| **vsmr** |")
+    assert "| 30.0 ± 14.1 |" in line and "| 3 |" in line
+
+
+def test_runs_that_differ_in_what_they_may_be_compared_with_share_no_mean():
+    """With and without validation, cut off and not; a remark of any seed is the row's."""
+    unvalidated = {f"val_{k}": None for k in METRICS}
+    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, **unvalidated) for s in (2, 3)])
+    assert lines_with(text, "| **vsmr** | 70.5 ± 0.7 |") and lines_with(text, "| 82.5 ± 0.7 |", "nothing validated")
+    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, cut_off="few epochs") for s in (2, 3)])
+    standard, rest = text.split("CUT OFF", 1)
+    assert lines_with(standard, "| **vsmr** | 70.5 ± 0.7 |") and lines_with(rest, "| 82.5 ± 0.7 |", "cut off: few")
+    text = all_tables([row(seed=0), row(seed=1, pretraining_saw_unseen="yes")])
+    assert len(lines_with(text, "| **vsmr** |", "pretraining saw unseen classes: yes")) == 2
+
+
 def test_intervals_over_classes_are_ours_minus_the_other_and_made_anew_where_the_scores_are(tmp_path):
     labels = np.array([0, 0, 1, 1])  # class 0 seen, class 1 unseen; ours is right everywhere, the other nowhere
     for folder, right in (("ours", True), ("other", False)):
