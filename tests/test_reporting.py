@@ -295,7 +295,8 @@ def test_a_row_of_the_summary_says_what_the_run_says():
     short["config"] |= {"epochs": 4, "method": "dazle", "recipe": {}}
     short["config"]["features"] |= {"pretraining_saw_unseen": "yes", "finetuned": "true", "input_size": "448"}
     found = row_of(short)
-    assert found["cut_off"] == "4 of its 20 epochs" and "chosen on validation" in found["deviations"]
+    assert (found["most_epochs"], found["cut_off"]) == (4, "4 of its 20 epochs")
+    assert "chosen on validation" in found["deviations"]
     assert (found["pretraining_saw_unseen"], found["finetuned"], found["input_size"]) == ("yes", "true", "448")
     short["chosen"]["epochs"] = 2
     short["config"]["epochs"] = 20  # validation chose few of all: that is no cut
