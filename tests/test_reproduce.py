@@ -122,6 +122,8 @@ def test_other_data_never_share_a_folder_a_row_or_a_mean(toy_plan, toy, monkeypa
         s.sweep(plan)
     table = read_summary(plan.out / "summary.csv")
     assert len(table) == 10 and table.folder.nunique() == 10
+    order = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
+    assert table[order].equals(table[order].sort_values(order, kind="stable").reset_index(drop=True))
     assert all_tables(table).count("| eszsl |") >= 5
     assert [line for line in all_tables(table).splitlines() if line.startswith("| eszsl | ") and "| 2 |" in line]
 

@@ -18,6 +18,7 @@ from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs, split_digest
 from core.experiments.run import run, validate
 from core.features.regions import RegionFeatures
+from core.inference.trained import load_trained
 from core.method import Batches, Method, Phase, ZeroShotModel, hp
 from core.training.folds import final_fold, validation_fold
 from tests.helpers_selection import EACH, SEEN, W2V, C, D, Source, decode, metadata
@@ -245,7 +246,7 @@ def test_either_fold_is_trained_in_the_precision_that_was_asked_for(go):
         assert {kind for *_, kind in shown["steps"]} == {getattr(torch, precision)}
 
 
-def test_the_best_setting_of_the_grid_is_chosen_and_applied_to_the_test_sets(go, monkeypatch):
+def test_the_best_setting_of_the_grid_is_chosen_and_applied_to_the_test_sets(go, tmp_path):
     """Settings stand for epochs of the script here; with no epoch of training only they differ."""
 
     def set_params(model, shown):
@@ -259,6 +260,10 @@ def test_the_best_setting_of_the_grid_is_chosen_and_applied_to_the_test_sets(go,
     result, shown = go(Recipe(epochs=0), grid=lambda model, shown: tuple(grid), set_params=set_params)
     assert result["chosen"]["recipe"] == {"setting": 1.0}
     assert shown["applied"][-1] == 1.0 and shown["built"][-1].setting == 1.0
+    (checkpoint,) = tmp_path.rglob("checkpoint.safetensors")
+    trained = load_trained(checkpoint.parent)  # predicts with what was chosen, too
+    assert trained.recipe["setting"] == trained.model.recipe.setting == 1.0
+    assert trained.gamma == result["chosen"]["gamma"] and trained.classes == metadata().class_names
     assert result["standard"]["T1"] == pytest.approx(0.4)
     assert result["chosen"]["configurations"] == 5  # epoch 0 and four settings
 

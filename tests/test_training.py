@@ -44,6 +44,11 @@ def test_a_run_leaves_everything_and_is_read_back(toy, tmp_path, method):
     assert by_side["unseen"] == pytest.approx(first["standard"]["U"])
     confusion = pd.read_csv(tmp_path / "a/confusion.csv")
     assert confusion.images.sum() == per_class.images.sum()
+    curve, m = pd.read_csv(tmp_path / "a/curve.csv"), first["standard"]
+    (at,) = np.flatnonzero(
+        (curve.gamma <= m["gamma"]) & ~(curve.gamma.shift(-1) <= m["gamma"])
+    )  # γ from which it holds
+    assert (curve.U[at], curve.S[at]) == pytest.approx((m["U"], m["S"])) and curve.gamma[0] == -np.inf
     right = confusion[confusion["class"] == confusion.predicted].set_index("class").images
     np.testing.assert_allclose(right.reindex(per_class["class"]).fillna(0) / per_class.images.array, per_class.accuracy)
 
