@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 from core.files.errors import UserError
+from core.inference.added_classes import add_classes
 from tests.helpers import refused, run_here
+from tests.helpers_page import trained_on
 from tests.helpers_predict import SHORT, Made, described
 
 
@@ -56,6 +59,16 @@ def test_an_added_class_is_predicted_renamed_and_removed(there: Made, photo: Pat
         model.predict(photo, among="seen")
     with pytest.raises(UserError, match="no  class left|no class"):
         model.remove_classes([model.trained.classes[c] for c in model.trained.offered])
+
+
+@pytest.mark.parametrize("unit", [1.0, 3.0])
+def test_descriptions_in_another_unit_get_the_length_that_the_runs_own_have(space, unit: float) -> None:
+    """vsmr-staged takes attributes as they are: 100 for 1 would be another class."""
+    known = replace(space, att=unit * space.z)
+    trained = trained_on(known, "vsmr-staged", hidden=8, semantic_epochs=1)
+    frame = pd.DataFrame(100 * known.att.numpy()[2:3], columns=trained.attributes)
+    frame.insert(0, "class", ["new"])
+    torch.testing.assert_close(add_classes(trained, frame).space.att[-1], known.att[2], rtol=1e-6, atol=1e-6)
 
 
 def test_classes_that_cannot_be_added(there: Made) -> None:

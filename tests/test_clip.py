@@ -5,6 +5,7 @@ A tiny model with random weights and the tokenizer that open_clip ships; the fir
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from dataclasses import replace
@@ -152,9 +153,11 @@ def test_each_fold_has_the_texts_of_its_own_classes(toy):
     toy = replace(toy, class_text=text)
     assert split_digest(toy) != before != split_digest(replace(toy, class_text=text + 1))
     assert torch.equal(final_fold(toy, W2V).space.text, torch.from_numpy(text))
-    for seed in (0, 3):
-        space = validation_fold(toy, W2V, seed).space
-        assert torch.equal(space.text, torch.from_numpy(text[toy.seen])) and len(space.text) == len(space.att)
+    turned = replace(toy, labels=8 - toy.labels)  # the seen classes are the last ones
+    for m, seed in itertools.product((toy, turned), (0, 3)):
+        space = validation_fold(m, W2V, seed).space
+        assert torch.equal(space.text, torch.from_numpy(text[m.seen])) and len(space.text) == len(space.att)
+        assert torch.equal(space.att, torch.from_numpy(m.att[m.seen]))
 
 
 def test_clip_runs_where_it_is_named_alone():

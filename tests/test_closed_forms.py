@@ -52,6 +52,30 @@ def test_an_attribute_is_looked_for_where_it_can_be_read():
     assert (on[torch.arange(K), torch.arange(K) // 2] > 0.6).all()  # everywhere alike is 1/3
 
 
+def test_the_closed_start_is_what_its_words_say():
+    """16 kinds, shares of sharpness 20, ridges of 0.1 mean diagonals for the shares and of 0.1 for the word vectors."""
+    images, v = Pictures(), torch.randn(K, 4, generator=torch.Generator().manual_seed(2))
+    regions = sampled_regions(images)
+    mean = regions.mean(dim=0)
+    centres = region_kinds(regions - mean)
+    assert centres.shape == (16, D)
+
+    def shares(x):
+        return (20 * F.normalize(x - mean, dim=-1) @ centres.T).softmax(dim=-1)
+
+    c = (regions - mean).double()
+    gram = c.T @ c
+    P = shares(regions).double().T @ c @ torch.linalg.inv(gram + 0.1 * gram.diagonal().mean() * torch.eye(D))  # (k,D)
+    q = shares(images.x)  # (N,R,k)
+    shown = torch.einsum("nrk,nrd->nkd", q, images.x) / q.sum(dim=1).unsqueeze(2)
+    means = torch.stack([shown[images.labels == s].mean(dim=0) for s in range(S)])  # (S,k,D)
+    A = torch.stack([readability(means[:, k], images.z) for k in range(16)], dim=1).double()
+    w = v.double()
+    expected = torch.linalg.inv(w.T @ w + 0.1 * torch.eye(4)) @ w.T @ A @ P
+    found = closed_form_W2(images, torch.arange(S), images.z, v).double()
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
+
+
 def test_attributes_of_the_same_words_share_what_is_known_of_each():
     images = Pictures()
     v = F.normalize(torch.eye(3)[torch.arange(K) // 2] + 0.0, dim=1)  # both attributes of a kind have one vector

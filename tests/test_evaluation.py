@@ -120,6 +120,11 @@ def test_curve_equals_brute_force(problem):
         both = [predict(scores, seen, unseen, g) for scores in (ss, su)]
         assert np.array_equal(predictions(condensed, g), np.concatenate(both))
     assert np.all(np.diff(curve.U) >= 0) and np.all(np.diff(curve.S) <= 0)
+    for g in margins:  # at an image's margin its unseen class wins, in the curve and in what is predicted
+        said_s, said_u = np.split(predictions(condensed, g), [len(ys)])
+        assert curve.at(g) == pytest.approx(
+            (per_class_accuracy(said_u, yu, unseen).mean(), per_class_accuracy(said_s, ys, seen).mean())
+        )
 
 
 @settings(max_examples=50, deadline=None)
@@ -129,6 +134,34 @@ def test_metrics_ignore_scale_and_per_image_shift(problem, scale, shift):
     a = evaluate(scored(*problem), None)
     b = evaluate(scored(ss * scale + shift, ys, su * scale + shift, yu, seen, unseen), None)
     assert pytest.approx((b.T1, b.AUSUC, b.H)) == (a.T1, a.AUSUC, a.H)
+
+
+def test_gamma_is_added_to_unseen_classes_and_seen_ones_keep_their_scores():
+    scores = np.array([[0.5, 0.25, -1.0, 2.0]], dtype=np.float32)
+    shown = calibrated(scores, np.array([0, 2]), np.array([1]), 0.75)
+    assert shown.tolist() == [[0.5, 1.0, -1.0, -np.inf]] and shown.dtype == np.float64
+
+
+def test_where_a_seen_and_an_unseen_image_have_one_margin_the_curve_falls_aslant():
+    """(0,1) to (1/2,1/2) to (1,0): with ties the area is of the line between points, not of steps."""
+    ss, su = np.array([[1.0, 0, -9, -9], [-9, 0, 2, -9]]), np.array([[1.0, 0, -9, -9], [-9, -9, 2, 0]])
+    m = evaluate(scored(ss, np.array([0, 2]), su, np.array([1, 3])), None)
+    assert pytest.approx(0.5) == m.AUSUC and pytest.approx(0.5) == m.H and m.gamma == pytest.approx(1.5)
+
+
+def test_of_two_gammas_with_the_highest_h_the_lower_is_taken():
+    """U rises at -3 and 1, S falls at 0 and 4: (1/2,1) and (1,1/2) have H 2/3 both."""
+    ss, su = np.array([[0.0, 0, -9, -9], [-9, 0, 4, -9]]), np.array([[-3.0, 0, -9, -9], [-9, -9, 1, 0]])
+    m = evaluate(scored(ss, np.array([0, 2]), su, np.array([1, 3])), None)
+    assert (m.gamma, m.U, m.S) == (-1.5, 0.5, 1.0) and pytest.approx(2 / 3) == m.H
+
+
+def test_where_no_gamma_gives_an_h_every_seen_image_stays_right():
+    """Unseen images are never right: the γ of the highest H, 0 for all, is one that costs no seen class anything."""
+    ss = np.array([[2.0, 0, 0, 0], [0, 0, 3.0, 0]])
+    su = np.array([[0.0, 0, 0, 1], [0, 1, 0, 0]])
+    m = evaluate(scored(ss, np.array([0, 2]), su, np.array([1, 3])), None)
+    assert (m.T1, m.U, m.H, m.AUSUC, m.S) == (0, 0, 0, 0, 1) and m.gamma < 2
 
 
 def test_a_class_of_neither_side_is_never_predicted():

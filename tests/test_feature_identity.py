@@ -67,6 +67,18 @@ def test_a_file_of_other_data_than_the_root_is_refused(
     assert "--data-root" in str(caught.value) and "anew with: python " in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["train_loc", "val_loc"])
+def test_other_validation_classes_than_the_roots_are_refused(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "f.hdf5"
+    with Writer(path, content(split_sha256="0" * 64), SHAPE) as writer:
+        writer.write(np.arange(60), maps())
+        writer.finish()
+    with FeatureFile(path) as file:
+        file.check_belongs(metadata(), "root/att_splits.mat")
+        with pytest.raises(UserError, match=rf"does not belong to root/att_splits\.mat: .*{key}"):
+            file.check_belongs(replace(metadata(), **{key: getattr(metadata(), key)[1:]}), "root/att_splits.mat")
+
+
 def test_names_that_a_file_lacks_come_from_the_root_where_the_labels_agree(tmp_path: Path) -> None:
     m = replace(metadata(), class_names=[*"abcdef"])
     with FeatureFile(dazle(tmp_path / "f.hdf5", m)) as file:

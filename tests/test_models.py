@@ -1,5 +1,7 @@
 """The fast attention and DAZLE against the textbook forms, in float64; batches by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -158,6 +160,28 @@ def test_prepared_rows_get_the_preparation_and_plain_ones_do_not(space, name, da
         root = (unit * 4 + 0.01).sqrt() - 0.1  # √D is 4
         root = root - root.mean(0)
         torch.testing.assert_close(with_.inputs(x.mean(1)), root / root.norm(dim=1, keepdim=True))
+
+
+def test_the_root_of_a_negative_attribute_is_negative():
+    """Unit rows (.6,-.8), (0,1), (-1,0); roots with their sign; the mean of the first two taken away."""
+    att = torch.tensor([[3.0, -4.0], [0.0, 2.0], [-5.0, 0.0]], dtype=torch.float64)
+    roots = torch.tensor([[0.6**0.5, -(0.8**0.5)], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    rows = roots - roots[:2].mean(0)
+    found = prepared_attributes(att, torch.tensor([0, 1]))
+    torch.testing.assert_close(found, rows / rows.norm(dim=1, keepdim=True))
+
+
+def test_a_setting_that_is_given_is_not_chosen_anew(space):
+    known = find_method("eszsl")
+
+    def grid(**given):
+        return known.build(replace(known.recipe("*"), **given), space, (R, D), 0, 0).grid
+
+    powers = [10.0**k for k in range(-3, 4)]
+    assert [tuple(s.values()) for s in grid()] == [(x, z) for x in powers for z in powers]
+    assert [tuple(s.values()) for s in grid(regularise_x=5.0)] == [(5.0, z) for z in powers]
+    assert [tuple(s.values()) for s in grid(regularise_z=5.0)] == [(x, 5.0) for x in powers]
+    assert grid(regularise_x=2.0, regularise_z=5.0) == ({"regularise_x": 2.0, "regularise_z": 5.0},)
 
 
 # ---- batches

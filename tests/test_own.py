@@ -259,6 +259,10 @@ def test_what_is_drawn_is_drawn_by_seed_and_a_class_without_images_is_measured_n
     assert named.unseen.tolist() == [1] and named.candidates.tolist() == [5]
     held = np.bincount(named.labels[named.test_seen_loc], minlength=6)
     assert held.tolist() == [2, 0, 1, 1, 1, 0]  # a fifth of each, at least one
+    seeds = [read_folder(root, Choices(unseen=("b",), seed=s)) for s in range(8)]
+    for part in ("test_seen_loc", "val_loc"):
+        assert len({tuple(getattr(m, part).tolist()) for m in seeds}) > 1
+    assert len({tuple(np.unique(m.labels[m.val_loc])) for m in seeds}) > 1
     (root / "unseen.txt").write_text("\ufeffc\r\n")
     assert read_folder(root).unseen.tolist() == [2]
 

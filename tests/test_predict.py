@@ -121,6 +121,14 @@ def test_without_the_rounding_or_the_right_gamma_it_would_be_noticed(there: Made
     assert np.abs(scores_by_name(model, paths[:32]) - own).max() > 1e-3
 
 
+def test_the_backbone_computes_as_it_did_for_the_training_images(there: Made) -> None:
+    model = there.load("eszsl")
+    for name in ("float32", "bfloat16"):
+        model.trained = replace(model.trained, backbone=model.trained.backbone | {"dtype": name})
+        vars(model).pop("network", None)
+        assert {p.dtype for p in model.network.parameters()} == {model.dtype} == {getattr(torch, name)}
+
+
 # ---------------------------------------------------------------------------------------------------------- answers
 def test_an_answer_holds_classes_sides_margin_and_attributes(there: Made, photo: Path) -> None:
     model = there.load("dazle")

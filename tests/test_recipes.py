@@ -1,6 +1,6 @@
 """Each data set's recipe against the table of its source, written here by hand: the released scripts of each method."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -87,3 +87,37 @@ def test_the_optimiser_is_built_from_the_recipe(space, method):
             assert (batches.classes, batches.per_class, batches.count(10**6), phase.epochs) == (40, 50, 10, 3)
         else:
             assert (phase.batches.size, phase.batches.balanced) == (50, row["balanced"])
+
+
+@pytest.mark.parametrize("method", [*SOURCES, "vsmr"])
+def test_rate_decay_and_momentum_reach_the_optimiser(space, method):
+    """Other numbers than any default of PyTorch's: a setting that goes nowhere would be one that only looks varied."""
+    known = find_method(method)
+    wanted = {"lr": 0.02, "weight_decay": 0.03, "momentum": 0.4}
+    names = {"momentum": "visual_momentum"} if method == "vsmr-staged" else {key: key for key in wanted}
+    taken = {key: wanted[key] for key, name in names.items() if hasattr(known.recipe("*"), name)}
+    recipe = replace(known.recipe("*"), **{names[key]: value for key, value in taken.items()})
+    (group,) = known.build(recipe, space, (9, 16), 0, 3).phases[-1].optimizer.param_groups
+    assert taken and {key: group[key] for key in taken} == taken
+
+
+@pytest.mark.parametrize("method", ["dazle", "msdn", "transzero", "vsmr"])
+@pytest.mark.parametrize("balanced", [True, False])
+def test_how_batches_are_drawn_is_the_recipes(space, method, balanced):
+    known = find_method(method)
+    recipe = replace(known.recipe("*"), balanced=balanced, batch_size=33)
+    (phase,) = known.build(recipe, space, (9, 16), 0, 4).phases
+    assert (phase.batches.balanced, phase.batches.size, phase.epochs) == (balanced, 33, 4)
+
+
+def test_the_attribute_predictor_is_trained_as_published(space):
+    known = find_method("vsmr-staged")
+    for dataset, rate in (("AWA2", 1e-3), ("CUB50", 1e-5)):
+        phase = known.build(known.recipe(dataset), space, (9, 16), 0, 3).phases[0]
+        (group,) = phase.optimizer.param_groups
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (rate, 0.9, 1e-4)
+        assert (phase.batches.size, phase.batches.balanced, phase.epochs) == (
+            64,
+            False,
+            known.recipe(dataset).predictor_epochs,
+        )

@@ -8,7 +8,7 @@ from core.features.regions import RegionFeatures, read_ahead
 from core.files.errors import UserError
 from core.method import find_method
 from core.training import loop
-from core.training.folds import final_fold
+from core.training.folds import final_fold, validation_fold
 from core.training.loop import class_scores
 from tests.helpers import ToyFeatures
 
@@ -80,6 +80,17 @@ def test_the_length_of_raw_regions_is_what_was_taken_away(toy):
     for budget in (None, 40 * 9 * 12 * 2, 0):
         features = RegionFeatures(source, np.arange(90), source.shape, budget=budget)
         assert features.region_norm(rows) == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_the_length_that_a_method_begins_with_is_of_training_images_alone(toy):
+    source = ToyFeatures(toy)
+    source.maps *= np.linspace(0.5, 2, 90, dtype=np.float16)[:, None, None]
+    features = RegionFeatures(source, np.arange(90), source.shape)
+    for fold in (final_fold(toy, np.eye(8)), validation_fold(toy, np.eye(8), 1)):
+        lengths = np.linalg.norm(source.maps[fold.train_rows].astype(np.float64), axis=1)  # (N,R)
+        found = fold.train_images(features).region_norm()
+        assert found == pytest.approx(lengths.mean(), rel=1e-5)
+        assert abs(found - features.region_norm(np.arange(90))) > 1e-3
 
 
 def test_pooled_is_the_mean_over_regions(toy):

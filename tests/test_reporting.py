@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from core.experiments.results import row_of
@@ -118,6 +119,9 @@ def test_what_is_no_equal_stands_under_its_own_heading():
     published = on_test[on_test.index("PUBLISHED PROC") :]
     assert "transductive" in published and lines_with(published, "| vsmr-staged | 99.0 ± 0.0 |")
     assert "99.0" not in text[: text.index("PUBLISHED PROC")]
+    comparisons = [line for line in text.splitlines() if line.startswith("| ") and "not significant" in line]
+    assert len(lines_with(rest, "| transzero |", "cut off", "±")) == 3  # test sets, validation, selected on test
+    assert not lines_with(text, "| transzero", " to ") and lines_with(text, "| dazle |", " to ") and comparisons
 
 
 def test_labels_are_printed_wherever_the_row_is():
@@ -137,6 +141,8 @@ def test_published_rows_only_where_the_data_set_is_the_benchmark():
     assert "on other features than mobilenet_v2: they do not compare" in all_tables([row(backbone="mobilenet_v2")])
     subset = all_tables([row(notes="a subset of CUB, numbers do not compare: seen 55 (published 150)")])
     assert "TransZero" not in subset and "not shown: these are not all of its classes" in subset
+    several = all_tables([row(notes="drawn with seed 0 | a subset of CUB, numbers do not compare: seen 55 | more")])
+    assert "TransZero" not in several and "Note: drawn with seed 0." in several and "Note: more." in several
     for name in ("DEMO", "CUB50", "my_birds"):
         assert "TransZero" not in all_tables([row(dataset=name)])
 
@@ -189,6 +195,58 @@ def test_differences_over_classes_are_drawn_in_points(tmp_path, monkeypatch):
     assert asked == [{"dazle; 1 seed": {"T1": difference, "H, best γ": difference, "AUSUC": difference}}]
 
 
+def test_the_p_value_is_that_of_the_last_measure_over_the_seeds_in_common():
+    """AUSUC is ahead, behind, ahead by the same: all signs are as far from 0. T1 is ahead everywhere: 2 of 8."""
+    ours = [row(seed=s, AUSUC=0.5, T1=0.9) for s in (0, 1, 2)]
+    other = [row("dazle", s, AUSUC=0.5 + 0.1 * (-1) ** s, T1=0.7) for s in (0, 1, 2)]
+    text = all_tables([*ours, *other])
+    assert lines_with(text, "| dazle | +20.0 (+20.0 to +20.0)", "| 1.000 | 3 |")
+    assert "sign-flip p of AUSUC" in text and "0.25 for 3." in text
+    text = all_tables([*ours, *other[1:]])
+    assert lines_with(text, "| dazle | +20.0 (+20.0 to +20.0)", "| 2 |") and "0.5 for 2." in text
+
+
+def test_the_most_configurations_that_any_seed_tried_are_shown():
+    text = all_tables([row(seed=0, configurations=3), row(seed=1, configurations=5)])
+    assert len(lines_with(text, "| **vsmr** |", "| 5 | 2 |")) == 2
+
+
+def test_a_number_that_a_seed_lacks_is_left_out_of_the_mean():
+    rows = [row(seed=s, H_gamma0=v) for s, v in ((0, 0.2), (1, float("nan")), (2, 0.4))]
+    (line, _) = lines_with(all_tables(rows), "| **vsmr** |")
+    assert "| 30.0 ± 14.1 |" in line and "| 3 |" in line
+
+
+def test_runs_that_differ_in_what_they_may_be_compared_with_share_no_mean():
+    """With and without validation, cut off and not; a remark of any seed is the row's."""
+    unvalidated = {f"val_{k}": None for k in METRICS}
+    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, **unvalidated) for s in (2, 3)])
+    assert lines_with(text, "| **vsmr** | 70.5 ± 0.7 |") and lines_with(text, "| 82.5 ± 0.7 |", "nothing validated")
+    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, cut_off="few epochs") for s in (2, 3)])
+    standard, rest = text.split("CUT OFF", 1)
+    assert lines_with(standard, "| **vsmr** | 70.5 ± 0.7 |") and lines_with(rest, "| 82.5 ± 0.7 |", "cut off: few")
+    text = all_tables([row(seed=0), row(seed=1, pretraining_saw_unseen="yes", finetuned=True)])
+    assert len(lines_with(text, "| **vsmr** |", "pretraining saw unseen classes: yes; backbone fine-tuned")) == 2
+
+
+def test_intervals_over_classes_are_ours_minus_the_other_and_made_anew_where_the_scores_are(tmp_path):
+    labels = np.array([0, 0, 1, 1])  # class 0 seen, class 1 unseen; ours is right everywhere, the other nowhere
+    for folder, right in (("ours", True), ("other", False)):
+        (tmp_path / folder).mkdir()
+        best = {"best_seen": np.full(4, 0 if right else 2), "best_unseen": np.full(4, 1 if right else 3)}
+        margin = np.array([1.0, 1.0, -1.0, -1.0])
+        np.savez(tmp_path / folder / "scores.npz", labels=labels, side=np.array([0, 0, 1, 1]), margin=margin, **best)
+    written = tmp_path / "over_classes.csv"
+    old = [f"ours minus other,{metric},0.5,0.4,0.6" for metric in METRICS]
+    written.write_text("\n".join(["pair,metric,mean_,low,high", *old, "gone minus other,T1,0,0,0"]))
+    pairs = as_frame([row(folder="ours")]), as_frame([row("dazle", folder="other")])
+    known, there = OverClassesTable(written), OverClassesTable(written, tmp_path)
+    assert known(*pairs)["T1"] == Interval(mean=0.5, low=0.4, high=0.6)  # as written, where there are no run folders
+    assert there(*pairs)["T1"] == there(*pairs)["S"] == Interval(mean=1.0, low=1.0, high=1.0)
+    there.write(written)
+    assert "gone" not in written.read_text() and OverClassesTable(written)(*pairs) == there(*pairs)
+
+
 def test_hostile_names_stay_in_their_cell():
     text = all_tables([row(dataset="a|b\n| c", method="x|y\nz", notes="n|m")])
     assert lines_with(text, "| x\\|y z |")
@@ -226,6 +284,38 @@ def result(select="val", gamma=0.5, **standard):
     }
 
 
+def test_a_row_of_the_summary_says_what_the_run_says():
+    made = result()
+    made["chosen"]["validation"] = {k: v / 2 for k, v in METRICS.items()}
+    made["chosen"] |= {"configurations": 6, "recipe": {"hubness": 0.15}}
+    made |= {"published_procedure": {"T1": 0.9}, "notes": ["one", "two"]}
+    found = row_of(made)
+    assert {k: found[k] for k in METRICS} == METRICS
+    assert {k: found[f"val_{k}"] for k in METRICS} == made["chosen"]["validation"]
+    assert {k: found[f"test_{k}"] for k in METRICS} == METRICS | {"H": 0.64} and found["published_T1"] == 0.9
+    assert (found["seed"], found["most_epochs"], found["epochs"], found["configurations"]) == (0, 5, 4, 6)
+    assert (found["notes"], found["cut_off"], found["select"]) == ("one | two", "", "val")
+    assert json.loads(found["recipe"]) == {"alpha": 20} and json.loads(found["chosen"]) == {"hubness": 0.15}
+    assert (found["pretraining_saw_unseen"], found["backbone"], found["precision"]) == (
+        "unknown",
+        "mobilenet_v2",
+        "float32",
+    )
+    assert found["deviations"] == ""
+    digests = {"features_sha256": "ab" * 32, "vectors_sha256": "v1", "split_sha256": "s1", "code": "c1"}
+    assert {k: found[k] for k in digests} == digests and found["method_code"] == "m1"
+    short = result()
+    short["config"] |= {"epochs": 4, "method": "dazle", "recipe": {}}
+    short["config"]["features"] |= {"pretraining_saw_unseen": "yes", "finetuned": "true", "input_size": "448"}
+    found = row_of(short)
+    assert (found["most_epochs"], found["cut_off"]) == (4, "4 of its 20 epochs")
+    assert "chosen on validation" in found["deviations"]
+    assert (found["pretraining_saw_unseen"], found["finetuned"], found["input_size"]) == ("yes", "true", "448")
+    short["chosen"]["epochs"] = 2
+    short["config"]["epochs"] = 20  # validation chose few of all: that is no cut
+    assert row_of(short)["cut_off"] == ""
+
+
 def test_a_drivers_table_says_which_gamma():
     text = table([row_of(result())])
     assert "H of vsmr (alpha=20): 33.8 at γ = 0; 55.0 at the validated γ." in text
@@ -237,6 +327,16 @@ def test_a_drivers_table_says_which_gamma():
     assert lines_with(text, "| **vsmr (alpha=20)** |", "γ = 0, the method's own")
     assert "validated γ" not in text
     assert "TransZero" not in table([row_of(result()) | {"dataset": "my_birds"}])
+
+
+def test_a_drivers_table_keeps_what_was_cut_off_apart():
+    rows = [row(seed=s) for s in (0, 1)] + [
+        row(seed=s, up=0.1, cut_off="7 of its 20 epochs", most_epochs=7) for s in (0, 1)
+    ]
+    text = table(rows)
+    standard, rest = text.split("CUT OFF")
+    assert len(lines_with(standard, "| **vsmr (epochs 20)** | 70.5 ± 0.7 |")) == 1 and "7 of its" not in standard
+    assert lines_with(rest, "| **vsmr (epochs 7)** | 80.5 ± 0.7 |", "cut off: 7 of its 20 epochs")
 
 
 def test_a_drivers_table_takes_rows_too():

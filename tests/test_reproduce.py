@@ -2,7 +2,7 @@
 
 import json
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -122,8 +122,41 @@ def test_other_data_never_share_a_folder_a_row_or_a_mean(toy_plan, toy, monkeypa
         s.sweep(plan)
     table = read_summary(plan.out / "summary.csv")
     assert len(table) == 10 and table.folder.nunique() == 10
+    order = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
+    assert table[order].equals(table[order].sort_values(order, kind="stable").reset_index(drop=True))
     assert all_tables(table).count("| eszsl |") >= 5
     assert [line for line in all_tables(table).splitlines() if line.startswith("| eszsl | ") and "| 2 |" in line]
+
+
+def test_a_job_is_the_run_that_the_plan_names(toy, tmp_path, monkeypatch):
+    """The data set's own recipe, the plan's epochs, precision and diagnostics, the job's seed, an ablation's change."""
+    asked = []
+    inputs = replace(inputs_of(toy), dataset="SUN")
+    monkeypatch.setattr(s, "_inputs", lambda *a: inputs)
+    for name in ("run", "validate"):
+        monkeypatch.setattr(s, name, lambda config, i, out, name=name, **k: asked.append((name, config, out, k)))
+    plan = s.Plan(datasets=("SUN",), out=tmp_path, precision="bfloat16", diagnostics=False)
+    sun = asdict(s.find_method("dazle").recipe("SUN"))
+    s.execute(plan, s.Job(dataset="SUN", method="dazle", seed=4), "cpu")
+    s.execute(
+        replace(plan, epochs=7, precision="float32", diagnostics=True),
+        s.Job(dataset="SUN", method="dazle", seed=4),
+        "cpu",
+    )
+    for (name, config, out, options), epochs, precision in zip(asked, (100, 7), ("bfloat16", "float32"), strict=True):
+        assert (name, config.method, config.seed, config.select) == ("run", "dazle", 4, "val")
+        assert (config.recipe, config.epochs, config.precision) == (sun, epochs, precision)
+        assert options == {"diagnostics": precision == "float32"}
+        assert out == tmp_path / "SUN" / inputs.variant / "dazle" / "seed4"
+    asked.clear()
+    whole = s.find_method("vsmr").recipe("SUN")
+    for ablation, changes in ABLATIONS.items():
+        s.execute(plan, s.Job(dataset="SUN", method="vsmr", seed=2, ablation=ablation), "cpu")
+        name, config, out, options = asked.pop()
+        assert (name, options, config.seed) == ("validate", {"ablation": ablation}, 2)
+        assert config.epochs == changes.get("epochs", whole.epochs)
+        assert config.recipe == asdict(whole) | {k: v for k, v in changes.items() if k != "epochs"}
+        assert out.parts[-3] == "ablation" and ablation.split()[0] in out.parts[-2]
 
 
 def test_an_ablation_needs_no_test_image(toy_plan, toy, monkeypatch):

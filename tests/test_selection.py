@@ -6,6 +6,7 @@ the share of images that the script says, and every hook can be asked which imag
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,77 +14,15 @@ import pytest
 import torch
 
 import core.method as contract
-from core.datasets.metadata import Metadata
 from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs, split_digest
 from core.experiments.run import run, validate
 from core.features.regions import RegionFeatures
 from core.files.errors import UserError
+from core.inference.trained import load_trained
 from core.method import Batches, Method, Phase, ZeroShotModel, hp
 from core.training.folds import final_fold, validation_fold
-
-SEEN, UNSEEN, EACH = 12, 6, 40  # classes and images of each
-C, DIGITS = SEEN + UNSEEN, 3
-D = C + DIGITS + 1  # class, row, difficulty
-W2V = np.eye(C, dtype=np.float32)
-
-
-def metadata() -> Metadata:
-    """12 + 6 classes of 40 images: 30 trainval and 10 test images of a seen class, one attribute a class."""
-    rows = np.arange(C * EACH).reshape(C, EACH)
-    labels = np.repeat(np.arange(C), EACH)
-    train = rows[: SEEN - 4, :30].ravel()
-    return Metadata(
-        name="TOY",
-        image_files=[f"{i}.jpg" for i in range(len(labels))],
-        labels=labels,
-        class_names=[f"class {c}" for c in range(C)],
-        att=np.eye(C, dtype=np.float32),
-        original_att=np.eye(C, dtype=np.float32),
-        trainval_loc=rows[:SEEN, :30].ravel(),
-        test_seen_loc=rows[:SEEN, 30:].ravel(),
-        test_unseen_loc=rows[SEEN:].ravel(),
-        train_loc=train,
-        val_loc=rows[SEEN - 4 : SEEN, :30].ravel(),
-        split_sha256="",
-    )
-
-
-class Source:
-    """(n,D,1) maps: 1 at the class, the row in three digits to base 10, and how hard the image is."""
-
-    def __init__(self, m: Metadata) -> None:
-        N = len(m.labels)
-        hard = np.zeros(N)
-        v, f = validation_fold(m, W2V, 0), final_fold(m, W2V)
-        for rows, labels in (
-            (v.seen_rows, v.seen_labels),
-            (v.unseen_rows, v.unseen_labels),
-            (f.seen_rows, f.seen_labels),
-            (f.unseen_rows, f.unseen_labels),
-        ):
-            for c in np.unique(labels):  # evenly spread within every class: a share of 0.5 is half of each class
-                mine = rows[labels == c]
-                hard[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
-        self.maps = np.zeros((N, D, 1), dtype=np.float32)
-        self.maps[np.arange(N), m.labels, 0] = 1
-        for digit in range(DIGITS):
-            self.maps[:, C + digit, 0] = np.arange(N) // 10**digit % 10 / 10
-        self.maps[:, -1, 0] = hard
-
-    def read(self, rows):
-        return self.maps[rows]
-
-    def prefetch(self, rows):
-        pass
-
-
-def decode(x: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
-    """Class one-hot (n,C), rows (n,) and difficulty (n,) of regions x (n,1,D) or pooled (n,D)."""
-    x = x.reshape(len(x), -1)
-    x = x / x[:, :C].amax(dim=1, keepdim=True)
-    digits = (x[:, C : C + DIGITS] * 10).round().long().numpy()
-    return x[:, :C].round(), digits @ 10 ** np.arange(DIGITS), x[:, -1]
+from tests.helpers_selection import EACH, SEEN, W2V, C, D, Source, decode, metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +35,12 @@ class Recipe:
 
 
 # share of images of (seen, unseen) classes that are right after each epoch, on the validation and on the final fold.
-# AUSUC is their product: on validation highest after epoch 1, where H, T1, U, S and the last epoch say otherwise
-VALIDATION = [(0.2, 0.2), (0.5, 1.0), (0.66, 0.72), (1.0, 0.3), (0.4, 1.0)]
+# AUSUC is their product: on validation highest after epoch 1, where H (2), T1 and U (4), S (3) and the last epoch (4)
+# say otherwise
+VALIDATION = [(0.2, 0.2), (0.5, 0.9), (0.66, 0.66), (1.0, 0.3), (0.4, 1.0)]
 FINAL = [(0.1, 0.1), (0.6, 0.4), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)]
-LEAD = {
-    8 + 4: 1.5,
-    C: 3.0,
-}  # by number of classes, how much higher seen classes score: γ is needed, another on each fold
+# by number of classes and epoch, how much higher seen classes score: γ is needed, another after each epoch and fold
+LEAD = {8 + 4: (2.5, 1.5, 2.0, 3.5, 4.0), C: (3.0,) * 5}
 
 
 class Scripted(ZeroShotModel):
@@ -113,7 +51,8 @@ class Scripted(ZeroShotModel):
     def __init__(self, space, recipe, shown) -> None:
         super().__init__()
         self.recipe, self.shown, self.drift, self.late = recipe, shown, lambda epoch: 0.0, 0
-        self.dummy = torch.nn.Parameter(torch.zeros(1))
+        self.weight = torch.ones(1, D)
+        self.dummy = torch.nn.Parameter(torch.zeros(()))
         self.register_buffer("att", space.att)
         self.register_buffer("seen", space.seen)
         self.register_buffer("unseen", space.unseen)
@@ -122,8 +61,12 @@ class Scripted(ZeroShotModel):
 
     def loss(self, x, y):
         _, rows, _ = decode(x)
+        assert self.training
         self.shown.setdefault("trained", set()).update(rows.tolist())
-        return {"loss": self.dummy.square().sum() + 1}
+        self.shown.setdefault("steps", []).append(
+            (rows.tolist(), float(torch.rand(())), (self.weight @ x[:1, 0].T).dtype)
+        )
+        return {"loss": self.dummy + 1}  # its gradient is 1: after training it is minus the sum of the rates
 
     def share(self):
         script = FINAL if len(self.att) == C else VALIDATION
@@ -141,7 +84,7 @@ class Scripted(ZeroShotModel):
         shifted[:, self.seen] = s[:, self.seen].roll(1, dims=1)
         shifted[:, self.unseen] = s[:, self.unseen].roll(1, dims=1)
         s = torch.where(right[:, None], s, shifted)
-        s[:, self.seen] += LEAD[len(self.att)] + self.drift(int(self.epoch))
+        s[:, self.seen] += LEAD[len(self.att)][int(self.epoch)] + self.drift(int(self.epoch))
         return s
 
 
@@ -154,6 +97,8 @@ def registered(shown, **changes):
         if "drift" in shown:
             model.drift = lambda epoch: shown["drift"](seed, epoch)
             model.late = int(seed > 0)  # what split 0 has after epoch 1, others have an epoch later
+        shown.setdefault("seeds", []).append(seed)
+        shown["model"] = model
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         rates = shown.setdefault("rates", [])
 
@@ -197,11 +142,14 @@ def inputs():
 def go(inputs, tmp_path, monkeypatch):
     """Run the scripted method: go(recipe changes, hooks) -> (result, what was shown)."""
 
-    def go(recipe=None, select="val", do=run, gamma_splits=1, drift=None, **hooks):
+    def go(
+        recipe=None, select="val", do=run, seed=0, precision="float32", epochs=None, gamma_splits=1, drift=None, **hooks
+    ):
         shown: dict = {} if drift is None else {"drift": drift}
         monkeypatch.setattr(contract, "_REGISTRY", {m.name: m for m in contract.methods().values()})
         contract.method("scripted", recipes={"*": Recipe()})(registered(shown, **hooks))
-        config = run_config(inputs, "scripted", recipe or Recipe(), seed=0, select=select, gamma_splits=gamma_splits)
+        how = {"select": select, "precision": precision, "epochs": epochs, "gamma_splits": gamma_splits}
+        config = run_config(inputs, "scripted", recipe or Recipe(), seed=seed, **how)
         return do(config, inputs, tmp_path / f"out{len(list(tmp_path.iterdir()))}"), shown
 
     return go
@@ -210,7 +158,7 @@ def go(inputs, tmp_path, monkeypatch):
 def test_the_epoch_of_the_highest_validation_ausuc_is_what_the_test_sets_are_read_with(go):
     result, _ = go()
     assert result["chosen"]["epochs"] == 1
-    assert result["chosen"]["validation"]["AUSUC"] == pytest.approx(0.5)  # 0.5 of seen, all of unseen images
+    assert result["chosen"]["validation"]["AUSUC"] == pytest.approx(0.45)  # 0.5 of seen, 0.9 of unseen images
     assert result["standard"]["T1"] == pytest.approx(0.4)  # FINAL after epoch 1, though epoch 2 would give 1
     assert result["standard"]["AUSUC"] == pytest.approx(0.6 * 0.4)
 
@@ -219,7 +167,7 @@ def test_the_gamma_of_the_validation_classes_is_what_the_test_sets_are_read_with
     """Validation: unseen images win from γ = 0.5 on, seen images lose from 2.5 on, so γ is 1.5. Test would need 2."""
     result, _ = go()
     assert result["chosen"]["gamma"] == result["standard"]["gamma"] == pytest.approx(1.5)
-    assert result["chosen"]["validation"]["H"] == pytest.approx(2 * 0.5 / 1.5)
+    assert result["chosen"]["validation"]["H"] == pytest.approx(2 * 0.45 / 1.4)
     assert (result["standard"]["U"], result["standard"]["H"]) == (0, 0)
     assert result["standard"]["S"] == pytest.approx(0.6)
     assert result["standard"]["H_best"] == pytest.approx(2 * 0.6 * 0.4 / 1.0)
@@ -278,7 +226,7 @@ def test_a_further_split_that_cannot_be_drawn_says_how_to_do_without(go, inputs)
     )  # split 0 validates on it, 1 trains
     few = {name: np.setdiff1d(getattr(m, name), one[1:]) for name in ("trainval_loc", "val_loc")}
     object.__setattr__(inputs, "metadata", replace(m, **few))
-    assert go()[0]["chosen"]["gammas"] == pytest.approx([1.5])
+    assert len(go()[0]["chosen"]["gammas"]) == 1
     with pytest.raises(UserError, match=r"one training image .* \(on validation split 1; --gamma-splits 1 takes"):
         go(gamma_splits=2)
 
@@ -312,9 +260,55 @@ def test_the_refit_has_the_learning_rates_of_the_model_that_was_validated(go, in
     assert len(rates) == 4 * steps + refit
     np.testing.assert_allclose(rates[: 4 * steps], 1 - np.arange(4 * steps) / steps / 5)
     np.testing.assert_allclose(rates[4 * steps :], 1 - np.arange(refit) / refit / 5)
+    assert shown["model"].dummy.item() == pytest.approx(-sum(rates[4 * steps :]))  # each gradient is taken once
+    _, shown = go(epochs=2)  # as --epochs 2 plans it, whatever the recipe has
+    np.testing.assert_allclose(shown["rates"][: 2 * steps], 1 - np.arange(2 * steps) / steps / 3)
 
 
-def test_the_best_setting_of_the_grid_is_chosen_and_applied_to_the_test_sets(go, monkeypatch):
+def test_the_untrained_model_is_a_choice_too(go, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.VALIDATION", [(0.5, 0.9), (0.2, 0.2), (0.66, 0.6), (1.0, 0.3), (0.4, 1.0)])
+    result, shown = go()
+    assert (result["chosen"]["epochs"], result["chosen"]["configurations"]) == (0, 5)
+    assert shown["model"].dummy.item() == 0 and result["standard"]["T1"] == pytest.approx(0.1)
+
+
+def test_of_equal_epochs_the_first_is_chosen(go, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.VALIDATION", [(0.2, 0.2), (0.5, 0.9), (0.5, 0.9), (0.5, 0.9), (0.1, 0.1)])
+    result, _ = go()
+    assert result["chosen"]["epochs"] == 1 and result["chosen"]["gamma"] == pytest.approx(1.5)
+
+
+def test_selected_on_test_is_the_epoch_of_the_highest_h(go, monkeypatch):
+    """AUSUC says epoch 1, the last epoch is worst."""
+    monkeypatch.setattr(f"{__name__}.FINAL", [(0.1, 0.1), (0.5, 1.0), (0.7, 0.7), (0.6, 0.6), (0.2, 0.2)])
+    result, _ = go(select="last")
+    assert result["selected_on_test"]["epoch"] == 2
+    assert result["selected_on_test"]["H"] == pytest.approx(0.7)
+    assert result["selected_on_test"]["AUSUC"] == pytest.approx(0.49)
+
+
+def test_the_seed_decides_split_start_batches_and_dropout_of_either_fold(go, inputs):
+    _, shown = go(seed=3)
+    assert shown["seeds"] == [3, 3]
+    folds = validation_fold(inputs.metadata, W2V, 3), final_fold(inputs.metadata, W2V)
+    steps = iter(shown["steps"])
+    for fold, epochs in zip(folds, (4, 1), strict=True):
+        generator, dropout = np.random.default_rng(3), torch.Generator().manual_seed(3)
+        for _ in range(epochs):
+            for positions in Batches(30).epoch(fold.train_labels, generator):
+                rows, drawn, _ = next(steps)
+                assert rows == fold.train_rows[positions].tolist()
+                assert drawn == torch.rand((), generator=dropout).item()
+    assert next(steps, None) is None
+
+
+def test_either_fold_is_trained_in_the_precision_that_was_asked_for(go):
+    for precision in ("float32", "bfloat16"):
+        _, shown = go(precision=precision)
+        assert {kind for *_, kind in shown["steps"]} == {getattr(torch, precision)}
+
+
+def test_the_best_setting_of_the_grid_is_chosen_and_applied_to_the_test_sets(go, tmp_path):
     """Settings stand for epochs of the script here; with no epoch of training only they differ."""
 
     def set_params(model, shown):
@@ -328,6 +322,10 @@ def test_the_best_setting_of_the_grid_is_chosen_and_applied_to_the_test_sets(go,
     result, shown = go(Recipe(epochs=0), grid=lambda model, shown: tuple(grid), set_params=set_params)
     assert result["chosen"]["recipe"] == {"setting": 1.0}
     assert shown["applied"][-1] == 1.0 and shown["built"][-1].setting == 1.0
+    (checkpoint,) = tmp_path.rglob("checkpoint.safetensors")
+    trained = load_trained(checkpoint.parent)  # predicts with what was chosen, too
+    assert trained.recipe["setting"] == trained.model.recipe.setting == 1.0
+    assert trained.gamma == result["chosen"]["gamma"] and trained.classes == metadata().class_names
     assert result["standard"]["T1"] == pytest.approx(0.4)
     assert result["chosen"]["configurations"] == 5  # epoch 0 and four settings
 
@@ -341,6 +339,15 @@ def test_what_tune_chose_at_the_chosen_epoch_goes_into_the_refit(go, inputs):
 
         return choose
 
+    def better(model, shown):
+        def choose(images):
+            model.epoch.fill_(1)
+            return {"tuned": 1.0}
+
+        return choose
+
+    result, _ = go(Recipe(epochs=0), tune=better)
+    assert result["chosen"]["validation"]["AUSUC"] == pytest.approx(0.45)  # measured with what was just chosen
     result, shown = go(tune=tune)
     assert result["chosen"]["recipe"] == {"tuned": 11.0} and shown["built"][-1].tuned == 11.0
     assert shown["tuned on"] == set(inputs.metadata.val_loc.tolist())
@@ -384,11 +391,28 @@ def test_validation_seeds_draw_other_classes_and_seed_0_takes_the_files(inputs):
     first, second, again = (validation_fold(m, W2V, seed) for seed in (0, 1, 1))
     assert set(first.unseen_rows) == set(m.val_loc)
     assert set(second.unseen_rows) != set(m.val_loc) and np.array_equal(second.unseen_rows, again.unseen_rows)
+    folds = [validation_fold(m, W2V, seed) for seed in range(4)]
+    assert len({tuple(fold.unseen_rows) for fold in folds}) == 4
+    held = [{c: tuple(rows) for c in m.seen if len(rows := f.seen_rows[m.labels[f.seen_rows] == c])} for f in folds]
+    for a, b in itertools.combinations(held, 2):  # of a class that both train on other images are held out
+        assert a.keys() & b.keys() and all(a[c] != b[c] for c in a.keys() & b.keys())
     for fold in (first, second):
         assert len(fold.space.unseen) == 4 and len(fold.space.seen) == 8
         assert np.isin(fold.rows, m.trainval_loc).all() and len(np.unique(fold.rows)) == len(fold.rows)
         assert len(fold.seen_rows) == 8 * 6  # a fifth of each training class's 30 images
         np.testing.assert_array_equal(fold.space.att.numpy()[fold.train_labels], m.att[m.labels[fold.train_rows]])
+
+
+@pytest.mark.parametrize(("images", "held"), [(2, 1), (7, 1), (8, 2), (12, 2), (13, 3)])
+def test_a_fifth_of_a_training_class_is_held_out_rounded(inputs, images, held):
+    m, few = inputs.metadata, np.arange(C * EACH).reshape(C, EACH)[:, :images]
+    m = replace(
+        m, trainval_loc=few[:SEEN].ravel(), train_loc=few[: SEEN - 4].ravel(), val_loc=few[SEEN - 4 : SEEN].ravel()
+    )
+    for seed in (0, 1):
+        fold = validation_fold(m, W2V, seed)
+        assert np.unique(fold.seen_labels, return_counts=True)[1].tolist() == [held] * 8
+        assert np.unique(fold.train_labels, return_counts=True)[1].tolist() == [images - held] * 8
 
 
 def test_validation_knows_nothing_of_the_true_unseen_classes(inputs):

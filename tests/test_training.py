@@ -44,6 +44,11 @@ def test_a_run_leaves_everything_and_is_read_back(toy, tmp_path, method):
     assert by_side["unseen"] == pytest.approx(first["standard"]["U"])
     confusion = pd.read_csv(tmp_path / "a/confusion.csv")
     assert confusion.images.sum() == per_class.images.sum()
+    curve, m = pd.read_csv(tmp_path / "a/curve.csv"), first["standard"]
+    (at,) = np.flatnonzero(
+        (curve.gamma <= m["gamma"]) & ~(curve.gamma.shift(-1) <= m["gamma"])
+    )  # γ from which it holds
+    assert (curve.U[at], curve.S[at]) == pytest.approx((m["U"], m["S"])) and curve.gamma[0] == -np.inf
     right = confusion[confusion["class"] == confusion.predicted].set_index("class").images
     np.testing.assert_allclose(right.reindex(per_class["class"]).fillna(0) / per_class.images.array, per_class.accuracy)
 
@@ -54,6 +59,14 @@ def test_dazle_learns_the_toy(toy):
     method = find_method("dazle").build(recipe_of("dazle"), fold.space, shape, 0, 20)
     history = train(method, inputs.features, fold, seed=0)
     assert history[-1]["ce"] < 0.7 * history[0]["ce"]
+
+
+def test_a_choice_of_epochs_shortens_the_phase_it_is_of_and_no_other(toy):
+    inputs, fold = inputs_of(toy), final_fold(toy, W2V)
+    recipe = replace(recipe_of("vsmr-staged"), predictor_epochs=3)
+    method = find_method("vsmr-staged").build(recipe, fold.space, (inputs.features.R, inputs.features.D), 0, 4)
+    history = train(method, inputs.features, fold, seed=0, stop_after=1)
+    assert [(row["phase"], row["epoch"]) for row in history] == [*(("predictor", k) for k in (1, 2, 3)), ("visual", 1)]
 
 
 def test_training_leaves_the_callers_random_numbers_alone(toy, tmp_path):

@@ -316,6 +316,57 @@ def test_validation_chooses_the_share_of_hubness_among_unseen_classes(space, sha
     assert model.hubness == 0.07
 
 
+def test_the_share_of_hubness_is_judged_by_classes_and_the_first_of_equals_is_taken(space):
+    """The first class is a hub, 10 ahead in every image; four images are of it, and one of each other class.
+
+    With all of the share the hub falls 24 and loses its own four images, but two of three classes are right.
+    """
+    model, _, _ = trained(space)
+    first, second, third = space.unseen.tolist()
+    s1 = torch.zeros(6, C, dtype=torch.float64)
+    s1[:, first], s1[4, second], s1[5, third] = 20.0, 10.0, 10.0
+    s1[:4, second] = 10.0
+    model.branch_scores = lambda x: (s1, torch.zeros_like(s1), None, None)
+    images = Shown(torch.zeros(6, R, D), torch.tensor([first] * 4 + [second, third]))
+    images.blocks = lambda: iter([(images.x, images.labels)])
+    with torch.no_grad():
+        model.hub.zero_()
+        assert model.tune_hubness(images) == {"hubness": 0.15}  # nothing is changed by either share
+        model.hub[first] = 1.0
+    assert model.tune_hubness(images) == {"hubness": 0.15}
+    images.labels[4:] = first  # now it is right to take the hub
+    assert model.tune_hubness(images) == {"hubness": 0.0}
+
+
+def test_the_loss_is_both_cross_entropies_over_all_classes_alike(space):
+    model, x, y = trained(space)
+    s1, s2, _, _ = model.branch_scores(x)
+    losses = model.loss(x, y)
+    torch.testing.assert_close(losses["loss"], F.cross_entropy(s1, y) + F.cross_entropy(s2, y))
+    torch.testing.assert_close(losses["loss"], losses["s1"] + losses["s2"])
+
+
+def test_the_closed_start_of_W1_has_a_length_that_the_learning_rate_fits(space):
+    """s1 does not depend on it, but a step of AdamW moves every weight by about the rate."""
+    model, _, _ = trained(space)
+    assert model.attention.W1.detach().square().mean().sqrt().item() == pytest.approx(0.05)
+
+
+def test_what_has_a_closed_form_is_of_the_training_images(space):
+    torch.manual_seed(0)
+    model = VSMR(space, D, RECIPE).double()
+    x, y = images()
+    y[:12] = 0  # classes of other sizes
+    pooled = x.mean(1)
+    model.fit_closed_form(pooled, y)
+    phi = signed_root(pooled)
+    torch.testing.assert_close(model.x_mean, pooled.mean(0))
+    torch.testing.assert_close(model.phi_mean, phi.mean(0))
+    phi = phi - phi.mean(0)
+    torch.testing.assert_close(model.P, shrunk_whitening(phi, 8, 10.0))
+    torch.testing.assert_close(model.class_means, torch.stack([phi[y == c].mean(0) for c in space.seen]))
+
+
 def test_a_given_share_of_hubness_is_not_tuned(space):
     given = build(replace(RECIPE, hubness=0.3), space, (R, D), 0, 1)
     assert given.tune is None and given.model.hubness == 0.3

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from core.method import ClassSpace
-from core.VSMR_staged import RECIPES, StagedRecipe, VSMRStaged, build, published_procedure, visual_losses
+from core.VSMR_staged import RECIPES, THRESHOLDS, StagedRecipe, VSMRStaged, build, published_procedure, visual_losses
 from tests import reference
 from tests.helpers import C
 
@@ -138,6 +138,60 @@ def test_tuning_takes_the_threshold_of_the_highest_f1():
     assert method.tune(Pictures(x, torch.tensor([0, 1]))) == {"threshold": 0.55}
     assert model.threshold.item() == pytest.approx(0.55)
     assert model.predicted_mask(x).tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
+
+
+def test_f1_is_of_each_image_and_then_averaged(space, batch):
+    """Not of all images' attributes together, which is another threshold in some of these cases."""
+    x, y = batch
+    together = 0
+    for seed in range(12):
+        model = VSMRStaged(space, D, replace(CUB50, threshold=None), seed=0).double()
+        g = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            model.predictor.weight.normal_(std=8, generator=g)
+            for c, attributes in ((0, 1), (1, 9), (3, 2), (5, 11)):  # many or few: where the two differ
+                model.presence[c] = torch.arange(len(model.presence[c])) < attributes
+        p, truth = torch.sigmoid(model.presence_logits(x.mean(1))), model.presence[y]
+        of_images, of_all = [], []
+        for t in THRESHOLDS:
+            hit, said = ((p > t) * truth).sum(1), (p > t).sum(1)
+            of_images.append(float((2 * hit / (said + truth.sum(1))).mean()))
+            of_all.append(float(2 * hit.sum() / (said.sum() + truth.sum())))
+        assert model.best_threshold(x.mean(1), y) == THRESHOLDS[int(np.argmax(of_images))]
+        together += int(np.argmax(of_all) != np.argmax(of_images))
+    assert together
+
+
+def test_an_attribute_at_the_threshold_is_not_there(space, batch):
+    model = VSMRStaged(space, D, replace(CUB50, threshold=0.5), seed=0).double()
+    with torch.no_grad():
+        model.predictor.weight.zero_()
+        model.predictor.bias.zero_()
+    assert not model.predicted_mask(batch[0]).any()
+
+
+def test_stage_3_has_the_recipes_rate_and_length(space, monkeypatch):
+    made, adam = [], torch.optim.Adam
+
+    def noted(parameters, **settings):
+        made.append(adam(parameters, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(torch.optim, "Adam", noted)
+    model = VSMRStaged(space, D, replace(CUB50, semantic_lr=0.05, semantic_epochs=3), seed=0).double()
+    model.fit_prototypes(torch.ones(C, D, dtype=torch.float64))
+    (optimizer,) = made
+    assert [group["lr"] for group in optimizer.param_groups] == [0.05]
+    assert {int(state["step"]) for state in optimizer.state.values()} == {3}  # four classes are one step an epoch
+
+
+def test_the_seed_decides_where_stage_3_starts(space):
+    starts = []
+    for seed in (0, 1, 1):
+        model = VSMRStaged(space, D, replace(CUB50, semantic_epochs=0), seed=seed).double()
+        model.fit_prototypes(torch.ones(C, D, dtype=torch.float64))
+        starts.append(model.E[0].weight.detach().clone())
+    assert torch.equal(starts[1], starts[2]) and not torch.equal(starts[0], starts[1])
 
 
 def test_a_given_threshold_is_not_tuned(space):

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.datasets import paths, registry
-from core.datasets.metadata import class_disjoint_split
+from core.datasets.metadata import Metadata, class_disjoint_split, cub50
 from core.datasets.names import read_attribute_names
 from core.datasets.registry import AWA2, CUB, CUB50, SUN, DataSet
 from core.datasets.xlsa17 import read_mat_files, read_metadata
@@ -195,6 +195,34 @@ def test_the_files_validation_classes_are_cut_to_trainval_or_drawn(tmp_path, no_
         assert np.array_equal(np.sort(np.r_[m.train_loc, m.val_loc]), m.trainval_loc)
 
 
+def test_cub50_is_its_classes_with_their_own_attributes_and_images_drawn_by_seed():
+    numbers = np.random.default_rng(0).permutation([*registry.CUB50_SEEN, *registry.CUB50_UNSEEN, 6, 7, 8])
+    names, each = [f"{n:03}.Bird_{n}" for n in numbers], 15
+    labels = np.repeat(np.arange(len(names)), each)
+    unseen = np.isin(numbers, registry.CUB50_UNSEEN)
+    rows, none = np.arange(len(labels)), np.empty(0, np.int64)
+    att = np.stack([numbers, numbers**2], axis=1).astype(np.float32)  # a class's number is in its attributes
+    m = Metadata(
+        name="CUB", image_files=[f"{i}.jpg" for i in rows], labels=labels, class_names=names, att=att, original_att=att,
+        trainval_loc=rows[~unseen[labels]][::2], test_seen_loc=rows[~unseen[labels]][1::2],
+        test_unseen_loc=rows[unseen[labels]], train_loc=none, val_loc=none, split_sha256="",
+    )  # fmt: skip
+    drawn = []
+    for seed in (0, 1):
+        part = cub50(m, seed)
+        found = np.array([int(name[:3]) for name in part.class_names])
+        assert np.array_equal(part.att, np.stack([found, found**2], axis=1)) and len(found) == 50
+        assert {*found[part.seen]} == {*registry.CUB50_SEEN} and {*found[part.unseen]} == {*registry.CUB50_UNSEEN}
+        for loc in (part.trainval_loc, part.test_seen_loc, part.test_unseen_loc):
+            assert np.array_equal(found[part.labels[loc]], numbers[labels[loc]])
+        assert np.unique(part.labels[part.test_seen_loc], return_counts=True)[1].tolist() == [10] * 40
+        assert np.array_equal(part.test_unseen_loc, rows[np.isin(numbers[labels], registry.CUB50_UNSEEN)])
+        places = (part.test_seen_loc % each).reshape(40, 10)
+        assert len(np.unique(places, axis=0)) > 30  # not the same ten of every class
+        drawn.append(part.test_seen_loc)
+    assert not np.array_equal(*drawn)
+
+
 def test_a_data_set_is_registered_once(monkeypatch):
     monkeypatch.setattr(registry, "DATASETS", dict(registry.DATASETS))
     new = registry.register(DataSet(name="APY", anchor="aPY"))
@@ -335,5 +363,7 @@ def test_drawn_validation_split_is_class_disjoint_and_complete(labels, share, se
     assert len(train) and len(val)
     assert not np.intersect1d(y[train], y[val]).size
     assert np.array_equal(np.sort(np.r_[train, val]), loc)
+    classes = len(np.unique(y))
+    assert len(np.unique(y[val])) == min(max(1, round(share * classes)), classes - 1)
     again = class_disjoint_split(y, loc, share, seed)
     assert np.array_equal(train, again[0])
