@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from core.commands.parser import DEVICE, Parser, whole
+from core.commands.parser import DEVICE, Parser, from_flags, whole
 from core.datasets.paths import DEFAULT_ROOT, vectors_file
 from core.datasets.registry import DATASETS, DataSet
 from core.features.backbones import SAW_UNSEEN
@@ -105,23 +105,8 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     dataset, parser = DATASETS[name], Parser(description)
     add_arguments(parser, dataset)
     args = parser.parse_args(argv)
-    config = ExtractionConfig(
-        backbone=args.backbone,
-        weights=args.weights,
-        input_size=args.input_size,
-        layers=tuple(name.strip() for name in args.layers.split(",") if name.strip()),
-        pool=args.pool,
-        flip=args.flip,
-        regions=args.regions,
-        project=args.project,
-        keep_global=args.keep_global,
-        dtype=args.dtype,
-        store=args.store,
-        device=args.device,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        pretraining_saw_unseen=args.pretraining_saw_unseen,
-    )
+    layers = tuple(name.strip() for name in args.layers.split(",") if name.strip())
+    config = from_flags(ExtractionConfig, args, layers=layers)
     if args.dry_run:
         _log.info("%s", estimate(dataset, data_root=args.data_root, config=config))
         return 0

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.commands.parser import DEVICE, Parser, number, whole
+from core.commands.parser import DEVICE, Parser, from_flags, number, whole
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
 
@@ -58,10 +58,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     from core.features.settings import ExtractionConfig, extraction_command
     from core.training.folds import validation_fold
 
-    config = FinetuneConfig(
-        backbone=a.backbone, weights=a.weights, input_size=a.input_size, epochs=a.epochs, patience=a.patience, lr=a.lr,
-        batch_size=a.batch_size, dtype=a.dtype, device=a.device, pretraining_saw_unseen=a.pretraining_saw_unseen,
-    )  # fmt: skip
+    config = from_flags(FinetuneConfig, a)
     dataset = DATASETS[a.dataset]
     metadata = read_metadata(a.data_root, dataset)
     paths, _ = resolve_images(image_folder(a.data_root, dataset), metadata.image_files)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.commands import flags
-from core.commands.parser import Parser, number, whole
+from core.commands.parser import Parser, from_flags, number, whole
 from core.commands.train import run_seeds
 from core.datasets import paths
 from core.datasets.metadata import Metadata
@@ -139,17 +139,7 @@ def _features(args: argparse.Namespace, root: Path, m: Metadata) -> Path:
     from core.features.extraction import extract
     from core.features.settings import ExtractionConfig, default_out
 
-    config = ExtractionConfig(
-        backbone=args.backbone,
-        weights=args.weights,
-        input_size=args.input_size,
-        pool=args.pool,
-        dtype=args.dtype,
-        device=args.device,
-        batch_size=args.image_batch_size,
-        workers=args.workers,
-        pretraining_saw_unseen=args.pretraining_saw_unseen,
-    )
+    config = from_flags(ExtractionConfig, args, batch_size=args.image_batch_size)
     usual = default_out(root, OWN, config).stem.removeprefix("feature_map_").removesuffix(f"_{OWN.name}")
     out = args.features or feature_pattern(root, m.image_files, usual)
     try:

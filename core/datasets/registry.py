@@ -72,11 +72,6 @@ def register(dataset: DataSet) -> DataSet:
     return dataset
 
 
-def names() -> list[str]:
-    """Names of the registered data sets."""
-    return list(DATASETS)
-
-
 AWA2 = DataSet(
     name="AWA2",
     anchor="Animals_with_Attributes2",

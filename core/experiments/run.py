@@ -6,11 +6,10 @@ method's own diagnosis are measured on them too, and nothing that is reported de
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -243,17 +242,12 @@ def environment(inputs: Inputs) -> dict[str, Any]:
     return {"torch": torch.__version__, "device": str(device), "machine": name, "threads": torch.get_num_threads()}
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold a run's folder; a second process is refused, a dead one's lock is no obstacle."""
+def _locked(out: Path) -> Lock:
+    """The lock of a run's folder, which is made where it is not there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = Lock(out / "run")
+        return Lock(out / "run")
     except OSError as error:
         raise UserError(
             f"cannot write results to {out}: {error.strerror}. Choose another place with --out FOLDER"
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()

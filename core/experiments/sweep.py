@@ -247,8 +247,7 @@ def collect(out: Path) -> Path:
 
 def _collect(out: Path, summary: Path) -> None:
     """Read and write under one lock: a slower process would write what was there before a faster one's last run."""
-    lock = Lock(summary)
-    try:
+    with Lock(summary):
         rows: list[dict[str, Any]] = []
         damaged: list[str] = []
         for path in sorted([*out.rglob("metrics.json"), *out.rglob("validation.json")]):
@@ -263,7 +262,5 @@ def _collect(out: Path, summary: Path) -> None:
         table = pd.DataFrame(rows).sort_values(keys, kind="stable")
         with atomic_path(summary) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
-    finally:
-        lock.release()
     if damaged:
         raise UserError("left out of summary.csv:\n  " + "\n  ".join(damaged))

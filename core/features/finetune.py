@@ -137,21 +137,19 @@ def finetune(
         _log.info("%s is complete already", out)
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = Lock(out)
     try:
-        run = _Run(backbone, paths, labels, rows, config, workers)
-        state = out.with_name(out.name + ".state")
-        run.restore(state, record)
-        run.train(lambda: run.store(state, record))
-        tensors = {key: value.contiguous() for key, value in run.best.items()}
-        record["epoch"], record["held_out_accuracy"] = str(run.best_epoch), f"{run.best_accuracy:.4f}"
-        write_bytes(out, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
-        state.unlink(missing_ok=True)
+        with Lock(out):
+            run = _Run(backbone, paths, labels, rows, config, workers)
+            state = out.with_name(out.name + ".state")
+            run.restore(state, record)
+            run.train(lambda: run.store(state, record))
+            tensors = {key: value.contiguous() for key, value in run.best.items()}
+            record["epoch"], record["held_out_accuracy"] = str(run.best_epoch), f"{run.best_accuracy:.4f}"
+            write_bytes(out, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
+            state.unlink(missing_ok=True)
     except torch.OutOfMemoryError as error:
         half = max(1, config.batch_size // 2)
         raise UserError(f"the memory is not enough for --batch-size {config.batch_size}: try {half}") from error
-    finally:
-        lock.release()
     return out
 
 

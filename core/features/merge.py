@@ -144,8 +144,7 @@ def merge(final: Path | str, *, keep: bool = False) -> Path:
         UserError: no part, a missing, unfinished, doubled or damaged one, or one of another extraction; names it.
     """
     final = Path(final)
-    lock = Lock(final.with_name(final.name + ".merge"))
-    try:
+    with Lock(final.with_name(final.name + ".merge")):
         found = parts_of(final)
         counts = sorted({shard.count for shard in found})
         if not counts:
@@ -171,8 +170,6 @@ def merge(final: Path | str, *, keep: bool = False) -> Path:
             for part in parts:
                 part.path.unlink()
         return final
-    finally:
-        lock.release()
 
 
 def _join(parts: Sequence[Part], final: Path) -> None:

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 import h5py
 import numpy as np
@@ -65,7 +64,7 @@ class FeatureFileMetadata:
         return arrays | ({} if self.w2v is None else {"w2v_att": self.w2v.astype("<f4")})
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Writes rows of a feature file; a context manager that leaves the `.partial` unless :meth:`finish` was called."""
 
     def __init__(
@@ -168,10 +167,7 @@ class Writer:
         self._data = -1
         self._lock.release()
 
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             # what cannot be flushed is done again by the next run
             with contextlib.suppress(OSError):
