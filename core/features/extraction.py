@@ -39,10 +39,9 @@ from core.features.settings import DTYPES, ExtractionConfig, default_out, extrac
 from core.features.shards import Shard, part_content, refuse_other_division
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files.atomic import sha256_file, write_bytes
-from core.files.errors import UserError
+from core.files.errors import UserError, differences, is_out_of_memory
 
 _AHEAD = 3  # batches decoded ahead of the forward pass
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a", "not enough memory", "bad_alloc")
 _log = logging.getLogger(__name__)
 
 
@@ -303,7 +302,7 @@ def _out_of_memory(error: Exception, writer: Writer, config: ExtractionConfig) -
 
 def memory_error(error: Exception, config: ExtractionConfig) -> Exception:
     """The error to raise in place of one of a forward pass: if memory ran out, what to do about it."""
-    if not isinstance(error, MemoryError) and not any(part in str(error).lower() for part in _OUT_OF_MEMORY):
+    if not is_out_of_memory(error) and "could not create a" not in str(error):  # the latter of oneDNN
         return error
     size = config.batch_size
     smaller = f"--batch-size {max(1, size // 2)}" if size > 1 else "a smaller --input-size"
@@ -352,8 +351,7 @@ def _sha256(path: Path) -> str:
 def _already_there(final: Path, provenance: dict[str, str | int], again: str) -> Path:
     """A finished file of the same settings is the result; of other settings it is not overwritten."""
     with FeatureFile(final) as file:
-        differs = [f"{k}: {file.provenance.get(k)!r} there, {v!r} now" for k, v in provenance.items()
-                   if file.provenance.get(k) != v]  # fmt: skip
+        differs = differences({key: file.provenance.get(key) for key in provenance}, provenance)
     if differs:
         raise UserError(
             f"{final} exists and was made with other settings ({'; '.join(differs)}). Delete it (rm {final}) or choose "

@@ -19,7 +19,7 @@ from core.features.layout import DIGEST, ROWS, Header, plain, read_header, row_p
 from core.features.shards import PartContent, Shard, parts_of
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files.atomic import Lock
-from core.files.errors import UserError
+from core.files.errors import UserError, differences
 
 _BLOCK = 16 << 20  # bytes copied at a time
 _log = logging.getLogger(__name__)
@@ -97,12 +97,7 @@ class Part:
 
     def difference(self, other: Part) -> str:
         """In what another part is of another extraction; empty if in nothing."""
-        keys = sorted({*self.attributes, *other.attributes})
-        differs = [
-            f"{key}: {other.attributes.get(key)!r} there, {self.attributes.get(key)!r} in {self.path.name}"
-            for key in keys
-            if self.attributes.get(key) != other.attributes.get(key)
-        ]
+        differs = differences(other.attributes, self.attributes, f"in {self.path.name}")
         if (self.shapes, self.dtype) != (other.shapes, other.dtype):
             differs.append(f"features {other.shapes} {other.dtype} there, {self.shapes} {self.dtype}")
         for key in sorted({*self.arrays, *other.arrays}):
@@ -223,9 +218,7 @@ def finish(final: Path, content: FeatureFileMetadata) -> Path:
     part = Part(shard.part(final), shard)
     part.close()
     wanted = content.whole.attributes()
-    if differs := [
-        f"{k}: {part.attributes.get(k)!r} there, {v!r} now" for k, v in wanted.items() if part.attributes.get(k) != v
-    ]:
+    if differs := differences({key: part.attributes.get(key) for key in wanted}, wanted):
         raise UserError(
             f"{part.path} was made with other settings ({'; '.join(differs)}). Delete it (rm {part.path}) or choose "
             "another --out"

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from core.features.images import Transform
 from core.features.weights import HEADS, fetch_cached, fit_keys, is_weights_file, load_weights, read_state
-from core.files.errors import UserError
+from core.files.errors import UserError, library
 from core.files.kinds import missing
 
 DEMO, TIMM, OPEN_CLIP, RANDOM = "demo", "timm:", "open_clip:", "random"
@@ -205,13 +205,7 @@ def _vit_side(network: Any, state: Mapping[str, Tensor]) -> int:
 
 
 def _timm(name: str, weights: str | None) -> Trunk:
-    try:
-        timm = importlib.import_module("timm")
-        data = importlib.import_module("timm.data")
-    except ImportError as error:
-        raise UserError(
-            f"--backbone {TIMM}{name} needs timm, which is not installed ({error}): pip install timm"
-        ) from error
+    timm, data = (library(module, f"--backbone {TIMM}{name}", "timm") for module in ("timm", "timm.data"))
     weights = weights or "pretrained"
     is_file = is_weights_file(weights)
     if not is_file and weights not in ("pretrained", RANDOM):

@@ -36,7 +36,7 @@ from core.features.layout import (
     sha256_outside,
 )
 from core.files.atomic import Lock, fsync, fsync_folder
-from core.files.errors import UserError
+from core.files.errors import UserError, differences
 
 _FLUSH_ROWS = 256  # rows between two fsyncs; what a crash can cost
 
@@ -260,11 +260,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 other = [key for key, values in content.arrays().items() if not _same(file[key], values)]
         except Exception as error:  # a damaged file raises nearly anything
             return f"{self.partial} is damaged ({error})"
-        differs = [
-            f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
-            for key in sorted({*found, *wanted})
-            if found.get(key) != wanted.get(key)
-        ]
+        differs = differences(found, wanted)
         if layout != ((len(content.metadata.labels), *self.shape), self.dtype):
             differs.append(f"features: {layout[0]} {layout[1]} there, {self.shape} {self.dtype} now")
         differs += [f"{key} is not the same" for key in other]
