@@ -70,7 +70,7 @@ class Kept:
         """
         words = [config.method, f"split{config.seed}", *(f"{k}{'-' if v is None else v}" for k, v in of.items())]
         path = self.folder / f"{'_'.join(words)}.json"
-        identity = json.loads(json.dumps(config.as_dict() | {"benchmark_code": self._code}))
+        identity = json.loads(json.dumps(asdict(config) | {"benchmark_code": self._code}))
         if path.exists():
             found = read_json(path)
             found = found if isinstance(found, dict) else {}

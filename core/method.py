@@ -290,7 +290,6 @@ class Registered:
 
     @property
     def recipe_type(self) -> type[Any]:
-        """The dataclass of its recipes."""
         return type(self.recipes["*"])
 
     def recipe(self, dataset: str) -> Any:

@@ -101,7 +101,6 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
 
 
 def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """The command line of one data set's extraction."""
     dataset, parser = DATASETS[name], Parser(description)
     add_arguments(parser, dataset)
     args = parser.parse_args(argv)

@@ -14,7 +14,6 @@ _log = logging.getLogger(__name__)
 
 
 def parser(description: str | None) -> Parser:
-    """All flags, each with its default."""
     p = Parser(description)
     p.add_argument("dataset", choices=[*DATASETS], help="the data set whose seen classes are learned")
     p.add_argument(
@@ -45,7 +44,6 @@ def parser(description: str | None) -> Parser:
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Fine-tune one backbone for one fold."""
     a = parser(description).parse_args(argv)
     if a.split != "final" and not a.split.isdecimal():
         raise UserError(f"--split {a.split}: the number of a validation split (0, 1, ...), or final")

@@ -45,7 +45,6 @@ def add_seeds(p: argparse.ArgumentParser, default: int) -> None:
 
 
 def seeds_of(args: argparse.Namespace) -> tuple[int, ...]:
-    """The seeds that --seed or --seeds ask for."""
     return (args.seed,) if args.seed is not None else tuple(range(args.seeds))
 
 

@@ -24,7 +24,6 @@ NONE = "none"
 
 
 def parser(description: str | None) -> Parser:
-    """All flags."""
     p = Parser(description, flags.recipe_help(OWN.name))
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
@@ -68,7 +67,6 @@ def parser(description: str | None) -> Parser:
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Everything from a folder to a table."""
     args = parser(description).parse_args(argv)
     if args.data_root is None:
         raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")

@@ -26,7 +26,6 @@ _SHARED = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "
 
 
 def parser(description: str | None) -> Parser:
-    """All flags."""
     p = Parser(description)
     p.add_argument("--datasets", nargs="+", choices=[*DATASETS], default=["AWA2", "CUB", "SUN"], help="(AWA2 CUB SUN)")
     usual = [name for name, m in methods().items() if not m.needs_text]
@@ -63,7 +62,6 @@ def parser(description: str | None) -> Parser:
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Run what is missing and write the tables."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser(description).parse_args(argv)
     datasets = ["DEMO"] if args.demo else args.datasets

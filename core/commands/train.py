@@ -50,7 +50,6 @@ def parser(dataset: str, description: str | None) -> Parser:
 
 
 def main(dataset: str, description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Parse, load, train every seed, print the table."""
     args = parser(dataset, description).parse_args(argv)
     name = "CUB50" if getattr(args, "split", "ps") == "cub50" else dataset
     repeated = _read_config(args, argv) if args.config else None
@@ -101,7 +100,7 @@ def run_seeds(
             inputs, args.method, recipe, seed=seed, select=args.select, epochs=epochs, precision=args.precision
         )
         if repeated is not None:
-            _compare(args.config, repeated, config.as_dict())
+            _compare(args.config, repeated, asdict(config))
         out = folder / f"seed{seed}"
         watch = Board(out) if args.tensorboard else None
         results.append(run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics, watch=watch))

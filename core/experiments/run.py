@@ -68,7 +68,7 @@ def validate(
         started = time.time()
         chosen = choose(config, inputs, out)
         result = {
-            "config": config.as_dict(),
+            "config": asdict(config),
             "ablation": ablation,
             "chosen": chosen,
             "seconds": round(time.time() - started, 1),
@@ -102,7 +102,7 @@ def choose(config: RunConfig, inputs: Inputs, out: Path, watch: Watch = None) ->
         fold,
         seed=config.seed,
         state_path=out / "validation.state",
-        identity=config.as_dict() | {"fold": "validation"},
+        identity=asdict(config) | {"fold": "validation"},
         on_epoch=measure,
         label=f"{config.method} seed {config.seed} validation",
         precision=config.precision,
@@ -170,7 +170,7 @@ def _test(
         seed=config.seed,
         stop_after=chosen["epochs"],
         state_path=out / "refit.state",
-        identity=config.as_dict() | {"fold": "test", "chosen": chosen},
+        identity=asdict(config) | {"fold": "test", "chosen": chosen},
         on_epoch=on_epoch,
         label=f"{config.method} seed {config.seed} refit",
         precision=config.precision,
@@ -192,7 +192,7 @@ def _test(
         method.model.eval()
         published = method.diagnose(fold.seen_images(inputs.features), fold.unseen_images(inputs.features))
     result: dict[str, Any] = {
-        "config": config.as_dict(),
+        "config": asdict(config),
         "chosen": chosen,
         # H without calibration, and the highest H that any γ gives on these images: that γ is chosen on test
         "standard": asdict(metrics) | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())},

@@ -19,7 +19,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from core.experiments.ablations import ABLATIONS
-from core.experiments.engines import Engine, LocalEngine, SlurmEngine
+from core.experiments.engines import LocalEngine, SlurmEngine
 from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs, load_inputs
 from core.experiments.results import read_result, row_of
@@ -83,11 +83,6 @@ def jobs_of(plan: Plan) -> list[Job]:
     return jobs
 
 
-def folder_of(out: Path, inputs: Inputs, job: Job) -> Path:
-    """Where a run's files go: OUT/<data set>/<features>/<method>/seed<k>."""
-    return out / job.dataset / inputs.variant / _place(job)
-
-
 def _place(job: Job) -> str:
     return "/".join([job.method, *(["ablation", _slug(job.ablation)] if job.ablation else []), f"seed{job.seed}"])
 
@@ -115,7 +110,7 @@ def execute(plan: Plan, job: Job, device: str) -> None:
     config = run_config(
         inputs, job.method, with_settings(recipe, changes), seed=job.seed, epochs=epochs, precision=plan.precision
     )
-    out = folder_of(plan.out, inputs, job)
+    out = plan.out / job.dataset / inputs.variant / _place(job)
     if job.ablation:
         _in_turn(partial(validate, config, inputs, out, ablation=job.ablation), out / "run")
     else:
@@ -170,8 +165,7 @@ class FailedRuns(UserError):
     """Some runs of a sweep failed; the others are done and collected."""
 
 
-def engine_of(plan: Plan) -> Engine:
-    """The engine of a plan."""
+def engine_of(plan: Plan) -> LocalEngine | SlurmEngine:
     work = partial(attempt, plan)
     if plan.engine == "slurm":
         folder = plan.out / "jobs" / "slurm"

@@ -44,7 +44,6 @@ class ClipImages(nn.Module):
         return embedding.to(images.dtype)[:, :, None, None]
 
     def forward(self, images: Tensor) -> Tensor:
-        """The same."""
         return self.forward_features(images)
 
 

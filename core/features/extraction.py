@@ -35,6 +35,7 @@ from core.features.feature_file import FeatureFile
 from core.features.finetuned import finetuned_provenance, finetuned_record
 from core.features.images import Normaliser, Transform, load_image
 from core.features.merge import finish as finish_shard
+from core.features.regions import ahead
 from core.features.settings import DTYPES, ExtractionConfig, default_out, extraction_command
 from core.features.shards import Shard, part_content, refuse_other_division
 from core.features.writer import FeatureFileMetadata, Writer
@@ -81,21 +82,10 @@ def decoded(
 
     Args: paths one a row; pin: memory from which a GPU reads while something else is done.
     """
-    queue: deque[Batch] = deque()
-    coming = iter(batches)
     pool = ThreadPoolExecutor(threads)
-
-    def prefetch() -> None:
-        while len(queue) < _AHEAD and (some := next(coming, None)) is not None:
-            queue.append(Batch(some, paths, transform, pin, pool))
-
     try:
-        prefetch()
-        while queue:
-            batch = queue.popleft()
-            reasons = batch.wait()
-            prefetch()
-            yield batch, reasons
+        for batch in ahead(lambda rows: Batch(rows, paths, transform, pin, pool), batches, _AHEAD):
+            yield batch, batch.wait()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -249,7 +239,6 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, w2v: Path |
 
 
 def threads_of(config: ExtractionConfig) -> int:
-    """Number of decoding threads."""
     return config.workers or min(16, max(2, os.cpu_count() or 2))
 
 

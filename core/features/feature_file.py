@@ -338,7 +338,6 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         return (cub50(m) if dataset.name == CUB50.name else m).with_validation(dataset.val_share)
 
     def close(self) -> None:
-        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -126,7 +126,6 @@ class Part:
         return np.frombuffer(data, self.dtype).reshape(count, *self.shapes[key])
 
     def close(self) -> None:
-        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1

@@ -97,7 +97,6 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             raise
 
     def row_offset(self, row: int) -> int:
-        """Byte offset of a row."""
         return self._header.row_offset(row)
 
     def write(self, rows: np.ndarray, maps: np.ndarray, tokens: np.ndarray | None = None) -> None:

@@ -287,17 +287,13 @@ def _footer(part: pd.DataFrame, entries: Sequence[Entry]) -> list[str]:
 
 
 def _digests(part: pd.DataFrame) -> str:
-    found = [f"{name} {_short(part, column)}" for column, name in DIGESTS.items()]
+    values = {column: str(part[column].iloc[0]) or "unknown" for column in DIGESTS}
+    found = [f"{name} {values[c][:16] if c.endswith('sha256') else values[c]}" for c, name in DIGESTS.items()]
     methods = part[part.method_code != ""].groupby("method").method_code.unique()
     if len(methods):
         found += ["method code " + ", ".join(f"{m} {'/'.join(codes)}" for m, codes in methods.items())]
     found += [f"precision {_values(part.precision)}"] if part.precision.any() else []
     return f"Digests: {'; '.join(found)}. torch {_values(part.torch)}, {_values(part.device)}."
-
-
-def _short(part: pd.DataFrame, column: str) -> str:
-    value = str(part[column].iloc[0]) or "unknown"
-    return value[:16] if column.endswith("sha256") else value
 
 
 def _heading(part: pd.DataFrame) -> str:
