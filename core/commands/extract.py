@@ -114,7 +114,9 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     shard = parse_shard(args.shard) if args.shard else shard_of_environment()
     work = partial(extract_shard, name, data_root=args.data_root, out=args.out, limit=args.limit, w2v=vectors)
     if args.devices:
-        devices = devices_of(args.devices)
+        every = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+        named = args.devices.strip().lower()
+        devices = every if named == "all" else [str(resolve_device(name)) for name in args.devices.split(",")]
         cores = (os.cpu_count() or 2) // len(devices)
         run_on_devices(partial(work, replace(config, workers=config.workers or max(2, cores))), devices, shard)
         return 0
@@ -123,18 +125,6 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
         device = f"cuda:{rank % torch.cuda.device_count()}"
     work(config, shard, device)
     return 0
-
-
-def devices_of(text: str) -> list[str]:
-    """The devices that --devices names.
-
-    Raises:
-        UserError: one that is not there.
-    """
-    count = torch.cuda.device_count()
-    if text.strip().lower() == "all":
-        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
-    return [str(resolve_device(name)) for name in text.split(",")]
 
 
 def extract_shard(name: str, config: ExtractionConfig, shard: Shard, device: str, **places: Any) -> None:

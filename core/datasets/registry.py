@@ -49,10 +49,6 @@ class DataSet:
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "folders", self.folders or (f"{source}/{self.anchor}", self.anchor))
 
-    def feature_file(self, backbone: str = "ResNet_101") -> str:
-        """Name of the feature file; DAZLE's name for ResNet-101."""
-        return f"feature_map_{backbone}_{self.source}.hdf5"
-
 
 DATASETS: dict[str, DataSet] = {}
 _PLACES: dict[str, str] = {}

@@ -11,15 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from core.datasets.class_text import attribute_phrase
-from core.files.errors import UserError, library
+from core.files.errors import UserError, first_line, library
 
 OPEN_CLIP, SENTENCE = "open_clip:", "sentence-transformers:"
 SOURCES = (f"{OPEN_CLIP}MODEL/PRETRAINED", f"{SENTENCE}NAME")
-
-
-def is_text_source(source: str) -> bool:
-    """Whether a --source names a text encoder."""
-    return source.startswith((OPEN_CLIP, SENTENCE))
 
 
 def attribute_text(name: str) -> str:
@@ -55,9 +50,8 @@ def _sentences(name: str, texts: list[str]) -> np.ndarray:
         model = sentences.SentenceTransformer(name, device="cpu", trust_remote_code=False)
         rows: np.ndarray = model.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     except Exception as error:  # of the hub's client: nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"--source {SENTENCE}{name} could not be loaded ({reason}). Offline? Download the model's folder elsewhere "
-            f"and name it: --source {SENTENCE}FOLDER"
+            f"--source {SENTENCE}{name} could not be loaded ({first_line(error)}). Offline? Download the model's "
+            f"folder elsewhere and name it: --source {SENTENCE}FOLDER"
         ) from error
     return rows

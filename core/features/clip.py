@@ -23,7 +23,7 @@ from core.features.images import Transform
 from core.features.trunks import FORWARD, OPEN_CLIP, RANDOM, Trunk, seeded_weights
 from core.features.weights import is_weights_file, read_state, state_sha256
 from core.files.atomic import sha256_file
-from core.files.errors import UserError, library
+from core.files.errors import UserError, first_line, library
 
 _TEXTS = 256  # encoded at once
 _BUFFERS = ("position_ids", "attn_mask")  # of older versions' files; they hold no numbers that were learned
@@ -103,10 +103,9 @@ def load_clip(name: str, weights: str | None = None) -> Clip:
             )  # fmt: skip
             tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:  # of the hub's client: nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{name} could not be made with its weights ({reason}). Offline? Download its open_clip_model.safetensors "
-            "elsewhere and name it with --weights open_clip_model.safetensors"
+            f"{name} could not be made with its weights ({first_line(error)}). Offline? Download its "
+            "open_clip_model.safetensors elsewhere and name it with --weights open_clip_model.safetensors"
         ) from error
     images = ClipImages(model.eval().requires_grad_(False))
     path = Path(weights) if weights and is_weights_file(weights) else None

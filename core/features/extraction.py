@@ -313,6 +313,8 @@ def _provenance(
     dataset: DataSet, metadata: Metadata, network: Backbone, config: ExtractionConfig, device: torch.device,
     w2v: Path | str | None,
 ) -> dict[str, str | int]:  # fmt: skip
+    if w2v is not None and not Path(w2v).is_file():
+        raise UserError(f"no attribute vectors at {w2v}; name a file with --w2v, or leave it out")
     unseen = np.unique(metadata.labels[metadata.test_unseen_loc])
     declared = config.pretraining_saw_unseen or finetuned_record(config.weights).get("saw_unseen")
     saw = network.saw_unseen(dataset, [metadata.class_names[c] for c in unseen], declared)
@@ -326,15 +328,9 @@ def _provenance(
         "device": device.type,
         "torch_version": str(torch.__version__),  # a TorchVersion, which HDF5 does not take
         "split_sha256": metadata.split_sha256,
-        "word_vectors": f"{Path(w2v).name} sha256 {_sha256(Path(w2v))}" if w2v is not None else "none",
+        "word_vectors": f"{Path(w2v).name} sha256 {sha256_file(w2v)}" if w2v is not None else "none",
         "notes": "; ".join(metadata.notes),
     }
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"no attribute vectors at {path}; name a file with --w2v, or leave it out")
-    return sha256_file(path)
 
 
 def _already_there(final: Path, provenance: dict[str, str | int], again: str) -> Path:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from core.features.images import Transform
 from core.features.weights import HEADS, fetch_cached, fit_keys, is_weights_file, load_weights, read_state
-from core.files.errors import UserError, library
+from core.files.errors import UserError, first_line, library
 from core.files.kinds import missing
 
 DEMO, TIMM, OPEN_CLIP, RANDOM = "demo", "timm:", "open_clip:", "random"
@@ -225,10 +225,9 @@ def _timm(name: str, weights: str | None) -> Trunk:
         with seeded_weights():
             network = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0)
     except Exception as error:  # of the hub's client: nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{TIMM}{name} could not be made with its weights ({reason}). Offline? Download its model.safetensors "
-            f"elsewhere and name it: --backbone {TIMM}{name} --weights model.safetensors"
+            f"{TIMM}{name} could not be made with its weights ({first_line(error)}). Offline? Download its "
+            f"model.safetensors elsewhere and name it: --backbone {TIMM}{name} --weights model.safetensors"
         ) from error
     if is_file:
         load_weights(network, Path(weights))

@@ -32,6 +32,11 @@ def differences(there: Mapping[str, Any], now: Mapping[str, Any], where: str = "
     return found
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the rest of a long story."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def library(module: str, who: str, package: str) -> Any:
     """A module of a package that not every installation has.
 
