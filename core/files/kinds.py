@@ -26,7 +26,7 @@ _BEGINNINGS = {
     b"7z\xbc\xaf": "a 7z archive",
     b"rar!": "a rar archive",
     b"%pdf": "a PDF document",
-    b"%!ps": "a PostScript program",
+    b"%!ps": "a PostScript file",
     b"\xff\xd8\xff": "a JPEG image",
     b"\x89png": "a PNG image",
     b"\x00\x00\x00\x0cjp  ": "a JPEG 2000 image",
