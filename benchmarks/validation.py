@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from core.commands import flags
 from core.commands.parser import Parser, whole
-from core.datasets.registry import names
+from core.datasets.registry import DATASETS
 from core.experiments.identity import RunConfig, run_config
 from core.experiments.inputs import Inputs
 
@@ -35,7 +34,7 @@ METRICS = ("T1", "U", "S", "H", "AUSUC")
 def arguments(description: str | None, *, methods: Sequence[str], splits: int) -> Parser:
     """The flags of a benchmark on validation splits; ``methods`` and ``splits`` are what is measured by default."""
     made = Parser(description)
-    made.add_argument("--dataset", required=True, choices=names())
+    made.add_argument("--dataset", required=True, choices=[*DATASETS])
     flags.add_data(made, "DS")
     flags.add_device(made)
     made.add_argument("--methods", nargs="+", default=list(methods), help=f"({' '.join(methods)})")
@@ -54,15 +53,10 @@ class Kept:
         files = (Path(path) for path in (__file__, *filter(None, code)))
         self._code = hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()[:12]
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Lock:
         """While the benchmark is at work a second one of the same OUT is refused."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = Lock(self.folder / "results")
-        try:
-            yield
-        finally:
-            lock.release()
+        return Lock(self.folder / "results")
 
     def result(self, config: RunConfig, of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``make`` returns, or returned when it was asked before.
@@ -76,7 +70,7 @@ class Kept:
         """
         words = [config.method, f"split{config.seed}", *(f"{k}{'-' if v is None else v}" for k, v in of.items())]
         path = self.folder / f"{'_'.join(words)}.json"
-        identity = json.loads(json.dumps(config.as_dict() | {"benchmark_code": self._code}))
+        identity = json.loads(json.dumps(asdict(config) | {"benchmark_code": self._code}))
         if path.exists():
             found = read_json(path)
             found = found if isinstance(found, dict) else {}

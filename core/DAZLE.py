@@ -136,7 +136,6 @@ class DAZLE(ZeroShotModel):
         return self.evidence(x, self.attend(x)) @ self.z.T
 
     def describer(self, space: ClassSpace) -> Describer:
-        """Descriptions become z as the class attributes did."""
         return Describer.of(space.att, space.seen, root=self.recipe.prepared, centre=self.recipe.prepared)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:

@@ -87,7 +87,6 @@ class ESZSL(ZeroShotModel):
         return self.inputs(x.mean(dim=1)) @ self.W @ self.z.T
 
     def describer(self, space: ClassSpace) -> Describer:
-        """Descriptions become z as the class attributes did."""
         return Describer.of(space.att, space.seen, root=self.recipe.prepared, centre=self.recipe.prepared)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:

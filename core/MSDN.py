@@ -133,7 +133,6 @@ class MSDN(ZeroShotModel):
         return self.recipe.fusion * s1 + (1 - self.recipe.fusion) * s2
 
     def describer(self, space: ClassSpace) -> Describer:
-        """Descriptions become z as the class attributes did."""
         return Describer.of(space.att, space.seen, root=False, centre=False)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:

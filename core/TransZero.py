@@ -209,7 +209,6 @@ class TransZero(ZeroShotModel):
         return psi
 
     def describer(self, space: ClassSpace) -> Describer:
-        """Descriptions become z as the class attributes did."""
         return Describer.of(space.att, space.seen, root=False, centre=False)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:

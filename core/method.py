@@ -242,21 +242,16 @@ def check_value(f: Field[Any], value: Any) -> None:
         raise UserError(f"{flag_of(f.name)} {value}: {f.metadata['help']} must be {range_of(f) or 'a finite number'}")
 
 
-def kind_of(recipe: type[Any], name: str) -> tuple[type, bool]:
-    """Type of a field of a recipe (bool, int, float or str), and whether it may be None."""
-    hint = typing.get_type_hints(recipe)[name]
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    (kind,) = (o for o in options if o is not type(None))
-    return kind, len(options) > 1
-
-
 def parse_value(recipe: type[Any], name: str, text: str) -> Any:
     """What a user typed for a field of a recipe, in its type and range.
 
     Raises:
         UserError: with the flag, the text and what was expected.
     """
-    kind, optional = kind_of(recipe, name)
+    hint = typing.get_type_hints(recipe)[name]
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    (kind,) = (o for o in options if o is not type(None))
+    optional = len(options) > 1
     if optional and text.lower() == "none":
         return None
     if kind is bool:
@@ -290,7 +285,6 @@ class Registered:
 
     @property
     def recipe_type(self) -> type[Any]:
-        """The dataclass of its recipes."""
         return type(self.recipes["*"])
 
     def recipe(self, dataset: str) -> Any:

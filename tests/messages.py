@@ -310,7 +310,7 @@ CASES = [
     *(
         Case(f"image of {what}", EXTRACT, NO_FEATURES, (image_names()[3], says, "run the same command again"),
              image(content))
-        for what, content, says in (("a page", PAGE, "HTML"), ("nothing", b"", "empty"),
+        for what, content, says in (("a page", PAGE, "web page"), ("nothing", b"", "empty"),
                                     ("noise", b"\xff\xd8\xff" + bytes(99), "3.jpg"), ("lfs", LFS, "Git LFS pointer"))
     ),
     Case("image that is a folder", EXTRACT, NO_FEATURES, ("not a file", "run the same command again"),

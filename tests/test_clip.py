@@ -5,6 +5,7 @@ A tiny model with random weights and the tokenizer that open_clip ships; the fir
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import logging
@@ -167,12 +168,10 @@ def test_clip_runs_where_it_is_named_alone():
 
 
 def test_what_is_missing_is_one_sentence(monkeypatch):
-    import core.features.clip as module
-
     def missing(name):
         raise ImportError(f"No module named {name!r}")
 
-    monkeypatch.setattr(module.importlib, "import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(UserError, match=r"pip install open_clip_torch"):
         build_backbone("open_clip:ViT-B-16/openai")
 

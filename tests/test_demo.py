@@ -18,6 +18,7 @@ from core.demo import dataset as demo
 from core.demo import drawing as demo_drawing
 from core.features.backbones import build_backbone
 from core.files.errors import UserError
+from tests.helpers import part_locations
 
 SIZES = {"images_per_class": 5, "seen": 8, "unseen": 2}
 
@@ -44,7 +45,7 @@ def test_layout(root: Path) -> None:
     assert names == demo.attribute_names() and m.att.shape == (10, len(names)) and 40 <= len(names) <= 60
     assert "has_bill_shape::hooked" in names
     assert np.allclose(np.linalg.norm(m.att, axis=1), 1, atol=1e-5)
-    assert demo.read_part_locations(folder).shape == (50, len(demo_drawing.PARTS), 3)
+    assert part_locations(folder, len(demo_drawing.PARTS)).shape == (50, len(demo_drawing.PARTS), 3)
     parts = [line.split()[1] for line in (folder / "parts" / "parts.txt").read_text().splitlines()]
     assert tuple(parts) == demo_drawing.PARTS
     assert not list(root.glob(".demo*"))

@@ -330,11 +330,11 @@ def test_upper_case_suffixes_are_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"<!DOCTYPE html><html>gone</html>", "an HTML page"),
+        (b"<!DOCTYPE html><html>gone</html>", "a web page"),
         (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
         (b"\0\0\0\x20ftypavif", "an AVIF image"),
         (b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image"),
-        (b"", "an empty file"),
+        (b"", "empty"),
         (b"\xff\xd8\xff", "no image, or a damaged one"),
     ],
 )

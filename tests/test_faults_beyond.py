@@ -148,7 +148,7 @@ def test_class_names_as_cells_of_bytes_and_padded(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (b"404: Not Found", "a text that begins '404: Not Found'"),
-        (b"\xef\xbb\xbf<!DOCTYPE html>", "HTML page"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>", "a web page"),
         (bytes(5000), "nothing but zeros"),
         (b"\0\0\0\x18ftypheic" + bytes(99), "HEIC"),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,7 @@ def test_what_cannot_change_a_number_is_a_short_list_of_what_there_is(digests):
 
 
 def differing(a, b):
-    one, two = a.as_dict(), b.as_dict()
+    one, two = asdict(a), asdict(b)
     return {key for key in one if one[key] != two[key]}
 
 
@@ -98,7 +98,9 @@ def test_each_part_of_a_runs_identity_is_its_own(toy):
     before = run_config(inputs, "dazle", recipe, seed=0)
     for key in ("features_sha256", "vectors_sha256", "split_sha256", "dataset"):
         changed = run_config(replace(inputs, **{key: "other"}), "dazle", recipe, seed=0)
-        assert differing(before, changed) == {key} and changed.as_dict()[key] == "other"
+        assert differing(before, changed) == {key} and asdict(changed)[key] == "other"
+    changed = run_config(inputs, "dazle", recipe, seed=0, gamma_splits=3)
+    assert differing(before, changed) == {"gamma_splits"} and changed.gamma_splits == 3
     for pixels in ("224", "448"):
         provenance = inputs.provenance | {"input_size": pixels}
         changed = run_config(replace(inputs, provenance=provenance), "dazle", recipe, seed=0)

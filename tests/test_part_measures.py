@@ -74,7 +74,6 @@ def test_the_nearest_visible_key_point_is_the_target():
     )
     found = hits(np.array([0.9, 0.9]), two, radius=0.1)["pointing"][:, 0]
     assert found[:2].tolist() == [1, 0] and np.isnan(found[2])
-    assert two.visible[:, 0].tolist() == [True, True, False]
 
 
 def test_part_prior_is_the_mean_of_visible_points():

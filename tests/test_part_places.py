@@ -69,7 +69,6 @@ def test_places_are_shares_of_what_the_backbone_saw(one):
     assert back.tolist() == pytest.approx([0.1, 0.2, 1]) and beak.tolist() == pytest.approx([0.9, 0.9, 1])
     assert right.tolist() == pytest.approx([0.5, 0.5, 1])
     assert eye[2] == left[2] == tail[2] == 0  # outside of the crop, and marked invisible
-    assert parts.visible.tolist() == [[True, True, True, False]]
     assert parts.size.tolist() == [[1, 1]]
     (folder / "bounding_boxes.txt").write_text("1 55.0 5.0 80.0 40.0\n")
     assert read().size[0] == pytest.approx([0.8, 0.4])

@@ -7,7 +7,7 @@ the share of images that the script says, and every hook can be asked which imag
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,72 +20,21 @@ from core.experiments.run import run, validate
 from core.features.regions import RegionFeatures
 from core.files.errors import UserError
 from core.inference.trained import load_trained
-from core.method import Batches, Method, Phase, ZeroShotModel, hp
+from core.method import Batches, Method, Phase
 from core.training.folds import final_fold, validation_fold
-from tests.helpers_selection import EACH, SEEN, W2V, C, D, Source, decode, metadata
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """What the scripted model is told."""
-
-    epochs: int = hp(4, "most epochs", at_least=0)
-    setting: float = hp(0.0, "a setting that the grid offers", at_least=0)
-    tuned: float = hp(-1.0, "what the hook tune chose")
-
-
-# share of images of (seen, unseen) classes that are right after each epoch, on the validation and on the final fold.
-# AUSUC is their product: on validation highest after epoch 1, where H (2), T1 and U (4), S (3) and the last epoch (4)
-# say otherwise
-VALIDATION = [(0.2, 0.2), (0.5, 0.9), (0.66, 0.66), (1.0, 0.3), (0.4, 1.0)]
-FINAL = [(0.1, 0.1), (0.6, 0.4), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)]
-# by number of classes and epoch, how much higher seen classes score: γ is needed, another after each epoch and fold
-LEAD = {8 + 4: (2.5, 1.5, 2.0, 3.5, 4.0), C: (3.0,) * 5}
-
-
-class Scripted(ZeroShotModel):
-    """Right on the share of images that the script says."""
-
-    gamma = 0.25
-
-    def __init__(self, space, recipe, shown) -> None:
-        super().__init__()
-        self.recipe, self.shown, self.drift, self.late = recipe, shown, lambda epoch: 0.0, 0
-        self.weight = torch.ones(1, D)
-        self.dummy = torch.nn.Parameter(torch.zeros(()))
-        self.register_buffer("att", space.att)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("unseen", space.unseen)
-        self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
-        self.register_buffer("setting", torch.tensor(float(recipe.setting)))
-
-    def loss(self, x, y):
-        _, rows, _ = decode(x)
-        assert self.training
-        self.shown.setdefault("trained", set()).update(rows.tolist())
-        self.shown.setdefault("steps", []).append(
-            (rows.tolist(), float(torch.rand(())), (self.weight @ x[:1, 0].T).dtype)
-        )
-        return {"loss": self.dummy + 1}  # its gradient is 1: after training it is minus the sum of the rates
-
-    def share(self):
-        script = FINAL if len(self.att) == C else VALIDATION
-        return script[int(self.epoch) - self.late]
-
-    def class_scores(self, x):
-        onehot, rows, hard = decode(x)
-        self.shown.setdefault("scored", set()).update(rows.tolist())
-        s = onehot @ self.att.T  # 1 at the own class
-        is_seen = torch.zeros(len(self.att), dtype=torch.bool).index_fill(0, self.seen, True)
-        own_seen = s @ is_seen.float() > 0
-        seen_share, unseen_share = self.share()
-        right = hard < torch.where(own_seen, torch.tensor(seen_share), torch.tensor(unseen_share))
-        shifted = s.clone()  # a wrong image gets the next class of its own side
-        shifted[:, self.seen] = s[:, self.seen].roll(1, dims=1)
-        shifted[:, self.unseen] = s[:, self.unseen].roll(1, dims=1)
-        s = torch.where(right[:, None], s, shifted)
-        s[:, self.seen] += LEAD[len(self.att)][int(self.epoch)] + self.drift(int(self.epoch))
-        return s
+from tests import helpers_selection
+from tests.helpers_selection import (
+    EACH,
+    SEEN,
+    W2V,
+    C,
+    D,
+    Recipe,
+    Scripted,
+    Source,
+    decode,
+    metadata,
+)
 
 
 def registered(shown, **changes):
@@ -266,21 +215,21 @@ def test_the_refit_has_the_learning_rates_of_the_model_that_was_validated(go, in
 
 
 def test_the_untrained_model_is_a_choice_too(go, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.VALIDATION", [(0.5, 0.9), (0.2, 0.2), (0.66, 0.6), (1.0, 0.3), (0.4, 1.0)])
+    monkeypatch.setattr(helpers_selection, "VALIDATION", [(0.5, 0.9), (0.2, 0.2), (0.66, 0.6), (1.0, 0.3), (0.4, 1.0)])
     result, shown = go()
     assert (result["chosen"]["epochs"], result["chosen"]["configurations"]) == (0, 5)
     assert shown["model"].dummy.item() == 0 and result["standard"]["T1"] == pytest.approx(0.1)
 
 
 def test_of_equal_epochs_the_first_is_chosen(go, monkeypatch):
-    monkeypatch.setattr(f"{__name__}.VALIDATION", [(0.2, 0.2), (0.5, 0.9), (0.5, 0.9), (0.5, 0.9), (0.1, 0.1)])
+    monkeypatch.setattr(helpers_selection, "VALIDATION", [(0.2, 0.2), (0.5, 0.9), (0.5, 0.9), (0.5, 0.9), (0.1, 0.1)])
     result, _ = go()
     assert result["chosen"]["epochs"] == 1 and result["chosen"]["gamma"] == pytest.approx(1.5)
 
 
 def test_selected_on_test_is_the_epoch_of_the_highest_h(go, monkeypatch):
     """AUSUC says epoch 1, the last epoch is worst."""
-    monkeypatch.setattr(f"{__name__}.FINAL", [(0.1, 0.1), (0.5, 1.0), (0.7, 0.7), (0.6, 0.6), (0.2, 0.2)])
+    monkeypatch.setattr(helpers_selection, "FINAL", [(0.1, 0.1), (0.5, 1.0), (0.7, 0.7), (0.6, 0.6), (0.2, 0.2)])
     result, _ = go(select="last")
     assert result["selected_on_test"]["epoch"] == 2
     assert result["selected_on_test"]["H"] == pytest.approx(0.7)

@@ -82,17 +82,13 @@ def test_the_compact_form_has_the_same_metrics_to_the_last_bit(dtype, gamma, tmp
 
 def test_bootstrap_of_what_is_there_equals_the_metrics():
     runs = [run_of(seed) for seed in range(3)]
-    for gammas in (None, [0.1, 0.5, 0.9]):
-        found = bootstrap_over_classes(runs, rng=np.random.default_rng(0), gammas_a=gammas, resamples=50)
-        each = [
-            metrics_from_compact(run, None if gammas is None else g)
-            for run, g in zip(runs, gammas or [0] * 3, strict=True)
-        ]
-        for key in RESAMPLED:
-            assert found[key].mean == pytest.approx(np.mean([getattr(m, key) for m in each]), abs=1e-12)
+    found = bootstrap_over_classes(runs, rng=np.random.default_rng(0), resamples=50)
+    each = [metrics_from_compact(run, None) for run in runs]
+    for key in RESAMPLED:
+        assert found[key].mean == pytest.approx(np.mean([getattr(m, key) for m in each]), abs=1e-12)
 
 
-def resampled_by_hand(arrays, drawn_unseen, drawn_seen, gamma):
+def resampled_by_hand(arrays, drawn_unseen, drawn_seen):
     """The metrics of a test set in which every drawn class stands as a class of its own, images repeated."""
     parts = []
     for drawn in (drawn_seen, drawn_unseen):
@@ -117,7 +113,7 @@ def resampled_by_hand(arrays, drawn_unseen, drawn_seen, gamma):
     points = [at(g) for g in [margins.min() - 1, *np.unique(margins)]]
     area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
     h = [2 * u * s / (u + s) if u + s else 0.0 for u, s in points]
-    u, s = at(gamma) if gamma is not None else points[int(np.argmax(h))]
+    u, s = points[int(np.argmax(h))]
     return {"T1": points[-1][0], "U": u, "S": s, "H": 2 * u * s / (u + s) if u + s else 0.0, "AUSUC": area}
 
 
@@ -129,20 +125,16 @@ def of_unequal_classes(run):
     return {key: values[kept] for key, values in run.items()}
 
 
-@pytest.mark.parametrize("gamma", [None, 0.6])
-def test_bootstrap_equals_a_loop_over_drawn_test_sets(gamma):
+def test_bootstrap_equals_a_loop_over_drawn_test_sets():
     a, b = of_unequal_classes(run_of(1)), of_unequal_classes(run_of(2, helped=1.0))
     resamples = 40
-    gammas = None if gamma is None else [gamma]
-    found = bootstrap_over_classes(
-        [a], [b], rng=np.random.default_rng(5), gammas_a=gammas, gammas_b=gammas, resamples=resamples
-    )
+    found = bootstrap_over_classes([a], [b], rng=np.random.default_rng(5), resamples=resamples)
     rng = np.random.default_rng(5)
     counts = [rng.multinomial(len(c), np.full(len(c), 1 / len(c)), size=resamples) for c in (UNSEEN, SEEN)]
     differences = {key: [] for key in ("T1", "H", "AUSUC")}  # U and S alone depend on which of two equal H is taken
     for n_unseen, n_seen in zip(*counts, strict=True):
         drawn = np.repeat(UNSEEN, n_unseen), np.repeat(SEEN, n_seen)
-        one, two = (resampled_by_hand(run, *drawn, gamma) for run in (a, b))
+        one, two = (resampled_by_hand(run, *drawn) for run in (a, b))
         for key, values in differences.items():
             values.append(one[key] - two[key])
     for key, values in differences.items():
@@ -187,7 +179,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
             "best_unseen": np.tile(np.where(right.ravel(), labels + classes, -1), 2),
             "margin": np.zeros(2 * len(labels)),
         }
-        t1 = bootstrap_over_classes([arrays], rng=rng, gammas_a=[1.0], resamples=400)["T1"]
+        t1 = bootstrap_over_classes([arrays], rng=rng, resamples=400)["T1"]
         covered += t1.low <= 0.6 <= t1.high
     assert 86 <= covered <= 100, covered
 

@@ -227,7 +227,7 @@ def test_a_data_set_is_registered_once(monkeypatch):
     monkeypatch.setattr(registry, "DATASETS", dict(registry.DATASETS))
     new = registry.register(DataSet(name="APY", anchor="aPY"))
     assert (new.source, new.folders, new.counts) == ("APY", ("APY/aPY", "aPY"), None)
-    assert "APY" in registry.names() and registry.DATASETS["APY"] is new
+    assert registry.DATASETS["APY"] is new
     with pytest.raises(
         UserError, match=r"two data sets are named CUB: one in .*registry\.py:\d+, one in .*test_xlsa17\.py:"
     ):
@@ -250,7 +250,6 @@ def test_the_root_decides_every_path(tmp_path, monkeypatch):
     paths.feature_file(own, CUB, "vit").parent.mkdir(parents=True)
     paths.feature_file(own, CUB, "vit").touch()
     paths.require(own, CUB)
-    assert paths.feature_files(own, CUB) == [own / "CUB" / "feature_map_vit_CUB.hdf5"]
 
 
 def test_images_are_found_in_another_case_where_that_is_unambiguous(tmp_path):

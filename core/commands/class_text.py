@@ -14,7 +14,6 @@ _log = logging.getLogger(__name__)
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Embed the class prompts of one data set."""
     p = Parser(description)
     p.add_argument("dataset", choices=[*DATASETS], help="the data set")
     p.add_argument(

@@ -37,18 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add(
         "--data-root", type=Path, default=Path("data"), help="folder with xlsa17/, for --dataset (default: %(default)s)"
     )
-    args = parser.parse_args(argv)
-    dataset = DATASETS[args.dataset] if args.dataset else None
-    made = convert(
-        args.source,
-        args.target,
-        layout=args.layout,
-        store=args.store,
-        pool=args.pool,
-        dataset=dataset,
-        data_root=args.data_root,
-    )
-    _log.info("features in %s", made)
+    args = vars(parser.parse_args(argv))
+    _log.info("features in %s", convert(**args | {"dataset": DATASETS.get(args["dataset"])}))
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from core.commands.parser import DEVICE, Parser, whole
+from core.commands.parser import DEVICE, Parser, from_flags, whole
 from core.datasets.paths import DEFAULT_ROOT, vectors_file
 from core.datasets.registry import DATASETS, DataSet
 from core.features.backbones import SAW_UNSEEN
@@ -101,27 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
 
 
 def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """The command line of one data set's extraction."""
     dataset, parser = DATASETS[name], Parser(description)
     add_arguments(parser, dataset)
     args = parser.parse_args(argv)
-    config = ExtractionConfig(
-        backbone=args.backbone,
-        weights=args.weights,
-        input_size=args.input_size,
-        layers=tuple(name.strip() for name in args.layers.split(",") if name.strip()),
-        pool=args.pool,
-        flip=args.flip,
-        regions=args.regions,
-        project=args.project,
-        keep_global=args.keep_global,
-        dtype=args.dtype,
-        store=args.store,
-        device=args.device,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        pretraining_saw_unseen=args.pretraining_saw_unseen,
-    )
+    layers = tuple(name.strip() for name in args.layers.split(",") if name.strip())
+    config = from_flags(ExtractionConfig, args, layers=layers)
     if args.dry_run:
         _log.info("%s", estimate(dataset, data_root=args.data_root, config=config))
         return 0
@@ -130,7 +114,9 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     shard = parse_shard(args.shard) if args.shard else shard_of_environment()
     work = partial(extract_shard, name, data_root=args.data_root, out=args.out, limit=args.limit, w2v=vectors)
     if args.devices:
-        devices = devices_of(args.devices)
+        every = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+        named = args.devices.strip().lower()
+        devices = every if named == "all" else [str(resolve_device(name)) for name in args.devices.split(",")]
         cores = (os.cpu_count() or 2) // len(devices)
         run_on_devices(partial(work, replace(config, workers=config.workers or max(2, cores))), devices, shard)
         return 0
@@ -139,18 +125,6 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
         device = f"cuda:{rank % torch.cuda.device_count()}"
     work(config, shard, device)
     return 0
-
-
-def devices_of(text: str) -> list[str]:
-    """The devices that --devices names.
-
-    Raises:
-        UserError: one that is not there.
-    """
-    count = torch.cuda.device_count()
-    if text.strip().lower() == "all":
-        return [f"cuda:{i}" for i in range(count)] or ["cpu"]
-    return [str(resolve_device(name)) for name in text.split(",")]
 
 
 def extract_shard(name: str, config: ExtractionConfig, shard: Shard, device: str, **places: Any) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.commands.parser import DEVICE, Parser, number, whole
+from core.commands.parser import DEVICE, Parser, from_flags, number, whole
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
 
@@ -14,7 +14,6 @@ _log = logging.getLogger(__name__)
 
 
 def parser(description: str | None) -> Parser:
-    """All flags, each with its default."""
     p = Parser(description)
     p.add_argument("dataset", choices=[*DATASETS], help="the data set whose seen classes are learned")
     p.add_argument(
@@ -45,7 +44,6 @@ def parser(description: str | None) -> Parser:
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Fine-tune one backbone for one fold."""
     a = parser(description).parse_args(argv)
     if a.split != "final" and not a.split.isdecimal():
         raise UserError(f"--split {a.split}: the number of a validation split (0, 1, ...), or final")
@@ -58,10 +56,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     from core.features.settings import ExtractionConfig, extraction_command
     from core.training.folds import validation_fold
 
-    config = FinetuneConfig(
-        backbone=a.backbone, weights=a.weights, input_size=a.input_size, epochs=a.epochs, patience=a.patience, lr=a.lr,
-        batch_size=a.batch_size, dtype=a.dtype, device=a.device, pretraining_saw_unseen=a.pretraining_saw_unseen,
-    )  # fmt: skip
+    config = from_flags(FinetuneConfig, a)
     dataset = DATASETS[a.dataset]
     metadata = read_metadata(a.data_root, dataset)
     paths, _ = resolve_images(image_folder(a.data_root, dataset), metadata.image_files)

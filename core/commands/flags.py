@@ -45,7 +45,6 @@ def add_seeds(p: argparse.ArgumentParser, default: int) -> None:
 
 
 def seeds_of(args: argparse.Namespace) -> tuple[int, ...]:
-    """The seeds that --seed or --seeds ask for."""
     return (args.seed,) if args.seed is not None else tuple(range(args.seeds))
 
 
@@ -104,14 +103,10 @@ def recipe_help(dataset: str) -> str:
         for f in fields(recipe):
             if f.metadata["flag"]:
                 value = getattr(recipe, f.name)
-                shown = {True: "on", False: "off", None: "none"}.get(value, value) if not _is_number(value) else value
+                shown = ("off", "on")[value] if isinstance(value, bool) else "none" if value is None else value
                 limits = f"; {range_of(f)}" if range_of(f) else ""
                 lines.append(f"  {flag_of(f.name):<22} {f.metadata['help']} ({shown}{limits})")
     return "\n".join(lines)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def recipe_from(args: argparse.Namespace, method: Registered, dataset: str) -> tuple[Any, int]:

@@ -11,7 +11,6 @@ from core.datasets.paths import DEFAULT_ROOT
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Download and unpack a data set."""
     p = Parser(description)
     p.add_argument("name", choices=sorted(SOURCES))
     p.add_argument("--data-root", type=Path, default=DEFAULT_ROOT, help="default: data")

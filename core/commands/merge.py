@@ -19,7 +19,6 @@ _log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check the parts and make the file."""
     parser = Parser(__doc__)
     parser.add_argument("final", type=Path, help="the feature file to make of FINAL.shard-*-of-*")
     parser.add_argument("--keep", action="store_true", help="leave the parts where they are")

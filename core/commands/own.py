@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.commands import flags
-from core.commands.parser import Parser, number, whole
+from core.commands.parser import Parser, from_flags, number, whole
 from core.commands.train import run_seeds
 from core.datasets import paths
 from core.datasets.metadata import Metadata
@@ -24,7 +24,6 @@ NONE = "none"
 
 
 def parser(description: str | None) -> Parser:
-    """All flags."""
     p = Parser(description, flags.recipe_help(OWN.name))
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
@@ -68,7 +67,6 @@ def parser(description: str | None) -> Parser:
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Everything from a folder to a table."""
     args = parser(description).parse_args(argv)
     if args.data_root is None:
         raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")
@@ -139,17 +137,7 @@ def _features(args: argparse.Namespace, root: Path, m: Metadata) -> Path:
     from core.features.extraction import extract
     from core.features.settings import ExtractionConfig, default_out
 
-    config = ExtractionConfig(
-        backbone=args.backbone,
-        weights=args.weights,
-        input_size=args.input_size,
-        pool=args.pool,
-        dtype=args.dtype,
-        device=args.device,
-        batch_size=args.image_batch_size,
-        workers=args.workers,
-        pretraining_saw_unseen=args.pretraining_saw_unseen,
-    )
+    config = from_flags(ExtractionConfig, args, batch_size=args.image_batch_size)
     usual = default_out(root, OWN, config).stem.removeprefix("feature_map_").removesuffix(f"_{OWN.name}")
     out = args.features or feature_pattern(root, m.image_files, usual)
     try:

@@ -6,7 +6,8 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from dataclasses import fields
+from typing import Any, NoReturn, TypeVar
 
 from core.features.devices import NAMES
 from core.files.errors import UserError
@@ -28,6 +29,15 @@ class Parser(argparse.ArgumentParser):
             UserError: always.
         """
         raise UserError(f"{message.removeprefix('argument ')}; python {sys.argv[0]} --help lists every flag")
+
+
+Settings = TypeVar("Settings")
+
+
+def from_flags(kind: type[Settings], args: argparse.Namespace, **others: Any) -> Settings:
+    """A dataclass of the flags that are named like its fields, and of ``others``."""
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in vars(args).items() if name in known} | others)
 
 
 _MOST = 2**31 - 1  # of what is counted, and of seeds: generators of random numbers take no larger ones everywhere

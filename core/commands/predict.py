@@ -24,7 +24,6 @@ SIDES = ("all", "seen", "unseen")
 
 
 def parser(description: str | None) -> Parser:
-    """All flags."""
     p = Parser(description)
     add = p.add_argument
     add("run", type=Path, help="folder of a finished run: RESULTS/<data set>/<features>/<method>/seed<k>")
@@ -63,7 +62,6 @@ def _named(ending: str) -> Callable[[str], Path]:
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Load, add classes, predict, write."""
     args = parser(description).parse_intermixed_args(argv)
     if not args.images and args.export is None:
         raise UserError("no image given: name photographs or folders behind the run")
@@ -167,7 +165,6 @@ def _write(
 
 
 def header(top: int) -> list[str]:
-    """Columns of the table."""
     more = [f"{what}_{k}" for k in range(2, top + 1) for what in ("class", "side", "score")]
     return ["image", "class", "side", "score", "margin", "attributes", *more, "error"]
 
@@ -189,7 +186,6 @@ def _plain(text: str) -> str:
 
 
 def as_json(answer: Prediction) -> dict[str, Any]:
-    """One JSON line."""
     content = {k: v for k, v in asdict(answer).items() if k == "image" or (k == "error") == bool(answer.error)}
     content["image"] = _encodable(answer.image)
     if "attributes" in content:

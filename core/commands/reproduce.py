@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.commands import flags
-from core.commands.parser import Parser, whole
+from core.commands.parser import Parser, from_flags, whole
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
 from core.method import methods
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from core.experiments.sweep import Plan
 
 log = logging.getLogger(__name__)
+_SLURM = ("partition", "time", "gpus", "mem", "account", "qos")  # flags of their own
+_SBATCH = {"gpus": "gpus-per-node"}  # where sbatch calls it otherwise
 _SHARED = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "tasks_per_node", "name")  # of submitit
 
 
 def parser(description: str | None) -> Parser:
-    """All flags."""
     p = Parser(description)
     p.add_argument("--datasets", nargs="+", choices=[*DATASETS], default=["AWA2", "CUB", "SUN"], help="(AWA2 CUB SUN)")
     usual = [name for name, m in methods().items() if not m.needs_text]
@@ -36,7 +37,7 @@ def parser(description: str | None) -> Parser:
     p.add_argument("--out", type=Path, default=Path("results"), help="(results)")
     p.add_argument("--jobs", type=whole(1), default=1, help="processes; each holds its data set's features (1)")
     p.add_argument("--engine", choices=("local", "slurm"), default="local", help="slurm: by submitit (local)")
-    for name in ("partition", "time", "gpus", "mem", "account", "qos"):
+    for name in _SLURM:
         p.add_argument(f"--slurm-{name}", metavar="VALUE", help="of each task, as sbatch takes it")
     p.add_argument(
         "--slurm",
@@ -61,7 +62,6 @@ def parser(description: str | None) -> Parser:
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Run what is missing and write the tables."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser(description).parse_args(argv)
     datasets = ["DEMO"] if args.demo else args.datasets
@@ -78,22 +78,14 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
             from core.demo.setup import prepare_demo
 
             prepare_demo(args.data_root or Path("data"))
-        plan = Plan(
+        plan = from_flags(
+            Plan,
+            args,
             datasets=tuple(datasets),
             methods=tuple(args.methods),
             seeds=flags.seeds_of(args),
-            data_root=args.data_root,
-            features=args.features,
-            w2v=args.w2v,
-            out=args.out,
             # of SLURM's nodes only they know
             devices=_devices(args.device) if args.engine == "local" else (args.device,),
-            jobs=args.jobs,
-            ablation=args.ablation,
-            diagnostics=args.diagnostics,
-            epochs=args.epochs,
-            precision=args.precision,
-            engine=args.engine,
             slurm=tuple(_submitit_parameters(args).items()) if args.engine == "slurm" else (),
         )
         if args.print_sbatch or args.status or args.plan or args.task is not None:
@@ -129,7 +121,7 @@ def _instead(plan: Plan, args: Namespace, argv: Sequence[str]) -> int:
         from core.experiments.engines import sbatch_script
 
         command = ["reproduce_tables.py", *_without_engine(argv)]
-        sys.stdout.write(sbatch_script(command, len(jobs), args.out / "jobs" / "slurm", _sbatch_options(args)))
+        sys.stdout.write(sbatch_script(command, len(jobs), args.out / "jobs" / "slurm", _given(args) | _pairs(args)))
     elif args.status:
         states = status(plan)
         for job, state, where in states:
@@ -161,25 +153,17 @@ def _submitit_parameters(args: Namespace) -> dict[str, Any]:
     """The --slurm flags as submitit names them."""
     from core.experiments.engines import minutes_of
 
-    given = {
-        "slurm_partition": args.slurm_partition,
-        "slurm_time": args.slurm_time and minutes_of(args.slurm_time),
-        "slurm_gpus_per_node": args.slurm_gpus,
-        "slurm_mem": args.slurm_mem,
-        "slurm_account": args.slurm_account,
-        "slurm_qos": args.slurm_qos,
-    }
+    given: dict[str, Any] = {f"slurm_{k.replace('-', '_')}": v for k, v in _given(args).items()}
+    if "slurm_time" in given:
+        given["slurm_time"] = minutes_of(given["slurm_time"])
     own = {k if k.startswith("slurm_") or k in _SHARED else f"slurm_{k}": v for k, v in _pairs(args).items()}
-    numbers = {k: int(v) if v.isdecimal() else v for k, v in own.items()}
-    return {k: v for k, v in given.items() if v is not None} | numbers
+    return given | {k: int(v) if v.isdecimal() else v for k, v in own.items()}
 
 
-def _sbatch_options(args: Namespace) -> dict[str, str]:
-    """The --slurm flags as sbatch names them."""
-    names = {"partition": "partition", "time": "time", "gpus": "gpus-per-node", "mem": "mem", "account": "account"}
-    names |= {"qos": "qos"}
-    given = {option: getattr(args, f"slurm_{flag}") for flag, option in names.items()}
-    return {k: v for k, v in given.items() if v is not None} | _pairs(args)
+def _given(args: Namespace) -> dict[str, str]:
+    """The flags --slurm-partition and its like that were given, as sbatch names them."""
+    values = {_SBATCH.get(name, name): getattr(args, f"slurm_{name}") for name in _SLURM}
+    return {option: value for option, value in values.items() if value is not None}
 
 
 def _without_engine(argv: Sequence[str]) -> list[str]:

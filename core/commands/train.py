@@ -15,7 +15,7 @@ from core.commands import flags
 from core.commands.parser import Parser
 from core.datasets import paths
 from core.datasets.registry import DATASETS
-from core.files.errors import UserError
+from core.files.errors import UserError, differences
 from core.method import find_method, with_settings
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ def parser(dataset: str, description: str | None) -> Parser:
 
 
 def main(dataset: str, description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Parse, load, train every seed, print the table."""
     args = parser(dataset, description).parse_args(argv)
     name = "CUB50" if getattr(args, "split", "ps") == "cub50" else dataset
     repeated = _read_config(args, argv) if args.config else None
@@ -109,7 +108,7 @@ def run_seeds(
             gamma_splits=args.gamma_splits,
         )
         if repeated is not None:
-            _compare(args.config, repeated, config.as_dict())
+            _compare(args.config, repeated, asdict(config))
         out = folder / f"seed{seed}"
         watch = Board(out) if args.tensorboard else None
         result = run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics, watch=watch)
@@ -165,26 +164,10 @@ def _compare(path: Path, repeated: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         UserError: names what differs.
     """
-    was, now = (json.loads(json.dumps(c | {"recipe": as_dict_of(c["recipe"])})) for c in (repeated, now))
-    lines = []
-    for key in sorted({*was, *now}):
-        if was.get(key) == now.get(key):
-            continue
-        a, b = was.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += [
-                f"{key}.{k}: {a.get(k)!r} there, {b.get(k)!r} now" for k in sorted({*a, *b}) if a.get(k) != b.get(k)
-            ]
-        else:
-            lines.append(f"{key}: {a!r} there, {b!r} now")
-    if lines:
+    was, now = (json.loads(json.dumps(c)) for c in (repeated | {"recipe": asdict(repeated["recipe"])}, now))
+    if lines := differences(was, now):
         raise UserError(
             f"this would not be the run of {path}:\n  "
             + "\n  ".join(lines)
             + "\nUse the data and the version it was made with, or run without --config"
         )
-
-
-def as_dict_of(recipe: Any) -> dict[str, Any]:
-    """A recipe as plain values, if it is not yet."""
-    return recipe if isinstance(recipe, dict) else asdict(recipe)

@@ -19,7 +19,6 @@ log = logging.getLogger(__name__)
 
 
 def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    """Make the vectors of one data set's attributes."""
     dataset, p = DATASETS[name], Parser(description)
     sources = f"{' or '.join(MODELS)} (through gensim), {' or '.join(SOURCES)} (text encoders), "
     sources += f"a file of word vectors ({FORMATS}), or ready "

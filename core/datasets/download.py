@@ -150,22 +150,19 @@ def extract(archive: Path, into: Path) -> None:
         UserError: a damaged archive, one that leaves its folder, holds links or devices, or unpacks without bound, or
             another process is unpacking there.
     """
-    lock: Lock | None = None
     try:
         into.mkdir(parents=True, exist_ok=True)
-        lock = Lock(into / ".unpack")
-        _remove_unpacked(into)  # of a killed process
-        temporary = Path(tempfile.mkdtemp(prefix=".unpack-", dir=into))
-        if zipfile.is_zipfile(archive):
-            _unzip(archive, temporary)
-        else:
-            _untar(archive, temporary)
-        for entry in sorted(temporary.iterdir()):
-            if (into / entry.name).exists():
-                log.warning("%s is already there; left as it is", into / entry.name)
-            else:
-                os.rename(entry, into / entry.name)
-        fsync_folder(into)
+        with Lock(into / ".unpack"):
+            for old in into.glob(".unpack-*"):  # of a killed process
+                shutil.rmtree(old, ignore_errors=True)
+            with tempfile.TemporaryDirectory(prefix=".unpack-", dir=into, ignore_cleanup_errors=True) as folder:
+                (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, Path(folder))
+                for entry in sorted(Path(folder).iterdir()):
+                    if (into / entry.name).exists():
+                        log.warning("%s is already there; left as it is", into / entry.name)
+                    else:
+                        os.rename(entry, into / entry.name)
+            fsync_folder(into)
     except UserError:
         raise
     except Exception as error:  # damaged archives raise nearly anything
@@ -173,15 +170,6 @@ def extract(archive: Path, into: Path) -> None:
             f"cannot unpack {archive} ({type(error).__name__}: {error}). Nothing half-unpacked was kept; get the "
             "archive again"
         ) from error
-    finally:
-        if lock is not None:
-            _remove_unpacked(into)
-            lock.release()
-
-
-def _remove_unpacked(into: Path) -> None:
-    for old in into.glob(".unpack-*"):
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_total(total: int, archive: Path) -> None:

@@ -64,10 +64,9 @@ class Metadata:
         Raises:
             UserError: names the file and the cause.
         """
-        problem = next(self._label_problems(first), None)
-        if problem is not None:
+        for problem in self._label_problems(first):
             raise UserError(f"{images or where}: {problem}")
-        if (problem := next(self._split_problems(first), None)) is not None:
+        for problem in self._split_problems(first):
             raise UserError(f"{where}: {problem}")
         for note in self._oddities():
             if not any(note in known for known in self.notes):

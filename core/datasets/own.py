@@ -15,6 +15,7 @@ import difflib
 import hashlib
 import json
 import os
+import shlex
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ def read_folder(root: Path | str, choices: Choices | None = None) -> Metadata:
     files = [file for name in images for file in images[name]]
     labels = np.array([number[name] for name in images for _ in images[name]], dtype=np.int64)
     att, negative = clip_negative(sheet.values, OWN)
-    split = _split(root, choices, sheet, images, files, labels)
+    locs, split_notes = _split(root, choices, sheet, images, files, labels)
     metadata = Metadata(
         name=OWN.name,
         image_files=files,
@@ -77,9 +78,9 @@ def read_folder(root: Path | str, choices: Choices | None = None) -> Metadata:
         class_names=sheet.classes,
         att=att,
         original_att=att,
-        **split.locs,
+        **locs,
         split_sha256=sha256_file(root / "attributes.csv"),
-        notes=[*split.notes, *notes, *negative, *_odd_attributes(sheet)],
+        notes=[*split_notes, *notes, *negative, *_odd_attributes(sheet)],
         attribute_names=sheet.attributes,
         allow_candidates=True,
     )
@@ -215,10 +216,7 @@ def find_images(root: Path) -> tuple[dict[str, list[str]], list[str]]:
     return found, notes
 
 
-@dataclass(frozen=True)
-class _Split:
-    locs: dict[str, np.ndarray]
-    notes: list[str]
+_Split = tuple[dict[str, np.ndarray], list[str]]  # rows of each part, and notes
 
 
 def _split(
@@ -251,7 +249,7 @@ def _split(
         uses = "train, validate, test" if needed == 3 else "train, test"
         raise UserError(
             f"{root / 'images'}: a seen class needs {needed} images or more ({uses}); {counts}. Add images, or make it "
-            f"an unseen class with --unseen {' '.join(_quoted(n) for n in few[:5])}{way}"
+            f"an unseen class with --unseen {shlex.join(few[:5])}{way}"
         )
     rng = np.random.default_rng(choices.seed)
     of = {name: labels == sheet.classes.index(name) for name in images}
@@ -270,7 +268,7 @@ def _split(
         "train_loc": trainval[~val] if val.any() else np.empty(0, np.int64),
         "val_loc": trainval[val],
     }
-    return _Split(locs, [note, f"{TEST_SHARE:.0%} of each seen class's images drawn for test, seed {choices.seed}"])
+    return locs, [note, f"{TEST_SHARE:.0%} of each seen class's images drawn for test, seed {choices.seed}"]
 
 
 def _unseen(root: Path, choices: Choices, classes: list[str], images: dict[str, list[str]]) -> tuple[list[str], str]:
@@ -355,7 +353,7 @@ def _by_image(path: Path, rows: list[tuple[int, str, str]], files: list[str]) ->
         "train_loc": parts["train"],
         "val_loc": parts["val"],
     }
-    return _Split(locs, notes)
+    return locs, notes
 
 
 def _odd_attributes(sheet: Description) -> list[str]:
@@ -374,10 +372,6 @@ def _odd_attributes(sheet: Description) -> list[str]:
             "the columns to one scale"
         )
     return notes
-
-
-def _quoted(name: str) -> str:
-    return f'"{name}"' if " " in name else name
 
 
 def _count(n: int, kind: str = "") -> str:

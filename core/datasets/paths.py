@@ -18,10 +18,11 @@ def image_folder(data_root: Path, dataset: DataSet) -> Path:
     Raises:
         UserError: it is in none of the places we look; names them all.
     """
-    tried = _image_folders(data_root, dataset)
-    return _first(
-        [folder for folder in tried if folder.is_dir()],
-        f"the images of {dataset.source} are not there. Looked for the folders: {_listed(tried)}. {_get(dataset)}",
+    for folder in (tried := _image_folders(data_root, dataset)):
+        if folder.is_dir():
+            return folder
+    raise UserError(
+        f"the images of {dataset.source} are not there. Looked for the folders: {_listed(tried)}. {_get(dataset)}"
     )
 
 
@@ -31,22 +32,18 @@ def xlsa17_folder(data_root: Path, dataset: DataSet) -> Path:
     Raises:
         UserError: they are in none of the places we look; names them all.
     """
-    tried = _xlsa17_folders(data_root, dataset)
-    return _first(
-        [f for f in tried if (f / "att_splits.mat").is_file() and (f / "res101.mat").is_file()],
+    for folder in (tried := _xlsa17_folders(data_root, dataset)):
+        if (folder / "att_splits.mat").is_file() and (folder / "res101.mat").is_file():
+            return folder
+    raise UserError(
         f"xlsa17's res101.mat and att_splits.mat of {dataset.source} are not there. Looked in: {_listed(tried)}. "
-        f"{_get(dataset)}, or point --data-root at the folder that holds xlsa17/",
+        f"{_get(dataset)}, or point --data-root at the folder that holds xlsa17/"
     )
 
 
 def feature_file(data_root: Path, dataset: DataSet, backbone: str = "ResNet_101") -> Path:
     """ROOT/<source>/feature_map_<Backbone>_<source>.hdf5, which is DAZLE's name for ResNet-101's features."""
-    return Path(data_root) / dataset.source / dataset.feature_file(backbone)
-
-
-def feature_files(data_root: Path, dataset: DataSet) -> list[Path]:
-    """The finished feature files that are there, of any backbone."""
-    return sorted(feature_file(data_root, dataset).parent.glob(dataset.feature_file("*")))
+    return Path(data_root) / dataset.source / f"feature_map_{backbone}_{dataset.source}.hdf5"
 
 
 def vectors_file(data_root: Path, dataset: DataSet) -> Path:
@@ -65,8 +62,9 @@ def require(data_root: Path, dataset: DataSet) -> None:
     """Raise unless the root holds something of the data set: images, split files or features."""
     images, splits = _image_folders(data_root, dataset), _xlsa17_folders(data_root, dataset)
     there = any(f.is_dir() for f in images) or any((f / "att_splits.mat").is_file() for f in splits)
-    if not there and not feature_files(data_root, dataset):
-        looked = _listed([*images, *(f / "att_splits.mat" for f in splits), feature_file(data_root, dataset, "*")])
+    features = feature_file(data_root, dataset, "*")
+    if not there and not any(features.parent.glob(features.name)):
+        looked = _listed([*images, *(f / "att_splits.mat" for f in splits), features])
         root = f"{data_root}{'' if data_root.is_dir() else ' (which is no folder)'}"
         raise UserError(f"--data-root {root} holds no {dataset.source}. Looked for: {looked}. {_get(dataset)}")
 
@@ -103,12 +101,6 @@ def _image_folders(data_root: Path, dataset: DataSet) -> list[Path]:
 
 def _xlsa17_folders(data_root: Path, dataset: DataSet) -> list[Path]:
     return [Path(data_root) / "xlsa17" / "data" / dataset.source, Path(data_root) / dataset.source]
-
-
-def _first(found: list[Path], message: str) -> Path:
-    if not found:
-        raise UserError(message)
-    return found[0]
 
 
 def _listed(paths: Sequence[Path]) -> str:

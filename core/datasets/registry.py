@@ -49,10 +49,6 @@ class DataSet:
         object.__setattr__(self, "source", source)
         object.__setattr__(self, "folders", self.folders or (f"{source}/{self.anchor}", self.anchor))
 
-    def feature_file(self, backbone: str = "ResNet_101") -> str:
-        """Name of the feature file; DAZLE's name for ResNet-101."""
-        return f"feature_map_{backbone}_{self.source}.hdf5"
-
 
 DATASETS: dict[str, DataSet] = {}
 _PLACES: dict[str, str] = {}
@@ -70,11 +66,6 @@ def register(dataset: DataSet) -> DataSet:
         raise UserError(f"two data sets are named {dataset.name}: one in {_PLACES[dataset.name]}, one in {place}")
     DATASETS[dataset.name], _PLACES[dataset.name] = dataset, place
     return dataset
-
-
-def names() -> list[str]:
-    """Names of the registered data sets."""
-    return list(DATASETS)
 
 
 AWA2 = DataSet(

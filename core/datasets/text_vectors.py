@@ -11,15 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from core.datasets.class_text import attribute_phrase
-from core.files.errors import UserError
+from core.files.errors import UserError, first_line, library
 
 OPEN_CLIP, SENTENCE = "open_clip:", "sentence-transformers:"
 SOURCES = (f"{OPEN_CLIP}MODEL/PRETRAINED", f"{SENTENCE}NAME")
-
-
-def is_text_source(source: str) -> bool:
-    """Whether a --source names a text encoder."""
-    return source.startswith((OPEN_CLIP, SENTENCE))
 
 
 def attribute_text(name: str) -> str:
@@ -49,21 +44,14 @@ def encode_attributes(source: str, names: Sequence[str]) -> np.ndarray:
 
 
 def _sentences(name: str, texts: list[str]) -> np.ndarray:
-    try:
-        library = importlib.import_module("sentence_transformers")
-    except ImportError as error:
-        raise UserError(
-            f"--source {SENTENCE}{name} needs sentence-transformers, which is not installed ({error}): "
-            "pip install sentence-transformers"
-        ) from error
+    sentences = library("sentence_transformers", f"--source {SENTENCE}{name}", "sentence-transformers")
     try:
         # no code of a repository is run: trust_remote_code stays off
-        model = library.SentenceTransformer(name, device="cpu", trust_remote_code=False)
+        model = sentences.SentenceTransformer(name, device="cpu", trust_remote_code=False)
         rows: np.ndarray = model.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     except Exception as error:  # of the hub's client: nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"--source {SENTENCE}{name} could not be loaded ({reason}). Offline? Download the model's folder elsewhere "
-            f"and name it: --source {SENTENCE}FOLDER"
+            f"--source {SENTENCE}{name} could not be loaded ({first_line(error)}). Offline? Download the model's "
+            f"folder elsewhere and name it: --source {SENTENCE}FOLDER"
         ) from error
     return rows

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 
 from core.datasets.names import FALLBACK, clean_name, read_names_file, words_of
-from core.datasets.text_vectors import SOURCES, attribute_text, encode_attributes, is_text_source
+from core.datasets.text_vectors import OPEN_CLIP, SENTENCE, SOURCES, attribute_text, encode_attributes
 from core.files import sandbox
 from core.files.atomic import read_json, sha256_file, write_bytes
 from core.files.errors import UserError
@@ -376,7 +376,7 @@ def attribute_vectors(source: str, names: Sequence[str]) -> AttributeVectors:
         UserError: no such source, or one that cannot be read or lacks what is needed.
     """
     local = Path(source)
-    if is_text_source(source):
+    if source.startswith((OPEN_CLIP, SENTENCE)):
         texts = [[attribute_text(name)] for name in names]
         return AttributeVectors(encode_attributes(source, names), list(names), texts, {})
     if local.suffix.lower() not in _READY or not local.is_file():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +107,9 @@ def _check_class_order(metadata: Metadata, res101: Path, att_splits: Path) -> No
     m = metadata
     folders: dict[str, set[int]] = {}  # folder name -> labels of its images
     for file, label in zip(m.image_files, m.labels.tolist(), strict=True):
-        for folder in _folder_names(file):
-            folders.setdefault(folder, set()).add(label)
+        parts = file.split("/")[:-1]
+        for i in range(len(parts)):  # names it may have in a list of classes: SUN's a/apse/indoor/x.jpg is apse_indoor
+            folders.setdefault(_letters("".join(parts[i:])), set()).add(label)
     for c, name in enumerate(m.class_names):
         found = folders.get(_letters(name), {c})
         if c not in found:
@@ -117,13 +117,6 @@ def _check_class_order(metadata: Metadata, res101: Path, att_splits: Path) -> No
                 f"{att_splits}: class {c + 1} is {name!r}, but {res101} gives the label {min(found) + 1} to the images "
                 "in the folder of that name. The files number the classes differently; take both from one release"
             )
-
-
-def _folder_names(file: str) -> Iterator[str]:
-    """Names an image's folder may have in a list of classes: SUN's a/apse/indoor/x.jpg is of apse_indoor."""
-    parts = file.split("/")[:-1]
-    for i in range(len(parts)):
-        yield _letters("".join(parts[i:]))
 
 
 def _letters(name: str) -> str:

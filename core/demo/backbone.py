@@ -31,21 +31,24 @@ log = logging.getLogger(__name__)
 
 FORMAT = 2  # raise it when the network or its training changes
 CHANNELS = 128  # D of the feature map
+_LR = 4e-3
+_ATTRIBUTE_WEIGHT = 4.0  # of the attributes' BCE beside the classes' cross-entropy
+# the maps are so small that threads wait for each other longer than they compute, and one's result is the same anywhere
+_THREADS = 1
 SHIFT = 8  # pixels, the largest shift of the augmentation
 
 
 class DemoBackbone(nn.Module):
     """RGB images in [0,1], (B,3,112,112) -> feature map (B,D,7,7), non-negative. It normalises its input itself."""
 
-    def __init__(self, channels: int = CHANNELS) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.channels = channels
         self.body = nn.Sequential(
             _block(3, 48, 4, kernel=6),  # (B,48,28,28): a coarse stem, because large maps are what costs time on a CPU
             _block(48, 64, 2),  # (B,64,14,14)
             _block(64, 96, 1),
-            _block(96, channels, 2),  # (B,D,7,7)
-            _block(channels, channels, 1),
+            _block(96, CHANNELS, 2),  # (B,D,7,7)
+            _block(CHANNELS, CHANNELS, 1),
         )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -84,26 +87,20 @@ def train_demo_backbone(
     seed: int = 0,
     epochs: int = 40,
     batch_size: int = 32,
-    lr: float = 4e-3,
-    channels: int = CHANNELS,
-    attribute_weight: float = 4.0,
-    threads: int = 1,
 ) -> Path:
     """Train a :class:`DemoBackbone` on the demo's train images on the CPU and save its weights to ``out_path``.
 
     The epochs were settled on validation classes alone: with 20 and 40 of them AUSUC there was 46 and 56 for vsmr, 26
-    and 58 for dazle. The loss is cross-entropy on the train classes plus ``attribute_weight`` times BCE on their
-    attributes. Weights trained with the same arguments on the same split are kept. One thread by default: the maps are
-    so small that threads on a busy machine wait for each other longer than they compute, and the result is the same
-    anywhere.
+    and 58 for dazle. The loss is cross-entropy on the train classes plus a multiple of BCE on their attributes. Weights
+    trained with the same arguments on the same split are kept.
 
     Raises:
         UserError: the demo data set is missing, or its splits would leak test images into the training.
     """
     metadata = read_metadata(data_root, DEMO)
     settings = json.dumps(
-        {"format": FORMAT, "seed": seed, "epochs": epochs, "batch_size": batch_size, "lr": lr, "channels": channels}
-        | {"attribute_weight": attribute_weight, "threads": threads, "split_sha256": metadata.split_sha256},
+        {"format": FORMAT, "seed": seed, "epochs": epochs, "batch_size": batch_size, "lr": _LR, "channels": CHANNELS}
+        | {"attribute_weight": _ATTRIBUTE_WEIGHT, "threads": _THREADS, "split_sha256": metadata.split_sha256},
         sort_keys=True,
     )
     out_path = Path(out_path)
@@ -121,17 +118,17 @@ def train_demo_backbone(
 
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # the modules' own initialisation must not move the global generator
-        backbone = DemoBackbone(channels)
-        heads = nn.Linear(channels, attributes.shape[0] + attributes.shape[1])
+        backbone = DemoBackbone()
+        heads = nn.Linear(CHANNELS, attributes.shape[0] + attributes.shape[1])
     _initialise(backbone, heads, generator)
     backbone = backbone.to(memory_format=torch.channels_last).train()
     parameters = [*backbone.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.05)
+    optimizer = torch.optim.AdamW(parameters, lr=_LR, weight_decay=0.05)
     steps = epochs * -(-len(loc) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=max(steps, 2), pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, total_steps=max(steps, 2), pct_start=0.2)
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(_THREADS)
     try:
         for epoch in range(epochs):
             total = 0.0
@@ -142,7 +139,7 @@ def train_demo_backbone(
                 class_logits, attribute_logits = logits.split(attributes.shape, dim=1)
                 target = classes[rows]
                 bce = F.binary_cross_entropy_with_logits(attribute_logits, attributes[target])
-                loss = F.cross_entropy(class_logits, target, label_smoothing=0.1) + attribute_weight * bce
+                loss = F.cross_entropy(class_logits, target, label_smoothing=0.1) + _ATTRIBUTE_WEIGHT * bce
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward(loss)
                 optimizer.step()

@@ -158,12 +158,6 @@ def render_demo(
     return folder
 
 
-def read_part_locations(folder: Path | str) -> np.ndarray:
-    """``parts/part_locs.txt`` of a rendering, (N,P,3) float64: x, y in pixels of the 112x112 image, visible 0/1."""
-    rows = np.loadtxt(Path(folder) / "parts" / "part_locs.txt", ndmin=2)
-    return rows[:, 2:].reshape(-1, len(PARTS), 3)
-
-
 def _is_complete(folder: Path, mats: Path, wanted: dict[str, int]) -> bool:
     try:
         marker = json.loads((folder / MARKER).read_text())

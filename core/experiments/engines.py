@@ -21,7 +21,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from core.files.atomic import read_json, write_bytes
 from core.files.errors import UserError
@@ -45,16 +45,6 @@ class Outcome:
     log: Path | None = None  # what its process wrote, where that is a file
 
 
-class Engine(Protocol):
-    """What a sweep asks of an engine."""
-
-    def submit(self, jobs: Sequence[Any]) -> None:
-        """Take these jobs."""
-
-    def results(self) -> Iterator[Outcome]:
-        """Each job once it has ended, in the order of ending."""
-
-
 @dataclass
 class LocalEngine:
     """``processes`` of this machine; with one, jobs run in this process. Devices are taken in turn."""
@@ -69,7 +59,7 @@ class LocalEngine:
         self._waiting += enumerate(jobs)
 
     def results(self) -> Iterator[Outcome]:
-        """Each job once it has ended."""
+        """Each job once it has ended, in the order of ending."""
         if self.processes == 1:
             while self._waiting:
                 number, job = self._waiting.popleft()
@@ -188,7 +178,6 @@ class SlurmEngine:
         log.info("job array %s of %d tasks; logs in %s", array, len(jobs), self.folder)
 
     def results(self) -> Iterator[Outcome]:
-        """Each job once it has ended."""
         try:
             while self._waiting or self._begun:
                 while self._waiting and len(self._begun) < self.processes:
@@ -251,10 +240,7 @@ class SlurmEngine:
 
 def slurm_queue() -> dict[str, str] | None:
     """Tasks of this user that SLURM has, each with why it waits (empty: it runs); None: it does not answer."""
-    command = ["squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r"]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+    if (said := _answer("squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r")) is None:
         return None
     found = {}
     for line in said.splitlines():
@@ -265,12 +251,16 @@ def slurm_queue() -> dict[str, str] | None:
 
 def _state_of(task: str) -> str:
     """How SLURM says that a task ended; empty where it keeps no accounts."""
-    command = ["sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={task}"]
+    said = _answer("sacct", "--noheader", "--parsable2", "--allocations", "--format=State", f"--jobs={task}")
+    return next(iter((said or "").splitlines()), "")
+
+
+def _answer(*command: str) -> str | None:
+    """What a program of SLURM's says; None where it does not answer."""
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return next(iter(said.splitlines()), "")
+        return None
 
 
 def _outcome(job: Any, begun: Any, gone: bool) -> Outcome:

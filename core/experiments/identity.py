@@ -96,10 +96,6 @@ class RunConfig:
     code: str
     method_code: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 def run_config(
     inputs: Inputs, method: str, recipe: Any, *, seed: int, select: str = "val", epochs: int | None = None,

@@ -22,6 +22,7 @@ from core.features.backbones import file_form
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
 from core.features.regions import RegionFeatures
+from core.features.settings import extraction_command
 from core.files.atomic import read_json, sha256_file
 from core.files.errors import UserError
 from core.files.kinds import missing
@@ -62,22 +63,13 @@ def split_digest(m: Metadata) -> str:
     return digest.hexdigest()
 
 
-def extraction_command(dataset: DataSet, data_root: Path) -> str:
-    """The command that makes a data set's features."""
-    if dataset.name in ("DEMO", "OWN"):
-        root = f" --data-root {data_root}" if dataset.name == "OWN" else ""
-        return f"python {dataset.name}_ours.py{root}"
-    root = "" if data_root == paths.DEFAULT_ROOT else f" --data-root {data_root}"
-    return f"python extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py{root}"
-
-
-def find_features(dataset: DataSet, data_root: Path, given: Path | None) -> Path:
-    """The feature file to use.
+def find_features(dataset: DataSet, data_root: Path, given: Path | None, own: Metadata | None = None) -> Path:
+    """The feature file to use; of a folder of one's ``own`` the one of these very images.
 
     Raises:
         UserError: none or several; says where we looked and the command that makes one, or continues one.
     """
-    command = extraction_command(dataset, data_root)
+    command = extraction_command(dataset, data_root=data_root)
     if given is not None:
         if given.is_file():
             return given
@@ -85,38 +77,20 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None) -> Path
             raise UserError(f"--features {given} is a folder; name the feature file in it")
         where = missing(given, "feature file")
         raise UserError(f"{where}. {_unfinished([given])}Make one with: {command} --out {given}")
-    usual, found = paths.feature_file(data_root, dataset), paths.feature_files(data_root, dataset)
-    if usual in found:
+    pattern = feature_pattern(data_root, own.image_files) if own else paths.feature_file(data_root, dataset, "*")
+    found = sorted(pattern.parent.glob(pattern.name))
+    if (usual := paths.feature_file(data_root, dataset)) in found:
         return usual
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
-    paths.require(data_root, dataset)
-    pattern = paths.feature_file(data_root, dataset, "*")
+    if own is None:
+        paths.require(data_root, dataset)
     begun = [p.with_suffix("") for p in pattern.parent.glob(f"{pattern.name}.partial")]
     raise UserError(
-        f"no feature file; looked for {pattern}. {_unfinished(begun)}"
+        f"no feature file{' of these images' if own else ''}; looked for {pattern}. {_unfinished(begun)}"
         f"Make one with: {command}, or name one with --features."
-    )
-
-
-def find_own_features(data_root: Path, given: Path | None, m: Metadata) -> Path:
-    """The feature file of a folder of one's own: ``given``, or the one of these very images.
-
-    Raises:
-        UserError: none or several; says where we looked and the command that makes one.
-    """
-    if given is not None:
-        return find_features(OWN, data_root, given)
-    pattern = feature_pattern(data_root, m.image_files)
-    found = sorted(pattern.parent.glob(pattern.name))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
-    raise UserError(
-        f"no feature file of these images; looked for {pattern}. Make one with: {extraction_command(OWN, data_root)}"
     )
 
 
@@ -144,25 +118,17 @@ def find_vectors(
     )
 
 
-def names_beside(vectors: Path | None) -> list[str] | None:
-    """Attribute names recorded in the sidecar of a vector file, if there is one."""
-    sidecar = vectors.with_suffix(".json") if vectors else None
-    if sidecar is None or not sidecar.is_file():
-        return None
-    record = read_json(sidecar)
-    names = record.get("names") if isinstance(record, dict) else None
-    return [str(n) for n in names] if isinstance(names, list) and names else None
-
-
 def attribute_names(dataset: DataSet, data_root: Path, vectors: Path | None, K: int) -> list[str]:
     """(K,) names, from beside the vectors or from the data set's own files; numbers where neither has them."""
-    names = names_beside(vectors)
-    if names is None:
+    sidecar = vectors.with_suffix(".json") if vectors else None
+    record = read_json(sidecar) if sidecar and sidecar.is_file() else None
+    names = record.get("names") if isinstance(record, dict) else None
+    if not isinstance(names, list) or not names:
         try:
             names = read_attribute_names(dataset, data_root)
         except UserError:
             names = []
-    return names if len(names) == K else [f"attribute {k + 1}" for k in range(K)]
+    return [str(name) for name in names] if len(names) == K else [f"attribute {k + 1}" for k in range(K)]
 
 
 def load_inputs(
@@ -188,7 +154,7 @@ def load_inputs(
     of_root: Metadata | None = None
     if dataset.name == OWN.name:
         metadata = read_folder(root, own or Choices())
-        path = find_own_features(root, features, metadata)
+        path = find_features(dataset, root, features, metadata)
         file = FeatureFile(path)
         check_images(path, file.image_files or [], root, metadata)
         array, vectors = (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,7 +52,6 @@ class _Drawn:
         self._block = np.abs(rng.standard_normal((16, D, R), dtype=np.float32)).astype(np.float16)
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Raw maps (n,D,R)."""
         return self._block[rows % len(self._block)]
 
     def prefetch(self, rows: np.ndarray) -> None:
@@ -110,8 +110,7 @@ def _fold(method: Method, fold: Fold, shape: tuple[int, int], device: str, diagn
     share = len(fold.train_rows) / len(part.train_rows)
     total = 0.0
     if method.begin:
-        begin = method.begin
-        total += share * _timed(lambda: begin(part.train_images(features)), 1, features.device)
+        total += share * _timed(partial(method.begin, part.train_images(features)), 1, features.device)
     method.model.train()
     generator = np.random.default_rng(0)
     selectable = 0
@@ -130,11 +129,9 @@ def _fold(method: Method, fold: Fold, shape: tuple[int, int], device: str, diagn
         total += phase.epochs * phase.batches.count(len(fold.train_rows)) * _timed(step, _STEPS, features.device)
         selectable += phase.epochs if phase.selectable else 0
     method.model.eval()
+    once = 0.0
     if method.finish:
-        finish = method.finish
-        once = share * _timed(lambda: finish(part.train_images(features)), 1, features.device)
-    else:
-        once = 0.0
+        once = share * _timed(partial(method.finish, part.train_images(features)), 1, features.device)
     scored = part.seen_rows[:_SCORED]
     an_image = _timed(lambda: class_scores(method.model, features, scored), 1, features.device) / max(1, len(scored))
     once += an_image * (len(fold.seen_rows) + len(fold.unseen_rows))
@@ -157,7 +154,6 @@ def _subset(fold: Fold) -> Fold:
 
 
 def _timed(work: Callable[[], object], times: int, device: torch.device) -> float:
-    """Seconds of ``work``, the mean of ``times``."""
     started = time.perf_counter()
     for _ in range(times):
         work()

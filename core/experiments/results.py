@@ -113,7 +113,7 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
             old.unlink(missing_ok=True)
     if not path.exists():
         return None
-    result, wanted = read_result(path), json.loads(json.dumps(config.as_dict()))
+    result, wanted = read_result(path), json.loads(json.dumps(asdict(config)))
     if result["config"] != wanted:
         known = result["config"]
         differ = sorted(k for k in {*wanted, *known} if known.get(k) != wanted.get(k))
@@ -175,9 +175,8 @@ def write_run(
         np.savez(handle, allow_pickle=False, **condensed)  # what resampling the classes needs
     write_bytes(out / "config.json", json.dumps(result["config"], indent=1).encode())
     save_checkpoint(out / "checkpoint.safetensors", *checkpoint(method, result, inputs, fold))
-    files = {name: sha256_file(out / name) for name in WRITTEN}
-    if (out / "history_validation.csv").is_file():
-        files["history_validation.csv"] = sha256_file(out / "history_validation.csv")
+    written = [*WRITTEN, *["history_validation.csv"] * (out / "history_validation.csv").is_file()]
+    files = {name: sha256_file(out / name) for name in written}
     return write_json(out / "metrics.json", result | {"files": files})
 
 
@@ -195,17 +194,13 @@ def checkpoint(method: Method, result: dict[str, Any], inputs: Inputs, fold: Fol
         "classes": inputs.metadata.class_names,
         "attributes": inputs.attribute_names,
         "regions": "unit length over D (L2)",
-        "backbone": backbone_record(inputs, fold),
+        # what makes the run's regions of a photograph: of the features' provenance, and the type they were stored in
+        "backbone": {k: v for k, v in inputs.provenance.items() if k in BACKBONE}
+        | {"store": inputs.features.source.read(fold.train_rows[:1]).dtype.name},
         "libraries": {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
         "environment": result["environment"],
     }
     return tensors, meta
-
-
-def backbone_record(inputs: Inputs, fold: Fold) -> dict[str, str]:
-    """What makes the run's regions of a photograph: provenance of the features, and the type they were stored in."""
-    store = inputs.features.source.read(fold.train_rows[:1]).dtype.name
-    return {k: v for k, v in inputs.provenance.items() if k in BACKBONE} | {"store": store}
 
 
 def row_of(result: dict[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,10 @@ method's own diagnosis are measured on them too, and nothing that is reported de
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ def validate(
         started = time.time()
         chosen = choose(config, inputs, out)
         result = {
-            "config": config.as_dict(),
+            "config": asdict(config),
             "ablation": ablation,
             "chosen": chosen,
             "seconds": round(time.time() - started, 1),
@@ -138,7 +137,7 @@ def _measured(config: RunConfig, inputs: Inputs, out: Path, watch: Watch) -> lis
         fold,
         seed=config.seed,
         state_path=out / "validation.state",
-        identity=config.as_dict() | {"fold": "validation"},
+        identity=asdict(config) | {"fold": "validation"},
         on_epoch=measure,
         label=f"{config.method} seed {config.seed} validation",
         precision=config.precision,
@@ -195,7 +194,7 @@ def _test(
         seed=config.seed,
         stop_after=chosen["epochs"],
         state_path=out / "refit.state",
-        identity=config.as_dict() | {"fold": "test", "chosen": chosen},
+        identity=asdict(config) | {"fold": "test", "chosen": chosen},
         on_epoch=on_epoch,
         label=f"{config.method} seed {config.seed} refit",
         precision=config.precision,
@@ -217,7 +216,7 @@ def _test(
         method.model.eval()
         published = method.diagnose(fold.seen_images(inputs.features), fold.unseen_images(inputs.features))
     result: dict[str, Any] = {
-        "config": config.as_dict(),
+        "config": asdict(config),
         "chosen": chosen,
         # H without calibration, and the highest H that any γ gives on these images: that γ is chosen on test
         "standard": asdict(metrics) | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())},
@@ -267,17 +266,12 @@ def environment(inputs: Inputs) -> dict[str, Any]:
     return {"torch": torch.__version__, "device": str(device), "machine": name, "threads": torch.get_num_threads()}
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold a run's folder; a second process is refused, a dead one's lock is no obstacle."""
+def _locked(out: Path) -> Lock:
+    """The lock of a run's folder, which is made where it is not there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = Lock(out / "run")
+        return Lock(out / "run")
     except OSError as error:
         raise UserError(
             f"cannot write results to {out}: {error.strerror}. Choose another place with --out FOLDER"
         ) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -87,7 +87,6 @@ class _ClassCurves:
 
     unseen: np.ndarray  # (U,) class numbers
     seen: np.ndarray  # (S,)
-    thresholds: np.ndarray  # (T,)
     U: np.ndarray
     S: np.ndarray
     area: np.ndarray
@@ -114,28 +113,24 @@ def _class_curves(arrays: Mapping[str, np.ndarray]) -> _ClassCurves:
     rises = np.concatenate([[True], (won > 0).any(axis=0)])
     falls_next = np.concatenate([(lost > 0).any(axis=0), [True]])
     area = won @ ((S[:, 1:] + S[:, :-1]) / 2).T
-    return _ClassCurves(classes[0], classes[1], thresholds, U, S, area, np.flatnonzero(rises & falls_next))
+    return _ClassCurves(classes[0], classes[1], U, S, area, np.flatnonzero(rises & falls_next))
 
 
-def _reweighted(curves: _ClassCurves, gamma: float | None, w_u: np.ndarray, w_s: np.ndarray) -> np.ndarray:
-    """T1, U, S, H, AUSUC (n,5) of class weights (n,U) and (n,S) whose rows sum to 1."""
+def _reweighted(curves: _ClassCurves, w_u: np.ndarray, w_s: np.ndarray) -> np.ndarray:
+    """T1, U, S, H, AUSUC (n,5) of class weights (n,U) and (n,S) whose rows sum to 1, each at its γ of the highest H."""
     n = len(w_u)
-    if gamma is None:
-        u, s = np.empty(n), np.empty(n)
-        u_points = np.ascontiguousarray(curves.U[:, curves.corner])
-        s_points = np.ascontiguousarray(curves.S[:, curves.corner])
-        step = max(1, _BLOCK // len(curves.corner))
-        for start in range(0, n, step):
-            here = slice(start, start + step)
-            block_u, block_s = w_u[here] @ u_points, w_s[here] @ s_points
-            total = block_u + block_s
-            h = np.divide(block_u * block_s, total, out=np.zeros_like(total), where=total > 0)
-            best = h.argmax(axis=1)[:, None]
-            u[here] = np.take_along_axis(block_u, best, axis=1)[:, 0]
-            s[here] = np.take_along_axis(block_s, best, axis=1)[:, 0]
-    else:
-        i = int(np.searchsorted(curves.thresholds, gamma, side="right"))
-        u, s = w_u @ curves.U[:, i], w_s @ curves.S[:, i]
+    u, s = np.empty(n), np.empty(n)
+    u_points = np.ascontiguousarray(curves.U[:, curves.corner])
+    s_points = np.ascontiguousarray(curves.S[:, curves.corner])
+    step = max(1, _BLOCK // len(curves.corner))
+    for start in range(0, n, step):
+        here = slice(start, start + step)
+        block_u, block_s = w_u[here] @ u_points, w_s[here] @ s_points
+        total = block_u + block_s
+        h = np.divide(block_u * block_s, total, out=np.zeros_like(total), where=total > 0)
+        best = h.argmax(axis=1)[:, None]
+        u[here] = np.take_along_axis(block_u, best, axis=1)[:, 0]
+        s[here] = np.take_along_axis(block_s, best, axis=1)[:, 0]
     h = np.divide(2 * u * s, u + s, out=np.zeros(n), where=u + s > 0)
     ausuc = np.einsum("nu,nu->n", w_u, w_s @ curves.area.T)
     return np.stack([w_u @ curves.U[:, -1], u, s, h, ausuc], axis=1)
@@ -146,8 +141,6 @@ def bootstrap_over_classes(
     b: Sequence[Mapping[str, np.ndarray]] | None = None,
     *,
     rng: np.random.Generator,
-    gammas_a: Sequence[float] | None = None,
-    gammas_b: Sequence[float] | None = None,
     resamples: int = 10_000,
 ) -> dict[str, Interval]:
     """T1, U, S, H and AUSUC of runs, or of ``a`` minus ``b``, with intervals over the draw of test classes.
@@ -161,8 +154,7 @@ def bootstrap_over_classes(
     Args:
         a, b: what :func:`core.training.evaluation.compact` returns of one or several runs (seeds) of a method; metrics
             are averaged over the runs of a side.
-        gammas_a, gammas_b: γ of every run; None chooses the γ of the highest H anew in every draw.
-        resamples: number of draws.
+        resamples: number of draws; in each the γ of the highest H is chosen anew.
 
     Returns:
         metric -> value on the classes as they are with the 2.5 and 97.5 percentiles of the draws, as shares.
@@ -170,33 +162,24 @@ def bootstrap_over_classes(
     Raises:
         UserError: the runs were tested on other classes.
     """
-    sides = [(_class_curves(run), gamma) for run, gamma in _with_gammas(a, gammas_a)]
-    count = len(sides)
-    if b is not None:
-        sides += [(_class_curves(run), gamma) for run, gamma in _with_gammas(b, gammas_b)]
-    first = sides[0][0]
-    if any(not (np.array_equal(c.unseen, first.unseen) and np.array_equal(c.seen, first.seen)) for c, _ in sides):
+    sides = [_class_curves(run) for run in (*a, *(b or ()))]
+    first = sides[0]
+    if any(not (np.array_equal(c.unseen, first.unseen) and np.array_equal(c.seen, first.seen)) for c in sides):
         raise UserError("the runs were tested on other classes, so they cannot be compared class by class")
     weights = []
     for classes in (first.unseen, first.seen):
         n = len(classes)
         drawn = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
         weights.append(np.concatenate([np.full((1, n), 1 / n), drawn]))  # row 0: the classes as they are
-    values = [_reweighted(curves, gamma, *weights) for curves, gamma in sides]
-    result = np.mean(values[:count], axis=0)
+    values = [_reweighted(curves, *weights) for curves in sides]
+    result = np.mean(values[: len(a)], axis=0)
     if b is not None:
-        result = result - np.mean(values[count:], axis=0)
+        result = result - np.mean(values[len(a) :], axis=0)
     low, high = np.percentile(result[1:], (2.5, 97.5), axis=0)
     return {
         key: Interval(mean=float(result[0, i]), low=float(low[i]), high=float(high[i]))
         for i, key in enumerate(RESAMPLED)
     }
-
-
-def _with_gammas(
-    runs: Sequence[Mapping[str, np.ndarray]], gammas: Sequence[float] | None
-) -> list[tuple[Mapping[str, np.ndarray], float | None]]:
-    return list(zip(runs, [None] * len(runs) if gammas is None else gammas, strict=True))
 
 
 def load_scores(path: Path) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from core.experiments.ablations import ABLATIONS
 from core.experiments.calibration import add_H_of_all_seeds
-from core.experiments.engines import Engine, LocalEngine, SlurmEngine
+from core.experiments.engines import LocalEngine, SlurmEngine
 from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs, load_inputs
 from core.experiments.results import read_result, row_of
@@ -84,11 +84,6 @@ def jobs_of(plan: Plan) -> list[Job]:
     return jobs
 
 
-def folder_of(out: Path, inputs: Inputs, job: Job) -> Path:
-    """Where a run's files go: OUT/<data set>/<features>/<method>/seed<k>."""
-    return out / job.dataset / inputs.variant / _place(job)
-
-
 def _place(job: Job) -> str:
     return "/".join([job.method, *(["ablation", _slug(job.ablation)] if job.ablation else []), f"seed{job.seed}"])
 
@@ -116,7 +111,7 @@ def execute(plan: Plan, job: Job, device: str) -> None:
     config = run_config(
         inputs, job.method, with_settings(recipe, changes), seed=job.seed, epochs=epochs, precision=plan.precision
     )
-    out = folder_of(plan.out, inputs, job)
+    out = plan.out / job.dataset / inputs.variant / _place(job)
     if job.ablation:
         _in_turn(partial(validate, config, inputs, out, ablation=job.ablation), out / "run")
     else:
@@ -171,8 +166,7 @@ class FailedRuns(UserError):
     """Some runs of a sweep failed; the others are done and collected."""
 
 
-def engine_of(plan: Plan) -> Engine:
-    """The engine of a plan."""
+def engine_of(plan: Plan) -> LocalEngine | SlurmEngine:
     work = partial(attempt, plan)
     if plan.engine == "slurm":
         folder = plan.out / "jobs" / "slurm"
@@ -248,8 +242,7 @@ def collect(out: Path) -> Path:
 
 def _collect(out: Path, summary: Path) -> None:
     """Read and write under one lock: a slower process would write what was there before a faster one's last run."""
-    lock = Lock(summary)
-    try:
+    with Lock(summary):
         rows: list[dict[str, Any]] = []
         damaged: list[str] = []
         for path in sorted([*out.rglob("metrics.json"), *out.rglob("validation.json")]):
@@ -265,7 +258,5 @@ def _collect(out: Path, summary: Path) -> None:
         table = pd.DataFrame(rows).sort_values(keys, kind="stable")
         with atomic_path(summary) as temporary:
             table.to_csv(temporary, index=False, float_format="%.6g")
-    finally:
-        lock.release()
     if damaged:
         raise UserError("left out of summary.csv:\n  " + "\n  ".join(damaged))

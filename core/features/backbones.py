@@ -25,7 +25,7 @@ from core.features.reduction import Reduction
 from core.features.trunks import FORWARD, OPEN_CLIP, TIMM, Trunk, build_trunk, spatial_outputs
 from core.features.weights import is_weights_file, state_sha256
 from core.files.atomic import sha256_file
-from core.files.errors import UserError
+from core.files.errors import UserError, first_line
 
 SAW_UNSEEN = ("no", "unknown", "yes")
 # Classes of the proposed splits that no class of ImageNet-1k shows. AWA2: its ten unseen ones (23 of its 50 classes are
@@ -39,16 +39,13 @@ _CUB_IN_IMAGENET = ("Indigo_Bunting", "Red_breasted_Merganser")
 class Backbone(nn.Module):
     """A network in eval mode without gradients that returns a map of regions, (B,3,H,W) to (B,D,h,w)."""
 
-    def __init__(
-        self, name: str, trunk: Trunk, sha256: str, size: int, layers: Sequence[str] = (), pool: int = 1,
-        flip: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, name: str, trunk: Trunk, sha256: str, size: int, layers: Sequence[str]) -> None:
         """Args are those of :func:`build_backbone`; trunk is the network at ``size`` pixels, sha256 of its weights."""
         super().__init__()
         self.name, self.weights, self.sha256, self.pretraining = name, trunk.weights, sha256, trunk.pretraining
         self.network = trunk.network.eval().requires_grad_(False)
         self.transform: Transform = trunk.transform.at(size)
-        self.input_size, self.layers, self.pool, self.flip = size, tuple(layers), pool, flip
+        self.input_size, self.layers, self.pool, self.flip = size, tuple(layers), 1, False
         self.reduction: Reduction | None = None
         self.keep_global, self.global_width = False, 0  # its numbers G, where the class token is kept
         self._class_tokens: list[Tensor] = []  # (B,G) of each view
@@ -191,7 +188,7 @@ def build_backbone(
         maps, token = backbone.with_global(torch.zeros(1, 3, size, size))
     except (ValueError, KeyError, AttributeError, RuntimeError) as failed:
         raise UserError(
-            f"--layers {','.join(layers)} of {name}: {_first_line(failed)}; {_layers_of(trunk)}"
+            f"--layers {','.join(layers)} of {name}: {first_line(failed)[:200]}; {_layers_of(trunk)}"
         ) from failed
     shape, backbone.global_width = maps.shape, 0 if token is None else token.shape[1]
     if pool > 1 and (shape[2] % pool or shape[3] % pool):
@@ -223,14 +220,10 @@ def _fit(trunk: Trunk, size: int) -> str | None:
     except (RuntimeError, AssertionError, ValueError, IndexError) as error:
         if "memory" in str(error):
             raise UserError(
-                f"the memory is not enough for one image of {size} pixels ({_first_line(error)})"
+                f"the memory is not enough for one image of {size} pixels ({first_line(error)[:200]})"
             ) from error
-        return _first_line(error)
+        return first_line(error)[:200]
     return None
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else type(error).__name__
 
 
 def _sizes(trunk: Trunk, size: int) -> str:

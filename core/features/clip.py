@@ -8,7 +8,6 @@ region of E channels, the embedding itself. For patches of an image tower take t
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from core.features.images import Transform
 from core.features.trunks import FORWARD, OPEN_CLIP, RANDOM, Trunk, seeded_weights
 from core.features.weights import is_weights_file, read_state, state_sha256
 from core.files.atomic import sha256_file
-from core.files.errors import UserError
+from core.files.errors import UserError, first_line, library
 
 _TEXTS = 256  # encoded at once
 _BUFFERS = ("position_ids", "attn_mask")  # of older versions' files; they hold no numbers that were learned
@@ -45,7 +44,6 @@ class ClipImages(nn.Module):
         return embedding.to(images.dtype)[:, :, None, None]
 
     def forward(self, images: Tensor) -> Tensor:
-        """The same."""
         return self.forward_features(images)
 
 
@@ -80,18 +78,13 @@ def load_clip(name: str, weights: str | None = None) -> Clip:
     Raises:
         UserError: open_clip is not installed, no such model, a failed download, or a file that does not fit.
     """
-    try:
-        library = importlib.import_module("open_clip")
-    except ImportError as error:
-        raise UserError(
-            f"{name} needs open_clip, which is not installed ({error}): pip install open_clip_torch"
-        ) from error
+    open_clip = library("open_clip", name, "open_clip_torch")
     model_name, _, tag = name.removeprefix(OPEN_CLIP).partition("/")
-    tags = library.list_pretrained_tags_by_model(model_name) if library.get_model_config(model_name) else []
-    if library.get_model_config(model_name) is None:
-        near = [m for m in library.list_models() if m[:5].lower() == model_name[:5].lower()]
+    tags = open_clip.list_pretrained_tags_by_model(model_name) if open_clip.get_model_config(model_name) else []
+    if open_clip.get_model_config(model_name) is None:
+        near = [m for m in open_clip.list_models() if m[:5].lower() == model_name[:5].lower()]
         raise UserError(
-            f"no model {model_name!r} in open_clip {library.__version__}; try {', '.join(near) or 'ViT-B-16'}"
+            f"no model {model_name!r} in open_clip {open_clip.__version__}; try {', '.join(near) or 'ViT-B-16'}"
         )
     if tag not in (*tags, RANDOM):
         raise UserError(
@@ -100,20 +93,19 @@ def load_clip(name: str, weights: str | None = None) -> Clip:
     weights = weights or (RANDOM if tag == RANDOM else None)
     if weights not in (None, RANDOM) and not is_weights_file(str(weights)):
         raise UserError(f"--weights {weights}: for open_clip choose random or a weights file")
-    of_tag = library.get_pretrained_cfg(model_name, tag) or {}
+    of_tag = open_clip.get_pretrained_cfg(model_name, tag) or {}
     preprocess = {k: of_tag[k] for k in ("mean", "std", "interpolation", "resize_mode") if of_tag.get(k)}
     try:
         with seeded_weights(), _quiet():
-            model = library.create_model(
+            model = open_clip.create_model(
                 model_name, pretrained=tag if weights is None else None, pretrained_text=False,
                 force_quick_gelu=bool(of_tag.get("quick_gelu")), force_preprocess_cfg=preprocess,
             )  # fmt: skip
-            tokenizer = library.get_tokenizer(model_name)
+            tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:  # of the hub's client: nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{name} could not be made with its weights ({reason}). Offline? Download its open_clip_model.safetensors "
-            "elsewhere and name it with --weights open_clip_model.safetensors"
+            f"{name} could not be made with its weights ({first_line(error)}). Offline? Download its "
+            "open_clip_model.safetensors elsewhere and name it with --weights open_clip_model.safetensors"
         ) from error
     images = ClipImages(model.eval().requires_grad_(False))
     path = Path(weights) if weights and is_weights_file(weights) else None

@@ -214,7 +214,6 @@ def _metadata(path: Path, beside: dict[str, Any], dataset: DataSet | None, root:
         **{key: beside[key].astype(np.int64) for key in ("trainval_loc", "test_seen_loc", "test_unseen_loc")},
         **{key: beside.get(key, empty).astype(np.int64) for key in ("train_loc", "val_loc")},
         split_sha256=str(beside["attributes"].get("split_sha256", "unknown")),
-        notes=[],
     )
 
 

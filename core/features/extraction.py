@@ -35,14 +35,14 @@ from core.features.feature_file import FeatureFile
 from core.features.finetuned import finetuned_provenance, finetuned_record
 from core.features.images import Normaliser, Transform, load_image
 from core.features.merge import finish as finish_shard
+from core.features.regions import ahead
 from core.features.settings import DTYPES, ExtractionConfig, default_out, extraction_command
 from core.features.shards import Shard, part_content, refuse_other_division
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files.atomic import sha256_file, write_bytes
-from core.files.errors import UserError
+from core.files.errors import UserError, differences, is_out_of_memory
 
 _AHEAD = 3  # batches decoded ahead of the forward pass
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "could not create a", "not enough memory", "bad_alloc")
 _log = logging.getLogger(__name__)
 
 
@@ -82,21 +82,10 @@ def decoded(
 
     Args: paths one a row; pin: memory from which a GPU reads while something else is done.
     """
-    queue: deque[Batch] = deque()
-    coming = iter(batches)
     pool = ThreadPoolExecutor(threads)
-
-    def prefetch() -> None:
-        while len(queue) < _AHEAD and (some := next(coming, None)) is not None:
-            queue.append(Batch(some, paths, transform, pin, pool))
-
     try:
-        prefetch()
-        while queue:
-            batch = queue.popleft()
-            reasons = batch.wait()
-            prefetch()
-            yield batch, reasons
+        for batch in ahead(lambda rows: Batch(rows, paths, transform, pin, pool), batches, _AHEAD):
+            yield batch, batch.wait()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -250,7 +239,6 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, w2v: Path |
 
 
 def threads_of(config: ExtractionConfig) -> int:
-    """Number of decoding threads."""
     return config.workers or min(16, max(2, os.cpu_count() or 2))
 
 
@@ -303,7 +291,7 @@ def _out_of_memory(error: Exception, writer: Writer, config: ExtractionConfig) -
 
 def memory_error(error: Exception, config: ExtractionConfig) -> Exception:
     """The error to raise in place of one of a forward pass: if memory ran out, what to do about it."""
-    if not isinstance(error, MemoryError) and not any(part in str(error).lower() for part in _OUT_OF_MEMORY):
+    if not is_out_of_memory(error) and "could not create a" not in str(error):  # the latter of oneDNN
         return error
     size = config.batch_size
     smaller = f"--batch-size {max(1, size // 2)}" if size > 1 else "a smaller --input-size"
@@ -325,6 +313,8 @@ def _provenance(
     dataset: DataSet, metadata: Metadata, network: Backbone, config: ExtractionConfig, device: torch.device,
     w2v: Path | str | None,
 ) -> dict[str, str | int]:  # fmt: skip
+    if w2v is not None and not Path(w2v).is_file():
+        raise UserError(f"no attribute vectors at {w2v}; name a file with --w2v, or leave it out")
     unseen = np.unique(metadata.labels[metadata.test_unseen_loc])
     declared = config.pretraining_saw_unseen or finetuned_record(config.weights).get("saw_unseen")
     saw = network.saw_unseen(dataset, [metadata.class_names[c] for c in unseen], declared)
@@ -338,22 +328,15 @@ def _provenance(
         "device": device.type,
         "torch_version": str(torch.__version__),  # a TorchVersion, which HDF5 does not take
         "split_sha256": metadata.split_sha256,
-        "word_vectors": f"{Path(w2v).name} sha256 {_sha256(Path(w2v))}" if w2v is not None else "none",
+        "word_vectors": f"{Path(w2v).name} sha256 {sha256_file(w2v)}" if w2v is not None else "none",
         "notes": "; ".join(metadata.notes),
     }
-
-
-def _sha256(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"no attribute vectors at {path}; name a file with --w2v, or leave it out")
-    return sha256_file(path)
 
 
 def _already_there(final: Path, provenance: dict[str, str | int], again: str) -> Path:
     """A finished file of the same settings is the result; of other settings it is not overwritten."""
     with FeatureFile(final) as file:
-        differs = [f"{k}: {file.provenance.get(k)!r} there, {v!r} now" for k, v in provenance.items()
-                   if file.provenance.get(k) != v]  # fmt: skip
+        differs = differences({key: file.provenance.get(key) for key in provenance}, provenance)
     if differs:
         raise UserError(
             f"{final} exists and was made with other settings ({'; '.join(differs)}). Delete it (rm {final}) or choose "

@@ -14,10 +14,10 @@ import math
 import os
 import shlex
 import zlib
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -53,7 +53,7 @@ _ROW = 64 << 20  # bytes of one image's features; ResNet-101's have 200 kB
 _CHILD_SECONDS = 60
 
 
-class FeatureFile:
+class FeatureFile(AbstractContextManager["FeatureFile"]):
     """Reads a finished feature file of any format; rows on demand, never the whole array.
 
     Worker processes may read it too: a forked one shares the descriptor, whose position no reading uses, one that is
@@ -338,17 +338,13 @@ class FeatureFile:
         return (cub50(m) if dataset.name == CUB50.name else m).with_validation(dataset.val_share)
 
     def close(self) -> None:
-        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
         if self._file is not None:
             self._file.close()
 
-    def __enter__(self) -> FeatureFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -12,12 +12,10 @@ import hashlib
 import json
 import logging
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +30,7 @@ from core.features.backbones import Backbone, build_backbone, file_form
 from core.features.devices import resolve_device
 from core.features.finetuned import KEY, finetuned_record, pack_rows
 from core.features.images import Normaliser, load_image
+from core.features.regions import ahead
 from core.features.settings import FINETUNED
 from core.features.trunks import OPEN_CLIP, TIMM, own_size
 from core.features.weights import HEADS
@@ -137,21 +136,19 @@ def finetune(
         _log.info("%s is complete already", out)
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    lock = Lock(out)
     try:
-        run = _Run(backbone, paths, labels, rows, config, workers)
-        state = out.with_name(out.name + ".state")
-        run.restore(state, record)
-        run.train(lambda: run.store(state, record))
-        tensors = {key: value.contiguous() for key, value in run.best.items()}
-        record["epoch"], record["held_out_accuracy"] = str(run.best_epoch), f"{run.best_accuracy:.4f}"
-        write_bytes(out, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
-        state.unlink(missing_ok=True)
+        with Lock(out):
+            run = _Run(backbone, paths, labels, rows, config, workers)
+            state = out.with_name(out.name + ".state")
+            run.restore(state, record)
+            run.train(lambda: run.store(state, record))
+            tensors = {key: value.contiguous() for key, value in run.best.items()}
+            record["epoch"], record["held_out_accuracy"] = str(run.best_epoch), f"{run.best_accuracy:.4f}"
+            write_bytes(out, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
+            state.unlink(missing_ok=True)
     except torch.OutOfMemoryError as error:
         half = max(1, config.batch_size // 2)
         raise UserError(f"the memory is not enough for --batch-size {config.batch_size}: try {half}") from error
-    finally:
-        lock.release()
     return out
 
 
@@ -272,14 +269,8 @@ class _Run:
                 raise UserError(f"{self.paths[row]} could not be read: {error}. Replace it and run again") from error
 
         with ThreadPoolExecutor(self.workers) as pool:
-            waiting: deque[tuple[np.ndarray, list[Any]]] = deque()
-            coming = iter(batches)
-            while True:
-                while len(waiting) < _AHEAD and (rows := next(coming, None)) is not None:
-                    waiting.append((rows, [pool.submit(pixels, r) for r in rows.tolist()]))
-                if not waiting:
-                    return
-                rows, jobs = waiting.popleft()
+            begun = ahead(lambda rows: [pool.submit(pixels, row) for row in rows.tolist()], batches, _AHEAD)
+            for rows, jobs in zip(batches, begun, strict=True):
                 yield rows, torch.from_numpy(np.stack([job.result() for job in jobs]))
 
     def store(self, path: Path, record: Mapping[str, str]) -> None:

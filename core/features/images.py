@@ -13,22 +13,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from core.files.kinds import described
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 # Pillow's other decoders are not needed, and one of them (EPS) starts a program
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 FILE_LIMIT = 64 << 20  # bytes of one image file
-_HEADS = {  # how files begin that are often found under an image's name
-    b"version https://git-lfs": "a Git LFS pointer, not the image itself (git lfs pull fetches it)",
-    b"\x00\x00\x00\x0cjP  ": "a JPEG 2000 image",
-    b"\xff\x4f\xff\x51": "a JPEG 2000 image",
-    b"\x00\x00\x00\x0cJXL ": "a JPEG XL image",
-    b"\xff\x0a": "a JPEG XL image",
-    b"%PDF": "a PDF file",
-    b"%!PS": "a PostScript file",
-    b"8BPS": "a Photoshop file",
-    b"PK\x03\x04": "a zip archive",
-    b"\x1f\x8b": "a gzip file",
-}
 
 
 @dataclass(frozen=True)
@@ -138,21 +128,8 @@ def load_image(path: Path, size: int, resize: int | None = None, interpolation: 
 
 
 def _what_it_is(content: bytes) -> str:
-    if not content:
-        return "an empty file"
-    for head, what in _HEADS.items():
-        if content.startswith(head):
-            return what
-    if content[4:8] == b"ftyp":
-        brand = content[8:12]
-        return {b"avif": "an AVIF image", b"avis": "an AVIF image"}.get(brand, "an HEIC image or a film")
-    if not content.strip(b"\0"):
-        return "nothing but zeros (of a download that broke off?)"
-    text = content[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page (of a download that failed?)"
-    if text.startswith((b"<svg", b"<?xml")):
-        return "an SVG or XML file"
+    if (found := described(content)) not in ("", "a JPEG image", "a PNG image"):
+        return found
     with contextlib.suppress(UnicodeDecodeError, IndexError):
         if (line := content[:60].decode("ascii").splitlines()[0]).isprintable():
             return f"a text that begins {line!r}"

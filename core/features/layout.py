@@ -52,7 +52,6 @@ class Header:
         return self.base, self.row_offset(self.rows)
 
     def pack(self) -> bytes:
-        """As bytes."""
         return _HEADER.pack(_MAGIC, self.base, self.rows, self.row_bytes, self.sha256)
 
 

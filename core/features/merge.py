@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from core.datasets.metadata import Metadata
-from core.features.layout import DIGEST, ROWS, Header, plain, read_header, row_places, sha256_outside
+from core.features.layout import DIGEST, ROWS, Header, plain, read_header, sha256_outside
 from core.features.shards import PartContent, Shard, parts_of
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files.atomic import Lock
-from core.files.errors import UserError
+from core.files.errors import UserError, differences
 
 _BLOCK = 16 << 20  # bytes copied at a time
 _log = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class Part:
             UserError: missing, unfinished, damaged, or of another shard; names it.
         """
         self.path, self.shard = path, shard
-        self._descriptor = -1
+        self._file: h5py.File | None = None
         begun = path.with_name(path.name + ".partial")
         if not path.is_file():
             state = f"is not finished ({begun.name} is there)" if begun.is_file() else "is missing"
@@ -43,27 +42,27 @@ class Part:
                 f"shard {shard} {state}: {path}. Run its extraction again: the same command with --shard {shard}"
             )
         try:
-            self._descriptor = os.open(path, os.O_RDONLY)
-            header = read_header(self._descriptor)
-            if header is None:
-                raise ValueError("it has no header")
-            self.header: Header = header
-            if sha256_outside(self._descriptor, DIGEST, header.span) != header.sha256:
-                raise ValueError("its checksum does not match")
-            with h5py.File(path, "r", locking="best-effort") as file:
-                self.attributes: dict[str, Any] = {k: plain(v) for k, v in file.attrs.items()}
-                if "shard" not in self.attributes:
-                    raise ValueError("it is no part")
-                self.record = json.loads(self.attributes.pop("shard"))
-                self.places = row_places(file)  # of feature_map, and of global where it was asked for
-                self.crcs = {key: file[ROWS[key]][()] for key in self.places}
-                self.shapes = {key: tuple(file[key].shape[1:]) for key in self.places}
-                self.dtype = file["feature_map"].dtype
-                self.arrays = {
-                    key: file[key].asstr()[()] if h5py.check_string_dtype(file[key].dtype) else file[key][()]
-                    for key in file
-                    if key not in (*ROWS, *ROWS.values())
-                }
+            with open(path, "rb") as handle:
+                header = read_header(handle.fileno())
+                if header is None:
+                    raise ValueError("it has no header")
+                self.header: Header = header
+                if sha256_outside(handle.fileno(), DIGEST, header.span) != header.sha256:
+                    raise ValueError("its checksum does not match")
+            self._file = file = h5py.File(path, "r", locking="best-effort")
+            self.attributes: dict[str, Any] = {k: plain(v) for k, v in file.attrs.items()}
+            if "shard" not in self.attributes:
+                raise ValueError("it is no part")
+            self.record = json.loads(self.attributes.pop("shard"))
+            # of feature_map, and of global where it was asked for
+            self.crcs = {key: file[crcs][()] for key, crcs in ROWS.items() if key in file}
+            self.shapes = {key: tuple(file[key].shape[1:]) for key in self.crcs}
+            self.dtype = file["feature_map"].dtype
+            self.arrays = {
+                key: file[key].asstr()[()] if h5py.check_string_dtype(file[key].dtype) else file[key][()]
+                for key in file
+                if key not in (*ROWS, *ROWS.values())
+            }
         except UserError:
             self.close()
             raise
@@ -97,12 +96,7 @@ class Part:
 
     def difference(self, other: Part) -> str:
         """In what another part is of another extraction; empty if in nothing."""
-        keys = sorted({*self.attributes, *other.attributes})
-        differs = [
-            f"{key}: {other.attributes.get(key)!r} there, {self.attributes.get(key)!r} in {self.path.name}"
-            for key in keys
-            if self.attributes.get(key) != other.attributes.get(key)
-        ]
+        differs = differences(other.attributes, self.attributes, f"in {self.path.name}")
         if (self.shapes, self.dtype) != (other.shapes, other.dtype):
             differs.append(f"features {other.shapes} {other.dtype} there, {self.shapes} {self.dtype}")
         for key in sorted({*self.arrays, *other.arrays}):
@@ -118,23 +112,20 @@ class Part:
         Raises:
             UserError: a damaged row; names it.
         """
-        place = self.places[key]
-        size = place.row_bytes
-        data = os.pread(self._descriptor, count * size, place.base + first * size)
-        for i in range(count):
-            if zlib.crc32(data[i * size : (i + 1) * size]) != self.crcs[key][first + i]:
+        assert self._file is not None
+        values: np.ndarray = self._file[key][first : first + count]
+        for i, row in enumerate(values):
+            if zlib.crc32(row.tobytes()) != self.crcs[key][first + i]:
                 raise UserError(
                     f"{self.path}: row {first + i} ({self.arrays['image_files'][self.rows.start + first + i]}) is "
                     f"damaged (checksum). To redo only what is damaged: mv {self.path} {self.path}.partial, then the "
                     f"same extraction with --shard {self.shard}"
                 )
-        return np.frombuffer(data, self.dtype).reshape(count, *self.shapes[key])
+        return values
 
     def close(self) -> None:
-        """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self._file is not None:
+            self._file.close()
 
 
 def merge(final: Path | str, *, keep: bool = False) -> Path:
@@ -144,8 +135,7 @@ def merge(final: Path | str, *, keep: bool = False) -> Path:
         UserError: no part, a missing, unfinished, doubled or damaged one, or one of another extraction; names it.
     """
     final = Path(final)
-    lock = Lock(final.with_name(final.name + ".merge"))
-    try:
+    with Lock(final.with_name(final.name + ".merge")):
         found = parts_of(final)
         counts = sorted({shard.count for shard in found})
         if not counts:
@@ -171,8 +161,6 @@ def merge(final: Path | str, *, keep: bool = False) -> Path:
             for part in parts:
                 part.path.unlink()
         return final
-    finally:
-        lock.release()
 
 
 def _join(parts: Sequence[Part], final: Path) -> None:
@@ -226,9 +214,7 @@ def finish(final: Path, content: FeatureFileMetadata) -> Path:
     part = Part(shard.part(final), shard)
     part.close()
     wanted = content.whole.attributes()
-    if differs := [
-        f"{k}: {part.attributes.get(k)!r} there, {v!r} now" for k, v in wanted.items() if part.attributes.get(k) != v
-    ]:
+    if differs := differences({key: part.attributes.get(key) for key in wanted}, wanted):
         raise UserError(
             f"{part.path} was made with other settings ({'; '.join(differs)}). Delete it (rm {part.path}) or choose "
             "another --out"

@@ -60,20 +60,11 @@ def _matrix(D: int, project: str) -> tuple[np.ndarray, str]:
         path = Path(project)
         if path.suffix != ".npy" or not path.is_file():
             raise UserError(f"--project {project}: neither a number of channels nor a .npy file that is there")
-        matrix = sandbox.call("core.features.reduction:read_matrix", str(path), kind="matrix of NumPy (.npy)")
-        said = f"{path.name} {'x'.join(map(str, matrix.shape))}"
-        if matrix.ndim != 2 or matrix.shape[1] != D:
-            raise UserError(f"--project {project}: the matrix is {matrix.shape}, (d,{D}) is needed for this backbone")
+        array = sandbox.call("core.datasets.vectors:read_npy", str(path), kind="matrix of NumPy (.npy)")
+        said = f"{path.name} {'x'.join(map(str, array.shape))}"
+        if array.ndim != 2 or array.dtype.kind != "f" or max(array.shape) > _LIMIT or not np.isfinite(array).all():
+            raise UserError(f"{path} holds {array.dtype} {array.shape}; a finite matrix of floats, (d,D), is needed")
+        if array.shape[1] != D:
+            raise UserError(f"--project {project}: the matrix is {array.shape}, (d,{D}) is needed for this backbone")
+        matrix = np.ascontiguousarray(array, dtype=np.float32)
     return matrix, f"{said}, sha256 {hashlib.sha256(matrix.tobytes()).hexdigest()}"
-
-
-def read_matrix(path: str) -> np.ndarray:
-    """A finite float matrix from a .npy file, as float32.
-
-    Raises:
-        UserError: another kind of array, or not finite.
-    """
-    array = np.load(path, allow_pickle=False)
-    if array.ndim != 2 or array.dtype.kind != "f" or max(array.shape) > _LIMIT or not np.isfinite(array).all():
-        raise UserError(f"{path} holds {array.dtype} {array.shape}; a finite matrix of floats, (d,D), is needed")
-    return np.ascontiguousarray(array, dtype=np.float32)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,10 @@ _SHARE = 0.6  # of the memory that is free, at most
 _SPARE = 1 << 30  # bytes of it that are left for all else; eszsl's eigenvectors of 2048 channels need a third of them
 _STREAMED = 16  # images in a block whose means are all that is kept of them: 13 MB of ResNet-101's, not 50
 _CACHED = 4  # images normalised at a time: their 3 MB stay in the processor's cache (256 take half as long again)
+
+
+Item = TypeVar("Item")
+Started = TypeVar("Started")
 
 
 class FeatureSource(Protocol):
@@ -259,17 +264,21 @@ def read_ahead(
     """
     if not threaded:
         for number, rows in enumerate(batches):
-            loaded = load(rows)
+            x = load(rows)
             if number + 1 < len(batches):
                 prefetch(batches[number + 1])
-            yield loaded
+            yield x
         return
     with ThreadPoolExecutor(1) as pool:
-        waiting = None
-        for rows in batches:
-            submitted = pool.submit(load, rows)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = submitted
-        if waiting is not None:
-            yield waiting.result()
+        for loaded in ahead(lambda rows: pool.submit(load, rows), batches, 1):
+            yield loaded.result()
+
+
+def ahead(start: Callable[[Item], Started], items: Iterable[Item], count: int) -> Iterator[Started]:
+    """What ``start`` returns for each item, which is called for up to ``count`` items after the one given out."""
+    begun: deque[Started] = deque()
+    for item in items:
+        begun.append(start(item))
+        if len(begun) > count:
+            yield begun.popleft()
+    yield from begun

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from core.datasets.paths import feature_file
 from core.datasets.registry import DataSet
 from core.features.backbones import SAW_UNSEEN, file_form
 from core.features.trunks import DEMO, OPEN_CLIP, TIMM, own_size
@@ -86,7 +87,7 @@ def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfi
     parts += ["pooled"] if config.regions == "none" else []
     parts += [] if config.project is None else [f"project_{Path(config.project).stem}"]
     parts += ["global"] if config.keep_global else []
-    return Path(data_root) / dataset.source / dataset.feature_file("_".join(parts))
+    return feature_file(Path(data_root), dataset, "_".join(parts))
 
 
 def extraction_command(

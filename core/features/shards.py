@@ -32,7 +32,6 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def part(self, final: Path) -> Path:
-        """The part file of this shard."""
         return final.with_name(f"{final.name}.shard-{self.index}-of-{self.count}")
 
     def rows(self, images: int, batch_size: int) -> range:
@@ -156,7 +155,7 @@ def refuse_other_division(final: Path, count: int) -> None:
         )
 
 
-def run_on_devices(work: Callable[[Shard, str], object], devices: Sequence[str], outer: Shard) -> None:
+def run_on_devices(work: Callable[[Shard, str], None], devices: Sequence[str], outer: Shard) -> None:
     """Run ``work(shard, device)`` in a process for each device, each with its part of ``outer``; none ends another.
 
     Args:
@@ -183,9 +182,5 @@ def run_on_devices(work: Callable[[Shard, str], object], devices: Sequence[str],
         raise UserError(f"{', '.join(failed)} did not finish. Run the same command again: what is done is kept")
 
 
-def _child(work: Callable[[Shard, str], object], shard: Shard, device: str) -> None:
-    raise SystemExit(run_cli(_silent, work, shard, device))
-
-
-def _silent(work: Callable[[Shard, str], object], shard: Shard, device: str) -> None:
-    work(shard, device)
+def _child(work: Callable[[Shard, str], None], shard: Shard, device: str) -> None:
+    raise SystemExit(run_cli(work, shard, device))

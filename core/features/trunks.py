@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from core.features.images import Transform
 from core.features.weights import HEADS, fetch_cached, fit_keys, is_weights_file, load_weights, read_state
-from core.files.errors import UserError
+from core.files.errors import UserError, first_line, library
 from core.files.kinds import missing
 
 DEMO, TIMM, OPEN_CLIP, RANDOM = "demo", "timm:", "open_clip:", "random"
@@ -126,8 +126,7 @@ def _torchvision(name: str, weights: str | None) -> Trunk:
             f"no backbone {name!r} in torchvision {torchvision.__version__}; "
             + (f"near it: {', '.join(near)}" if near else "try resnet101, vit_b_16, swin_t, or timm:NAME")
         )
-    known = {w.name: w for w in torchvision.models.get_model_weights(name)}
-    usual = known.get(DEFAULT_WEIGHTS) or next(iter(known.values()))
+    known, usual = _known_weights(name)
     weights = weights or usual.name
     is_file = is_weights_file(weights)
     if weights not in known and not is_file and weights != RANDOM:
@@ -164,6 +163,14 @@ def _torchvision(name: str, weights: str | None) -> Trunk:
     )  # fmt: skip
 
 
+def _known_weights(name: str) -> tuple[dict[str, Any], Any]:
+    """torchvision's weights of a network by name, and those that are taken where none are named."""
+    import torchvision
+
+    known = {w.name: w for w in torchvision.models.get_model_weights(name)}
+    return known, known.get(DEFAULT_WEIGHTS) or next(iter(known.values()))
+
+
 def _preset(preset: Any, whole: bool) -> Transform:
     """torchvision's transform of some weights; ``whole``: its resize is the crop, so that the shorter side is kept.
 
@@ -176,9 +183,7 @@ def _preset(preset: Any, whole: bool) -> Transform:
 
 def _arguments(name: str) -> dict[str, bool]:
     """The arguments with which torchvision builds a network that is to take its ImageNet weights."""
-    if name == "inception_v3":
-        return {"transform_input": True, "init_weights": False}
-    return {"transform_input": True, "init_weights": False} if name == "googlenet" else {}
+    return {"transform_input": True, "init_weights": False} if name in ("inception_v3", "googlenet") else {}
 
 
 def _vit_resizer(network: Any) -> Callable[[int], None]:
@@ -205,13 +210,7 @@ def _vit_side(network: Any, state: Mapping[str, Tensor]) -> int:
 
 
 def _timm(name: str, weights: str | None) -> Trunk:
-    try:
-        timm = importlib.import_module("timm")
-        data = importlib.import_module("timm.data")
-    except ImportError as error:
-        raise UserError(
-            f"--backbone {TIMM}{name} needs timm, which is not installed ({error}): pip install timm"
-        ) from error
+    timm, data = (library(module, f"--backbone {TIMM}{name}", "timm") for module in ("timm", "timm.data"))
     weights = weights or "pretrained"
     is_file = is_weights_file(weights)
     if not is_file and weights not in ("pretrained", RANDOM):
@@ -226,10 +225,9 @@ def _timm(name: str, weights: str | None) -> Trunk:
         with seeded_weights():
             network = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0)
     except Exception as error:  # of the hub's client: nearly anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{TIMM}{name} could not be made with its weights ({reason}). Offline? Download its model.safetensors "
-            f"elsewhere and name it: --backbone {TIMM}{name} --weights model.safetensors"
+            f"{TIMM}{name} could not be made with its weights ({first_line(error)}). Offline? Download its "
+            f"model.safetensors elsewhere and name it: --backbone {TIMM}{name} --weights model.safetensors"
         ) from error
     if is_file:
         load_weights(network, Path(weights))
@@ -242,8 +240,8 @@ def _timm(name: str, weights: str | None) -> Trunk:
     transform = Transform(height, resize, config["interpolation"], tuple(config["mean"]), tuple(config["std"]))
     embed = getattr(network, "patch_embed", None)
     patch = getattr(embed, "patch_size", None)
-    takes = "img_size" in inspect.signature(network.set_input_size).parameters if _resizable(network) else False
-    setter = (lambda size: network.set_input_size(img_size=(size, size))) if takes else None
+    set_size = getattr(network, "set_input_size", None)
+    takes = callable(set_size) and "img_size" in inspect.signature(set_size).parameters
     return Trunk(
         network=network,
         transform=transform,
@@ -255,12 +253,8 @@ def _timm(name: str, weights: str | None) -> Trunk:
         prefix=getattr(network, "num_prefix_tokens", int(hasattr(network, "cls_token"))) or 0,
         class_token=getattr(network, "cls_token", None) is not None,  # CaiT's too; registers come after it
         patch=patch[0] if isinstance(patch, tuple) else 1,
-        resize=setter,
+        resize=(lambda size: network.set_input_size(img_size=(size, size))) if takes else None,
     )
-
-
-def _resizable(network: nn.Module) -> bool:
-    return callable(getattr(network, "set_input_size", None))
 
 
 def own_size(name: str) -> int:
@@ -283,9 +277,7 @@ def own_size(name: str) -> int:
 
     if name not in torchvision.models.list_models(module=torchvision.models):
         return 224
-    known = {w.name: w for w in torchvision.models.get_model_weights(name)}
-    usual = known.get(DEFAULT_WEIGHTS) or next(iter(known.values()))
-    return int(usual.transforms().crop_size[0])
+    return int(_known_weights(name)[1].transforms().crop_size[0])
 
 
 def _shown(weights: str | None) -> str:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from core.files import sandbox
 from core.files.atomic import sha256_file
-from core.files.errors import UserError, is_out_of_memory
+from core.files.errors import UserError, first_line, is_out_of_memory
 from core.files.kinds import missing, unreadable, what_it_is
 from core.files.system import utf8_name
 
@@ -202,8 +202,7 @@ def _state_of(path: Path) -> tuple[dict[str, Tensor], str]:
     except Exception as error:  # a damaged file raises nearly anything
         if is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise unreadable(path, "weights file", reason) from error
+        raise unreadable(path, "weights file", first_line(error)) from error
     for key in _CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             others = [str(k) for k in content if k != key]

@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 import h5py
 import numpy as np
@@ -37,7 +36,7 @@ from core.features.layout import (
     sha256_outside,
 )
 from core.files.atomic import Lock, fsync, fsync_folder
-from core.files.errors import UserError
+from core.files.errors import UserError, differences
 
 _FLUSH_ROWS = 256  # rows between two fsyncs; what a crash can cost
 
@@ -65,7 +64,7 @@ class FeatureFileMetadata:
         return arrays | ({} if self.w2v is None else {"w2v_att": self.w2v.astype("<f4")})
 
 
-class Writer:
+class Writer(contextlib.AbstractContextManager["Writer"]):
     """Writes rows of a feature file; a context manager that leaves the `.partial` unless :meth:`finish` was called."""
 
     def __init__(
@@ -98,7 +97,6 @@ class Writer:
             raise
 
     def row_offset(self, row: int) -> int:
-        """Byte offset of a row."""
         return self._header.row_offset(row)
 
     def write(self, rows: np.ndarray, maps: np.ndarray, tokens: np.ndarray | None = None) -> None:
@@ -168,10 +166,7 @@ class Writer:
         self._data = -1
         self._lock.release()
 
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             # what cannot be flushed is done again by the next run
             with contextlib.suppress(OSError):
@@ -264,11 +259,7 @@ class Writer:
                 other = [key for key, values in content.arrays().items() if not _same(file[key], values)]
         except Exception as error:  # a damaged file raises nearly anything
             return f"{self.partial} is damaged ({error})"
-        differs = [
-            f"{key}: {found.get(key)!r} there, {wanted.get(key)!r} now"
-            for key in sorted({*found, *wanted})
-            if found.get(key) != wanted.get(key)
-        ]
+        differs = differences(found, wanted)
         if layout != ((len(content.metadata.labels), *self.shape), self.dtype):
             differs.append(f"features: {layout[0]} {layout[1]} there, {self.shape} {self.dtype} now")
         differs += [f"{key} is not the same" for key in other]

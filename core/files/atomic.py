@@ -103,7 +103,7 @@ def fsync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-class Lock:
+class Lock(contextlib.AbstractContextManager["Lock"]):
     """`<final>.lock`, held while a process writes ``final``; a second process is refused, a dead one is no obstacle."""
 
     def __init__(self, final: Path) -> None:
@@ -130,10 +130,13 @@ class Lock:
             os.close(self._descriptor)  # removed between open and lock
 
     def release(self) -> None:
-        """Let the next process in."""
+        """Let the next process in; so does the end of a ``with``."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
 
 def is_locked(final: Path) -> bool:
@@ -166,7 +169,7 @@ def sha256_file(path: Path | str) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path | str, limit: int = JSON_LIMIT) -> Any:
+def read_json(path: Path | str) -> Any:
     """Parse a JSON file of bounded size.
 
     Raises:
@@ -174,8 +177,8 @@ def read_json(path: Path | str, limit: int = JSON_LIMIT) -> Any:
     """
     path = Path(path)
     try:
-        if (size := path.stat().st_size) > limit:
-            raise UserError(f"{path} has {size} bytes; nothing above {limit} is read as JSON")
+        if (size := path.stat().st_size) > JSON_LIMIT:
+            raise UserError(f"{path} has {size} bytes; nothing above {JSON_LIMIT} is read as JSON")
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({type(error).__name__}: {error})") from error

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 LONGEST = 200  # characters of one value in a message; a path may have more, but no piece of it
@@ -18,6 +18,35 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 
 class UserError(Exception):
     """Something the user can mend. The message says what went wrong, where we looked, and what fixes it."""
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any], where: str = "now") -> list[str]:
+    """``key: 1 there, 2 now`` of all that is not alike, a record within a record key by key."""
+    found = []
+    for key in sorted({*there, *now}):
+        a, b = there.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += [f"{key}.{line}" for line in differences(a, b, where)]
+        elif a != b:
+            found.append(f"{key}: {a!r} there, {b!r} {where}")
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the rest of a long story."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def library(module: str, who: str, package: str) -> Any:
+    """A module of a package that not every installation has.
+
+    Raises:
+        UserError: it is not installed; says who needs it, and how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(f"{who} needs {package}, which is not installed ({error}): pip install {package}") from error
 
 
 def run_cli(command: str | Callable[..., int | None], *args: Any) -> int:

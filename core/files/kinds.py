@@ -26,14 +26,21 @@ _BEGINNINGS = {
     b"7z\xbc\xaf": "a 7z archive",
     b"rar!": "a rar archive",
     b"%pdf": "a PDF document",
-    b"%!ps": "a PostScript program",
+    b"%!ps": "a PostScript file",
     b"\xff\xd8\xff": "a JPEG image",
     b"\x89png": "a PNG image",
+    b"\x00\x00\x00\x0cjp  ": "a JPEG 2000 image",
+    b"\xffo\xffq": "a JPEG 2000 image",
+    b"\x00\x00\x00\x0cjxl ": "a JPEG XL image",
+    b"\xff\x0a": "a JPEG XL image",
+    b"8bps": "a Photoshop file",
+    b"<svg": "an SVG image",
     b"\xba\x16\x4f\x2f": "a fastText model",
     b"\xff\xfe": "a text in UTF-16: save it as UTF-8",
     b"{": "a text that begins like JSON",
     b"#!": "a script",
 }
+_HEAD = 1 << 16  # bytes that are looked at
 # what a damaged file of a kind still looks like: then the damage is the news
 _OWN = {
     "MATLAB file": "a MATLAB",
@@ -50,9 +57,14 @@ def what_it_is(path: Path | str) -> str:
     """A description such as "a web page, ...", with the way out where there is one; "" where the file tells nothing."""
     try:
         with open(path, "rb") as handle:
-            head = handle.read(1 << 16)
+            return described(handle.read(_HEAD))
     except OSError:
         return ""
+
+
+def described(content: bytes) -> str:
+    """:func:`what_it_is` of a file's content."""
+    head = content[:_HEAD]
     if not head.strip(b"\0"):
         return "nothing but zeros, as after a download that broke off: get it again" if head else "empty: get it again"
     begin = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
@@ -60,6 +72,8 @@ def what_it_is(path: Path | str) -> str:
         return "a PyTorch file"
     if begin[257:262] == b"ustar" or head[257:262] == b"ustar":
         return "a tar archive"
+    if head[4:8] == b"ftyp":
+        return "an AVIF image" if head[8:12] in (b"avif", b"avis") else "an HEIC image or a film"
     return next((what for magic, what in _BEGINNINGS.items() if begin.startswith(magic)), "")
 
 

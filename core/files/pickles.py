@@ -68,7 +68,6 @@ class ArrayUnpickler(pickle.Unpickler):
         super().__init__(io.BytesIO(content), encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a name in the pickle."""
         known = f"{re.sub(r'^numpy[.]_?core[.]', '', module)}.{name}"
         if known not in _ALLOWED:
             raise UserError(

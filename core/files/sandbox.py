@@ -88,7 +88,6 @@ def run(request: bytes, timeout: float) -> tuple[int, bytes, bytes]:
 
 
 def child() -> None:
-    """What the child process does."""
     function, arguments, memory, timeout, written = json.load(sys.stdin)
     importlib.import_module(function.split(":")[0])  # this program's own: its libraries may be larger than any file
     limits = {"CORE": 0, "FSIZE": written, "CPU": int(timeout) + 1, "AS": memory + _mapped()}

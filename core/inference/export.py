@@ -102,7 +102,8 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
         program: nn.Module = Whole(predictor)
         name, example = "pixels", rng.integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     else:
-        (h, w), D = grid_of(trained), trained.shape[1]
+        R, D = trained.shape
+        h, w = grid_said(str(trained.backbone.get("regions", ""))) or (1, R)
         program = Head(trained)
         name, example = "maps", np.abs(rng.standard_normal((3, D, h, w), dtype=np.float32))
     inputs = torch.from_numpy(example).to(device)
@@ -122,11 +123,6 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
         _describe(temporary, predictor, with_backbone)
         said = _compare(temporary, name, example, ours)
     return f"{path}: {name} {list(example.shape[1:])} to scores of {ours.shape[1]} classes; {said}"
-
-
-def grid_of(trained: Trained) -> tuple[int, int]:
-    """Rows and columns of the regions, from the checkpoint."""
-    return grid_said(str(trained.backbone.get("regions", ""))) or (1, trained.shape[0])
 
 
 def _describe(path: Path, predictor: Predictor, with_backbone: bool) -> None:

@@ -174,10 +174,12 @@ def _write(
     explained = _explained(trained, items)
     data["images"] = [_image(item, found, i) for item, (found, i) in zip(items, explained, strict=True)]
     maps = [None if found.theta is None else found.theta[i].float().cpu().numpy() for found, i in explained]
-    shape = _grid(items[0].x.shape[0], grid) if maps[0] is not None else None
+    R = items[0].x.shape[0]
+    h, w = grid or (round(R**0.5),) * 2
+    shape = (h, w) if h * w == R and maps[0] is not None else None
     largest = max((float(m.max()) for m in maps if m is not None), default=0.0)
     # an attention that looks everywhere alike must not look like one that found something: it stays in the middle
-    data |= {"grid": shape, "largest": max(largest, 2 / items[0].x.shape[0]), "kept": None}
+    data |= {"grid": shape, "largest": max(largest, 2 / R), "kept": None}
     left = SIZE - 200_000 - used - len(json.dumps(data))
     kept = _kept(left, len(items), trained, shape)
     data["kept"] = kept if kept < len(trained.attributes) else None
@@ -273,12 +275,6 @@ def _kept(left: int, images: int, trained: Trained, shape: tuple[int, int] | Non
         return 0
     room = left / images / (4 / 3 * shape[0] * shape[1] + 5)
     return int(max(0, min(len(trained.attributes), room)))
-
-
-def _grid(R: int, grid: tuple[int, int] | None) -> tuple[int, int] | None:
-    side = round(R**0.5)
-    h, w = grid or (side, side)
-    return (h, w) if h * w == R else None
 
 
 def parts_of(attribute: str, parts: Sequence[str]) -> list[int]:

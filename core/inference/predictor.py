@@ -63,7 +63,6 @@ class Prediction:
 
     @property
     def name(self) -> str:
-        """The predicted class."""
         return self.classes[0].name if self.classes else ""
 
 

@@ -41,7 +41,6 @@ class Trained:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
         return next(iter(self.model.state_dict().values())).device
 
     @property

@@ -91,12 +91,6 @@ class Parts:
         """The parts of some of the images."""
         return Parts(points=self.points[images], groups=self.groups, size=self.size[images], labels=self.labels[images])
 
-    @property
-    def visible(self) -> np.ndarray:
-        """(N,G) whether any key point of a group is visible."""
-        shown = self.points[:, :, 2].astype(bool)
-        return np.stack([shown[:, list(group)].any(axis=1) for group in self.groups], axis=1)
-
 
 def centres(grid: tuple[int, int]) -> np.ndarray:
     """(R,2) x and y of the cells' centres, row by row."""

@@ -19,7 +19,7 @@ from core.features.images import FORMATS, Transform
 from core.files.errors import UserError
 from core.files.kinds import missing
 from core.reporting.localisation import Parts, attention_on_parts
-from core.reporting.run_page import on_crop, part_points
+from core.reporting.run_page import numbered, on_crop, part_points
 
 # group -> words of key points and of attributes that belong to it, as APN groups them (Xu et al., NeurIPS 2020)
 GROUPS: dict[str, frozenset[str]] = {
@@ -72,11 +72,7 @@ def read_key_points(folder: Path) -> list[str]:
     for name in ("parts.txt", "part_locs.txt"):
         if not (folder / "parts" / name).is_file():
             raise UserError(f"{missing(folder / 'parts' / name, 'list of part locations')}. CUB's archive has one")
-    try:
-        lines = (folder / "parts" / "parts.txt").read_text("utf-8", "replace").splitlines()
-    except OSError as error:
-        raise UserError(f"{folder / 'parts' / 'parts.txt'} cannot be read: {error.strerror}") from error
-    return [line.strip().partition(" ")[2].strip() for line in lines if line.strip()]
+    return [*numbered(folder / "parts" / "parts.txt").values()]
 
 
 def read_parts(

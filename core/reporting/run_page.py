@@ -76,7 +76,7 @@ def part_points(folder: Path) -> dict[str, Points]:
     locations = folder / "parts" / "part_locs.txt"
     if not locations.is_file():
         return {}
-    images, parts = _numbered(folder / "images.txt"), _numbered(folder / "parts" / "parts.txt")
+    images, parts = numbered(folder / "images.txt"), numbered(folder / "parts" / "parts.txt")
     found: dict[str, Points] = {}
     for number, line in enumerate(_lines(locations), 1):
         try:
@@ -98,7 +98,8 @@ def _lines(path: Path) -> list[str]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _numbered(path: Path) -> dict[str, str]:
+def numbered(path: Path) -> dict[str, str]:
+    """Number -> name of ``1 name`` lines."""
     pairs = [line.strip().partition(" ") for line in _lines(path)]
     return {number: name.strip() for number, _, name in pairs}
 

@@ -33,6 +33,7 @@ LEGEND = (
     "top-1 accuracy in percent, mean ± standard deviation over seeds. γ is added to the scores of unseen classes."
 )
 AUSUC = "AUSUC: area under the curve of S over U as γ runs through all values (calibrated stacking), exact, in percent."
+_CUT_OFF = "CUT OFF: fewer epochs than the published recipe; not comparable as an equal:"
 _PUBLISHED_BACKBONES = ("resnet101", "resnet_101")
 
 # rows of the method compared with, rows of the other (the same seeds) -> metric -> difference; None: no stored scores
@@ -70,9 +71,8 @@ def _dataset_table(part: pd.DataFrame, alike: Sequence[pd.DataFrame], over_class
             *_comparison(full, "val_", " (validation)", None),
         ]
         cut = [e for e in entries if e.cut_off]
-        title = "CUT OFF: fewer epochs than the published recipe; not comparable as an equal:"
-        lines += _section(title, cut, "", "method, test sets")
-        lines += _section(title, cut, "val_", "method, validation")
+        lines += _section(_CUT_OFF, cut, "", "method, test sets")
+        lines += _section(_CUT_OFF, cut, "val_", "method, validation")
         lines += _section(
             "SELECTED ON TEST (epoch and γ), what most repositories print; not comparable with the above:",
             entries,
@@ -101,7 +101,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             [e for e in entries if not e.cut_off], "", "method, test sets, inductive", entries[0].method
         )
         lines += _section(
-            "CUT OFF: fewer epochs than the published recipe; not comparable as an equal:",
+            _CUT_OFF,
             [e for e in entries if e.cut_off],
             "",
             "method, test sets, inductive",
@@ -297,17 +297,13 @@ def _footer(part: pd.DataFrame, entries: Sequence[Entry]) -> list[str]:
 
 
 def _digests(part: pd.DataFrame) -> str:
-    found = [f"{name} {_short(part, column)}" for column, name in DIGESTS.items()]
+    values = {column: str(part[column].iloc[0]) or "unknown" for column in DIGESTS}
+    found = [f"{name} {values[c][:16] if c.endswith('sha256') else values[c]}" for c, name in DIGESTS.items()]
     methods = part[part.method_code != ""].groupby("method").method_code.unique()
     if len(methods):
         found += ["method code " + ", ".join(f"{m} {'/'.join(codes)}" for m, codes in methods.items())]
     found += [f"precision {_values(part.precision)}"] if part.precision.any() else []
     return f"Digests: {'; '.join(found)}. torch {_values(part.torch)}, {_values(part.device)}."
-
-
-def _short(part: pd.DataFrame, column: str) -> str:
-    value = str(part[column].iloc[0]) or "unknown"
-    return value[:16] if column.endswith("sha256") else value
 
 
 def _heading(part: pd.DataFrame) -> str:

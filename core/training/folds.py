@@ -57,21 +57,17 @@ class FoldImages:
 
     @property
     def labels(self) -> Tensor:
-        """(N,) class numbers on the features' device."""
         return on_device(self._labels, self._features.device)
 
     def pooled(self) -> Tensor:
-        """(N,D) mean of each image's unit regions."""
         return self._features.pooled(self._rows)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """x (n,R,D) and y (n,) of all images, a block at a time."""
         labels = self.labels.split(self._features.block)
         for (_, x), y in zip(self._features.blocks(self._rows), labels, strict=True):
             yield x, y
 
     def region_norm(self) -> float:
-        """Mean length of the regions before they were made unit vectors."""
         return self._features.region_norm(self._rows)
 
 
