@@ -63,9 +63,9 @@ def test_an_added_class_is_predicted_renamed_and_removed(there: Made, photo: Pat
 
 @pytest.mark.parametrize("unit", [1.0, 3.0])
 def test_descriptions_in_another_unit_get_the_length_that_the_runs_own_have(space, unit: float) -> None:
-    """vsmr-staged takes attributes as they are: 100 for 1 would be another class."""
+    """dazle takes attributes as they are: 100 for 1 would be another class."""
     known = replace(space, att=unit * space.z)
-    trained = trained_on(known, "vsmr-staged", hidden=8, semantic_epochs=1)
+    trained = trained_on(known, "dazle")
     frame = pd.DataFrame(100 * known.att.numpy()[2:3], columns=trained.attributes)
     frame.insert(0, "class", ["new"])
     torch.testing.assert_close(add_classes(trained, frame).space.att[-1], known.att[2], rtol=1e-6, atol=1e-6)
