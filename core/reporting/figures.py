@@ -16,7 +16,7 @@ from core.experiments.statistics import Interval
 from core.files.atomic import read_json
 from core.files.errors import UserError
 from core.reporting.canvas import canvas, drawing, printable, save, style, wrapped
-from core.reporting.names import shown_classes
+from core.inference.names import shown_classes
 from core.reporting.rows import OURS
 
 _NAMES = {"class": str, "predicted": str}  # classes named 1, 2, ... stay names

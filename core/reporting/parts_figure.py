@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 
 from core.reporting.canvas import COLOURS, canvas, drawing, printable, save
 from core.reporting.localisation import Parts, hits
-from core.reporting.names import shown_class
+from core.inference.names import shown_class
 
 
 @dataclass(frozen=True, kw_only=True)
