@@ -18,7 +18,7 @@ const Model = (function () {
   const lengths = Float64Array.from({ length: S }, (_, s) => Math.max(Math.sqrt(gram[s * S + s]), 1e-12));
   const seen = new Set(D.seen);
   const images = D.images.map((image, number) => ({
-    number, name: image.name, truth: image.truth, points: image.points, peaks: image.peaks,
+    number, name: image.name, truth: image.truth,
     scores: floats(image.scores), g: image.g && floats(image.g), h: image.h && floats(image.h),
     own: image.own && floats(image.own),
   }));
