@@ -76,7 +76,7 @@ function renderPhoto() {
   const image = state.image, c = predicted(image);
   const picture = el("img", { src: fileOf(image, "jpg"), alt: `Photograph ${nameOf(image)}, predicted: ${c.name}` });
   const check = (id, text, key) => el("label", {}, el("input", { id, type: "checkbox", checked: state[key], onchange: (e) => { state[key] = e.target.checked; drawPhoto(); } }), ` ${text}`);
-  show("photo", el("div", { id: "stage" }, picture, el("canvas", { id: "map", width: 256, height: 256, role: "img" })),
+  show("photo", el("div", { id: "stage" }, picture, el("canvas", { id: "map", role: "img" })),
     D.grid ? legend(D.largest, 1 / R) : null, el("p", { id: "caption" }),
     D.grid ? el("div", { className: "row" }, check("showmap", "map", "map"), check("smooth", "smooth", "smooth")) : null,
     D.grid && !M.splits ? el("label", {}, "Attribute ", el("select", { id: "pointed", onchange: (e) => point(Number(e.target.value)) }, ...D.attributes.map((a, i) => el("option", { value: String(i), selected: i === state.attribute }, plain(a).slice(0, 60))))) : null,
