@@ -29,6 +29,12 @@ def runtime():
     return pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 
+def test_a_head_needs_no_weights_of_the_backbone(there: Made, tmp_path: Path, runtime) -> None:
+    code, _, err = run_here(tmp_path, "predict.py", there.run("eszsl"), "--export", "head.onnx", "--out", "p.csv")
+    assert code == 0 and "maps [" in err, err
+    assert [p.name for p in tmp_path.iterdir()] == ["head.onnx"]
+
+
 @pytest.mark.parametrize("method", SHORT)
 def test_every_head_is_exported_and_scores_as_ours(there: Made, tmp_path: Path, runtime, method: str) -> None:
     model = there.load(method)

@@ -43,12 +43,6 @@ def data_of(folder):
     return json.loads((folder / "data.js").read_text().partition("= ")[2].rstrip().rstrip(";"))
 
 
-def test_classes_that_would_read_alike_are_told_apart(tmp_path):
-    trained, items = made(names=["001.Red_wing", "002.Red_wing", *(f"{c:03}.Class_{c}" for c in range(3, 12))])
-    write_page(trained, items, tmp_path / "p")
-    assert data_of(tmp_path / "p")["shown"][:3] == ["001.Red wing", "002.Red wing", "Class 3"]
-
-
 def test_data_are_ascii_and_hold_no_markup(tmp_path):
     trained, items = made(names=HOSTILE)
     write_page(trained, items, tmp_path / "p")

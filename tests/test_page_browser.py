@@ -94,13 +94,6 @@ def test_bars_add_up_to_the_models_score(opened, name, settings):
         assert sum(parts) == pytest.approx(number(browser, "#ahead"), abs=1e-3)
 
 
-def test_shares_are_written_as_people_read_them(opened):
-    browser = opened(*made())
-    shares = [0.0204, 0.16, 0.994, 0.996, 1]
-    written = browser.execute_script("return arguments[0].map(percent)", shares)
-    assert written == ["2.0 %", "16 %", "99 %", "100 %", "100 %"]
-
-
 @pytest.mark.parametrize("name", ["vsmr", "dazle"])
 def test_the_slider_flips_the_decision_where_the_page_says(opened, name):
     trained, items = made(name)
@@ -219,17 +212,6 @@ def test_it_saves_figures_and_numbers(opened):
     best = browser.execute_script("return [state.chosen.name, Model.score(state.image, state.chosen)]")
     added = [float(line.split(",")[-1]) for line in lines[1:] if '"score"' not in line]
     assert sum(added) == pytest.approx(best[1], abs=1e-3) and f'"{best[0]}"' in lines[1]
-
-
-def test_class_names_are_shown_for_people_and_saved_as_in_the_data(opened):
-    trained, items = made(names=[f"{c + 1:03d}.Some_{'abcdefghijk'[c]}+bird" for c in range(11)])
-    browser = opened(trained, items)
-    shown = browser.execute_script("return document.body.textContent")
-    assert "Some a bird" in shown and "Some k bird" in shown and "_b+" not in shown  # but for the title, which is given
-    lines = download(browser, "csv").decode("utf-8-sig").splitlines()
-    names = {line.split(",")[3].strip('"') for line in lines if '"class"' in line.split(",")[2]}
-    assert {name for name in names if name} == {name for name in trained.classes[:7]}
-    assert all(line.split(",")[1].strip('"') in trained.classes for line in lines[1:])
 
 
 def test_a_method_that_does_not_split_shows_its_ranking(opened):

@@ -174,15 +174,6 @@ def test_an_answer_holds_classes_sides_margin_and_attributes(there: Made, photo:
     assert len(whole.classes) == 1 and whole.margin == answer.margin
 
 
-@pytest.mark.parametrize("method", ["dazle", "msdn", "transzero", "eszsl"])
-def test_what_attributes_say_adds_up_to_the_score(there: Made, method: str) -> None:
-    model = there.load(method)
-    x = there.inputs.features.batch(there.tested()[0][:4])
-    scores, evidence = model.trained.scores(x)
-    assert evidence is not None and model.trained.z is not None
-    assert torch.allclose(evidence @ model.trained.z.T, scores, rtol=1e-4, atol=1e-6)
-
-
 def test_the_attention_of_an_image(there: Made, photo: Path) -> None:
     found = there.load("dazle").attention(photo)
     assert found.theta.shape == (85, 3, 3) and np.allclose(found.theta.sum(axis=(1, 2)), 1, atol=1e-5)
@@ -241,23 +232,6 @@ def test_files_and_a_damaged_image_through_the_command(there: Made, tmp_path: Pa
     assert table[1]["attributes"].startswith(whole.attributes[0][0])
     assert "1 files passed over" in result[2] and "notes.txt" in result[2]
     assert not list(tmp_path.glob(".*"))
-
-
-def test_nothing_in_the_table_is_a_formula(there: Made, tmp_path: Path) -> None:
-    shutil.copy(there.tested()[1][0], tmp_path / "=cmd.jpg")
-    code, _, err = run_here(
-        tmp_path, "predict.py", there.run("eszsl"), "=cmd.jpg", "--weights", there.weights, "--out", "p.csv"
-    )
-    assert code == 0, err
-    assert (tmp_path / "p.csv").read_text("utf-8").splitlines()[1].startswith("'=cmd.jpg,")
-
-
-def test_answers_are_printed_where_no_file_is_asked_for(there: Made, photo: Path, tmp_path: Path) -> None:
-    code, out, err = run_here(
-        tmp_path, "predict.py", there.run("vsmr"), "--top", "2", photo, "--weights", there.weights
-    )
-    assert code == 0, err
-    assert str(photo) in out and "ahead by" in out and "then: " in out
 
 
 def test_images_are_found_in_order(tmp_path: Path) -> None:
@@ -358,12 +332,13 @@ def test_core_is_light_and_loads(there: Made) -> None:
     assert code == 0 and "--add-classes" in out
 
 
-def test_a_hostile_class_name_in_the_checkpoint_is_no_formula(there: Made, photo: Path, tmp_path: Path) -> None:
+def test_nothing_in_the_table_is_a_formula(there: Made, photo: Path, tmp_path: Path) -> None:
     tensors, meta = load_checkpoint(there.run("eszsl") / "checkpoint.safetensors")
     hostile = [f"=HYPERLINK({c})" for c in range(50)]
     save_checkpoint(tmp_path / "checkpoint.safetensors", tensors, meta | {"classes": hostile})
-    code, _, err = run_here(tmp_path, "predict.py", tmp_path, photo, "--weights", there.weights, "--out", "p.csv")
+    shutil.copy(photo, tmp_path / "=cmd.jpg")
+    code, _, err = run_here(tmp_path, "predict.py", ".", "=cmd.jpg", "--weights", there.weights, "--out", "p.csv")
     assert code == 0, err
     with open(tmp_path / "p.csv", newline="", encoding="utf-8") as handle:
         (row,) = csv.DictReader(handle)
-    assert row["class"].startswith("'=") and row["class_5"].startswith("'=")
+    assert row["image"] == "'=cmd.jpg" and row["class"].startswith("'=") and row["class_5"].startswith("'=")

@@ -88,6 +88,8 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         for talker in ("onnxscript", "onnx_ir", "torch.onnx"):
             logging.getLogger(talker).setLevel(logging.WARNING)
         log.info("%s", export(model, args.export, with_backbone=args.with_backbone))
+    if not images:
+        return 0
     failed, items = _answer(model, images, args.out, top=args.top, among=args.among, shown=IMAGES * bool(args.explain))
     if items:
         if len(images) - len(failed) > IMAGES:
@@ -164,7 +166,7 @@ def _answer(
                 else:
                     sys.stdout.write("\n".join(lines_of(answer)) + "\n")
                 bar.update()
-    if table and images:
+    if table:
         log.info("%d answers in %s", len(images), table)
     return failed, items
 
