@@ -156,9 +156,7 @@ def find_run(folder: Path | str) -> Path:
     if runs:
         commands = "".join(f"\n  python predict.py {shlex.quote(str(run))} ..." for run in runs[:_LISTED])
         more = f"\n  and {len(runs) - _LISTED} more" if len(runs) > _LISTED else ""
-        raise UserError(
-            f"{folder} holds {len(runs)} finished runs; name the one that is to answer:{commands}{more}"
-        )
+        raise UserError(f"{folder} holds {len(runs)} finished runs; name the one that is to answer:{commands}{more}")
     if any((folder / name).exists() for name in ("log.jsonl", "validation.state", "refit.state")):
         raise UserError(f"the run in {folder} is not finished; run the same command again, and it continues")
     raise UserError(f"no finished run in {folder}: nothing there has a {CHECKPOINT}, which a driver writes at its end")
