@@ -1,7 +1,7 @@
 """Photographs in, classes and reasons out, from a finished run.
 
     python predict.py results/CUB/.../vsmr/seed0 photo.jpg              # classes, margin, what spoke for the first
-    python predict.py results/CUB/.../vsmr/seed0 folder/ --top 5 --out predictions.csv --json predictions.jsonl
+    python predict.py results/CUB/.../vsmr/seed0 folder/ --top 5 --out predictions.csv
     python predict.py results/CUB/.../vsmr/seed0 folder/ --among unseen
     python predict.py results/CUB/.../vsmr/seed0 folder/ --add-classes more.csv     # classes by description alone
     python predict.py results/CUB/.../vsmr/seed0 folder/ --explain page/            # why, in a browser

@@ -45,7 +45,6 @@ def made(name="vsmr", names=None, n=12, **settings):
             picture=rng.integers(0, 255, (64, 64, 3), dtype=np.uint8),
             x=x[i % len(x)].roll(i, 0),
             truth=i % 11 if i % 5 else None,
-            points=[("beak", 0.5, 0.2), ("tail", 0.9, 0.9)] if i % 2 else [],
             name=names[i % 11] if names else f"image {i}",
         )
         for i in range(n)

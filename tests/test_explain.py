@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.inference.explain import describer_of, explain
+from core.inference.explain import Explainer, explain
 from core.inference.trained import Trained
 from core.method import ClassSpace, find_method
 from tests.helpers_page import D, R, regions, trained_on
@@ -91,7 +91,7 @@ def test_known_classes_are_described_by_their_own_attributes(space):
     seen = found.scores[:, space.seen] - found.described(space.att)[:, space.seen]
     assert torch.allclose(seen.sum(dim=1), torch.zeros(len(seen), dtype=seen.dtype), atol=1e-8)
     assert seen.abs().max() > 1e-3
-    assert torch.allclose(describer_of(trained).prepare(space.att), trained.model.z, atol=1e-12)
+    assert torch.allclose(Explainer(trained).describer.prepare(space.att), trained.model.z, atol=1e-12)
 
 
 def test_the_mixture_has_both_signs_and_unit_length(space):

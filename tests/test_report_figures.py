@@ -8,7 +8,7 @@ import pytest
 
 from core.reporting import report
 from core.reporting.figures import is_ours
-from core.reporting.names import shown_attribute, shown_class, shown_classes
+from core.inference.names import shown_attribute, shown_class, shown_classes
 from core.reporting.report import best_equal, figure_name, write_report
 from core.reporting.rows import TABLE, as_frame, entries_of, tables_of
 from core.reporting.tables import ours_among

@@ -47,9 +47,14 @@ class Inputs:
 
     @property
     def variant(self) -> str:
-        """Folder name of everything made from these data: backbone, grid of regions, and the digest of all three."""
+        """Folder name of everything made from these data: backbone, grid of regions, and the digest of all three.
+
+        An image side other than 224 pixels and pooling are named too: they may lead to the same grid.
+        """
         digest = hashlib.sha256((self.features_sha256 + self.vectors_sha256 + self.split_sha256).encode()).hexdigest()
-        return f"{self.provenance['name']}-{self.provenance['regions']}-{digest[:8]}"
+        size, pool = self.provenance.get("input_size", "224"), self.provenance.get("pool", "1")
+        how = f"{f'-{size}px' * (size != '224')}{f'-pool{pool}' * (pool != '1')}"
+        return f"{self.provenance['name']}{how}-{self.provenance['regions']}-{digest[:8]}"
 
 
 def split_digest(m: Metadata) -> str:

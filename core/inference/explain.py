@@ -68,41 +68,45 @@ class Explanation:
         return total + self.h @ mixture.T + self.describer.correction(mixture)
 
 
-@torch.no_grad()
-def explain(trained: Trained, x: Tensor) -> Explanation:
-    """Take the scores of regions x (B,R,D), of unit length, apart.
+class Explainer:
+    """Takes the scores of a trained model apart, by a copy of it in float64 on the CPU.
 
-    The model is left as it is; the parts are computed by a copy of it in float64 on the CPU, since the sums of 32-bit
-    parts would not meet the score.
+    The sums of 32-bit parts would not meet the score. The model is left as it is.
     """
-    model = trained.model
-    a, scores = model.attend(x), model.class_scores(x)
-    exact, x = copy.deepcopy(model).cpu().double(), x.detach().cpu().double()
-    found = exact.attend(x)
-    z = getattr(exact, "z", None)
-    describer = exact.describer(_exact_space(trained.space))
-    g = exact.evidence(x, found) if describer is not None and z is not None else None
-    h, mixture = (None if g is None else exact.resemblance(x, found)) or (None, None)
-    return Explanation(
-        scores=scores,
-        theta=None if a is None else a.theta,
-        w=None if a is None else a.w,
-        e=None if a is None else a.e,
-        g=g,
-        z=None if g is None else z,
-        h=h,
-        mixture=mixture,
-        own=None if g is None else exact.corrections(x, found),
-        describer=describer,
-    )
+
+    describer: Describer | None  # turns a description into a class for this model; None where it cannot say
+
+    def __init__(self, trained: Trained) -> None:
+        space = trained.space
+        self.model, self.exact = trained.model, copy.deepcopy(trained.model).cpu().double()
+        exact_space = ClassSpace(
+            att=space.att.cpu().double(), seen=space.seen.cpu(), unseen=space.unseen.cpu(), w2v=space.w2v.cpu()
+        )
+        self.describer = self.exact.describer(exact_space)
+        self.z: Tensor | None = getattr(self.exact, "z", None) if self.describer is not None else None  # (C,K)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Explanation:
+        """The parts of the scores of regions x (B,R,D), of unit length."""
+        a, scores = self.model.attend(x), self.model.class_scores(x)
+        x = x.detach().cpu().double()
+        found = self.exact.attend(x)
+        g = self.exact.evidence(x, found) if self.z is not None else None
+        h, mixture = (None if g is None else self.exact.resemblance(x, found)) or (None, None)
+        return Explanation(
+            scores=scores,
+            theta=None if a is None else a.theta,
+            w=None if a is None else a.w,
+            e=None if a is None else a.e,
+            g=g,
+            z=None if g is None else self.z,
+            h=h,
+            mixture=mixture,
+            own=None if g is None else self.exact.corrections(x, found),
+            describer=self.describer,
+        )
 
 
-def describer_of(trained: Trained) -> Describer | None:
-    """What turns a description into a class for this model, in float64; None where the method cannot say."""
-    return copy.deepcopy(trained.model).cpu().double().describer(_exact_space(trained.space))
-
-
-def _exact_space(space: ClassSpace) -> ClassSpace:
-    return ClassSpace(
-        att=space.att.cpu().double(), seen=space.seen.cpu(), unseen=space.unseen.cpu(), w2v=space.w2v.cpu()
-    )
+def explain(trained: Trained, x: Tensor) -> Explanation:
+    """Take the scores of regions x (B,R,D), of unit length, apart; of many batches with one :class:`Explainer`."""
+    return Explainer(trained)(x)

@@ -15,8 +15,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from core.files.errors import UserError
+from core.inference.names import shown_attribute, shown_class
 from core.reporting.canvas import canvas, drawing, printable, save
-from core.reporting.names import shown_attribute, shown_class
 
 RULE = "images by the margin of the true class's calibrated score over the best other class: highest, median, lowest"
 _MAP = "viridis"  # equal steps look equal, in grey too

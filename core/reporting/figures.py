@@ -15,8 +15,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFo
 from core.experiments.statistics import Interval
 from core.files.atomic import read_json
 from core.files.errors import UserError
+from core.inference.names import shown_classes
 from core.reporting.canvas import canvas, drawing, printable, save, style, wrapped
-from core.reporting.names import shown_classes
 from core.reporting.rows import OURS
 
 _NAMES = {"class": str, "predicted": str}  # classes named 1, 2, ... stay names

@@ -35,12 +35,10 @@ def draw_page(run_folder: Path, inputs: Inputs, data_root: Path, out: Path) -> P
     paths, missing = resolve_images(folder, names)
     if missing:
         raise UserError(f"{len(missing)} of {len(paths)} images are missing, the first is {paths[missing[0]]}")
-    points = part_points(folder)
     items = []
-    for row, name, path in zip(rows, names, paths, strict=True):
+    for row, path in zip(rows, paths, strict=True):
         x = features.batch(np.array([row]))[0]
-        here = on_crop(points.get(name.removeprefix("images/"), []), path, transform)
-        items.append(Item(picture=path, x=x, truth=int(metadata.labels[row]), points=here))
+        items.append(Item(picture=path, x=x, truth=int(metadata.labels[row])))
     return write_page(
         load_trained(run_folder, features.device),
         items,
