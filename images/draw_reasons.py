@@ -17,7 +17,7 @@ from PIL import Image
 
 import core
 from core.inference.explain import explain
-from core.reporting.names import shown_attribute, shown_class
+from core.inference.names import shown_attribute, shown_class
 
 INK, GREY, UNSEEN, SEEN, AGAINST = "#1f2933", "#5b6773", "#2670ae", "#9aa7b4", "#c2680f"
 SHOWN = 5  # bars of a group

@@ -38,7 +38,7 @@ from core.files.errors import UserError
 from core.inference.explain import Explanation, describer_of, explain
 from core.inference.trained import Trained
 from core.preparation import Describer
-from core.reporting.names import shown_classes
+from core.inference.names import shown_classes
 
 log = logging.getLogger(__name__)
 

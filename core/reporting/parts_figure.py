@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from matplotlib.lines import Line2D
 
+from core.inference.names import shown_class
 from core.reporting.canvas import COLOURS, canvas, drawing, printable, save
 from core.reporting.localisation import Parts, hits
-from core.reporting.names import shown_class
 
 
 @dataclass(frozen=True, kw_only=True)
