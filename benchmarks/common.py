@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import csv
 import gc
-import importlib
-import io
 import os
 import platform
 import subprocess
@@ -22,9 +18,8 @@ from statistics import median
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from benchmarks.reference import ReferenceDAZLE
 from core.DAZLE import DAZLE
 from core.method import ClassSpace, Method, epochs_of, find_method
 from core.training.folds import Fold
@@ -129,6 +124,48 @@ def our_method(shape: Shape, device: str = "cpu", method: str = "dazle", seed: i
     return made
 
 
+class ReferenceDAZLE(nn.Module):
+    """DAZLE's step as its equations are written, each by one einsum over V, W and x; parameters are core's, copied.
+
+    What the original computes and never uses is left out, and the class scores are contracted at once.
+    """
+
+    z: Tensor
+    unseen: Tensor
+    margin: Tensor
+
+    def __init__(self, model: DAZLE) -> None:
+        super().__init__()
+        a = model.attention
+        assert a.W1 is not None and model.recipe.use_w and not a.normalize_vectors
+        self.v = nn.Parameter(a.v.detach().clone())  # (K,V)
+        self.W1 = nn.Parameter(a.W1.detach().clone())  # (V,D), and W2, W3
+        self.W2 = nn.Parameter(a.W2.detach().clone())
+        self.W3 = nn.Parameter(a.W3.detach().clone())
+        self.lambda_cal = model.recipe.lambda_cal
+        self.register_buffer("z", model.z.clone())
+        self.register_buffer("unseen", model.unseen.clone())
+        margin = -torch.ones(len(self.z))  # (C,) m: +1 unseen, -1 seen
+        margin[self.unseen] = 1
+        self.register_buffer("margin", margin)
+
+    def class_scores(self, x: Tensor) -> Tensor:
+        """x (B,R,D) of unit regions; (B,C) back."""
+        S = torch.einsum("kv,vd,brd->bkr", self.v, self.W1, x)
+        theta = torch.einsum("kv,vd,brd->bkr", self.v, self.W2, x).softmax(dim=2)
+        h = torch.einsum("bkr,brd->bkd", theta, x)
+        e = torch.einsum("bkr,bkr->bk", theta, S)
+        w = torch.sigmoid(torch.einsum("kv,vd,bkd->bk", self.v, self.W3, h))
+        return torch.einsum("bk,bk,ck->bc", w, e, self.z)
+
+    def loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of s over all classes + λ self-calibration of s + m; y (B,) class numbers."""
+        s = self.class_scores(x)
+        ce = F.cross_entropy(s, y)
+        cal = -torch.log((s + self.margin).softmax(dim=1)[:, self.unseen].sum(dim=1).mean())
+        return {"loss": ce + self.lambda_cal * cal, "ce": ce, "cal": cal}
+
+
 def step_of(
     form: str,
     shape: Shape,
@@ -215,29 +252,11 @@ EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def in_fresh_process(module: str, *flags: object, environment: Mapping[str, str] | None = None) -> str:
-    """Last line that ``python -m benchmarks.<module> flags`` prints; ``environment`` is added to this one's.
-
-    A trial stays in this process: its figures mean nothing, and half of its time would go into importing PyTorch.
-    """
-    if "--trial" in flags and not environment:
-        return _in_this_process(module, *flags)
+    """Last line that ``python -m benchmarks.<module> flags`` prints; ``environment`` is added to this one's."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, flags)]
     variables = {**os.environ, **(environment or {})}
     done = subprocess.run(command, cwd=ROOT, env=variables, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip().splitlines()[-1]
-
-
-def _in_this_process(module: str, *flags: object) -> str:
-    printed, kept = io.StringIO(), sys.argv
-    sys.argv = [module, *map(str, flags)]
-    try:
-        with contextlib.redirect_stdout(printed):
-            failed = importlib.import_module(f"benchmarks.{module}").main()
-    finally:
-        sys.argv = kept
-    if failed:
-        raise SystemExit(f"benchmarks.{module} ended with {failed}")
-    return printed.getvalue().strip().splitlines()[-1]
 
 
 def milliseconds(seconds: float) -> str:
@@ -258,21 +277,6 @@ def markdown(rows: Sequence[Row]) -> str:
     names = [field.name for field in fields(Row)]
     lines = [names, ["---"] * len(names), *(list(asdict(row).values()) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """The rows as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-
-
-def read_csv(path: Path) -> list[Row]:
-    """What :func:`write_csv` wrote."""
-    with open(path, newline="", encoding="utf-8") as handle:
-        return [Row(**line) for line in csv.DictReader(handle)]
 
 
 def environment() -> str:
@@ -307,13 +311,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """The flags every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--trial", action="store_true", help="tiny sizes: does it run? The figures mean nothing")
-    made.add_argument("--csv", type=Path, default=None, help="write the rows there too (default: print only)")
     return made
 
 
-def report(rows: Sequence[Row], args: argparse.Namespace) -> int:
-    """Print the table and write the CSV that was asked for."""
+def report(rows: Sequence[Row]) -> int:
+    """Print the table, and the machine it was measured on."""
     print(markdown(rows), f"\n\n{environment()}", sep="")
-    if args.csv is not None:
-        write_csv(args.csv, rows)
     return 0

@@ -8,16 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-import benchmarks.localisation as command
-from benchmarks.localisation import main
-from benchmarks.validation import Best
+import studies.localisation as command
 from core.datasets.registry import CUB
 from core.datasets.xlsa17 import read_metadata
 from core.features.images import Transform
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
 from core.method import AttentionOutput, Method, ZeroShotModel
-from core.reporting.part_places import (
+from studies.localisation import main
+from studies.part_places import (
     attribute_groups,
     group_of,
     own_and_others,
@@ -25,7 +24,7 @@ from core.reporting.part_places import (
     read_parts,
     shown_groups,
 )
-from core.reporting.parts_figure import side_by_side
+from studies.validation import Best
 from tests.helpers_xlsa17 import draw, paint
 
 KEY_POINTS = ["back", "beak", "left eye", "left wing", "right wing", "tail"]
@@ -76,21 +75,6 @@ def test_places_are_shares_of_what_the_backbone_saw(one):
     half = read(Transform(crop=224, resize=448))
     assert half.points[0, 4].tolist() == pytest.approx([0.5, 0.5, 1]) and half.points[0, 0, 2] == 0
     assert half.size[0] == pytest.approx([1.6, 0.8])
-
-
-def test_lists_that_are_missing_or_damaged_are_named(one):
-    folder, read = one
-    for text in ("1 2 3\n", "7 0 0 10 10\n", "1 0 0 -5 10\n", "1 0 0 nan 10\n"):
-        (folder / "bounding_boxes.txt").write_text(text)
-        with pytest.raises(UserError, match=r"bounding_boxes.txt: "):
-            read()
-    (folder / "bounding_boxes.txt").write_text("")
-    (folder / "parts/part_locs.txt").write_text("1 1 3 3 0\n")
-    with pytest.raises(UserError, match="shows no part of any of these 1 images"):
-        read()
-    (folder / "parts/part_locs.txt").unlink()
-    with pytest.raises(UserError, match="part_locs.txt"):
-        read()
 
 
 def test_names_say_the_part():
@@ -188,14 +172,6 @@ def test_a_model_that_looks_at_the_part_is_found_to(drawn, tmp_path, monkeypatch
     assert max(pointing["random cell"], pointing["image centre"], pointing["part prior"]) < 0.6
     assert rows.own_over_others["vsmr"].iloc[0] > 2
     assert (tmp_path / "out/localisation.md").read_text() == capsys.readouterr().out
-    assert (tmp_path / "out/localisation.png").stat().st_size > 5000
-
-
-def test_a_whole_run(drawn, tmp_path):
-    assert main(flags(drawn, tmp_path, "--methods", "vsmr", "dazle", "--epochs", "0")) == 0
-    rows = pd.read_csv(tmp_path / "localisation.csv")
-    assert {"vsmr", "dazle"} < set(rows.point) and rows.share.between(0, 1).all()
-    assert rows.own_over_others[rows.point == "dazle"].notna().all()
 
 
 def test_blocks_of_any_size_give_the_same_and_nothing_is_measured_twice(drawn, tmp_path, monkeypatch):
@@ -223,16 +199,3 @@ def test_what_cannot_be_measured_is_refused(drawn, tmp_path):
     (bare / CUB.folders[0] / "parts/part_locs.txt").unlink()
     with pytest.raises(UserError, match="part_locs.txt"):
         main(flags(bare, tmp_path / "out"))
-
-
-def test_features_of_an_unknown_transform_are_refused(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "transform_of", lambda said: None)
-    with pytest.raises(UserError, match="does not record how images were resized and cropped"):
-        main(flags(drawn, tmp_path))
-
-
-def test_predictions_of_one_cell_stand_apart():
-    points = np.array([[0.5, 0.5], [0.5, 0.5], [0.1, 0.1]])
-    moved = side_by_side(points)
-    assert len(np.unique(moved.round(6), axis=0)) == 3 and moved[2].tolist() == [0.1, 0.1]
-    assert np.abs(moved - points).max() < 0.06

@@ -8,7 +8,7 @@ import pytest
 
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
-from core.inference.names import shown_attribute, shown_class, shown_classes
+from core.inference.names import shown_class, shown_classes
 from core.reporting import report
 from core.reporting.figures import is_ours
 from core.reporting.report import OverClassesTable, best_equal, figure_name, write_report
@@ -174,7 +174,3 @@ def test_class_names_as_a_person_reads_them(name, shown):
 def test_classes_that_would_read_alike_keep_their_numbers() -> None:
     names = ["001.Red_wing", "002.Red_wing", "003.Blue_wing", "red+wing"]
     assert shown_classes(names) == ["001.Red wing", "002.Red wing", "Blue wing", "red wing"]
-
-
-def test_attribute_names_as_a_person_reads_them():
-    assert shown_attribute("has_bill_color::grey") == "bill color: grey"

@@ -18,8 +18,8 @@ from core.datasets.names import clean_name
 from core.features.images import FORMATS, Transform
 from core.files.errors import UserError
 from core.files.kinds import missing
-from core.reporting.localisation import Parts, attention_on_parts
 from core.reporting.run_page import numbered, on_crop, part_points
+from studies.part_measures import Parts, attention_on_parts
 
 # group -> words of key points and of attributes that belong to it, as APN groups them (Xu et al., NeurIPS 2020)
 GROUPS: dict[str, frozenset[str]] = {
@@ -149,7 +149,7 @@ def own_and_others(
         present: (N,K) whether the image's class has the attribute.
 
     Returns:
-        One row a key point of a group, as of :func:`core.reporting.localisation.attention_on_parts`.
+        One row a key point of a group, as of :func:`studies.part_measures.attention_on_parts`.
     """
     tables = []
     of_parts = present & (attribute_group >= 0)
