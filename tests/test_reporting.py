@@ -274,7 +274,8 @@ def test_more_epochs_than_the_recipe_has_are_said_in_the_row_where_the_file_is_o
     rows = [row("dazle", s, most_epochs=40, recipe_epochs=None) for s in (0, 1)]  # CUB: 20
     assert len(lines_with(all_tables(rows), "| dazle (40 epochs, recipe 20) | 70.5 ± 0.7 |")) == 2
     assert "dazle (" not in all_tables([row("dazle", most_epochs=20, recipe_epochs=None)])
-    assert "x (" not in all_tables([row("x", most_epochs=40, recipe_epochs=None)])  # a method that is not registered
+    assert "x (" not in all_tables([row("x", most_epochs=40, recipe_epochs=None)])  # not registered
+    assert "eszsl (" not in all_tables([row("eszsl", most_epochs=40, recipe_epochs=0)])  # a closed form has no epochs
 
 
 def test_an_ablation_of_two_codes_is_refused_and_of_two_versions_of_torch_is_two():

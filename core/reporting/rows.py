@@ -94,7 +94,7 @@ def entries_of(part: pd.DataFrame) -> list[Entry]:
             )
         says = [f"{key}={value}" for key, value in json.loads(first.recipe or "{}").items()]
         says += [f"{name} {_text(first[c]) or 'unknown'}" for c, name in _SAID.items() if several.loc[first.method, c]]
-        if first.most_epochs > first.recipe_epochs:  # fewer are said by its remark
+        if 0 < first.recipe_epochs < first.most_epochs:  # fewer are said by its remark; closed forms have none
             says.append(f"{first.most_epochs:g} epochs, recipe {first.recipe_epochs:g}")
         label = first.method + (f" ({', '.join(says)})" if says else "")
         entries.append(
