@@ -1,11 +1,10 @@
-"""The same questions on a GPU: step time, memory, share of the hardware's peak, a run of AWA2's size, extraction.
+"""The same questions on a GPU: step time, memory, a run of AWA2's size, extraction.
 
     python -m benchmarks.gpu                                      # needs about 8 GB of GPU memory; some 10 minutes
     python -m benchmarks.gpu --epochs 2 --images 2000             # a quick look
     python -m benchmarks.gpu --device cpu --trial                 # tiny sizes on the CPU: does the script run?
 
-Peak bandwidth and peak FLOP/s are not read from a data sheet but measured here: copying a large array, multiplying
-large matrices of the same type. Without a GPU the script says so and ends with exit code 0.
+Without a GPU the script says so and ends with exit code 0.
 """
 
 from __future__ import annotations
@@ -99,7 +98,7 @@ def matmul_precision(name: str) -> Iterator[None]:
 
 
 def step_rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
-    """Step time, memory and share of peak for float32, TF32 and bf16; the reference is float32 in the first row."""
+    """Step time and memory for float32, TF32 and bf16, both forms in that type."""
     wait, made = waiter(args.device), []
     for name, precision, autocast in (
         ("float32", "highest", None),
@@ -112,36 +111,7 @@ def step_rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
             memory = " -> ".join(megabytes(extra_memory(work, args.device)) for work in works.values())
             what = f"step, {shape}, {name}"
             made.append(against(f"{what}, both in that type", times["reference"], times["dazle"], memory))
-            made.append(peak_row(what, shape, times["dazle"], autocast or torch.float32, args))
     return made
-
-
-def peak_row(what: str, shape: Shape, taken: float, dtype: torch.dtype, args: argparse.Namespace) -> Row:
-    """The step's large products (forward, and the gradient of the queries) as shares of what the device can do.
-
-    Counted are 2 x 2·BR·D·3K operations, and x read twice, the queries and their gradient, and the maps and theirs.
-    """
-    regions, queries = shape.B * shape.R, 3 * shape.K
-    operations = 4 * regions * shape.D * queries
-    moved = dtype.itemsize * (2 * regions * shape.D + 2 * queries * shape.D + 2 * regions * queries)
-    flops, bandwidth = peaks(dtype, args)
-    return Row(
-        f"{what}: share of measured peak",
-        f"{flops / 1e12:.1f} TFLOP/s, {bandwidth / 1e9:.0f} GB/s",
-        f"{operations / taken / 1e12:.2f} TFLOP/s, {moved / taken / 1e9:.0f} GB/s",
-        f"{operations / taken / flops:.1%} FLOP/s, {moved / taken / bandwidth:.1%} bandwidth",
-    )
-
-
-def peaks(dtype: torch.dtype, args: argparse.Namespace) -> tuple[float, float]:
-    """FLOP/s of a large product in this type (under the present precision), bytes/s of a large copy."""
-    side, length = (256, 1 << 20) if args.trial else (8192, 1 << 30)
-    a = torch.randn(side, side, device=args.device).to(dtype)
-    source = torch.empty(length, dtype=torch.uint8, device=args.device)
-    target = torch.empty_like(source)
-    works = {"product": lambda: a @ a, "copy": lambda: target.copy_(source)}
-    times = interleaved(works, 10, waiter(args.device))
-    return 2 * side**3 / times["product"], 2 * length / times["copy"]
 
 
 def run_rows(args: argparse.Namespace) -> list[Row]:
