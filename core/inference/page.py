@@ -36,9 +36,9 @@ from core.features.images import Transform, load_image
 from core.files.atomic import fsync, fsync_folder
 from core.files.errors import UserError
 from core.inference.explain import Explanation, describer_of, explain
+from core.inference.names import shown_classes
 from core.inference.trained import Trained
 from core.preparation import Describer
-from core.inference.names import shown_classes
 
 log = logging.getLogger(__name__)
 
