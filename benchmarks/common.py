@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import csv
 import gc
-import importlib
-import io
 import os
 import platform
 import subprocess
@@ -215,29 +211,11 @@ EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def in_fresh_process(module: str, *flags: object, environment: Mapping[str, str] | None = None) -> str:
-    """Last line that ``python -m benchmarks.<module> flags`` prints; ``environment`` is added to this one's.
-
-    A trial stays in this process: its figures mean nothing, and half of its time would go into importing PyTorch.
-    """
-    if "--trial" in flags and not environment:
-        return _in_this_process(module, *flags)
+    """Last line that ``python -m benchmarks.<module> flags`` prints; ``environment`` is added to this one's."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, flags)]
     variables = {**os.environ, **(environment or {})}
     done = subprocess.run(command, cwd=ROOT, env=variables, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip().splitlines()[-1]
-
-
-def _in_this_process(module: str, *flags: object) -> str:
-    printed, kept = io.StringIO(), sys.argv
-    sys.argv = [module, *map(str, flags)]
-    try:
-        with contextlib.redirect_stdout(printed):
-            failed = importlib.import_module(f"benchmarks.{module}").main()
-    finally:
-        sys.argv = kept
-    if failed:
-        raise SystemExit(f"benchmarks.{module} ended with {failed}")
-    return printed.getvalue().strip().splitlines()[-1]
 
 
 def milliseconds(seconds: float) -> str:
@@ -258,21 +236,6 @@ def markdown(rows: Sequence[Row]) -> str:
     names = [field.name for field in fields(Row)]
     lines = [names, ["---"] * len(names), *(list(asdict(row).values()) for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """The rows as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-
-
-def read_csv(path: Path) -> list[Row]:
-    """What :func:`write_csv` wrote."""
-    with open(path, newline="", encoding="utf-8") as handle:
-        return [Row(**line) for line in csv.DictReader(handle)]
 
 
 def environment() -> str:
@@ -307,13 +270,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     """The flags every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--trial", action="store_true", help="tiny sizes: does it run? The figures mean nothing")
-    made.add_argument("--csv", type=Path, default=None, help="write the rows there too (default: print only)")
     return made
 
 
-def report(rows: Sequence[Row], args: argparse.Namespace) -> int:
-    """Print the table and write the CSV that was asked for."""
+def report(rows: Sequence[Row]) -> int:
+    """Print the table, and the machine it was measured on."""
     print(markdown(rows), f"\n\n{environment()}", sep="")
-    if args.csv is not None:
-        write_csv(args.csv, rows)
     return 0

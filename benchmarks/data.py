@@ -10,9 +10,7 @@ import numpy as np
 import scipy.io
 from PIL import Image
 
-from core.datasets.metadata import Metadata
 from core.datasets.registry import DEMO
-from core.features.writer import FeatureFileMetadata, Writer
 
 _DIFFERENT = 64  # different images or rows; the others repeat them
 
@@ -70,30 +68,3 @@ def random_maps(rows: int, D: int, grid: tuple[int, int], seed: int = 0) -> np.n
     """(rows,D,h,w) float16, not negative, as a ReLU leaves them."""
     rng = np.random.default_rng(seed)
     return np.maximum(rng.standard_normal((rows, D, *grid), dtype=np.float32), 0).astype(np.float16)
-
-
-def make_feature_file(path: Path, n: int, D: int = 2048, grid: tuple[int, int] = (7, 7)) -> Path:
-    """A complete feature file of n rows, written by core's Writer."""
-    labels, splits = _splits(n)
-    att = np.random.default_rng(0).random((6, 5), dtype=np.float32)
-    none = np.empty(0, dtype=np.int64)
-    metadata = Metadata(
-        name=DEMO.name,
-        image_files=[f"images/{i:06}.jpg" for i in range(n)],
-        labels=labels,
-        class_names=[f"class{c}" for c in range(6)],
-        att=att,
-        original_att=att,
-        train_loc=none,
-        val_loc=none,
-        split_sha256="generated",
-        trainval_loc=splits["trainval_loc"],
-        test_seen_loc=splits["test_seen_loc"],
-        test_unseen_loc=splits["test_unseen_loc"],
-    )
-    block = random_maps(_DIFFERENT, D, grid)
-    with Writer(path, FeatureFileMetadata(metadata, {"dataset": DEMO.source}), (D, *grid)) as writer:
-        for start in range(0, n, len(block)):
-            rows = np.arange(start, min(start + len(block), n))
-            writer.write(rows, block[: len(rows)])
-        return writer.finish()

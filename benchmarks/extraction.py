@@ -1,4 +1,4 @@
-"""Throughput and memory of core's extraction, against the bare forward pass and against a plain loop.
+"""Throughput and memory of core's extraction, against the bare forward pass.
 
     python -m benchmarks.extraction                                          # ResNet-101, about 4 minutes on 2 cores
     python -m benchmarks.extraction --dtype bfloat16
@@ -20,16 +20,13 @@ import time
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 
 from benchmarks.common import Row, in_fresh_process, megabytes, parser, report
 from benchmarks.data import make_images
-from benchmarks.reference import plain_extraction
 from core.datasets.registry import DEMO
 from core.features.backbones import Backbone, build_backbone
 from core.features.extraction import extract
-from core.features.feature_file import FeatureFile
 from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig
 
 
@@ -41,7 +38,6 @@ def arguments() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="float32", help="arithmetic of core's extraction (default: %(default)s)")
     add("--input-size", type=int, default=None, help="image side in pixels (default: the backbone's)")
     add("--images", type=int, nargs=2, default=(200, 1000), help="the two data sets (default: 200 1000)")
-    add("--plain", type=int, default=96, help="images of the plain loop (default: %(default)s)")
     add("--forwards", type=int, default=5, help="bare passes per turn, there are three (default: %(default)s)")
     add("--run", type=Path, help=argparse.SUPPRESS)  # extract the images under this folder and print what it took
     return made
@@ -78,12 +74,11 @@ def bare_forward(network: Backbone, size: int, dtype: torch.dtype, times: int) -
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
-    """Throughput against both references, agreement, memory at two sizes."""
+    """Throughput against the bare pass, memory at two sizes."""
     few, many = sorted(args.images)
     dtype = DTYPES[args.dtype]
-    network = build_backbone(args.backbone, args.weights, input_size=args.input_size)
-    size = network.input_size
     typed = build_backbone(args.backbone, args.weights, input_size=args.input_size)
+    size = typed.input_size
     typed.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     flags = ["--backbone", args.backbone, "--weights", args.weights, "--input-size", size, "--dtype", args.dtype]
     flags += ["--trial"] if args.trial else []
@@ -95,14 +90,6 @@ def rows(args: argparse.Namespace) -> list[Row]:
             root = make_images(Path(folder) / str(n), n)
             taken[n], peak[n] = map(float, in_fresh_process("extraction", *flags, "--run", root).split())
             bare += bare_forward(typed, size, dtype, args.forwards)
-        root = Path(folder) / str(few)
-        paths = sorted((root / DEMO.folders[0] / "images").iterdir())[: min(few, args.plain)]
-        started = time.perf_counter()
-        plain = plain_extraction(paths, network, size, BATCH_SIZE)
-        plain_speed = len(paths) / (time.perf_counter() - started)
-        with FeatureFile(root / "features.hdf5") as file:
-            ours = file.read(np.arange(len(paths)))
-    difference = np.abs(ours - plain.reshape(ours.shape)).max() / np.abs(plain).max()
     if taken[many] <= taken[few]:
         print("the machine was too busy: more images took less time; start-up is counted in", file=sys.stderr)
         speed = many / taken[many]
@@ -110,14 +97,9 @@ def rows(args: argparse.Namespace) -> list[Row]:
         speed = (many - few) / (taken[many] - taken[few])
     bare_speed = BATCH_SIZE / median(bare)
     name = f"extraction, {args.backbone} {args.dtype}"
-
-    def row(against: str, reference: float, share: str, memory: str = "") -> Row:
-        return Row(f"{name}, against {against}", f"{reference:.1f} images/s", f"{speed:.1f} images/s", share, memory)
-
+    against = f"{name}, against the bare forward pass"
     return [
-        row("the bare forward pass", bare_speed, f"{speed / bare_speed:.1%}"),
-        row("the plain float32 loop", plain_speed, f"{speed / plain_speed:.2f}x"),
-        Row(f"{name}, largest difference from the plain loop", "", "", f"{difference:.1e} of the largest feature"),
+        Row(against, f"{bare_speed:.1f} images/s", f"{speed:.1f} images/s", f"{speed / bare_speed:.1%}"),
         Row(
             f"{name}, peak memory at {few} and {many} images",
             megabytes(peak[few]),
@@ -131,11 +113,11 @@ def rows(args: argparse.Namespace) -> list[Row]:
 def main() -> int:
     args = arguments().parse_args()
     if args.trial:
-        args.backbone, args.input_size, args.images, args.plain, args.forwards = "mobilenet_v2", 64, (24, 64), 24, 1
+        args.backbone, args.input_size, args.images, args.forwards = "mobilenet_v2", 64, (24, 64), 1
     if args.run is not None:
         print(extract_here(args))
         return 0
-    return report(rows(args), args)
+    return report(rows(args))
 
 
 if __name__ == "__main__":

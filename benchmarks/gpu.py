@@ -1,11 +1,10 @@
-"""The same questions on a GPU: step time, memory, share of the hardware's peak, a run of AWA2's size, extraction.
+"""The same questions on a GPU: step time, memory, a run of AWA2's size, extraction.
 
     python -m benchmarks.gpu                                      # needs about 8 GB of GPU memory; some 10 minutes
     python -m benchmarks.gpu --epochs 2 --images 2000             # a quick look
     python -m benchmarks.gpu --device cpu --trial                 # tiny sizes on the CPU: does the script run?
 
-Peak bandwidth and peak FLOP/s are not read from a data sheet but measured here: copying a large array, multiplying
-large matrices of the same type. Without a GPU the script says so and ends with exit code 0.
+Without a GPU the script says so and ends with exit code 0.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import argparse
 import contextlib
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,14 +34,28 @@ from benchmarks.common import (
     report,
     step_of,
 )
-from benchmarks.whole_runs import Generated, whole_runs
+from benchmarks.data import random_maps
 from core.datasets.registry import DATASETS
 from core.features.backbones import build_backbone
 from core.features.images import Normaliser
 from core.features.regions import RegionFeatures
-from core.method import Batches, Losses, Method, find_method
-from core.training.folds import Fold
+from core.method import find_method
 from core.training.loop import class_scores, train
+
+_BANK = 509  # different generated images; the others repeat them, rotated through the data set
+
+
+class Generated:
+    """A feature source of any number of rows that needs the memory of a few."""
+
+    def __init__(self, D: int, R: int) -> None:
+        self.bank = random_maps(_BANK, D, (R, 1)).reshape(_BANK, D, R)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.bank[np.asarray(rows) % _BANK]
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Nothing to fetch."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -85,7 +98,7 @@ def matmul_precision(name: str) -> Iterator[None]:
 
 
 def step_rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
-    """Step time, memory and share of peak for float32, TF32 and bf16; the reference is float32 in the first row."""
+    """Step time and memory for float32, TF32 and bf16, both forms in that type."""
     wait, made = waiter(args.device), []
     for name, precision, autocast in (
         ("float32", "highest", None),
@@ -98,36 +111,7 @@ def step_rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
             memory = " -> ".join(megabytes(extra_memory(work, args.device)) for work in works.values())
             what = f"step, {shape}, {name}"
             made.append(against(f"{what}, both in that type", times["reference"], times["dazle"], memory))
-            made.append(peak_row(what, shape, times["dazle"], autocast or torch.float32, args))
     return made
-
-
-def peak_row(what: str, shape: Shape, taken: float, dtype: torch.dtype, args: argparse.Namespace) -> Row:
-    """The step's large products (forward, and the gradient of the queries) as shares of what the device can do.
-
-    Counted are 2 x 2·BR·D·3K operations, and x read twice, the queries and their gradient, and the maps and theirs.
-    """
-    regions, queries = shape.B * shape.R, 3 * shape.K
-    operations = 4 * regions * shape.D * queries
-    moved = dtype.itemsize * (2 * regions * shape.D + 2 * queries * shape.D + 2 * regions * queries)
-    flops, bandwidth = peaks(dtype, args)
-    return Row(
-        f"{what}: share of measured peak",
-        f"{flops / 1e12:.1f} TFLOP/s, {bandwidth / 1e9:.0f} GB/s",
-        f"{operations / taken / 1e12:.2f} TFLOP/s, {moved / taken / 1e9:.0f} GB/s",
-        f"{operations / taken / flops:.1%} FLOP/s, {moved / taken / bandwidth:.1%} bandwidth",
-    )
-
-
-def peaks(dtype: torch.dtype, args: argparse.Namespace) -> tuple[float, float]:
-    """FLOP/s of a large product in this type (under the present precision), bytes/s of a large copy."""
-    side, length = (256, 1 << 20) if args.trial else (8192, 1 << 30)
-    a = torch.randn(side, side, device=args.device).to(dtype)
-    source = torch.empty(length, dtype=torch.uint8, device=args.device)
-    target = torch.empty_like(source)
-    works = {"product": lambda: a @ a, "copy": lambda: target.copy_(source)}
-    times = interleaved(works, 10, waiter(args.device))
-    return 2 * side**3 / times["product"], 2 * length / times["copy"]
 
 
 def run_rows(args: argparse.Namespace) -> list[Row]:
@@ -145,10 +129,11 @@ def run_rows(args: argparse.Namespace) -> list[Row]:
     size = features.resident.numel() * features.resident.element_size()
     name = f"AWA2-sized run ({len(fold.train_rows)} x {shape.R} x {shape.D}, K={shape.K}, {args.epochs} epochs)"
     made = [Row(f"{name}: features to memory, float16", "", milliseconds(loading), "", megabytes(size))]
-    made.append(waiting_row(name, dazle(shape, fold, args), features, fold))
     if args.device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-    method = dazle(shape, fold, args)
+    registered = find_method("dazle")
+    method = registered.build(registered.recipe("AWA2"), fold.space, (shape.R, shape.D), 0, args.epochs)
+    method.model.to(args.device)
     steps = args.epochs * method.phases[0].batches.count(len(fold.train_rows))
     started = time.perf_counter()
     train(method, features, fold, seed=0)
@@ -157,34 +142,6 @@ def run_rows(args: argparse.Namespace) -> list[Row]:
     peak = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else 0
     made.append(Row(name, "", f"{taken:.1f} s", f"{taken / steps * 1e3:.2f} ms per step", megabytes(peak)))
     return made
-
-
-def dazle(shape: Shape, fold: Fold, args: argparse.Namespace) -> Method:
-    """An untrained model of the fold's classes, on the device."""
-    registered = find_method("dazle")
-    method = registered.build(registered.recipe("AWA2"), fold.space, (shape.R, shape.D), 0, args.epochs)
-    method.model.to(args.device)
-    return method
-
-
-def waiting_row(name: str, method: Method, features: RegionFeatures, fold: Fold) -> Row:
-    """How often the host waits for the device in five steps of training; tests/test_device.py promises never."""
-    cuda, (phase,) = features.device.type == "cuda", method.phases
-    loss, modes = phase.loss, iter(["warn", *[None] * 4, "default"])
-
-    def watched(x: Tensor, y: Tensor) -> Losses:
-        """The loss; from the first step to the sixth every wait is a warning."""
-        if (mode := next(modes)) and cuda:
-            torch.cuda.set_sync_debug_mode(mode)
-        return loss(x, y)
-
-    phase.loss, phase.epochs = watched, 1
-    phase.batches = Batches(phase.batches.size, balanced=phase.batches.balanced, steps=6)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(method, features, fold, seed=0)
-    waits = sum("synchroniz" in str(warning.message) for warning in caught)
-    return Row(f"{name}: the host waits in five steps", "0", str(waits) if cuda else "not seen on a CPU")
 
 
 def extraction_rows(args: argparse.Namespace) -> list[Row]:
@@ -230,7 +187,7 @@ def main() -> int:
     if args.trial:
         args.repeats, args.epochs = 2, 1
     made = [row for shape in (TRIAL if args.trial else SHAPES).values() for row in step_rows(shape, args)]
-    return report([*made, *run_rows(args), *whole_runs(args.device, args.trial), *extraction_rows(args)], args)
+    return report([*made, *run_rows(args), *extraction_rows(args)])
 
 
 if __name__ == "__main__":

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.common import (
     PeakMemory,
@@ -40,7 +39,7 @@ from benchmarks.common import (
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as ESZSLRecipe
 from core.preparation import Mixing, prepared_attributes
-from core.reporting.figures import growth_figure
+from core.reporting.canvas import canvas, drawing, printable, save, style
 from core.training.evaluation import ScoredImages, compact, evaluate, metrics_from_compact
 
 BASE = Shape("growth", K=64, C=200, unseen=50, B=16, R=16, D=64, V=32)
@@ -123,21 +122,6 @@ def eszsl_with_classes(classes: int) -> Work:
     return work
 
 
-def files_with_classes(classes: int) -> Work:
-    """The pairs of confusion.csv as a run writes them, ten images a class."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(classes), 10)
-    predicted = np.where(rng.random(len(labels)) < 0.7, labels, rng.integers(classes, size=len(labels)))
-    folder = tempfile.TemporaryDirectory()  # lives as long as the work
-
-    def work() -> None:
-        pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
-        frame = pd.DataFrame({"class": pairs[:, 0], "predicted": pairs[:, 1], "images": counts})
-        frame.to_csv(Path(folder.name) / "confusion.csv", index=False)
-
-    return work
-
-
 CURVES = (
     Curve("training step of dazle", "attributes", (64, 256, 1024, 4096), step_with("dazle", "K")),
     Curve("training step of vsmr", "attributes", (64, 256, 1024, 4096), step_with("vsmr", "K")),
@@ -146,7 +130,6 @@ CURVES = (
     Curve("evaluation", "classes", CLASSES, evaluation_with_classes),
     Curve("encoder of vsmr", "classes", (2500, 5000, 10000, 20000), encoder_with_classes),
     Curve("closed form of eszsl", "classes", CLASSES, eszsl_with_classes),
-    Curve("confusion.csv", "classes", CLASSES, files_with_classes),
     Curve("training step of dazle", "regions", (49, 196, 512, 1024), step_with("dazle", "R")),
     Curve("training step of vsmr", "regions", (49, 196, 512, 1024), step_with("vsmr", "R")),
     Curve("evaluation, streamed", "images", (10_000, 100_000, 500_000, 1_000_000), evaluation_with_images),
@@ -177,6 +160,35 @@ def measure(curve: Curve, sizes: Sequence[int], repeats: int) -> tuple[list[floa
     return taken, memory.rise
 
 
+def growth_figure(curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], out: Path) -> None:
+    """How often the cost of the smallest size a larger one takes, on logarithmic axes, beside linear growth.
+
+    Args:
+        curves: kind of size (a panel each) -> kind of work -> (sizes, costs in any unit), sizes ascending.
+    """
+    with drawing():
+        figure, axes = canvas(3.7 * len(curves), 4.0, 1, len(curves))
+        for axis, (family, lines) in zip(axes[0], curves.items(), strict=True):
+            sizes = sorted({size for line, _ in lines.values() for size in line})
+            axis.loglog(sizes, [s / sizes[0] for s in sizes], color="0.6", linewidth=3, alpha=0.6, label="linear")
+            for number, (what, (line, costs)) in enumerate(lines.items()):
+                look = {"markersize": 5, "markeredgecolor": "white", "markeredgewidth": 0.5} | style(number)
+                axis.loglog(line, [c / costs[0] for c in costs], label=printable(what), **look)
+            for side in (axis.xaxis, axis.yaxis):  # round numbers: the sizes themselves may lie too close for labels
+                side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                side.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.tick_params(labelsize=7.5)
+            axis.set_xlabel(printable(family, 50), fontsize=8.5)
+            axis.set_ylabel("times the smallest size", fontsize=8.5)
+            axis.grid(color="0.92", linewidth=0.6)
+            axis.set_axisbelow(True)
+            # above the panel, where no curve can pass through it
+            axis.legend(fontsize=7.5, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))
+        save(figure, out)
+
+
 def main() -> int:
     args = arguments().parse_args()
     threads = torch.get_num_threads()
@@ -198,7 +210,7 @@ def main() -> int:
         )
     torch.set_num_threads(threads)
     growth_figure(curves, args.out)
-    return report(rows, args)
+    return report(rows)
 
 
 if __name__ == "__main__":

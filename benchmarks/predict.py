@@ -115,7 +115,7 @@ def main() -> int:
     args = arguments().parse_args()
     if args.trial:
         args.backbone, args.input_size, args.images = "mobilenet_v2", 64, 64
-    return report(rows(args), args)
+    return report(rows(args))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,22 @@
-"""The yardsticks: DAZLE's step as its equations are written, and extraction as a plain loop.
-
-ReferenceDAZLE forms what the original forms: the region scores S, the region weights θ and the attribute features h
-(B,K,D), each by one einsum over V, W and x. It leaves out what the original computes and never uses (its uniform
-baseline, its second attribute prediction) and contracts the class scores at once instead of through (B,K,C).
+"""The yardstick of a training step: DAZLE as its equations are written.
 
 B images · R regions · D channels · K attributes · C classes · V word-vector size
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
-from torchvision import transforms
 
 from core.DAZLE import DAZLE
-from core.features.images import IMAGENET_MEAN, IMAGENET_STD
 
 
 class ReferenceDAZLE(nn.Module):
-    """The textbook form, started from a copy of the parameters of core's model."""
+    """DAZLE's step as its equations are written, each by one einsum over V, W and x; parameters are core's, copied.
+
+    What the original computes and never uses is left out, and the class scores are contracted at once.
+    """
 
     z: Tensor
     unseen: Tensor
@@ -60,20 +52,3 @@ class ReferenceDAZLE(nn.Module):
         ce = F.cross_entropy(s, y)
         cal = -torch.log((s + self.margin).softmax(dim=1)[:, self.unseen].sum(dim=1).mean())
         return {"loss": ce + self.lambda_cal * cal, "ce": ce, "cal": cal}
-
-
-def plain_transform(size: int) -> transforms.Compose:
-    """torchvision's own evaluation transform."""
-    steps = [transforms.Resize(size), transforms.CenterCrop(size), transforms.ToTensor()]
-    return transforms.Compose([*steps, transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
-
-
-@torch.no_grad()
-def plain_extraction(paths: Sequence[Path], network: nn.Module, size: int, batch: int) -> np.ndarray:
-    """(N,D,h,w) float32: one process, decode then forward, batch after batch, every feature kept in a list."""
-    transform = plain_transform(size)
-    features = []
-    for start in range(0, len(paths), batch):
-        images = [transform(Image.open(path).convert("RGB")) for path in paths[start : start + batch]]
-        features.append(network(torch.stack(images)).numpy())
-    return np.concatenate(features)

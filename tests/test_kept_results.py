@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-import benchmarks.learning_curves as curves
-from benchmarks.validation import Kept, best_on_fold, config_of
-from core.files.atomic import Lock
+import studies.learning_curves as curves
 from core.files.errors import UserError
+from studies.validation import Kept, best_on_fold, config_of
 from tests.helpers import forked
 from tests.helpers_runs import inputs_of
 
@@ -75,11 +74,3 @@ def test_a_result_of_another_identity_or_a_damaged_one_is_refused(toy, tmp_path)
         path.write_text(damaged)
         with pytest.raises(UserError, match=r"classes3\.json is (damaged|not readable)"):
             kept.result(config, {"classes": 3}, pytest.fail)
-
-
-def test_two_at_once_are_refused(toy, tmp_path):
-    (tmp_path / "measured").mkdir()
-    lock = Lock(tmp_path / "measured" / "results")
-    with pytest.raises(UserError, match="another process is writing"):
-        go(toy, tmp_path)
-    lock.release()

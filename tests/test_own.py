@@ -20,7 +20,7 @@ from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
 from core.inference.trained import load_trained
 from core.preparation import prepared_attributes
-from core.reporting import run_attention
+from core.reporting import attention
 from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import final_fold, validation_fold
 from tests.helpers import refused, run_here
@@ -61,7 +61,7 @@ def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes most of the time of a run this small."""
-    monkeypatch.setattr(run_attention, "draw_attention", lambda *_: None)
+    monkeypatch.setattr(attention, "draw_attention", lambda *_: None)
 
 
 def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_figure) -> None:

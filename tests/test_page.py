@@ -11,7 +11,7 @@ from PIL import Image
 from core.files.errors import UserError
 from core.inference import page as page_module
 from core.inference.page import Item, check_replaceable, script_json, text, write_page
-from core.reporting.run_page import on_crop, part_points, spread, transform_of
+from core.reporting.run_page import spread
 from tests.helpers_page import HOSTILE, made
 
 
@@ -106,26 +106,3 @@ def test_test_images_are_spread_over_classes():
     labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
     rows = spread(np.arange(73), labels, 12)
     assert np.bincount(labels[rows]).tolist() == [5, 3, 4]
-
-
-def test_key_points_land_where_the_backbone_saw_them(tmp_path):
-    Image.new("RGB", (400, 200)).save(tmp_path / "a.png")
-    how = transform_of("Resize(256, bilinear) CenterCrop(224) mean (0.4,) std (0.2,)")
-    assert (how.resize, how.crop, how.interpolation) == (256, 224, "bilinear")
-    assert on_crop([("eye", 200, 100), ("tail", 10, 100)], tmp_path / "a.png", how) == [("eye", 0.5, 0.5)]
-    ((_, x, y),) = on_crop([("eye", 250, 100)], tmp_path / "a.png", how)
-    assert x == pytest.approx((250 * 256 / 200 - (512 - 224) / 2) / 224) and y == 0.5
-
-
-def test_part_files_are_read_or_refused_with_the_line(tmp_path):
-    (tmp_path / "parts").mkdir()
-    assert part_points(tmp_path) == {}
-    (tmp_path / "images.txt").write_text("1 a/b.jpg\n2 c.jpg\n")
-    (tmp_path / "parts/parts.txt").write_text("1 back\n2 left leg\n")
-    locations = tmp_path / "parts/part_locs.txt"
-    locations.write_text("1 1 5.0 6.0 1\n1 2 0.0 0.0 0\n2 2 7.5 8 1\n")
-    assert part_points(tmp_path) == {"a/b.jpg": [("back", 5.0, 6.0)], "c.jpg": [("left leg", 7.5, 8.0)]}
-    for bad in ("1 1 5.0 6.0\n", "3 1 1 1 1\n", "1 1 x 1 1\n"):
-        locations.write_text("1 1 5.0 6.0 1\n" + bad)
-        with pytest.raises(UserError, match=r"part_locs.txt, line 2"):
-            part_points(tmp_path)

@@ -8,24 +8,26 @@ import pytest
 import torch
 from PIL import Image
 
-import benchmarks.localisation as command
-from benchmarks.localisation import main
-from benchmarks.validation import Best
+import studies.localisation as command
 from core.datasets.registry import CUB
 from core.datasets.xlsa17 import read_metadata
 from core.features.images import Transform
 from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
 from core.method import AttentionOutput, Method, ZeroShotModel
-from core.reporting.part_places import (
+from core.reporting.run_page import transform_of
+from studies.localisation import main
+from studies.part_places import (
     attribute_groups,
     group_of,
+    on_crop,
     own_and_others,
+    part_points,
     ratio_of,
     read_parts,
     shown_groups,
 )
-from core.reporting.parts_figure import side_by_side
+from studies.validation import Best
 from tests.helpers_xlsa17 import draw, paint
 
 KEY_POINTS = ["back", "beak", "left eye", "left wing", "right wing", "tail"]
@@ -76,21 +78,6 @@ def test_places_are_shares_of_what_the_backbone_saw(one):
     half = read(Transform(crop=224, resize=448))
     assert half.points[0, 4].tolist() == pytest.approx([0.5, 0.5, 1]) and half.points[0, 0, 2] == 0
     assert half.size[0] == pytest.approx([1.6, 0.8])
-
-
-def test_lists_that_are_missing_or_damaged_are_named(one):
-    folder, read = one
-    for text in ("1 2 3\n", "7 0 0 10 10\n", "1 0 0 -5 10\n", "1 0 0 nan 10\n"):
-        (folder / "bounding_boxes.txt").write_text(text)
-        with pytest.raises(UserError, match=r"bounding_boxes.txt: "):
-            read()
-    (folder / "bounding_boxes.txt").write_text("")
-    (folder / "parts/part_locs.txt").write_text("1 1 3 3 0\n")
-    with pytest.raises(UserError, match="shows no part of any of these 1 images"):
-        read()
-    (folder / "parts/part_locs.txt").unlink()
-    with pytest.raises(UserError, match="part_locs.txt"):
-        read()
 
 
 def test_names_say_the_part():
@@ -188,14 +175,6 @@ def test_a_model_that_looks_at_the_part_is_found_to(drawn, tmp_path, monkeypatch
     assert max(pointing["random cell"], pointing["image centre"], pointing["part prior"]) < 0.6
     assert rows.own_over_others["vsmr"].iloc[0] > 2
     assert (tmp_path / "out/localisation.md").read_text() == capsys.readouterr().out
-    assert (tmp_path / "out/localisation.png").stat().st_size > 5000
-
-
-def test_a_whole_run(drawn, tmp_path):
-    assert main(flags(drawn, tmp_path, "--methods", "vsmr", "dazle", "--epochs", "0")) == 0
-    rows = pd.read_csv(tmp_path / "localisation.csv")
-    assert {"vsmr", "dazle"} < set(rows.point) and rows.share.between(0, 1).all()
-    assert rows.own_over_others[rows.point == "dazle"].notna().all()
 
 
 def test_blocks_of_any_size_give_the_same_and_nothing_is_measured_twice(drawn, tmp_path, monkeypatch):
@@ -225,14 +204,24 @@ def test_what_cannot_be_measured_is_refused(drawn, tmp_path):
         main(flags(bare, tmp_path / "out"))
 
 
-def test_features_of_an_unknown_transform_are_refused(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "transform_of", lambda said: None)
-    with pytest.raises(UserError, match="does not record how images were resized and cropped"):
-        main(flags(drawn, tmp_path))
+def test_key_points_land_where_the_backbone_saw_them(tmp_path):
+    Image.new("RGB", (400, 200)).save(tmp_path / "a.png")
+    how = transform_of("Resize(256, bilinear) CenterCrop(224) mean (0.4,) std (0.2,)")
+    assert (how.resize, how.crop, how.interpolation) == (256, 224, "bilinear")
+    assert on_crop([("eye", 200, 100), ("tail", 10, 100)], tmp_path / "a.png", how) == [("eye", 0.5, 0.5)]
+    ((_, x, y),) = on_crop([("eye", 250, 100)], tmp_path / "a.png", how)
+    assert x == pytest.approx((250 * 256 / 200 - (512 - 224) / 2) / 224) and y == 0.5
 
 
-def test_predictions_of_one_cell_stand_apart():
-    points = np.array([[0.5, 0.5], [0.5, 0.5], [0.1, 0.1]])
-    moved = side_by_side(points)
-    assert len(np.unique(moved.round(6), axis=0)) == 3 and moved[2].tolist() == [0.1, 0.1]
-    assert np.abs(moved - points).max() < 0.06
+def test_part_files_are_read_or_refused_with_the_line(tmp_path):
+    (tmp_path / "parts").mkdir()
+    assert part_points(tmp_path) == {}
+    (tmp_path / "images.txt").write_text("1 a/b.jpg\n2 c.jpg\n")
+    (tmp_path / "parts/parts.txt").write_text("1 back\n2 left leg\n")
+    locations = tmp_path / "parts/part_locs.txt"
+    locations.write_text("1 1 5.0 6.0 1\n1 2 0.0 0.0 0\n2 2 7.5 8 1\n")
+    assert part_points(tmp_path) == {"a/b.jpg": [("back", 5.0, 6.0)], "c.jpg": [("left leg", 7.5, 8.0)]}
+    for bad in ("1 1 5.0 6.0\n", "3 1 1 1 1\n", "1 1 x 1 1\n"):
+        locations.write_text("1 1 5.0 6.0 1\n" + bad)
+        with pytest.raises(UserError, match=r"part_locs.txt, line 2"):
+            part_points(tmp_path)

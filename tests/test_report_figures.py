@@ -6,28 +6,23 @@ import logging
 import pandas as pd
 import pytest
 
+from core.experiments.statistics import Interval
+from core.files.errors import UserError
+from core.inference.names import shown_class, shown_classes
 from core.reporting import report
 from core.reporting.figures import is_ours
-from core.inference.names import shown_attribute, shown_class, shown_classes
-from core.reporting.report import best_equal, figure_name, write_report
-from core.reporting.rows import TABLE, as_frame, entries_of, tables_of
+from core.reporting.report import OverClassesTable, best_equal, figure_name, write_report
+from core.reporting.rows import METRICS, TABLE, entries_of, prepared, tables_of
 from core.reporting.tables import ours_among
-from tests.helpers_reporting import row
+from tests.helpers_reporting import row, run_left
 
 
 def left(out, rows):
     """OUT as a sweep leaves it: summary.csv, and of every row a run folder with what figures read."""
     for number, one in enumerate(rows):
         one["folder"] = f"runs/{number}"
-        folder = out / one["folder"]
-        folder.mkdir(parents=True)
-        pd.DataFrame({"gamma": [-1, 0], "U": [0.0, 0.5], "S": [0.9, 0.0]}).to_csv(folder / "curve.csv")
-        (folder / "metrics.json").write_text('{"standard": {"U": 0.4, "S": 0.3}}')
-        classes = pd.DataFrame({"class": ["001.A_b", "NA"], "side": ["unseen"] * 2, "accuracy": [0.2, 0.4]})
-        classes.to_csv(folder / "per_class.csv", index=False)
-        confusion = pd.DataFrame({"class": ["001.A_b", "NA"], "predicted": ["NA", "NA"], "images": [2, 3]})
-        confusion.to_csv(folder / "confusion.csv", index=False)
-    as_frame(rows).to_csv(out / "summary.csv", index=False)
+        run_left(out / one["folder"], one, right=one["method"] == "vsmr")
+    prepared(rows).to_csv(out / "summary.csv", index=False)
     return out
 
 
@@ -56,7 +51,7 @@ def test_no_figure_is_missing_where_the_label_carries_settings(tmp_path, recipe)
     rows = [row(m, s, recipe=recipe if m == "vsmr" else "{}") for m in ("vsmr", "dazle") for s in (0, 1)]
     write_report(left(tmp_path, rows))
     made = sorted(f.name.partition("_CUB")[0] for f in (tmp_path / "figures").glob("*.png"))
-    assert made == ["calibration", "confusion", "per_class"]
+    assert made == ["calibration", "confusion", "forest", "per_class"]
 
 
 def test_each_of_several_rows_has_its_figures_and_the_missing_comparison_is_told(tmp_path, drawn, caplog):
@@ -85,11 +80,11 @@ def test_two_tables_never_share_a_figure(tmp_path, drawn, column):
 
 
 def test_a_figures_name_is_a_files_name(tmp_path):
-    strange = as_frame([row(dataset="../a|b", backbone="timm:vit/b 16", regions="7x7")])
+    strange = prepared([row(dataset="../a|b", backbone="timm:vit/b 16", regions="7x7")])
     name = figure_name(strange)
     assert name.startswith("..-a-b_timm-vit-b-16_7x7_") and "/" not in name
     assert (
-        len({figure_name(part) for part in tables_of(as_frame([row(), row(code="c2"), row(split_sha256="s2")]))}) == 3
+        len({figure_name(part) for part in tables_of(prepared([row(), row(code="c2"), row(split_sha256="s2")]))}) == 3
     )
 
 
@@ -104,7 +99,7 @@ def test_what_is_no_equal_says_so_and_is_not_chosen(tmp_path, drawn):
     ((labels, _),) = drawn["calibration"].values()
     told = ["transzero; cut off: 20 of its 200 epochs", "vsmr", "dazle; 2 seeds", "eszsl", "msdn; nothing validated"]
     assert labels == told
-    entries = entries_of(as_frame([r for r in rows if r["method"] == "transzero"]))
+    entries = entries_of(prepared([r for r in rows if r["method"] == "transzero"]))
     assert best_equal(entries).cut_off  # nothing else is there, and its label says it
     assert best_equal([]) is None
 
@@ -116,7 +111,39 @@ def test_the_same_method_with_and_without_validation_are_two(tmp_path, drawn):
     ((labels, _),) = drawn["calibration"].values()
     assert sorted(labels) == ["dazle", "vsmr", "vsmr; nothing validated"]
     assert len(drawn["confusion"]) == 2
-    assert ours_among(entries_of(as_frame(rows))).runs.validated.all()
+    assert ours_among(entries_of(prepared(rows))).runs.validated.all()
+
+
+def test_a_file_that_its_run_did_not_write_is_refused(tmp_path):
+    """Another run's scores under a run's name, and a number that was changed in summary.csv."""
+    rows = [row(m, s, up) for m, up in (("vsmr", 0.1), ("dazle", 0.0)) for s in (0, 1)]
+    summary = left(tmp_path, rows) / "summary.csv"
+    text = summary.read_text()
+    write_report(tmp_path)
+    frame = pd.read_csv(summary)
+    frame.loc[0, "T1"] += 0.01
+    frame.to_csv(summary, index=False)
+    with pytest.raises(UserError, match=r"says other numbers of seed 0 of vsmr .*--collect"):
+        write_report(tmp_path)
+    summary.write_text(text)
+    (tmp_path / "runs/2/scores.npz").write_bytes((tmp_path / "runs/0/scores.npz").read_bytes())
+    with pytest.raises(UserError, match=r"runs.2.scores\.npz is not what the run wrote"):
+        write_report(tmp_path)
+
+
+def test_intervals_over_classes_are_ours_minus_the_other_and_made_anew_where_the_scores_are(tmp_path):
+    one, two = row(folder="ours"), row("dazle", folder="other")
+    run_left(tmp_path / "ours", one)  # right everywhere
+    run_left(tmp_path / "other", two, right=False)
+    written = tmp_path / "over_classes.csv"
+    old = [f"ours minus other,{metric},0.5,0.4,0.6" for metric in METRICS]
+    written.write_text("\n".join(["pair,metric,mean_,low,high", *old, "gone minus other,T1,0,0,0"]))
+    pairs = prepared([one]), prepared([two])
+    known, there = OverClassesTable(written), OverClassesTable(written, tmp_path)
+    assert known(*pairs)["T1"] == Interval(mean=0.5, low=0.4, high=0.6)  # as written, where there are no run folders
+    assert there(*pairs)["T1"] == there(*pairs)["S"] == Interval(mean=1.0, low=1.0, high=1.0)
+    there.write(written)
+    assert "gone" not in written.read_text() and OverClassesTable(written)(*pairs) == there(*pairs)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +174,3 @@ def test_class_names_as_a_person_reads_them(name, shown):
 def test_classes_that_would_read_alike_keep_their_numbers() -> None:
     names = ["001.Red_wing", "002.Red_wing", "003.Blue_wing", "red+wing"]
     assert shown_classes(names) == ["001.Red wing", "002.Red wing", "Blue wing", "red wing"]
-
-
-def test_attribute_names_as_a_person_reads_them():
-    assert shown_attribute("has_bill_color::grey") == "bill color: grey"

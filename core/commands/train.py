@@ -91,7 +91,7 @@ def run_seeds(
     from core.experiments.run import run
     from core.experiments.watching import Board
     from core.files.atomic import write_bytes
-    from core.reporting.run_attention import draw_attention
+    from core.reporting.attention import draw_attention
     from core.reporting.tables import table
 
     folder = args.out / inputs.dataset / inputs.variant / args.method

@@ -16,6 +16,7 @@ import pandas as pd
 import core
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
+from core.experiments.statistics import load_scores
 from core.files.atomic import atomic_path, read_json, sha256_file, write_bytes
 from core.files.errors import UserError
 from core.method import Method, epochs_of, find_method
@@ -94,6 +95,18 @@ def verify_run(folder: Path) -> None:
             raise UserError(f"{path} is missing; delete {folder / 'metrics.json'} to run again")
         if sha256_file(path) != digest:
             raise UserError(f"{path} is not what the run wrote; delete {folder / 'metrics.json'} to run again")
+
+
+def read_scores(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a finished run's scores.npz, compared with its checksum.
+
+    Raises:
+        UserError: missing, or not what the run wrote.
+    """
+    digest, path = read_result(folder / "metrics.json")["files"]["scores.npz"], folder / "scores.npz"
+    if not path.is_file() or sha256_file(path) != digest:
+        raise UserError(f"{path} is not what the run wrote; delete {folder / 'metrics.json'} to run again")
+    return load_scores(path)
 
 
 def validation_states(out: Path) -> list[Path]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from core.experiments.statistics import Interval, bootstrap_over_classes, load_scores
+from core.experiments.results import read_result, read_scores
+from core.experiments.statistics import Interval, bootstrap_over_classes
 from core.files.atomic import atomic_path, write_bytes
-from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure
-from core.reporting.rows import TABLE, Entry, as_frame, entries_of, read_summary, tables_of
-from core.reporting.tables import OURS, all_tables, ours_among, telling
+from core.files.errors import UserError
+from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure, read_outcome
+from core.reporting.rows import METRICS, OURS, TABLE, Entry, entries_of, read_summary, tables_of
+from core.reporting.tables import all_tables, ours_among, telling
 
 log = logging.getLogger(__name__)
 SHOWN = {"T1": "T1", "H": "H, best γ", "AUSUC": "AUSUC"}  # in the forest figure; γ of H is chosen anew in every draw
@@ -29,8 +31,12 @@ def write_report(out: Path, docs: Path | None = None) -> str:
 
     Args:
         docs: folder that gets a copy: results.md, results.csv and results_over_classes.csv.
+
+    Raises:
+        UserError: a row or a file is not what its run wrote.
     """
     frame = read_summary(out / "summary.csv")
+    _compare(out, frame)
     intervals = OverClassesTable(out / "over_classes.csv", out)
     tables = all_tables(frame, intervals)
     intervals.write(out / "over_classes.csv")
@@ -39,11 +45,25 @@ def write_report(out: Path, docs: Path | None = None) -> str:
         write_bytes(docs / "results.csv", (out / "summary.csv").read_bytes())
         intervals.write(docs / "results_over_classes.csv")
         write_bytes(docs / "results.md", published(tables).encode())
-    groups = tables_of(as_frame(frame))
+    groups = tables_of(frame)
     for part in groups:
-        alike = [other for other in groups if other.dataset.iloc[0] == part.dataset.iloc[0]]
-        _figures(out, part[part.ablation == ""], alike, intervals)
+        if (part.ablation == "").any():
+            _figures(out, part[part.ablation == ""], groups, intervals)
     return tables
+
+
+def _compare(out: Path, frame: pd.DataFrame) -> None:
+    """Refuse rows whose run, where its folder is there, says other numbers."""
+    for row in frame[frame.ablation == ""].to_dict("records"):
+        metrics = out / str(row.get("folder", "")) / "metrics.json"
+        if not metrics.is_file():
+            continue
+        standard = read_result(metrics)["standard"]
+        if not np.allclose([row[k] for k in METRICS], [standard[k] for k in METRICS], rtol=0, atol=1e-5):
+            raise UserError(
+                f"{out / 'summary.csv'} says other numbers of seed {row['seed']:g} of {row['method']} than {metrics}; "
+                f"rebuild it with: python reproduce_tables.py --collect --out {out}"
+            )
 
 
 def published(tables: str) -> str:
@@ -57,28 +77,26 @@ class OverClassesTable:
     def __init__(self, path: Path, out: Path | None = None) -> None:
         """Args: path of the written intervals, if there are any; ``out`` the folder that the run folders lie in."""
         self.out = out
-        self._known: dict[str, dict[str, Interval]] = {}
+        self._written: dict[str, dict[str, Interval]] = {}
+        self._used: dict[str, dict[str, Interval]] = {}
         if path.is_file():
             for pair, rows in pd.read_csv(path).groupby("pair", sort=False):
                 made = {r.metric: Interval(mean=r.mean_, low=r.low, high=r.high) for r in rows.itertuples()}
-                self._known[str(pair)] = made
-        self._used: dict[str, dict[str, Interval]] = {}
+                self._written[str(pair)] = made
 
-    def __call__(self, mine: pd.DataFrame, other: pd.DataFrame) -> dict[str, Interval] | None:
+    def __call__(self, mine: pd.DataFrame, other: pd.DataFrame) -> Mapping[str, Interval] | None:
         """Differences of the runs in ``mine`` minus those in ``other``; None where nothing is known of them."""
         if "folder" not in mine or "folder" not in other:
             return None
         pair = " minus ".join("+".join(sorted(map(str, runs.folder))) for runs in (mine, other))
-        if pair in self._used:  # the tables ask first, the figures again: ten thousand draws once
-            return self._used[pair]
-        found = self._known.get(pair)
-        paths = [[self.out / str(f) / "scores.npz" for f in runs.folder] for runs in (mine, other)] if self.out else []
-        if paths and all(path.is_file() for side in paths for path in side):
-            a, b = ([load_scores(path) for path in side] for side in paths)
-            found = bootstrap_over_classes(a, b, rng=np.random.default_rng(0))
-        if found:
-            self._used[pair] = found
-        return found
+        if pair not in self._used:  # the tables ask first, the figures again: ten thousand draws once
+            folders = [_finished(self.out, runs) for runs in (mine, other)]
+            if all(folders):
+                a, b = ([read_scores(folder) for folder in side] for side in folders)
+                self._used[pair] = bootstrap_over_classes(a, b, rng=np.random.default_rng(0))
+            elif pair in self._written:
+                self._used[pair] = self._written[pair]
+        return self._used.get(pair)
 
     def write(self, path: Path) -> None:
         """Write down every interval that was asked for."""
@@ -87,27 +105,29 @@ class OverClassesTable:
             for pair, intervals in self._used.items()
             for metric, i in intervals.items()
         ]
+        frame = pd.DataFrame(rows, columns=["pair", "metric", "mean_", "low", "high"])
         with atomic_path(path) as temporary:
-            pd.DataFrame(rows, columns=["pair", "metric", "mean_", "low", "high"]).to_csv(
-                temporary, index=False, float_format="%.6g"
-            )
+            frame.to_csv(temporary, index=False, float_format="%.6g")
 
 
-def _figures(out: Path, part: pd.DataFrame, alike: Sequence[pd.DataFrame], intervals: OverClassesTable) -> None:
+def _finished(out: Path | None, runs: pd.DataFrame) -> list[Path]:
+    """Folders of the runs; none where not all of them are there."""
+    folders = [out / str(folder) for folder in runs.folder] if out is not None and "folder" in runs else []
+    return folders if all((folder / "metrics.json").is_file() for folder in folders) else []
+
+
+def _figures(out: Path, part: pd.DataFrame, groups: Sequence[pd.DataFrame], intervals: OverClassesTable) -> None:
     """Differences over classes, and where the run folders are there calibration curves, classes and their confusion."""
-    if not len(part):
-        return
     entries = sorted(entries_of(part), key=lambda e: -e.runs.AUSUC.mean())
     first = part.iloc[0]
-    title = f"{first.dataset}, {first.backbone}, {first.regions}{telling(part, alike)}"
+    title = f"{first.dataset}, {first.backbone}, {first.regions}{telling(part, groups)}"
     name, folder = figure_name(part), out / "figures"
     full = [e for e in entries if not e.cut_off]
     if differences := _over_classes(full, intervals):
         forest_figure(differences, folder / f"forest_{name}.png", title=title, paired="over test classes")
     elif ours_among(full) is None and any(e.method == OURS for e in full):
         log.warning("%s: several rows of %s and none is as published, so no other is compared with it", title, OURS)
-    there = {e: [out / str(run) for run in e.runs.folder] for e in entries} if "folder" in part else {}
-    there = {e: runs for e, runs in there.items() if all((run / "curve.csv").is_file() for run in runs)}
+    there = {e: [read_outcome(run) for run in runs] for e in entries if (runs := _finished(out, e.runs))}
     if not there:
         return
     most = max(map(len, there.values()))
@@ -120,13 +140,8 @@ def _figures(out: Path, part: pd.DataFrame, alike: Sequence[pd.DataFrame], inter
         taken = f"{title}: what {says[mine]} takes unseen classes for"
         confusion_figure(there[mine], folder / f"confusion_{own}.png", taken)
         if other is not None:
-            per_class_figure(
-                there[mine],
-                there[other],
-                names=(says[mine], says[other]),
-                out=folder / f"per_class_{own}.png",
-                title=f"{title}: unseen classes",
-            )
+            path, both = folder / f"per_class_{own}.png", (says[mine], says[other])
+            per_class_figure(there[mine], there[other], names=both, out=path, title=f"{title}: unseen classes")
 
 
 def figure_name(part: pd.DataFrame) -> str:
@@ -158,15 +173,12 @@ def _over_classes(entries: Sequence[Entry], intervals: OverClassesTable) -> dict
     if ours is None:
         return {}
     found = {}
-    for other in entries:
-        shared = set(ours.runs.seed) & set(other.runs.seed) if other is not ours else set()
+    for other in (e for e in entries if e is not ours):
+        shared = set(ours.runs.seed) & set(other.runs.seed)
         drawn = intervals(*(e.runs[e.runs.seed.isin(shared)] for e in (ours, other))) if shared else None
         if drawn:
-            found[_with_caveats(other, len(shared), len(ours.runs))] = {
-                name: _points(drawn[metric]) for metric, name in SHOWN.items()
+            points = {
+                k: Interval(**{f: 100 * getattr(i, f) for f in ("mean", "low", "high")}) for k, i in drawn.items()
             }
+            found[_with_caveats(other, len(shared), len(ours.runs))] = {SHOWN[k]: points[k] for k in SHOWN}
     return found
-
-
-def _points(share: Interval) -> Interval:
-    return Interval(mean=100 * share.mean, low=100 * share.low, high=100 * share.high)

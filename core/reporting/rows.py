@@ -12,69 +12,40 @@ import numpy as np
 import pandas as pd
 
 from core.files.errors import UserError
+from core.method import epochs_of, methods
 
 OURS = "vsmr"  # the method that the others are compared with
-METRICS = ("T1", "U", "S", "H", "AUSUC")
-# a table holds runs that agree in all of these
-TABLE = (
-    "dataset",
-    "split_sha256",
-    "backbone",
-    "regions",
-    "input_size",
-    "features",
-    "features_sha256",
-    "vectors_sha256",
-    "code",
-)
+METRICS = ["T1", "U", "S", "H", "AUSUC"]
 DIGESTS = {"features_sha256": "features", "vectors_sha256": "vectors", "split_sha256": "split", "code": "code"}
-# a mean is taken over runs that agree in all of these too
-ENTRY = ("method", "method_code", "recipe", "precision", "most_epochs", "gamma_splits", "validated", "cut_off")
-_TEXT = (
-    *TABLE,
-    "method",
-    "method_code",
-    "recipe",
-    "precision",
-    "cut_off",
-    "ablation",
-    "pretraining_saw_unseen",
-    "finetuned",
-    "device",
-    "torch",
-    "notes",
-    "deviations",
-)
-_SAID = {  # what a label says of fields that tell runs of a method apart
-    "method_code": "method code",
-    "precision": "precision",
-    "most_epochs": "epochs",
-    "gamma_splits": "γ splits",
-}
-_REBUILD = "rebuild the summary from the run folders with: python reproduce_tables.py --collect"
+TABLE = ["dataset", "split_sha256", "backbone", "regions", "input_size", "features"]  # equal within a table
+TABLE += ["features_sha256", "vectors_sha256", "code"]
+# equal within a line, seeds apart
+ENTRY = ["method", "method_code", "recipe", "precision", "most_epochs", "gamma_splits", "validated", "cut_off", "torch"]
+# what a label says of columns in which a method's lines differ
+_SAID = {"method_code": "method code", "precision": "precision", "gamma_splits": "γ splits", "torch": "torch"}
+_TEXT = [*TABLE, "method", "method_code", "recipe", "precision", "cut_off", "ablation", "notes", "deviations", "how"]
+_TEXT += ["pretraining_saw_unseen", "finetuned", "device", "torch"]
+_NUMBERS = [prefix + metric for prefix in ("", "val_", "test_", "published_") for metric in METRICS]
+_NUMBERS += ["gamma", "H_gamma0", "H_best", "seed", "epochs", "most_epochs", "recipe_epochs", "gamma_splits", "seconds"]
+_NUMBERS += ["configurations"]
 PREPARED = "-prepared"  # ending of the baselines that are given vsmr's inputs; all others are as published
 
 
 def read_summary(path: Path) -> pd.DataFrame:
-    """results/summary.csv as it is: one row a run, digests as text, "" where a text is missing."""
-    frame = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str))
-    for column in frame.columns.intersection(_TEXT):
-        frame[column] = frame[column].astype(object).where(frame[column].notna(), "")
-    return frame
+    """The rows of a summary.csv, :func:`prepared`."""
+    return prepared(pd.read_csv(path, dtype=str, keep_default_na=False))
 
 
-def as_frame(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows with every column that the tables ask for; what is missing is "" or NaN."""
-    frame = rows.copy() if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    for column in _TEXT:
-        values = frame[column] if column in frame else [""] * len(frame)
-        frame[column] = pd.Series([_text(v) for v in values], index=frame.index, dtype=object)
-    numbers = [p + m for p in ("", "val_", "test_", "published_") for m in METRICS]
-    extra = ["gamma", "H_gamma0", "H_all_seeds", "H_best", "seed", "epochs", "most_epochs", "gamma_splits"]
-    for column in (*numbers, *extra, "seconds", "configurations"):
-        frame[column] = pd.to_numeric(frame[column]) if column in frame else np.nan
+def prepared(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows with every column that a table asks for: texts are "" and numbers NaN where they are missing."""
+    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
+    frame = frame.reindex(columns=[*dict.fromkeys([*frame.columns, *_TEXT, *_NUMBERS])])
+    frame[_TEXT] = frame[_TEXT].map(_text)
+    frame[_NUMBERS] = frame[_NUMBERS].apply(pd.to_numeric)
     frame["gamma_splits"] = frame.gamma_splits.fillna(1)  # runs made before there was a choice
     frame["validated"] = frame.val_AUSUC.notna()
+    planned = [_planned(method, dataset) for method, dataset in zip(frame.method, frame.dataset, strict=True)]
+    frame["recipe_epochs"] = frame.recipe_epochs.fillna(pd.Series(planned, index=frame.index, dtype=float))
     return frame
 
 
@@ -84,94 +55,62 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else " ".join(str(value).split())  # one line, whatever a name holds
 
 
-@dataclass(frozen=True, eq=False)
+def _planned(method: str, dataset: str) -> float:
+    """Epochs of the registered recipe, for rows from before they said it; NaN for a method that is not registered."""
+    known = methods().get(method)
+    return float("nan") if known is None else epochs_of(known.recipe(dataset))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Entry:
     """Runs that differ in nothing but their seed: one line of a table."""
 
     method: str
-    label: str
+    label: str  # the method, with what tells its lines apart
+    remarks: str  # what must be known wherever the line is printed
+    cut_off: str  # why the runs do not count as an equal: fewer epochs than the recipe; "" where they do
     runs: pd.DataFrame  # sorted by seed
-
-    @property
-    def cut_off(self) -> str:
-        """Why the runs do not count as an equal: fewer epochs than the published recipe; "" where they do."""
-        return str(self.runs.cut_off.iloc[0])
-
-    @property
-    def remarks(self) -> str:
-        """What must be known wherever the row is printed."""
-        first, found = self.runs.iloc[0], []
-        for value in sorted(set(self.runs.pretraining_saw_unseen) - {"", "no"}):
-            found.append(f"pretraining saw unseen classes: {value}")
-        if (self.runs.finetuned.str.lower() == "true").any():
-            found.append("backbone fine-tuned")
-        if self.method.endswith(PREPARED):
-            found.append("given vsmr's preparation")
-        if not first.validated:
-            found.append(f"nothing validated (--select last): γ = {_several(self.runs.gamma)}, the method's own")
-        if first.gamma_splits > 1:
-            found.append(f"γ: mean over {first.gamma_splits:g} validation splits a seed")
-        if self.cut_off:
-            found.append(f"cut off: {self.cut_off}")
-        return "; ".join(found)
-
-
-def _several(values: pd.Series) -> str:
-    return ", ".join(dict.fromkeys(f"{v:.3g}" for v in values))
 
 
 def tables_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
     """Rows split into groups that may share a table, in the order of their first rows."""
-    return [part for _, part in frame.groupby(list(TABLE), sort=False, dropna=False)]
+    return [part for _, part in frame.groupby(TABLE, sort=False)]
 
 
 def entries_of(part: pd.DataFrame) -> list[Entry]:
-    """The lines of a table: a method has several where its code, recipe, precision or epochs differ, and each says so.
+    """The lines of a table: a method has several where its code, recipe, epochs ... differ, and each says so.
 
     Raises:
         UserError: two runs of one identity and seed.
     """
-    known = part.assign(most_epochs=part.most_epochs.fillna(-1))
-    groups = [runs.sort_values("seed") for _, runs in known.groupby(list(ENTRY), sort=False, dropna=False)]
+    several = part.groupby("method")[[*_SAID]].nunique() > 1
     entries = []
-    for runs in groups:
-        first = runs.iloc[0]
-        twice = runs.seed[runs.seed.duplicated()]
-        if len(twice):
+    for _, runs in part.groupby(ENTRY, sort=False, dropna=False):
+        first, runs = runs.iloc[0], runs.sort_values("seed")
+        if runs.seed.duplicated().any():
             raise UserError(
-                f"{first.dataset}, {first.method}: seed {twice.iloc[0]:.0f} is there twice among the rows; {_REBUILD}"
+                f"{first.dataset}, {first.method}: seed {runs.seed[runs.seed.duplicated()].iloc[0]:.0f} is there twice "
+                "among the rows; rebuild the summary from the run folders with: python reproduce_tables.py --collect"
             )
-        same = [other.iloc[0] for other in groups if other.iloc[0].method == first.method]
-        differing = [field for field in ENTRY[1:] if len({str(row[field]) for row in same}) > 1]
-        says = _recipe(first.recipe)
-        for field, name in _SAID.items():
-            if field in differing:
-                value = first[field]
-                says.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value or 'unknown'}")
-        entries.append(Entry(first.method, first.method + (f" ({', '.join(says)})" if says else ""), runs))
+        says = [f"{key}={value}" for key, value in json.loads(first.recipe or "{}").items()]
+        says += [f"{name} {_text(first[c]) or 'unknown'}" for c, name in _SAID.items() if several.loc[first.method, c]]
+        if 0 < first.recipe_epochs < first.most_epochs:  # fewer are said by its remark; closed forms have none
+            says.append(f"{first.most_epochs:g} epochs, recipe {first.recipe_epochs:g}")
+        label = first.method + (f" ({', '.join(says)})" if says else "")
+        entries.append(
+            Entry(method=first.method, label=label, remarks=_remarks(runs), cut_off=first.cut_off, runs=runs)
+        )
     return entries
 
 
-def _recipe(text: str) -> list[str]:
-    try:
-        changed = json.loads(text or "{}")
-    except ValueError as error:
-        raise UserError(
-            f"the recipe {text!r} of a row is not JSON; rebuild the summary from the run folders"
-        ) from error
-    return [f"{key}={value}" for key, value in changed.items()] if isinstance(changed, dict) else [text]
-
-
-def same_runs(runs: pd.DataFrame, what: str) -> None:
-    """Refuse rows that are called the same and are not.
-
-    Raises:
-        UserError: names the column in which they differ.
-    """
-    for column in ENTRY[1:]:
-        values = sorted({str(value) for value in runs[column]})
-        if len(values) > 1:
-            raise UserError(
-                f"{what}: its seeds differ in {column} ({', '.join(values)}), so they have no mean; "
-                "give either a folder of its own with --out"
-            )
+def _remarks(runs: pd.DataFrame) -> str:
+    first = runs.iloc[0]
+    said = [f"pretraining saw unseen classes: {v}" for v in sorted({*runs.pretraining_saw_unseen} - {"", "no"})]
+    said += ["backbone fine-tuned"] * ("true" in {*runs.finetuned.str.lower()})
+    said += ["given vsmr's preparation"] * first.method.endswith(PREPARED)
+    if not first.validated:
+        gammas = ", ".join(dict.fromkeys(f"{gamma:.3g}" for gamma in runs.gamma))
+        said.append(f"nothing validated (--select last): γ = {gammas}, the method's own")
+    if first.gamma_splits > 1:
+        said.append(f"γ: mean over {first.gamma_splits:g} validation splits a seed")
+    return "; ".join([*said, *[f"cut off: {first.cut_off}"] * bool(first.cut_off)])

@@ -1,8 +1,8 @@
-"""Median time and extra peak memory of one training step, core's DAZLE against the textbook einsum form.
+"""A training step: core's DAZLE against the textbook einsum form, and the other methods against DAZLE.
 
-    python -m benchmarks.training_step                                    # about 3 minutes on 2 CPU cores
-    python -m benchmarks.training_step --shapes AWA2 --repeats 3          # a quick look
-    python -m benchmarks.training_step --memory-of dazle --shapes CUB      # bytes, in this process (used by itself)
+    python -m benchmarks.steps                                    # about 3 minutes on 2 CPU cores
+    python -m benchmarks.steps --shapes AWA2 --repeats 3          # a quick look
+    python -m benchmarks.steps --memory-of dazle --shapes CUB      # bytes, in this process (used by itself)
 
 The forms take turns in one process (A B A B). Memory is measured in a fresh process for each: model, optimiser state
 and batch are there already, so what counts is what the step itself adds. That includes the gradients, which both forms
@@ -28,12 +28,14 @@ from benchmarks.common import (
     in_fresh_process,
     interleaved,
     megabytes,
+    milliseconds,
     our_method,
     parser,
     report,
     step_of,
 )
 
+OTHERS = ("vsmr", "msdn", "transzero")
 FORMS = {"reference": ("reference", None), "dazle": ("dazle", None), "dazle bf16": ("dazle", torch.bfloat16)}
 
 
@@ -57,7 +59,7 @@ def memory_of(form: str, shape: Shape) -> int:
 
 
 def rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
-    """The float32 row of a shape, and the bf16 row where the CPU has it."""
+    """The float32 row of a shape, the bf16 row where the CPU has it, and a row a further method."""
     forms = [form for form in FORMS if form != "dazle bf16" or has_bfloat16()]
     works = {form: step_of(FORMS[form][0], shape, autocast=FORMS[form][1]) for form in forms}
     losses = {form: float(works[form]()) for form in forms}  # of the same parameters and batch
@@ -65,7 +67,7 @@ def rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
         raise SystemExit(f"{shape}: the forms disagree, losses {losses}")
     times = interleaved(works, args.repeats)
     flags = ("--shapes", shape.name, *(["--trial"] if args.trial else []), "--memory-of")
-    extra = {f: int(in_fresh_process("training_step", *flags, f, environment=EXACT_MEMORY)) for f in forms}
+    extra = {f: int(in_fresh_process("steps", *flags, f, environment=EXACT_MEMORY)) for f in forms}
     gradients = sum(p.numel() * p.element_size() for p in our_method(shape).model.parameters() if p.requires_grad)
     made = []
     for form in forms[1:]:
@@ -74,6 +76,10 @@ def rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
         memory += f"1/{beyond:.1f} beyond the {megabytes(gradients)} of gradients)"
         name = "bf16 autocast" if form == "dazle bf16" else "float32"
         made.append(against(f"training step, {shape}, {name}", times["reference"], times[form], memory))
+    others = interleaved({method: step_of(method, shape) for method in ("dazle", *OTHERS)}, args.repeats)
+    for method in OTHERS:
+        what, ratio = f"step of {method} against one of dazle, {shape}", f"{others[method] / others['dazle']:.2f} times"
+        made.append(Row(what, milliseconds(others["dazle"]), milliseconds(others[method]), ratio))
     return made
 
 
@@ -83,7 +89,7 @@ def main() -> int:
     if args.memory_of:
         print(memory_of(args.memory_of, shapes[0]))
         return 0
-    return report([row for shape in shapes for row in rows(shape, args)], args)
+    return report([row for shape in shapes for row in rows(shape, args)])
 
 
 if __name__ == "__main__":

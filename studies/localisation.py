@@ -1,12 +1,11 @@
 """Whether attention falls on the part that an attribute names, where part locations are known (CUB's format).
 
-    python -m benchmarks.localisation --dataset CUB --out localisation/ --methods vsmr dazle --splits 3
+    python -m studies.localisation --dataset CUB --out localisation/ --methods vsmr dazle --splits 3
 
 No test image is read. Split k trains on the classes of validation split k, chooses epoch and settings there as a run
 does (no part location takes part in that), and measures on its validation classes, which stand for unseen ones. A
 method says a part is where the map of one attribute of it is highest: the one it predicts the highest value of. Writes
-localisation.csv and .md, and localisation.png and .pdf: photographs with key points, predictions, hits and misses.
-OUT/measured/ keeps every result as it comes: a command that was interrupted goes on when it is repeated.
+localisation.csv and .md. OUT/measured/ keeps every result as it comes: an interrupted command goes on when repeated.
 """
 
 from __future__ import annotations
@@ -23,20 +22,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks.validation import Kept, arguments, best_on_fold, config_of
 from core.commands.parser import Parser, whole
 from core.datasets.paths import DEFAULT_ROOT, image_folder, resolve_images
 from core.datasets.registry import DATASETS
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs, load_inputs
-from core.features.images import Transform, load_image
+from core.features.images import Transform
 from core.files.atomic import sha256_file, write_bytes
 from core.files.errors import UserError, run_cli
 from core.inference.trained import grid_said
 from core.method import Method, ZeroShotModel, find_method
-from core.reporting import localisation, part_places
-from core.reporting.localisation import Parts, localisation_table, predicted_points
-from core.reporting.part_places import (
+from core.reporting.run_page import transform_of
+from core.training.folds import Fold, validation_fold
+from studies import part_measures, part_places
+from studies.part_measures import Parts, localisation_table, predicted_points
+from studies.part_places import (
     attribute_groups,
     own_and_others,
     ratio_of,
@@ -44,13 +44,10 @@ from core.reporting.part_places import (
     read_parts,
     shown_groups,
 )
-from core.reporting.parts_figure import Photograph, parts_figure
-from core.reporting.run_page import spread, transform_of
-from core.training.folds import Fold, validation_fold
+from studies.validation import Kept, arguments, best_on_fold, config_of
 
 log = logging.getLogger(__name__)
 RADIUS = 36 / 227  # share of the image's side
-PHOTOGRAPHS = 5
 BATCH = 16  # images looked at together
 HEAD = """\
 Share of visible parts hit (%), on images of the validation classes of {splits}; in brackets 95 % intervals
@@ -93,15 +90,14 @@ class Places:
         which = attribute_groups(inputs.attribute_names, groups)
         return cls(folder=folder, transform=transform, grid=grid, groups=groups, attribute_group=which)
 
-    def parts(self, inputs: Inputs, rows: np.ndarray) -> tuple[Parts, list[Path]]:
-        """Part locations of the images in ``rows``, and their files."""
+    def parts(self, inputs: Inputs, rows: np.ndarray) -> Parts:
+        """Part locations of the images in ``rows``."""
         files = [inputs.metadata.image_files[row] for row in rows]
         paths, lost = resolve_images(self.folder, files)
         if lost:
             raise UserError(f"{len(lost)} of {len(paths)} images are missing, the first is {paths[lost[0]]}")
         labels = inputs.metadata.labels[rows]
-        found = read_parts(self.folder, files, paths, labels, transform=self.transform, groups=self.groups)
-        return found, paths
+        return read_parts(self.folder, files, paths, labels, transform=self.transform, groups=self.groups)
 
     def digest(self) -> str:
         """Of the lists that say where the parts are."""
@@ -167,16 +163,15 @@ def measure(
     epochs: int | None = None,
     precision: str = "float32",
     batch: int = BATCH,
-) -> tuple[pd.DataFrame, list[Photograph]]:
-    """Rows of the table, and photographs of split 0 with what each method predicts."""
-    tables, shown = [], []
-    kept = Kept(out, __file__, *(module.__file__ for module in (localisation, part_places)))
+) -> pd.DataFrame:
+    """Rows of the table."""
+    tables = []
+    kept = Kept(out, __file__, *(module.__file__ for module in (part_measures, part_places)))
     lists = {"parts": places.digest()}
     with kept.locked():
         for split in range(splits):
             fold = validation_fold(inputs.metadata, inputs.w2v, split)
-            parts, paths = places.parts(inputs, fold.unseen_rows)
-            training, _ = places.parts(inputs, fold.train_rows)
+            parts, training = (places.parts(inputs, rows) for rows in (fold.unseen_rows, fold.train_rows))
             points, ratio = {}, {}
             for name in methods:
                 config = config_of(name, inputs, split, epochs, precision)
@@ -187,26 +182,7 @@ def measure(
             rng = np.random.default_rng(split)
             rows = localisation_table(points, parts, training, grid=places.grid, radius=RADIUS, rng=rng)
             tables.append(rows.assign(split=split, own_over_others=rows.point.map(ratio)))
-            if split == 0:
-                shown = _photographs(inputs, places, parts, paths, points)
-    return pd.concat(tables, ignore_index=True), shown
-
-
-def _photographs(
-    inputs: Inputs, places: Places, parts: Parts, paths: list[Path], points: dict[str, np.ndarray]
-) -> list[Photograph]:
-    """The first image of classes that are evenly spread over the validation classes."""
-    first = spread(np.arange(len(paths)), parts.labels, len(np.unique(parts.labels)))
-    chosen = first[np.unique(np.linspace(0, len(first) - 1, PHOTOGRAPHS).round().astype(int))]
-    t, found = places.transform, []
-    for i in chosen:
-        try:
-            picture = load_image(paths[i], 224, round(224 * t.resize / t.crop), t.interpolation)
-        except ValueError as error:
-            raise UserError(f"{paths[i]} cannot be drawn: {error}") from error
-        name, here = inputs.metadata.class_names[parts.labels[i]], {m: p[[i]] for m, p in points.items()}
-        found.append(Photograph(picture=picture, name=name, parts=parts.of(np.array([i])), points=here))
-    return found
+    return pd.concat(tables, ignore_index=True)
 
 
 def table(rows: pd.DataFrame, places: Places, boxes: bool) -> str:
@@ -239,7 +215,7 @@ def _arguments() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measure, and write the table and the figure."""
+    """Measure, and write the table."""
     args = _arguments().parse_args(argv)
     methods = list(dict.fromkeys(args.methods))
     given: dict[str, Any] = {"data_root": args.data_root, "features": args.features, "w2v": args.w2v}
@@ -247,13 +223,11 @@ def main(argv: list[str] | None = None) -> int:
     places = Places.of(inputs, args.data_root or DEFAULT_ROOT)
     refuse_without_attention(methods, inputs, validation_fold(inputs.metadata, inputs.w2v))
     how = {"out": args.out, "epochs": args.epochs, "precision": args.precision, "batch": args.batch}
-    rows, shown = measure(inputs, places, methods, args.splits, **how)
+    rows = measure(inputs, places, methods, args.splits, **how)
     csv = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
     write_bytes(args.out / "localisation.csv", csv.encode())
     text = table(rows, places, boxes=(places.folder / "bounding_boxes.txt").is_file())
     write_bytes(args.out / "localisation.md", text.encode())
-    title = f"{args.dataset}, validation classes of split 0: the first image of classes evenly spread"
-    parts_figure(shown, places.groups, args.out / "localisation.png", radius=RADIUS, title=title)
     print(text, end="")
     return 0
 

@@ -1,6 +1,6 @@
 """How many photographs a description is worth: vsmr's prototypes of unseen classes against means of a few photographs.
 
-    python -m benchmarks.description_worth --dataset CUB --out worth/ --splits 5
+    python -m studies.description_worth --dataset CUB --out worth/ --splits 5
 
 No test image is read. `vsmr` is trained on the classes of validation split k as a run does. Then, with all else as it
 is, the prototypes of the validation classes, which stand for unseen ones, are replaced by the mean of n photographs of
@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.validation import Kept, arguments, best_on_fold, config_of
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs, load_inputs
 from core.files.atomic import write_bytes
@@ -31,6 +30,7 @@ from core.reporting.rows import OURS
 from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import Fold, validation_fold
 from core.VSMR import VSMR
+from studies.validation import Kept, arguments, best_on_fold, config_of
 
 log = logging.getLogger(__name__)
 SHOTS = (1, 2, 3, 5, 10)

@@ -18,9 +18,9 @@ from core.datasets.names import clean_name
 from core.features.images import FORMATS, Transform
 from core.files.errors import UserError
 from core.files.kinds import missing
-from core.reporting.localisation import Parts, attention_on_parts
-from core.reporting.run_page import numbered, on_crop, part_points
+from studies.part_measures import Parts, attention_on_parts
 
+Points = list[tuple[str, float, float]]
 # group -> words of key points and of attributes that belong to it, as APN groups them (Xu et al., NeurIPS 2020)
 GROUPS: dict[str, frozenset[str]] = {
     "head": frozenset({"head", "beak", "bill", "crown", "forehead", "eye", "eyes", "nape", "throat"}),
@@ -61,6 +61,59 @@ def shown_groups(attributes: Sequence[str], key_points: Sequence[str]) -> list[s
         f"no attribute names a part ({', '.join(GROUPS)}) that parts/parts.txt has a key point of; its key points are "
         f"{', '.join(key_points[:5])}, the attributes {', '.join(attributes[:3])}"
     )
+
+
+def part_points(folder: Path) -> dict[str, Points]:
+    """Visible key points in pixels by image, from CUB's parts/part_locs.txt, if that is there.
+
+    Raises:
+        UserError: a line that is not of that form.
+    """
+    locations = folder / "parts" / "part_locs.txt"
+    if not locations.is_file():
+        return {}
+    images, parts = numbered(folder / "images.txt"), numbered(folder / "parts" / "parts.txt")
+    found: dict[str, Points] = {}
+    for number, line in enumerate(_lines(locations), 1):
+        try:
+            image, part, x, y, visible = line.split()
+            if visible != "0":
+                found.setdefault(images[image], []).append((parts[part], float(x), float(y)))
+        except (ValueError, KeyError):
+            raise UserError(
+                f"{locations}, line {number}: image, part, x, y and visible are expected, of images in images.txt and "
+                f"parts in parts/parts.txt; it says {line[:80]!r}"
+            ) from None
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def numbered(path: Path) -> dict[str, str]:
+    """Number -> name of ``1 name`` lines."""
+    pairs = [line.strip().partition(" ") for line in _lines(path)]
+    return {number: name.strip() for number, _, name in pairs}
+
+
+def on_crop(points: Points, path: Path, transform: Transform | None) -> Points:
+    """Key points in pixels of a file as shares of what the backbone saw of it; those outside are left out."""
+    if not points:
+        return []
+    try:
+        with Image.open(path, formats=FORMATS) as image:  # the head alone
+            width, height = image.size
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be shown on the page: {error}") from error
+    zoom = (transform.resize / transform.crop if transform else 1.0) / min(width, height)
+    placed = [
+        (name, (x - width / 2) * zoom + 0.5, (y - height / 2) * zoom + 0.5) for name, x, y in points
+    ]  # the crop is the middle, and of side 1
+    return [(name, x, y) for name, x, y in placed if 0 <= x <= 1 and 0 <= y <= 1]
 
 
 def read_key_points(folder: Path) -> list[str]:
@@ -149,7 +202,7 @@ def own_and_others(
         present: (N,K) whether the image's class has the attribute.
 
     Returns:
-        One row a key point of a group, as of :func:`core.reporting.localisation.attention_on_parts`.
+        One row a key point of a group, as of :func:`studies.part_measures.attention_on_parts`.
     """
     tables = []
     of_parts = present & (attribute_group >= 0)

@@ -1,7 +1,7 @@
 """How accuracy grows with the number of seen classes and of their images: nested subsets of validation splits.
 
-    python -m benchmarks.learning_curves --dataset CUB --out curves/ --methods vsmr eszsl-prepared --classes 25 50 100
-    python -m benchmarks.learning_curves --dataset CUB --out curves/ --images-per-class 5 10 20 40   # all classes
+    python -m studies.learning_curves --dataset CUB --out curves/ --methods vsmr eszsl-prepared --classes 25 50 100
+    python -m studies.learning_curves --dataset CUB --out curves/ --images-per-class 5 10 20 40   # all classes
 
 No test image is read. Split k trains on n of the classes that validation split k trains on, drawn from a generator of
 seed k so that fewer classes are a subset of more; images of the classes that are left out are not measured on either.
@@ -22,17 +22,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.ticker import NullLocator
 
-from benchmarks.validation import Kept, arguments, best_on_fold, config_of
 from core.commands.parser import Parser, whole
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs, load_inputs
 from core.files.atomic import write_bytes
 from core.files.errors import UserError, run_cli
 from core.method import ClassSpace, find_method
-from core.reporting.figures import learning_curves_figure
+from core.reporting.canvas import canvas, drawing, printable, save, style, wrapped
+from core.reporting.figures import is_ours
 from core.reporting.rows import OURS
 from core.training.folds import Fold, validation_fold
+from studies.validation import Kept, arguments, best_on_fold, config_of
 
 log = logging.getLogger(__name__)
 SHOWN = ("T1", "H", "AUSUC")
@@ -162,6 +164,59 @@ def draw(rows: pd.DataFrame, out: Path, dataset: str) -> None:
                 sizes = part.groupby(part.images_per_class.fillna(np.inf)).images
                 part = part.assign(images=sizes.transform("mean").round().astype(int))
             learning_curves_figure(part, out / f"learning_curves_{x}.png", x=x, title=title, label=label)
+
+
+def learning_curves_figure(
+    frame: pd.DataFrame, out: Path, *, x: str, y: str = "AUSUC", title: str, label: str | None = None
+) -> None:
+    """A metric over the amount of training data: mean and ± one standard deviation over the rows of equal ``x``.
+
+    Args:
+        frame: columns ``method``, ``x`` (a number of seen classes or of images) and ``y`` (a share); a row a run.
+        label: of the horizontal axis; the name of the column where None.
+    """
+    sizes = np.sort(frame[x].unique())
+    with drawing():
+        figure, axes = canvas(5.6, 4.0)
+        axis = axes[0, 0]
+        methods = frame.groupby("method")[y].mean().sort_values(ascending=False).index
+        for number, method in enumerate(sorted(methods, key=lambda name: not is_ours(name))):
+            groups = frame[frame.method == method].groupby(x)[y]
+            mean, spread = 100 * groups.mean(), 100 * groups.std().fillna(0)
+            wide = 2.2 if is_ours(str(method)) else 1.2
+            shift = 1 + 0.012 * (number - (len(methods) - 1) / 2)  # whiskers side by side
+            axis.errorbar(
+                mean.index * shift,
+                mean,
+                spread,
+                label=wrapped(str(method), 30),
+                linewidth=wide,
+                markersize=5.5,
+                markeredgecolor="white",
+                capsize=2.5,
+                elinewidth=0.9,
+                **style(number),
+            )
+        axis.set_xscale("log")
+        axis.set_xticks(sizes, _apart(sizes))
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set(xlabel=printable(label or x, 60), ylabel=f"{y} (%)")
+        figure.suptitle(wrapped(title, 64), fontsize=10)
+        axis.grid(color="0.92", linewidth=0.6)
+        whiskers = "whiskers: ± 1 standard\ndeviation" if frame.groupby(["method", x]).size().max() > 1 else None
+        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
+        axis.legend(title=whiskers, fontsize=8, title_fontsize=7, frameon=False, **place).set_alignment("left")
+        save(figure, out)
+
+
+def _apart(sizes: np.ndarray) -> list[str]:
+    """Labels of ticks on a logarithmic axis: from the largest down, those that would touch the one before have none."""
+    labels, last, room = [], np.inf, 0.11 * np.log(sizes[-1] / sizes[0])
+    for size in sizes[::-1]:
+        free = np.log(last / size) >= room
+        labels.append(f"{size:,}" if free else "")
+        last = size if free else last
+    return labels[::-1]
 
 
 def sizes_of(classes: Sequence[int] | None, images: Sequence[int] | None, most: int) -> list[tuple[int, int | None]]:
