@@ -8,6 +8,11 @@ from pathlib import Path
 
 from core.files.errors import UserError
 
+# of files that are taken for photographs, in training as in prediction
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm",
+)  # fmt: skip
+
 _PAGE = "a web page, such as a download site shows instead of the file: open the address in a browser and save the file"
 _BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer that stands for the file: run `git lfs pull` in its repository",
