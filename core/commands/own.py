@@ -15,7 +15,8 @@ from core.datasets import paths
 from core.datasets.metadata import Metadata
 from core.datasets.own import Choices, feature_pattern, read_folder, record_images
 from core.datasets.registry import OWN
-from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
+from core.datasets.vectors import attribute_vectors, write_attribute_vectors
+from core.datasets.word_vectors import FORMATS, MODELS
 from core.files.atomic import read_json, sha256_file
 from core.files.errors import UserError
 from core.method import find_method
