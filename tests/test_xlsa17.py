@@ -176,7 +176,9 @@ def test_any_number_of_attributes_is_read_of_a_benchmark_too(tmp_path, no_child)
     folder.mkdir(parents=True)
     (folder / "predicates.txt").write_text("".join(f"{k + 1} a{k}\n" for k in range(8)))
     assert read_attribute_names(AWA2, tmp_path) == [f"a{k}" for k in range(8)]
+    assert read_metadata(tmp_path, AWA2).attribute_names == [f"a{k}" for k in range(8)]
     (folder / "predicates.txt").write_text("1 a\n")
+    assert read_metadata(tmp_path, AWA2).attribute_names == []
     with pytest.raises(UserError, match=r"predicates\.txt lists 1 attributes.* has 8"):
         read_attribute_names(AWA2, tmp_path)
 
@@ -223,11 +225,14 @@ def test_cub50_is_its_classes_with_their_own_attributes_and_images_drawn_by_seed
     assert not np.array_equal(*drawn)
 
 
-def test_a_data_set_is_registered_once(monkeypatch):
+def test_a_name_is_one_data_set_and_the_same_again_is_no_error(monkeypatch):
+    """A notebook's cell is run twice."""
     monkeypatch.setattr(registry, "DATASETS", dict(registry.DATASETS))
-    new = registry.register(DataSet(name="APY", anchor="aPY"))
-    assert (new.source, new.folders, new.counts) == ("APY", ("APY/aPY", "aPY"), None)
-    assert registry.DATASETS["APY"] is new
+    monkeypatch.setattr(registry, "_PLACES", dict(registry._PLACES))
+    for _ in range(2):
+        new = registry.register(DataSet(name="APY", anchor="aPY"))
+        assert (new.source, new.folders, new.counts) == ("APY", ("APY/aPY", "aPY"), None)
+        assert registry.DATASETS["APY"] is new
     with pytest.raises(
         UserError, match=r"two data sets are named CUB: one in .*registry\.py:\d+, one in .*test_xlsa17\.py:"
     ):

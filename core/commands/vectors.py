@@ -29,7 +29,7 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     p.add_argument(
         "--data-root", type=Path, default=DEFAULT_ROOT, help="where the data sets are (default: %(default)s)"
     )
-    p.add_argument("--out", type=Path, help=f"default: w2v/{name}_attribute.pkl, in the data root if one is given")
+    p.add_argument("--out", type=Path, help=f"default: ROOT/w2v/{name}_attribute.pkl; for the root data: w2v/")
     a = p.parse_args(argv)
     out = a.out or vectors_file(a.data_root, dataset)
     if out.suffix.lower() not in (".pkl", ".pickle"):  # a .json of that name is written too

@@ -86,7 +86,8 @@ class Metadata:
         for problem in self._split_problems(first):
             raise UserError(f"{where}: {problem}")
         for note in self._oddities():
-            if not any(note in known for known in self.notes):
+            # a feature file's notes have it already, perhaps with names where it is numbers here
+            if not any(note.partition(" (")[0] in known for known in self.notes):
                 self.notes.append(note)
 
     def _label_problems(self, first: int) -> Iterator[str]:
