@@ -192,11 +192,6 @@ def test_the_root_decides_where_vectors_go(tmp_path, monkeypatch):
         main("CUB", None, ["--source", "v.npy"])
 
 
-def test_no_known_word_is_an_error(words):
-    with pytest.raises(UserError, match="zebra"):
-        A.sum_vectors(["zebra"], words)
-
-
 class Evil:
     def __reduce__(self):
         return (exec, ("raise SystemExit(3)",))
@@ -233,14 +228,6 @@ def test_word_vectors_that_are_not_numbers(tmp_path, words, bad):
     (tmp_path / "g.txt").write_text("".join(rows))
     with pytest.raises(UserError, match=r"'newworld'\) are not finite"):  # twice 3e38 is no float32
         summed(["newworld"], tmp_path / "g.txt")
-
-
-@pytest.mark.parametrize("array", [np.ones((4, 300, 2), "f4"), np.ones((4, 300), "i8"), np.ones(4, "f4")])
-def test_a_kv_file_of_another_shape(tmp_path, words, array):
-    write(tmp_path / "a.kv", words, "kv-separate")
-    np.save(tmp_path / "a.kv.vectors.npy", array)
-    with pytest.raises(UserError, match="one vector a word"):
-        A.load_words(str(tmp_path / "a.kv"), ["red"])
 
 
 def test_demo_round_trip_and_damage(tmp_path):

@@ -21,7 +21,6 @@ from core.demo.drawing import draw_creature
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
 from core.inference.trained import load_trained
-from core.preparation import prepared_attributes
 from core.reporting import run_attention
 from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import final_fold, validation_fold
@@ -394,19 +393,6 @@ def test_a_candidate_competes_and_is_in_no_mean() -> None:
     assert evaluate(replace(images, unseen=unseen[:2], candidates=()), 0.0).T1 >= m.T1
     with pytest.raises(UserError, match="no test image"):
         evaluate(replace(images, candidates=()), 0.0)
-
-
-def test_benchmarks_may_not_lack_images(toy) -> None:
-    lacking = replace(toy, class_names=[*toy.class_names, "new"], att=np.vstack([toy.att, toy.att[:1]]))
-    lacking = replace(lacking, original_att=lacking.att)
-    with pytest.raises(UserError, match="have no image in any split"):
-        lacking.check("a benchmark")
-
-
-def test_negative_attributes_are_not_cut() -> None:
-    att = torch.tensor([[0.5, -0.3, 0.0], [0.5, -0.9, 0.0], [0.1, 0.2, 0.3]])
-    z = prepared_attributes(att, torch.tensor([0, 2]), centre=False)
-    assert (z.sign() == att.sign()).all() and not torch.allclose(z[0], z[1])
 
 
 def test_vectors_of_ones_own(creatures: Path, tmp_path: Path, no_figure) -> None:

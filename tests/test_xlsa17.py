@@ -63,12 +63,6 @@ def test_mini_cub_loads_and_every_image_is_there(shared):
     assert all(m.class_names[y] in f for y, f in zip(m.labels, m.image_files, strict=True))
 
 
-def test_toy_loads(toy):
-    assert toy.image_files[0] == "c1/0.jpg"
-    assert toy.labels.min() == 0 and toy.trainval_loc.min() == 0
-    assert list(toy.unseen) == [6, 7, 8]
-
-
 _WRONG = {
     "zero-based labels": ({"labels": np.repeat(np.arange(9), 10)[:, None]}, "labels run from 0"),
     "zero-based locs": ({"trainval_loc": np.arange(0, 48)[:, None]}, "runs from 0"),
@@ -348,11 +342,6 @@ def test_damaged_mat_is_a_clear_error(tmp_path, content):
     second.write_bytes(content)
     with pytest.raises(UserError, match=r"att_splits\.mat"):
         read_mat_files(first, second, TOY)
-
-
-def test_missing_folder_says_where_it_looked(tmp_path):
-    with pytest.raises(UserError, match=r"xlsa17.data.AWA2.*data/AWA2\.md"):
-        read_metadata(tmp_path, AWA2)
 
 
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=60), st.floats(0, 1), st.integers(0, 99))
