@@ -187,6 +187,8 @@ class _Unpickler(pickle.Unpickler):
         known = f"{module.removeprefix('numpy.').removeprefix('_').removeprefix('core.')}.{name}"
         if known in ("multiarray._reconstruct", "numeric._frombuffer", "numpy.ndarray", "numpy.dtype"):
             return super().find_class(module, name)
+        if known in ("_codecs.encode", "codecs.encode"):  # bytes of an array in an older pickle
+            return lambda text, _: text.encode("latin1")
         unused = known in ("collections.defaultdict", "builtins.int", "builtins.hash")
         if unused or module.startswith(("gensim.", "numpy.random")):
             return _Record
@@ -195,8 +197,11 @@ class _Unpickler(pickle.Unpickler):
 
 def _gensim(path: Path, words: set[str]) -> dict[str, np.ndarray]:
     """From what KeyedVectors.save and Word2Vec.save write; gensim itself would run what is in the pickle."""
-    with open(path, "rb") as handle:
-        record = _Unpickler(handle).load()
+    try:
+        with open(path, "rb") as handle:
+            record = _Unpickler(handle).load()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     fields = vars(record) if isinstance(record, _Record) else {}
     beside = path.with_name(path.name + ".vectors.npy")  # gensim stores large arrays beside the pickle
     if isinstance(inner := fields.get("wv"), _Record):
