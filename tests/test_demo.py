@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -65,11 +66,15 @@ def test_same_seed_same_bytes_other_seed_other_images(root: Path, tmp_path: Path
     assert _digests(tmp_path) != _digests(root)
 
 
-def test_processes_do_not_change_the_drawing() -> None:
-    rng = np.random.default_rng(0)
-    signature = demo.draw_signatures(8, 2, rng)[0][0]
-    first, second = (demo_drawing.draw_creature(signature, np.random.default_rng(5)) for _ in range(2))
-    assert first.image.tobytes() == second.image.tobytes() and np.array_equal(first.part_locs, second.part_locs)
+def test_the_drawn_birds_are_those_that_the_committed_numbers_are_of() -> None:
+    """Signatures, and with them the look-alike pairs, exactly; pictures as far as every version of Pillow agrees."""
+    known, new = demo.draw_signatures(24, 8, np.random.default_rng([0, 1]))
+    assert hashlib.sha256(json.dumps([known, new]).encode()).hexdigest().startswith("f4f44b4a782c2ee1")
+    assert all(sum(a[t] != b[t] for t in a) == demo.SIBLING_CHANGES for a, b in zip(new[::2], new[1::2], strict=True))
+    drawings = [demo_drawing.draw_creature(new[i], np.random.default_rng([0, i])) for i in range(3)]
+    colours = [np.asarray(d.image, float).mean(axis=(0, 1)) for d in drawings]
+    np.testing.assert_allclose(colours, [[173, 169, 137], [129, 118, 89], [219, 176, 178]], atol=1)
+    assert [int(d.part_locs[:, 2].sum()) for d in drawings] == [9, 9, 9]
 
 
 def test_complete_is_kept_and_damaged_is_redone(root: Path, tmp_path: Path) -> None:
@@ -133,23 +138,6 @@ def test_part_locations_lie_on_the_part() -> None:
             assert np.abs(near - wanted).max(axis=1).min() < 75, (part, near, wanted)
             checked += 1
     assert checked > 60
-
-
-def test_occlusion_hides_parts() -> None:
-    signature = demo.draw_signatures(8, 2, np.random.default_rng(0))[0][0]
-    both = [
-        sum(
-            demo_drawing.draw_creature(signature, np.random.default_rng(s), occlusion=o).part_locs[:, 2].sum()
-            for s in range(25)
-        )
-        for o in (False, True)
-    ]
-    assert both[1] < both[0]
-
-
-def test_too_small_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least 4 seen"):
-        demo.render_demo(tmp_path, seen=2)
 
 
 def test_backbone_trains_on_train_alone(root: Path, tmp_path: Path) -> None:

@@ -306,7 +306,7 @@ def test_too_large_a_batch_is_told_from_other_errors(tmp_path: Path, monkeypatch
         return real(self, pixels)
 
     monkeypatch.setattr(Normaliser, "__call__", full)
-    with pytest.raises(UserError, match=r"--batch-size 8\): run again with --batch-size 4 or --dtype bfloat16"):
+    with pytest.raises(UserError, match=r"--image-batch-size 8\): .* --image-batch-size 4 or --dtype bfloat16"):
         extract(DEMO, data_root=data, out=out, config=replace(TINY, batch_size=8))
     assert (
         extract(DEMO, data_root=data, out=out, config=TINY) == out

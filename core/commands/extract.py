@@ -84,7 +84,12 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
         "srun, else all)",
     )
     add("--workers", type=whole(1), help="decoding threads (default: one per core, 2 to 16)")
-    add("--batch-size", type=whole(1), default=BATCH_SIZE, help="images per forward pass (default: %(default)s)")
+    add(
+        *("--batch-size", "--image-batch-size"),  # the latter is its name where a command trains too
+        type=whole(1),
+        default=BATCH_SIZE,
+        help="images per forward pass (default: %(default)s)",
+    )
     add("--limit", type=whole(1), help="stop after this many images and keep the partial file (default: all)")
     add("--dry-run", action="store_true", help="say rows, bytes and time from a measured batch; write nothing")
     add("--data-root", type=Path, default=DEFAULT_ROOT, help="folder with images and xlsa17/ (default: %(default)s)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from core.datasets import paths
 from core.datasets.metadata import Metadata
 from core.datasets.own import Choices, feature_pattern, read_folder, record_images
 from core.datasets.registry import OWN
-from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
+from core.datasets.vectors import attribute_vectors, write_attribute_vectors
+from core.datasets.word_vectors import FORMATS, MODELS
 from core.files.atomic import read_json, sha256_file
 from core.files.errors import UserError
 from core.method import find_method
@@ -71,6 +73,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     if args.data_root is None:
         raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")
     root: Path = args.data_root
+    if not os.access(root, os.W_OK) and root.is_dir() and not (args.features and args.out):
+        raise UserError(f"{root} may only be read: name places elsewhere with --features FILE.hdf5 and --out FOLDER")
     args.out = args.out or root / "results"
     method = find_method(args.method)
     recipe, epochs = flags.recipe_from(args, method, OWN.name)
@@ -84,8 +88,17 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     )
     log.info("1 of 3: the folder %s", root)
     metadata = read_folder(root, choices)
-    _describe(metadata)
-    vectors = _vectors(args.vectors, root, metadata)
+    m = metadata
+    log.info(
+        "%d classes by %d attributes: %d seen, %d unseen, %d without images; %d images, %d for training, %d + %d for "
+        "test",
+        len(m.class_names), m.att.shape[1], len(m.seen), len(m.unseen), len(m.candidates), len(m.labels),
+        len(m.trainval_loc), len(m.test_seen_loc), len(m.test_unseen_loc),
+    )  # fmt: skip
+    for note in m.notes:
+        log.info("note: %s", note)
+    beside = paths.vectors_file(root, OWN)
+    vectors = _vectors(args.vectors, args.features.with_name(beside.name) if args.features else beside, metadata)
     log.info("2 of 3: region features")
     features = _features(args, root, metadata)
 
@@ -98,26 +111,13 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     return run_seeds(args, inputs, recipe, epochs, root)
 
 
-def _describe(m: Metadata) -> None:
-    """What was read, before anything takes long."""
-    log.info(
-        "%d classes by %d attributes: %d seen, %d unseen, %d without images; %d images, %d for training, %d + %d for "
-        "test",
-        len(m.class_names), m.att.shape[1], len(m.seen), len(m.unseen), len(m.candidates), len(m.labels),
-        len(m.trainval_loc), len(m.test_seen_loc), len(m.test_unseen_loc),
-    )  # fmt: skip
-    for note in m.notes:
-        log.info("note: %s", note)
-
-
-def _vectors(source: str, root: Path, m: Metadata) -> Path | None:
-    """The file of the attributes' vectors, made where it is not there; None for one-hot ones."""
+def _vectors(source: str, path: Path, m: Metadata) -> Path | None:
+    """The file of the attributes' vectors, made at ``path`` where it is not there; None for one-hot ones."""
     if source.lower() == NONE:
         log.info("note: no word vectors (--vectors none): one-hot, so attribute names mean nothing to the model")
         return None
     local = Path(source)
     digest = sha256_file(local) if local.is_file() else None
-    path = paths.vectors_file(root, OWN)
     made_from = {"source": local.name if digest else source, "source_sha256": digest, "names": m.attribute_names}
     beside = path.with_suffix(".json")
     if path.is_file() and beside.is_file():
@@ -140,10 +140,6 @@ def _features(args: argparse.Namespace, root: Path, m: Metadata) -> Path:
     config = from_flags(ExtractionConfig, args, batch_size=args.image_batch_size)
     usual = default_out(root, OWN, config).stem.removeprefix("feature_map_").removesuffix(f"_{OWN.name}")
     out = args.features or feature_pattern(root, m.image_files, usual)
-    try:
-        path = extract(OWN, data_root=root, out=out, config=config)
-    except UserError as error:  # the extraction's own scripts have no training beside it: two flags differ there
-        said = str(error).replace("--batch-size", "--image-batch-size").replace("--out", "--features")
-        raise UserError(said) from error
+    path = extract(OWN, data_root=root, out=out, config=config)
     record_images(path, root, m)
     return path

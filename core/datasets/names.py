@@ -10,14 +10,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.datasets.paths import image_folder
+import numpy as np
+
+from core.datasets.paths import image_folder, xlsa17_folder
 from core.datasets.registry import DataSet
-from core.datasets.xlsa17 import attribute_count
 from core.files.errors import UserError
 from core.files.kinds import unreadable
 from core.files.matfile import read_mats
-
-NAMES_LIMIT = 1 << 20  # bytes of a list of attribute names; CUB's has 10 kB
 
 # Always rewritten; the left forms are not English words, or the other data sets spell them as on the right.
 _RESPELLED = {
@@ -76,8 +75,6 @@ def read_names_file(path: Path | str) -> list[str]:
             cells = read_mats({path: ["attributes"]})[0]["attributes"]
             names = [str(cell[0] if isinstance(cell, list) else cell).strip() for cell in cells]
         else:
-            if path.stat().st_size > NAMES_LIMIT:
-                raise ValueError(f"more than {NAMES_LIMIT} bytes")
             rows = [line.split(maxsplit=1) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
             if [int(row[0]) if row[0].isdecimal() else 0 for row in rows] != list(range(1, len(rows) + 1)):
                 raise ValueError("its lines are not `1 name`, `2 name`, `3 name`, ...")
@@ -114,6 +111,19 @@ def find_names_file(dataset: DataSet, data_root: Path, given: Path | None = None
         f"no attribute names of {dataset.source}. Looked for: {looked}. Name the file with --attributes PATH, "
         f"or see data/{dataset.source}.md for where to get it."
     )
+
+
+def attribute_count(data_root: Path | str, dataset: DataSet) -> int | None:
+    """K: of att_splits.mat where it is there, else as published, else None."""
+    try:
+        path = xlsa17_folder(Path(data_root), dataset) / "att_splits.mat"
+    except UserError:
+        return dataset.counts.attributes if dataset.counts else None
+    (content,) = read_mats({path: ("att", "allclasses_names")})
+    att, classes = content.get("att"), len(content.get("allclasses_names", ()))
+    if not isinstance(att, np.ndarray) or att.ndim != 2 or classes not in att.shape:
+        raise UserError(f"{path}: att is not a matrix of attributes x classes; is it xlsa17's file of that name?")
+    return int(att.shape[0] if att.shape[1] == classes else att.shape[1])
 
 
 def read_attribute_names(dataset: DataSet, data_root: Path, given: Path | None = None) -> list[str]:

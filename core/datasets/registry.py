@@ -55,14 +55,14 @@ _PLACES: dict[str, str] = {}
 
 
 def register(dataset: DataSet) -> DataSet:
-    """Make a data set known by its name; returns it.
+    """Make a data set known by its name; returns it. The same one again, as from a notebook's cell, is no error.
 
     Raises:
-        UserError: the name is taken; names both places.
+        UserError: another data set has the name; names both places.
     """
     caller = sys._getframe(1)
     place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-    if dataset.name in DATASETS:
+    if DATASETS.get(dataset.name, dataset) != dataset:
         raise UserError(f"two data sets are named {dataset.name}: one in {_PLACES[dataset.name]}, one in {place}")
     DATASETS[dataset.name], _PLACES[dataset.name] = dataset, place
     return dataset

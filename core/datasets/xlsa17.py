@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from core.datasets.metadata import SPLITS, Metadata, clip_negative, cub50
+from core.datasets.names import find_names_file, read_names_file
 from core.datasets.paths import xlsa17_folder
 from core.datasets.registry import CUB50, DataSet
 from core.files.atomic import sha256_file
@@ -23,10 +25,16 @@ def read_metadata(data_root: Path | str, dataset: DataSet) -> Metadata:
         UserError: files missing, or anything in them inconsistent; names the file and the cause.
     """
     folder = xlsa17_folder(Path(data_root), dataset)
-    return read_mat_files(folder / "res101.mat", folder / "att_splits.mat", dataset)
+    try:
+        names = read_names_file(find_names_file(dataset, Path(data_root)))
+    except UserError:  # the .mat files have none, and nothing but words depends on them
+        names = []
+    return read_mat_files(folder / "res101.mat", folder / "att_splits.mat", dataset, names)
 
 
-def read_mat_files(res101: Path | str, att_splits: Path | str, dataset: DataSet) -> Metadata:
+def read_mat_files(
+    res101: Path | str, att_splits: Path | str, dataset: DataSet, attribute_names: Sequence[str] = ()
+) -> Metadata:
     """As :func:`read_metadata`, from two named files; res101.mat may lack its features."""
     res101, att_splits = Path(res101), Path(att_splits)
     required, optional = ("att", "allclasses_names", *SPLITS), ("original_att", "train_loc", "val_loc")
@@ -55,24 +63,13 @@ def read_mat_files(res101: Path | str, att_splits: Path | str, dataset: DataSet)
         **locs,
         split_sha256=sha256_file(att_splits),
         notes=notes + clipped,
-        attribute_names=[],
+        attribute_names=list(attribute_names) if len(attribute_names) == att.shape[1] else [],
         allow_candidates=False,
     )
     metadata.check(str(att_splits), images=str(res101), first=1)
     _check_class_order(metadata, res101, att_splits)
     compare_counts(metadata, dataset, att_splits)
     return (cub50(metadata) if dataset.name == CUB50.name else metadata).with_validation(dataset.val_share)
-
-
-def attribute_count(data_root: Path | str, dataset: DataSet) -> int | None:
-    """K: of att_splits.mat where it is there, else as published, else None."""
-    try:
-        path = xlsa17_folder(Path(data_root), dataset) / "att_splits.mat"
-    except UserError:
-        return dataset.counts.attributes if dataset.counts else None
-    (content,) = read_mats({path: ("att", "allclasses_names")})
-    classes = len(_names(content.get("allclasses_names", []), "allclasses_names", path))
-    return _attributes(content.get("att"), "att", classes, path)[0].shape[1]
 
 
 def _names(values: Any, key: str, where: Path) -> list[str]:

@@ -120,7 +120,11 @@ def train_demo_backbone(
     with torch.random.fork_rng(devices=[]):  # the modules' own initialisation must not move the global generator
         backbone = DemoBackbone()
         heads = nn.Linear(CHANNELS, attributes.shape[0] + attributes.shape[1])
-    _initialise(backbone, heads, generator)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+    nn.init.normal_(heads.weight, std=0.02, generator=generator)
+    nn.init.zeros_(heads.bias)
     backbone = backbone.to(memory_format=torch.channels_last).train()
     parameters = [*backbone.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=_LR, weight_decay=0.05)
@@ -164,14 +168,6 @@ def _training_images(metadata: Metadata) -> np.ndarray:
     assert not np.intersect1d(loc, test).size, "a test image among the backbone's training images"
     assert not np.isin(metadata.labels[loc], new).any(), "a validation or unseen class in the backbone's training set"
     return loc
-
-
-def _initialise(backbone: nn.Module, heads: nn.Linear, generator: torch.Generator) -> None:
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-    nn.init.normal_(heads.weight, std=0.02, generator=generator)
-    nn.init.zeros_(heads.bias)
 
 
 def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import shutil
 import sys
-import time
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -137,22 +137,15 @@ def render_demo(
         raise UserError(f"{folder} exists but was not drawn by this program (no {MARKER}). Move it away first.")
     try:
         data_root.mkdir(parents=True, exist_ok=True)
-        for stale in data_root.glob(".demo.*.tmp"):
-            if time.time() - stale.stat().st_mtime > 3600:
-                shutil.rmtree(stale, ignore_errors=True)
-        temporary = data_root / f".demo.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            _write(temporary, wanted, workers)
+        with tempfile.TemporaryDirectory(prefix=".demo.", dir=data_root, ignore_cleanup_errors=True) as temporary:
+            _write(Path(temporary), wanted, workers)
             if not _is_complete(folder, mats, wanted):  # else another process was faster
                 for old in (folder, mats):
                     shutil.rmtree(old, ignore_errors=True)
-                for new, final in ((temporary / "mats", mats), (temporary / "images", folder)):
+                for part, final in (("mats", mats), ("images", folder)):
                     final.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(new, final)
+                    os.replace(Path(temporary, part), final)
                     fsync_folder(final.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise UserError(f"cannot draw the demo data set under {data_root}: {error.strerror or error}.") from error
     return folder
@@ -197,20 +190,16 @@ def _write(target: Path, wanted: dict[str, int], workers: int | None) -> None:
     (target / "mats").mkdir()
     original = strengths.T  # (K,C)
     paths = np.array([f"/drawn/by/seed/{seed}/{DEMO.anchor}/images/{f}" for f in files], dtype=object)[:, None]
-    checksums = {
-        "res101.mat": _write_mat(
-            target / "mats" / "res101.mat", {"labels": (labels + 1.0)[:, None], "image_files": paths}
-        ),
-        "att_splits.mat": _write_mat(
-            target / "mats" / "att_splits.mat",
-            {
-                "att": original / np.linalg.norm(original, axis=0),
-                "original_att": original,
-                "allclasses_names": np.array(names, dtype=object)[:, None],
-                **{key: (loc + 1.0)[:, None] for key, loc in splits.items()},
-            },
-        ),
+    mats = {
+        "res101.mat": {"labels": (labels + 1.0)[:, None], "image_files": paths},
+        "att_splits.mat": {
+            "att": original / np.linalg.norm(original, axis=0),
+            "original_att": original,
+            "allclasses_names": np.array(names, dtype=object)[:, None],
+            **{key: (loc + 1.0)[:, None] for key, loc in splits.items()},
+        },
     }
+    checksums = {name: _write_mat(target / "mats" / name, content) for name, content in mats.items()}
     (root / MARKER).write_text(json.dumps({"parameters": wanted, "images": len(files), "sha256": checksums}, indent=1))
 
 
@@ -253,10 +242,7 @@ def _write_mat(path: Path, content: dict[str, Any]) -> str:
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, content, do_compression=True)
     raw = b"MATLAB 5.0 MAT-file, demo data set".ljust(116) + buffer.getvalue()[116:]
-    with open(path, "wb") as handle:
-        handle.write(raw)
-        handle.flush()
-        os.fsync(handle.fileno())
+    path.write_bytes(raw)
     return hashlib.sha256(raw).hexdigest()
 
 

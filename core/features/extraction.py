@@ -294,9 +294,9 @@ def memory_error(error: Exception, config: ExtractionConfig) -> Exception:
     if not is_out_of_memory(error) and "could not create a" not in str(error):  # the latter of oneDNN
         return error
     size = config.batch_size
-    smaller = f"--batch-size {max(1, size // 2)}" if size > 1 else "a smaller --input-size"
+    smaller = f"--image-batch-size {max(1, size // 2)}" if size > 1 else "a smaller --input-size"
     return UserError(
-        f"the memory is not enough for {size} images at once (--batch-size {size}): run again with {smaller}"
+        f"the memory is not enough for {size} images at once (--image-batch-size {size}): run again with {smaller}"
         + ("" if config.dtype != "float32" else " or --dtype bfloat16")
     )
 

@@ -106,12 +106,14 @@ def extraction_command(
         else f"extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py",
     ]
     words += [] if str(data_root) == "data" else ["--data-root", str(data_root)]
-    words += [] if out is None else ["--out", str(out)]
+    own = dataset.source == "OWN"  # trains too: --out is of its results, --batch-size of its training
+    words += [] if out is None else ["--features" if own else "--out", str(out)]
     for field in fields(config):
         value: Any = getattr(config, field.name)
         if value == field.default:
             continue
-        words.append("--" + field.name.replace("_", "-"))
+        name = "image_batch_size" if own and field.name == "batch_size" else field.name
+        words.append("--" + name.replace("_", "-"))
         if field.name == "layers":
             words.append(",".join(value))
         elif value is not True:
