@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from core.experiments.statistics import RESAMPLED, Interval, bootstrap_over_classes, load_scores, paired
+from core.experiments.statistics import RESAMPLED, Interval, bootstrap_over_classes, paired
 from core.files.errors import UserError
 from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact
 
@@ -71,13 +71,11 @@ def test_paired_refuses_what_has_no_difference():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("gamma", [None, 0.0, 0.7])
-def test_the_compact_form_has_the_same_metrics_to_the_last_bit(dtype, gamma, tmp_path):
+def test_the_compact_form_has_the_same_metrics_to_the_last_bit(dtype, gamma):
     scores_s, labels_s, scores_u, labels_u = scores_of(3)
     scores_s, scores_u = scores_s.astype(dtype), scores_u.astype(dtype)
     arrays = compact(scored(scores_s, labels_s, scores_u, labels_u))
-    np.savez(tmp_path / "scores.npz", **arrays)
-    stored = load_scores(tmp_path / "scores.npz")
-    assert metrics_from_compact(stored, gamma) == evaluate(scored(scores_s, labels_s, scores_u, labels_u), gamma)
+    assert metrics_from_compact(arrays, gamma) == evaluate(scored(scores_s, labels_s, scores_u, labels_u), gamma)
 
 
 def test_bootstrap_of_what_is_there_equals_the_metrics():
@@ -194,18 +192,6 @@ def test_ten_thousand_draws_of_two_hundred_classes_take_seconds():
     started = time.process_time()
     bootstrap_over_classes([run], [run], rng=rng)
     assert time.process_time() - started < 10
-
-
-def test_damaged_scores_are_an_error(tmp_path):
-    path = tmp_path / "scores.npz"
-    with pytest.raises(UserError, match="no scores"):
-        load_scores(path)
-    path.write_bytes(b"PK nothing")
-    with pytest.raises(UserError, match="no scores"):
-        load_scores(path)
-    np.savez(path, **(run_of(0) | {"margin": np.zeros(3)}))
-    with pytest.raises(UserError, match="lengths"):
-        load_scores(path)
 
 
 def test_h_at_gamma():

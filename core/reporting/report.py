@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from core.experiments.statistics import Interval, bootstrap_over_classes, load_scores
+from core.experiments.results import read_scores
+from core.experiments.statistics import Interval, bootstrap_over_classes
 from core.files.atomic import atomic_path, write_bytes
 from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure
 from core.reporting.rows import TABLE, Entry, as_frame, entries_of, read_summary, tables_of
@@ -72,9 +73,9 @@ class OverClassesTable:
         if pair in self._used:  # the tables ask first, the figures again: ten thousand draws once
             return self._used[pair]
         found = self._known.get(pair)
-        paths = [[self.out / str(f) / "scores.npz" for f in runs.folder] for runs in (mine, other)] if self.out else []
-        if paths and all(path.is_file() for side in paths for path in side):
-            a, b = ([load_scores(path) for path in side] for side in paths)
+        folders = [[self.out / str(f) for f in runs.folder] for runs in (mine, other)] if self.out else []
+        if folders and all((folder / "scores.npz").is_file() for side in folders for folder in side):
+            a, b = ([read_scores(folder) for folder in side] for side in folders)
             found = bootstrap_over_classes(a, b, rng=np.random.default_rng(0))
         if found:
             self._used[pair] = found
