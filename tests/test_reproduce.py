@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from core.commands.reproduce import main, parser
+from core.commands.reproduce import main
 from core.experiments import sweep as s
 from core.experiments.ablations import ABLATIONS
 from core.experiments.identity import run_config
@@ -86,12 +86,6 @@ def test_where_no_run_is_finished_an_old_summary_is_no_table(toy_plan, monkeypat
         with pytest.raises(UserError, match="no finished run below"):
             main(None, [*flags, "--out", str(toy_plan.out)])
     assert capsys.readouterr().out == ""
-
-
-def test_ten_splits_are_what_a_sweep_takes_unless_told(capsys):
-    plan = s.Plan(datasets=("SUN",), methods=("eszsl",), ablation=False)
-    assert [job.seed for job in s.jobs_of(plan)] == list(range(10))
-    assert parser(None).parse_args([]).seeds == 10
 
 
 def test_other_data_never_share_a_folder_a_row_or_a_mean(toy_plan, toy, monkeypatch):

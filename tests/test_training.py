@@ -21,17 +21,13 @@ from core.experiments.results import read_history, read_scores
 from core.experiments.run import run
 from core.features.regions import RegionFeatures
 from core.files.errors import UserError
-from core.method import Batches, find_method, methods
+from core.method import Batches, find_method
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.evaluation import metrics_from_compact
 from core.training.folds import final_fold
 from core.training.loop import train
 from tests.helpers import ToyFeatures, forked
 from tests.helpers_runs import SMALL, W2V, config_of, go, go_to_the_end, inputs_of, recipe_of, same
-
-
-def test_every_method_is_run_here():
-    assert {m.name for m in methods().values() if not m.given_preparation and not m.needs_text} == set(SMALL)
 
 
 @pytest.mark.parametrize("method", SMALL)
@@ -105,14 +101,6 @@ def test_a_state_of_another_run_or_fold_is_not_taken_up(toy, tmp_path, monkeypat
     (tmp_path / "validation.state").rename(tmp_path / "refit.state")
     with pytest.raises(UserError, match=r"refit\.state belongs to a run with other chosen, fold"):
         go("dazle", toy, tmp_path)
-
-
-def test_dazle_learns_the_toy(toy):
-    inputs, fold = inputs_of(toy), final_fold(toy, W2V)
-    shape = (inputs.features.R, inputs.features.D)
-    method = find_method("dazle").build(recipe_of("dazle"), fold.space, shape, 0, 20)
-    history = train(method, inputs.features, fold, seed=0)
-    assert history[-1]["ce"] < 0.7 * history[0]["ce"]
 
 
 def test_a_choice_of_epochs_shortens_the_phase_it_is_of_and_no_other(toy):
@@ -242,15 +230,6 @@ def test_a_run_of_another_kind_is_refused(toy, tmp_path):
         run(config_of("dazle", inputs), inputs, tmp_path)
 
 
-def test_a_finished_run_is_made_anew_where_asked(toy, tmp_path):
-    first = go("eszsl", toy, tmp_path)
-    written = (tmp_path / "metrics.json").stat().st_mtime_ns
-    assert go("eszsl", toy, tmp_path) == first
-    assert (tmp_path / "metrics.json").stat().st_mtime_ns == written
-    assert go("eszsl", toy, tmp_path, resume=False)["standard"] == first["standard"]
-    assert (tmp_path / "metrics.json").stat().st_mtime_ns > written
-
-
 @pytest.mark.parametrize("what", ["file", "read-only"])
 def test_a_place_that_cannot_be_written_is_a_sentence(toy, tmp_path, what, monkeypatch):
     place = tmp_path / "place"
@@ -340,12 +319,6 @@ def test_damaged_checkpoint_is_refused(tmp_path):
     path.write_bytes(content[:40])
     with pytest.raises(UserError, match="readable"):
         load_checkpoint(path)
-
-
-def test_a_checkpoint_in_a_folder_whose_name_is_no_utf_8_is_read(tmp_path):
-    path = tmp_path / "r\udcff" / "c.safetensors"
-    save_checkpoint(path, {"a": torch.arange(5.0)}, {"k": 1})
-    assert torch.equal(load_checkpoint(path)[0]["a"], torch.arange(5.0))
 
 
 def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):

@@ -203,15 +203,9 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
     published = registered.recipe(config["dataset"])
     planned = epochs_of(published)
     changed = {k: v for k, v in config["recipe"].items() if asdict(published).get(k) != v}
-    row: dict[str, Any] = {
-        "dataset": config["dataset"],
-        "backbone": provenance.get("backbone", "unknown"),
-        "regions": provenance.get("regions", ""),
-        "features": provenance.get("name", ""),
-        "method": config["method"],
-        "ablation": result.get("ablation", ""),
-        "seed": config["seed"],
-    }
+    row: dict[str, Any] = {"dataset": config["dataset"], "backbone": provenance.get("backbone", "unknown")}
+    row |= {"regions": provenance.get("regions", ""), "features": provenance.get("name", "")}
+    row |= {"method": config["method"], "ablation": result.get("ablation", ""), "seed": config["seed"]}
     row |= result.get("standard") or {}
     # epochs that were offered, that the published recipe has (more is a row of its own, fewer is cut off), and chosen
     row |= {"most_epochs": config["epochs"], "recipe_epochs": planned, "epochs": chosen["epochs"]}

@@ -151,7 +151,8 @@ def sweep(plan: Plan) -> Path:
     """
     jobs, failures = jobs_of(plan), []
     with tqdm(total=len(jobs), desc="runs", disable=None) as bar:
-        for job, failure in _here(plan, jobs) if plan.jobs == 1 else _in_processes(plan, jobs):
+        here = ((job, attempt(plan, job, plan.devices[k % len(plan.devices)])) for k, job in enumerate(jobs))
+        for job, failure in here if plan.jobs == 1 else _in_processes(plan, jobs):
             if failure:
                 failures.append(f"{job}: {failure}")
             log.info("%s: %s", job, "failed" if failure else "done")
@@ -169,11 +170,6 @@ def sweep(plan: Plan) -> Path:
     return path
 
 
-def _here(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
-    for number, job in enumerate(jobs):
-        yield job, attempt(plan, job, plan.devices[number % len(plan.devices)])
-
-
 def _in_processes(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
     """Each job with what stopped it, as they end; devices are taken in turn.
 
@@ -184,7 +180,7 @@ def _in_processes(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | 
     while waiting:
         threads = max(1, torch.get_num_threads() // processes)
         numbers: dict[Future[str | None], int] = {}
-        with ProcessPoolExecutor(processes, context, worker_setup, (threads,)) as pool:
+        with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
             with contextlib.suppress(BrokenProcessPool):
                 for number, job in waiting.items():
                     device = plan.devices[number % len(plan.devices)]
@@ -197,12 +193,6 @@ def _in_processes(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | 
             write_bytes(_note(plan, job), KILLED.encode())
             yield job, KILLED
         processes = 1
-
-
-def worker_setup(threads: int) -> None:
-    """What a process does first."""
-    torch.set_num_threads(threads)
-    logging.basicConfig(level=logging.WARNING)
 
 
 class Task:

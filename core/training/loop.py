@@ -175,19 +175,15 @@ def score_pieces(model: ZeroShotModel, features: RegionFeatures, rows: np.ndarra
     """
     model.eval()
     pieces: list[Tensor] = []
-    for _, x in features.means(rows) if model.of_means else features.blocks(rows):
+    left = len(rows)
+    for block, x in features.means(rows) if model.of_means else features.blocks(rows):
         pieces.append(model.class_scores(x))
-        if sum(piece.numel() for piece in pieces) >= _PIECE:
-            yield _together(pieces)
-    if pieces:
-        yield _together(pieces)
-
-
-def _together(pieces: list[Tensor]) -> np.ndarray:
-    """Their rows (n,C); the list is empty then, so that they are not held beside."""
-    whole = torch.cat(pieces)
-    pieces.clear()
-    return whole.cpu().numpy()
+        left -= len(block)
+        if not left or sum(piece.numel() for piece in pieces) >= _PIECE:
+            piece = torch.cat(pieces).cpu().numpy()
+            pieces.clear()  # so that they are not held beside
+            yield piece
+            del piece
 
 
 def class_scores(model: ZeroShotModel, features: RegionFeatures, rows: np.ndarray) -> np.ndarray:
