@@ -41,19 +41,19 @@ def recipe_of(method):
     return replace(find_method(method).recipe("*"), **SMALL[method])
 
 
-def inputs_of(metadata, features=None):
-    source = ToyFeatures(metadata)
+def inputs_of(metadata, features=None, source=None, w2v=W2V):
+    source = source or ToyFeatures(metadata)
     return Inputs(
         dataset="TOY",
         metadata=metadata,
-        w2v=W2V,
+        w2v=w2v,
         features=features or RegionFeatures(source, np.arange(len(metadata.labels)), source.shape),
         provenance={"backbone": "toy", "regions": "3x3", "name": "toy"},
         vectors=None,
         features_sha256="ab",
         vectors_sha256="cd",
         split_sha256=split_digest(metadata),
-        attribute_names=[f"attribute {k}" for k in range(8)],
+        attribute_names=[f"attribute {k}" for k in range(len(w2v))],
     )
 
 

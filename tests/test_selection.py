@@ -16,7 +16,6 @@ import torch
 import core.method as contract
 import core.training.loop as loop
 from core.experiments.identity import run_config
-from core.experiments.inputs import Inputs, split_digest
 from core.experiments.run import run, validate
 from core.features.regions import RegionFeatures
 from core.files.errors import UserError
@@ -24,6 +23,7 @@ from core.inference.trained import load_trained
 from core.method import Batches, Method, Phase
 from core.training.folds import final_fold, validation_fold
 from tests import helpers_selection
+from tests.helpers_runs import inputs_of
 from tests.helpers_selection import (
     EACH,
     SEEN,
@@ -73,19 +73,7 @@ def registered(shown, **changes):
 @pytest.fixture
 def inputs():
     m = metadata()
-    source = Source(m)
-    return Inputs(
-        dataset="TOY",
-        metadata=m,
-        w2v=W2V,
-        features=RegionFeatures(source, np.arange(len(m.labels)), (1, D)),
-        provenance={"backbone": "toy", "regions": "1x1", "name": "toy"},
-        vectors=None,
-        features_sha256="ab",
-        vectors_sha256="cd",
-        split_sha256=split_digest(m),
-        attribute_names=[f"attribute {k}" for k in range(C)],
-    )
+    return inputs_of(m, RegionFeatures(source := Source(m), np.arange(len(m.labels)), (1, D)), source, W2V)
 
 
 @pytest.fixture

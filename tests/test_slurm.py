@@ -19,6 +19,7 @@ import pytest
 from core.commands.reproduce import main
 from core.experiments import sweep as s
 from core.experiments.results import seal, write_json
+from core.experiments.slurm import Task
 from core.files.atomic import Lock, read_json
 from core.files.errors import UserError
 from tests.helpers_xlsa17 import tiny_features
@@ -76,7 +77,7 @@ def test_an_array_is_submitted_of_what_is_not_done_and_the_command_returns(place
     assert {p.parent.name for p in out.rglob("metrics.json")} == {"seed0", "seed1", "seed2"}
     assert main(None, [*flags, "--engine", "slurm"]) == 0
     assert "every run is done" in capsys.readouterr().out
-    assert s.Task(plan_of(places, out)).checkpoint("job")._timeout_countdown is not None  # queued again by submitit
+    assert Task(plan_of(places, out)).checkpoint("job")._timeout_countdown is not None  # queued again by submitit
 
 
 def test_what_is_missing_or_refused_is_said(places, slurm, tmp_path, monkeypatch) -> None:
@@ -99,7 +100,7 @@ def test_what_is_missing_or_refused_is_said(places, slurm, tmp_path, monkeypatch
 def test_a_task_that_fails_says_why(places, tmp_path) -> None:
     plan = plan_of(places, tmp_path, features=tmp_path / "none.hdf5", devices=("cpu",))
     with pytest.raises(RuntimeError, match="no feature file"):
-        s.Task(plan)(s.Job(dataset="AWA2", method="eszsl", seed=0))
+        Task(plan)(s.Job(dataset="AWA2", method="eszsl", seed=0))
     assert "no feature file" in (tmp_path / "jobs" / "AWA2-eszsl-seed0.failed").read_text()
 
 

@@ -230,20 +230,10 @@ def test_a_run_of_another_kind_is_refused(toy, tmp_path):
         run(config_of("dazle", inputs), inputs, tmp_path)
 
 
-@pytest.mark.parametrize("what", ["file", "read-only"])
-def test_a_place_that_cannot_be_written_is_a_sentence(toy, tmp_path, what, monkeypatch):
-    place = tmp_path / "place"
-    if what == "file":
-        place.write_text("")
-    else:
-        place.mkdir()
-
-        def denied(*a, **k):
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr("pathlib.Path.mkdir", denied)
+def test_a_place_that_cannot_be_written_is_a_sentence(toy, tmp_path):
+    (tmp_path / "place").write_text("")
     with pytest.raises(UserError, match="--out"):
-        go("eszsl", toy, place / "run")
+        go("eszsl", toy, tmp_path / "place" / "run")
 
 
 def test_choices_do_not_depend_on_test_labels(toy, tmp_path):
@@ -273,19 +263,6 @@ def test_training_from_the_file_equals_training_from_memory(toy, tmp_path, metho
     run(config_of(method, inputs), inputs, tmp_path / "streamed")
     go(method, toy, tmp_path / "resident")
     same(tmp_path / "resident", tmp_path / "streamed")
-
-
-@pytest.mark.parametrize("method", ["dazle", "vsmr", "vsmr-staged"])
-def test_bfloat16_steps_stay_close_to_float32(toy, method):
-    fold, features = final_fold(toy, W2V), inputs_of(toy).features
-    found = {}
-    for precision in ("float32", "bfloat16"):
-        m = find_method(method).build(recipe_of(method), fold.space, (features.R, features.D), 0, 3)
-        history = train(m, features, fold, seed=0, precision=precision)
-        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in m.model.parameters())
-        found[precision] = history[-1]["loss"]
-    assert found["bfloat16"] != found["float32"]
-    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.1)
 
 
 def test_batches_cover_or_balance():
@@ -318,16 +295,4 @@ def test_damaged_checkpoint_is_refused(tmp_path):
             load_checkpoint(path)
     path.write_bytes(content[:40])
     with pytest.raises(UserError, match="readable"):
-        load_checkpoint(path)
-
-
-def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
-    path = tmp_path / "c.safetensors"
-    save_checkpoint(path, {"a": torch.arange(5.0)}, {})
-
-    def denied(self):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
-    with pytest.raises(UserError, match=r"cannot read .*c\.safetensors: Permission denied$"):
         load_checkpoint(path)

@@ -61,7 +61,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         raise UserError("--features and --w2v name one file; give a single data set with --datasets")
     if args.engine == "local" and not args.print_sbatch and (given := [w for w in argv if w.startswith("--slurm")]):
         raise UserError(f"{given[0]} says where SLURM runs a task, and this would run here: add --engine slurm")
-    from core.experiments.sweep import FailedRuns, Plan, collect, submit, sweep
+    from core.experiments.slurm import submit
+    from core.experiments.sweep import FailedRuns, Plan, collect, sweep
     from core.reporting.report import write_report
 
     failed = None
@@ -93,7 +94,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
 
 def _instead(plan: Plan, args: Namespace, argv: Sequence[str]) -> int:
     """What --print-sbatch, --status and --task do in place of the sweep."""
-    from core.experiments.sweep import attempt, jobs_of, sbatch_script, status
+    from core.experiments.slurm import sbatch_script
+    from core.experiments.sweep import attempt, jobs_of, status
 
     jobs = jobs_of(plan)
     if args.task is not None:
