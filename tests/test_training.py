@@ -85,6 +85,22 @@ def test_a_run_made_anew_holds_nothing_of_the_one_before(toy, tmp_path):
     assert {json.loads(line)["fold"] for line in lines} == {"refit"}
 
 
+def test_a_run_made_anew_takes_no_state_up(toy, tmp_path, monkeypatch):
+    real, written = loop._store, []
+
+    def stopping(path, *a):
+        real(path, *a)
+        written.append(path.name)
+        if len(written) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_store", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        go("dazle", toy, tmp_path)
+    go("dazle", toy, tmp_path, resume=False)
+    assert written[1:].count("validation.state") == 2  # both epochs, though one was done
+
+
 def test_a_state_of_another_run_or_fold_is_not_taken_up(toy, tmp_path, monkeypatch):
     real = loop._store
 
