@@ -101,6 +101,7 @@ class Scripted(ZeroShotModel):
     def __init__(self, space, recipe, shown) -> None:
         super().__init__()
         self.recipe, self.shown, self.drift, self.late = recipe, shown, lambda epoch: 0.0, 0
+        self.shift = max(0.0, recipe.tuned)  # what a setting adds to the scores of seen classes
         self.weight = torch.ones(1, D)
         self.dummy = torch.nn.Parameter(torch.zeros(()))
         self.register_buffer("att", space.att)
@@ -134,5 +135,5 @@ class Scripted(ZeroShotModel):
         shifted[:, self.seen] = s[:, self.seen].roll(1, dims=1)
         shifted[:, self.unseen] = s[:, self.unseen].roll(1, dims=1)
         s = torch.where(right[:, None], s, shifted)
-        s[:, self.seen] += LEAD[len(self.att)][int(self.epoch)] + self.drift(int(self.epoch))
+        s[:, self.seen] += LEAD[len(self.att)][int(self.epoch)] + self.drift(int(self.epoch)) + self.shift
         return s

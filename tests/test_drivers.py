@@ -76,7 +76,7 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     result = json.loads((folder / "seed0" / "metrics.json").read_text())
     assert finite_shares(result["standard"], METRICS) and np.isfinite(result["standard"]["gamma"])
     assert result["chosen"]["epochs"] in (0, 1) and finite_shares(result["chosen"]["validation"], METRICS)
-    assert pd.read_csv(folder / "seed0" / "history.csv")["epoch"].iloc[-1] == result["chosen"]["epochs"]
+    assert result["history"]["refit"][-1]["epoch"] == result["chosen"]["epochs"]
     assert finite_shares(result["selected_on_test"], METRICS)
     assert result["config"]["features"]["backbone"] == part.backbone
 
@@ -99,7 +99,7 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     assert row.split(" | ")[1] == f"{100 * result['standard']['T1']:.1f}"
     assert "SELECTED ON TEST" in table and "(as published)" not in table
     assert ("PUBLISHED PROCEDURE" in table) == (method == "vsmr-staged")
-    for file in ("config.json", "history.csv", "history_validation.csv", "confusion.csv", "checkpoint.safetensors"):
+    for file in ("scores.npz", "checkpoint.safetensors", "log.jsonl"):
         assert (folder / "seed0" / file).stat().st_size
 
 

@@ -60,7 +60,7 @@ def test_smaller_folds_lie_within_larger_ones_and_leave_validation_alone(toy, se
 def test_a_method_is_chosen_as_a_run_chooses_it(toy, tmp_path, method):
     inputs = inputs_of(toy)
     config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=1, epochs=2)
-    chosen = choose(config, inputs, tmp_path)
+    chosen, _ = choose(config, inputs, tmp_path)
     best = best_on_fold(config, inputs, validation_fold(toy, inputs.w2v, 1))
     assert best.metrics == pytest.approx(chosen["validation"])
     assert best.epoch == chosen["epochs"]

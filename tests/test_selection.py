@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import core.method as contract
+import core.training.loop as loop
 from core.experiments.identity import run_config
-from core.experiments.inputs import Inputs, split_digest
 from core.experiments.run import run, validate
 from core.features.regions import RegionFeatures
 from core.files.errors import UserError
@@ -23,6 +23,7 @@ from core.inference.trained import load_trained
 from core.method import Batches, Method, Phase
 from core.training.folds import final_fold, validation_fold
 from tests import helpers_selection
+from tests.helpers_runs import inputs_of
 from tests.helpers_selection import (
     EACH,
     SEEN,
@@ -72,19 +73,7 @@ def registered(shown, **changes):
 @pytest.fixture
 def inputs():
     m = metadata()
-    source = Source(m)
-    return Inputs(
-        dataset="TOY",
-        metadata=m,
-        w2v=W2V,
-        features=RegionFeatures(source, np.arange(len(m.labels)), (1, D)),
-        provenance={"backbone": "toy", "regions": "1x1", "name": "toy"},
-        vectors=None,
-        features_sha256="ab",
-        vectors_sha256="cd",
-        split_sha256=split_digest(m),
-        attribute_names=[f"attribute {k}" for k in range(C)],
-    )
+    return inputs_of(m, RegionFeatures(source := Source(m), np.arange(len(m.labels)), (1, D)), source, W2V)
 
 
 @pytest.fixture
@@ -124,17 +113,36 @@ def test_the_gamma_of_the_validation_classes_is_what_the_test_sets_are_read_with
 
 
 def test_gamma_is_the_mean_over_validation_splits_at_the_epoch_that_the_first_has_chosen(go, tmp_path):
-    """Split s wants γ = 1.5 + 0.6 s after epoch 1 and another after every other epoch; 1 and 2 like epoch 2 best."""
-    result, shown = go(gamma_splits=3, drift=lambda split, epoch: 0.6 * split + 0.05 * (epoch - 1))
+    """Split s wants γ = 1.5, 2.1, 3.3 after epoch 1 and another after every other epoch; 1 and 2 like epoch 2 best."""
+    drift = lambda split, epoch: 0.3 * split * (split + 1) + 0.05 * (epoch - 1)  # noqa: E731
+    result, shown = go(gamma_splits=3, drift=drift)
     assert result["chosen"]["epochs"] == 1 and result["config"]["gamma_splits"] == 3
-    assert result["chosen"]["gammas"] == pytest.approx([1.5, 2.1, 2.7])
-    assert result["standard"]["gamma"] == result["chosen"]["gamma"] == pytest.approx(2.1)
+    assert result["chosen"]["gammas"] == pytest.approx([1.5, 2.1, 3.3])
+    assert result["standard"]["gamma"] == result["chosen"]["gamma"] == pytest.approx(2.3)  # their median is 2.1
     assert result["standard"]["U"] == pytest.approx(0.4)  # from γ = 2 on; 1.5 would give 0
     assert "mean over 3 splits" in result["chosen"]["how"] and len(shown["built"]) == 4
-    alone, _ = go(drift=lambda split, epoch: 0.6 * split + 0.05 * (epoch - 1))
+    alone, _ = go(drift=drift)
     for key in ("epochs", "validation", "recipe", "configurations"):
         assert alone["chosen"][key] == result["chosen"][key]
     assert not list(tmp_path.rglob("*.state"))
+
+
+def test_every_split_has_its_gamma_at_the_settings_that_are_used(go):
+    """Split s would tune a setting of 5 s, which raises its γ by as much; what is used is the 0 of the seed's own."""
+
+    def tune(model, shown):
+        split = shown["seeds"][-1]
+
+        def choose(images):
+            model.shift = 5.0 * split
+            return {"tuned": model.shift}
+
+        return choose
+
+    result, shown = go(gamma_splits=3, tune=tune, drift=lambda split, epoch: 0.1 * split)
+    assert result["chosen"]["recipe"] == {"tuned": 0.0}
+    assert result["chosen"]["gammas"] == pytest.approx([1.5, 1.6, 1.7])
+    assert [recipe.tuned for recipe in shown["built"]] == [-1.0, 0.0, 0.0, 0.0]
 
 
 def test_further_splits_are_of_trainval_and_are_taken_up_where_they_were_cut_off(go, inputs, monkeypatch):
@@ -144,27 +152,35 @@ def test_further_splits_are_of_trainval_and_are_taken_up_where_they_were_cut_off
     assert shown["scored"] == {row for f in folds for row in (*f.seen_rows.tolist(), *f.unseen_rows.tolist())}
     assert not shown["scored"] & {*m.test_seen_loc.tolist(), *m.test_unseen_loc.tolist()}
 
-    steps: list[int] = []
-
     def cut_off(config, inputs, out):
-        from core.experiments import results
+        real, written = loop._store, []
 
-        def stop(out, config, fold, row):
-            steps.append(config.seed)
-            if len(steps) == 8:  # five rows of split 0, then split 1 after its second epoch
+        def stop(path, *a):
+            real(path, *a)
+            written.append(path.name)
+            if written[-1] == "split1.state":
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as patched:
-            patched.setattr(results, "log_epoch", stop)
+            patched.setattr(loop, "_store", stop)
             with pytest.raises(KeyboardInterrupt):
                 run(config, inputs, out)
-            first = list(steps)
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "_store", lambda path, *a: (real(path, *a), written.append(path.name)))
             again = run(config, inputs, out)
-        assert first == [0, 0, 0, 0, 0, 1, 1, 1] and steps[8:12] == [1, 1, 1, 2], "what was done is not done again"
+        assert written == [*["validation.state"] * 4, "split1.state", "split2.state", "refit.state"]
         return again
 
     drift = {"gamma_splits": 3, "drift": lambda split, epoch: 0.6 * split}
     assert go(do=cut_off, **drift)[0]["chosen"] == go(**drift)[0]["chosen"]
+
+
+def test_H_without_calibration_is_at_gamma_0(go):
+    """Seen classes lead by 0.1 in the end and trail by 1.4 in validation, so the validated γ of -1.4 gives no U."""
+    result, _ = go(drift=lambda split, epoch: -2.9)
+    m = result["standard"]
+    assert m["gamma"] == pytest.approx(-1.4) and m["H"] == 0
+    assert m["H_gamma0"] == pytest.approx(2 * 0.6 * 0.4)
 
 
 def test_a_further_split_that_cannot_be_drawn_says_how_to_do_without(go, inputs):

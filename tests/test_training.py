@@ -2,10 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -15,50 +16,107 @@ import torch
 
 import core.training.loop as loop
 from core.commands.verify import check
+from core.experiments.identity import run_config
+from core.experiments.results import read_history, read_scores
 from core.experiments.run import run
 from core.features.regions import RegionFeatures
 from core.files.errors import UserError
-from core.method import Batches, find_method, methods
+from core.method import Batches, find_method
 from core.training.checkpoint import load_checkpoint, save_checkpoint
+from core.training.evaluation import metrics_from_compact
 from core.training.folds import final_fold
 from core.training.loop import train
 from tests.helpers import ToyFeatures, forked
 from tests.helpers_runs import SMALL, W2V, config_of, go, go_to_the_end, inputs_of, recipe_of, same
 
 
-def test_every_method_is_run_here():
-    assert {m.name for m in methods().values() if not m.given_preparation and not m.needs_text} == set(SMALL)
-
-
 @pytest.mark.parametrize("method", SMALL)
 def test_a_run_leaves_everything_and_is_read_back(toy, tmp_path, method):
     first = go(method, toy, tmp_path / "a")
-    written = ("metrics.json", "history.csv", "history_validation.csv", "per_class.csv", "confusion.csv", "config.json")
-    for name in (*written, "checkpoint.safetensors", "log.jsonl"):
-        assert (tmp_path / "a" / name).stat().st_size > 0
-    assert not list((tmp_path / "a").glob("*.state"))
+    files = {"metrics.json", "per_class.csv", "scores.npz", "checkpoint.safetensors", "log.jsonl"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == files
     assert go(method, toy, tmp_path / "a") == json.loads((tmp_path / "a/metrics.json").read_text())
     per_class = pd.read_csv(tmp_path / "a/per_class.csv")
     by_side = per_class.groupby("side").accuracy.mean()
     assert by_side["seen"] == pytest.approx(first["standard"]["S"])
     assert by_side["unseen"] == pytest.approx(first["standard"]["U"])
-    confusion = pd.read_csv(tmp_path / "a/confusion.csv")
-    assert confusion.images.sum() == per_class.images.sum()
-    curve, m = pd.read_csv(tmp_path / "a/curve.csv"), first["standard"]
-    (at,) = np.flatnonzero(
-        (curve.gamma <= m["gamma"]) & ~(curve.gamma.shift(-1) <= m["gamma"])
-    )  # γ from which it holds
-    assert (curve.U[at], curve.S[at]) == pytest.approx((m["U"], m["S"])) and curve.gamma[0] == -np.inf
-    right = confusion[confusion["class"] == confusion.predicted].set_index("class").images
-    np.testing.assert_allclose(right.reindex(per_class["class"]).fillna(0) / per_class.images.array, per_class.accuracy)
+    scores, m = read_scores(tmp_path / "a"), first["standard"]
+    assert asdict(metrics_from_compact(scores, m["gamma"])) == {
+        k: m[k] for k in ("T1", "U", "S", "H", "AUSUC", "gamma")
+    }
+    history = read_history(tmp_path / "a")
+    assert history["validation"].val_AUSUC.max() == first["chosen"]["validation"]["AUSUC"]
+    assert history["refit"].epoch.iloc[-1] == first["chosen"]["epochs"]
+    assert first["environment"]["torch"] == torch.__version__ and first["environment"]["threads"] > 0
 
 
-def test_dazle_learns_the_toy(toy):
-    inputs, fold = inputs_of(toy), final_fold(toy, W2V)
-    shape = (inputs.features.R, inputs.features.D)
-    method = find_method("dazle").build(recipe_of("dazle"), fold.space, shape, 0, 20)
-    history = train(method, inputs.features, fold, seed=0)
-    assert history[-1]["ce"] < 0.7 * history[0]["ce"]
+def test_a_closed_form_is_a_line_of_the_log(toy, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        go("eszsl", toy, tmp_path, epochs=0)
+    assert len(caplog.messages) == 1 and "of 49 configurations" in caplog.text
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 49
+
+
+def test_scores_of_another_run_are_refused(toy, tmp_path):
+    for seed in (0, 1):
+        go("eszsl", toy, tmp_path / str(seed), seed=seed)
+    for name in ("scores.npz", "metrics.json"):
+        shutil.copy(tmp_path / "1" / name, tmp_path / "0" / name)
+        if name == "scores.npz":
+            with pytest.raises(UserError, match=r"scores\.npz is not what the run wrote"):
+                read_scores(tmp_path / "0")
+    assert read_scores(tmp_path / "0").keys() == read_scores(tmp_path / "1").keys()
+    path = tmp_path / "0" / "metrics.json"
+    path.write_text(path.read_text().replace('"val_H": 0', '"val_H": 1', 1))
+    with pytest.raises(UserError, match="damaged or was changed by hand"):
+        read_history(tmp_path / "0")
+    (tmp_path / "1" / "scores.npz").unlink()
+    with pytest.raises(UserError, match="missing"):
+        read_scores(tmp_path / "1")
+
+
+def test_a_run_made_anew_holds_nothing_of_the_one_before(toy, tmp_path):
+    go("dazle", toy, tmp_path)
+    inputs = inputs_of(toy)
+    config = run_config(inputs, "dazle", recipe_of("dazle"), seed=0, epochs=2, select="last")
+    result = run(config, inputs, tmp_path, resume=False)
+    assert result["history"]["validation"] == [] and len(result["history"]["refit"]) == 3
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert {json.loads(line)["fold"] for line in lines} == {"refit"}
+
+
+def test_a_run_made_anew_takes_no_state_up(toy, tmp_path, monkeypatch):
+    real, written = loop._store, []
+
+    def stopping(path, *a):
+        real(path, *a)
+        written.append(path.name)
+        if len(written) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_store", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        go("dazle", toy, tmp_path)
+    go("dazle", toy, tmp_path, resume=False)
+    assert written[1:].count("validation.state") == 2  # both epochs, though one was done
+
+
+def test_a_state_of_another_run_or_fold_is_not_taken_up(toy, tmp_path, monkeypatch):
+    real = loop._store
+
+    def stopping(*a):
+        real(*a)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_store", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            go("dazle", toy, tmp_path)
+    with pytest.raises(UserError, match=r"validation\.state belongs to a run with other seed"):
+        go("dazle", toy, tmp_path, seed=1)
+    (tmp_path / "validation.state").rename(tmp_path / "refit.state")
+    with pytest.raises(UserError, match=r"refit\.state belongs to a run with other chosen, fold"):
+        go("dazle", toy, tmp_path)
 
 
 def test_a_choice_of_epochs_shortens_the_phase_it_is_of_and_no_other(toy):
@@ -183,31 +241,15 @@ def test_a_run_of_another_kind_is_refused(toy, tmp_path):
     moved = replace(toy, val_loc=toy.trainval_loc[:8], train_loc=toy.trainval_loc[8:])
     with pytest.raises(UserError, match="other split_sha256"):
         go("dazle", moved, tmp_path)
+    inputs = replace(inputs_of(toy), attribute_names=["corrected", *inputs_of(toy).attribute_names[1:]])
+    with pytest.raises(UserError, match="other names_sha256"):
+        run(config_of("dazle", inputs), inputs, tmp_path)
 
 
-def test_a_finished_run_is_made_anew_where_asked(toy, tmp_path):
-    first = go("eszsl", toy, tmp_path)
-    written = (tmp_path / "metrics.json").stat().st_mtime_ns
-    assert go("eszsl", toy, tmp_path) == first
-    assert (tmp_path / "metrics.json").stat().st_mtime_ns == written
-    assert go("eszsl", toy, tmp_path, resume=False)["standard"] == first["standard"]
-    assert (tmp_path / "metrics.json").stat().st_mtime_ns > written
-
-
-@pytest.mark.parametrize("what", ["file", "read-only"])
-def test_a_place_that_cannot_be_written_is_a_sentence(toy, tmp_path, what, monkeypatch):
-    place = tmp_path / "place"
-    if what == "file":
-        place.write_text("")
-    else:
-        place.mkdir()
-
-        def denied(*a, **k):
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr("pathlib.Path.mkdir", denied)
+def test_a_place_that_cannot_be_written_is_a_sentence(toy, tmp_path):
+    (tmp_path / "place").write_text("")
     with pytest.raises(UserError, match="--out"):
-        go("eszsl", toy, place / "run")
+        go("eszsl", toy, tmp_path / "place" / "run")
 
 
 def test_choices_do_not_depend_on_test_labels(toy, tmp_path):
@@ -237,19 +279,6 @@ def test_training_from_the_file_equals_training_from_memory(toy, tmp_path, metho
     run(config_of(method, inputs), inputs, tmp_path / "streamed")
     go(method, toy, tmp_path / "resident")
     same(tmp_path / "resident", tmp_path / "streamed")
-
-
-@pytest.mark.parametrize("method", ["dazle", "vsmr", "vsmr-staged"])
-def test_bfloat16_steps_stay_close_to_float32(toy, method):
-    fold, features = final_fold(toy, W2V), inputs_of(toy).features
-    found = {}
-    for precision in ("float32", "bfloat16"):
-        m = find_method(method).build(recipe_of(method), fold.space, (features.R, features.D), 0, 3)
-        history = train(m, features, fold, seed=0, precision=precision)
-        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in m.model.parameters())
-        found[precision] = history[-1]["loss"]
-    assert found["bfloat16"] != found["float32"]
-    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.1)
 
 
 def test_batches_cover_or_balance():
@@ -282,22 +311,4 @@ def test_damaged_checkpoint_is_refused(tmp_path):
             load_checkpoint(path)
     path.write_bytes(content[:40])
     with pytest.raises(UserError, match="readable"):
-        load_checkpoint(path)
-
-
-def test_a_checkpoint_in_a_folder_whose_name_is_no_utf_8_is_read(tmp_path):
-    path = tmp_path / "r\udcff" / "c.safetensors"
-    save_checkpoint(path, {"a": torch.arange(5.0)}, {"k": 1})
-    assert torch.equal(load_checkpoint(path)[0]["a"], torch.arange(5.0))
-
-
-def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
-    path = tmp_path / "c.safetensors"
-    save_checkpoint(path, {"a": torch.arange(5.0)}, {})
-
-    def denied(self):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
-    with pytest.raises(UserError, match=r"cannot read .*c\.safetensors: Permission denied$"):
         load_checkpoint(path)

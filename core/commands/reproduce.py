@@ -8,7 +8,7 @@ from argparse import BooleanOptionalAction, Namespace
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.commands import flags
 from core.commands.parser import Parser, from_flags, whole
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _SLURM = ("partition", "time", "gpus", "mem", "account", "qos")  # flags of their own
-_SBATCH = {"gpus": "gpus-per-node"}  # where sbatch calls it otherwise
-_SHARED = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "tasks_per_node", "name")  # of submitit
 
 
 def parser(description: str | None) -> Parser:
@@ -36,27 +34,21 @@ def parser(description: str | None) -> Parser:
     flags.add_device(p)
     p.add_argument("--out", type=Path, default=Path("results"), help="(results)")
     p.add_argument("--jobs", type=whole(1), default=1, help="processes; each holds its data set's features (1)")
-    p.add_argument("--engine", choices=("local", "slurm"), default="local", help="slurm: by submitit (local)")
+    p.add_argument("--engine", choices=("local", "slurm"), default="local", help="slurm: submit a job array (local)")
     for name in _SLURM:
         p.add_argument(f"--slurm-{name}", metavar="VALUE", help="of each task, as sbatch takes it")
     p.add_argument(
-        "--slurm",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another parameter of submitit (with --print-sbatch: option of sbatch); may be repeated",
+        "--slurm", action="append", default=[], metavar="KEY=VALUE", help="another option of sbatch; may be repeated"
     )
     p.add_argument("--print-sbatch", action="store_true", help="run nothing: print a job-array script")
     p.add_argument("--task", type=whole(0), help="run this one of the jobs alone and write no table (job arrays)")
     p.add_argument("--status", action="store_true", help="run nothing: which runs are done, running, failed, not begun")
-    p.add_argument("--plan", action="store_true", help="run nothing: the jobs with their estimated time and memory")
     p.add_argument("--epochs", type=whole(0), help="most epochs of every method (each recipe's own)")
     p.add_argument("--ablation", action=BooleanOptionalAction, default=True, help="the ablation of vsmr (yes)")
     p.add_argument(
         "--diagnostics", action=BooleanOptionalAction, default=True, help="the rows labelled 'selected on test' (yes)"
     )
-    p.add_argument("--collect", action="store_true", help="run nothing: rebuild OUT/summary.csv from the run folders")
-    p.add_argument("--tables-only", action="store_true", help="run nothing: write the tables from OUT/summary.csv")
+    p.add_argument("--collect", action="store_true", help="run nothing: tables of the finished runs below OUT")
     p.add_argument("--docs", type=Path, help="also write the tables and their CSV to this folder (no)")
     return p
 
@@ -67,39 +59,33 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     datasets = ["DEMO"] if args.demo else args.datasets
     if len(datasets) > 1 and (args.features or args.w2v):
         raise UserError("--features and --w2v name one file; give a single data set with --datasets")
+    if args.engine == "local" and not args.print_sbatch and (given := [w for w in argv if w.startswith("--slurm")]):
+        raise UserError(f"{given[0]} says where SLURM runs a task, and this would run here: add --engine slurm")
+    from core.experiments.slurm import submit
     from core.experiments.sweep import FailedRuns, Plan, collect, sweep
     from core.reporting.report import write_report
 
-    summary, failed = args.out / "summary.csv", None
+    failed = None
     if args.collect:
         collect(args.out)
-    elif not args.tables_only:
+    else:
         if args.demo:
             from core.demo.setup import prepare_demo
 
             prepare_demo(args.data_root or Path("data"))
-        plan = from_flags(
-            Plan,
-            args,
-            datasets=tuple(datasets),
-            methods=tuple(args.methods),
-            seeds=flags.seeds_of(args),
-            # of SLURM's nodes only they know
-            devices=_devices(args.device) if args.engine == "local" else (args.device,),
-            slurm=tuple(_submitit_parameters(args).items()) if args.engine == "slurm" else (),
-        )
-        if args.print_sbatch or args.status or args.plan or args.task is not None:
+        # of SLURM's nodes only they know which devices there are
+        devices = _devices(args.device) if args.engine == "local" else (args.device,)
+        named = {"datasets": tuple(datasets), "methods": tuple(args.methods), "seeds": flags.seeds_of(args)}
+        plan = from_flags(Plan, args, devices=devices, **named)
+        if args.print_sbatch or args.status or args.task is not None:
             return _instead(plan, args, argv)
-        if args.engine == "local" and (given := [word for word in argv if word.startswith("--slurm")]):
-            raise UserError(f"{given[0]} says where SLURM runs a task, and this would run here: add --engine slurm")
+        if args.engine == "slurm":
+            sys.stdout.write(submit(plan, _sbatch_options(args)))
+            return 0
         try:
             sweep(plan)
         except FailedRuns as error:  # a line of the report; the others are in the tables
-            if not summary.is_file():
-                raise
             failed = error
-    if not summary.is_file():
-        raise UserError(f"no {summary}; run without --tables-only first, or rebuild it from run folders with --collect")
     sys.stdout.write("\n" + write_report(args.out, args.docs))
     if failed is not None:
         raise failed
@@ -107,7 +93,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
 
 
 def _instead(plan: Plan, args: Namespace, argv: Sequence[str]) -> int:
-    """What --print-sbatch, --status, --plan and --task do in place of the sweep."""
+    """What --print-sbatch, --status and --task do in place of the sweep."""
+    from core.experiments.slurm import sbatch_script
     from core.experiments.sweep import attempt, jobs_of, status
 
     jobs = jobs_of(plan)
@@ -118,55 +105,26 @@ def _instead(plan: Plan, args: Namespace, argv: Sequence[str]) -> int:
         if failure := attempt(plan, jobs[args.task], plan.devices[0]):
             raise UserError(f"{jobs[args.task]}: {failure}")
     elif args.print_sbatch:
-        from core.experiments.engines import sbatch_script
-
-        command = ["reproduce_tables.py", *_without_engine(argv)]
-        sys.stdout.write(sbatch_script(command, len(jobs), args.out / "jobs" / "slurm", _given(args) | _pairs(args)))
-    elif args.status:
+        command = ["reproduce_tables.py", *_without_slurm(argv)]
+        sys.stdout.write(sbatch_script(command, len(jobs), args.out / "jobs" / "slurm", _sbatch_options(args)))
+    else:
         states = status(plan)
         for job, state, where in states:
             sys.stdout.write(f"{job!s:<48} {state}{f' ({where})' if where else ''}\n")
         counts = Counter(state.partition(":")[0] for _, state, _ in states)
         sys.stdout.write(", ".join(f"{count} {state}" for state, count in counts.most_common()) + "\n")
-    else:
-        from core.experiments.planning import estimates
-
-        table = ["| data set | method | runs | minutes a run | memory a process |", "|---|---|---|---|---|"]
-        hours = 0.0
-        for e in estimates(plan):
-            kind = f"{e.method} (ablations)" if e.ablation else e.method
-            hours += e.runs * e.seconds / 3600
-            table.append(f"| {e.dataset} | {kind} | {e.runs} | {e.seconds / 60:.2g} | {e.memory / 2**30:.1f} GiB |")
-        table.append(f"\n{len(jobs)} runs, about {hours:.2g} hours one after another on {plan.devices[0]} (rough)")
-        sys.stdout.write("\n".join(table) + "\n")
     return 0
 
 
-def _pairs(args: Namespace) -> dict[str, str]:
-    """--slurm KEY=VALUE."""
+def _sbatch_options(args: Namespace) -> dict[str, str]:
+    """The --slurm flags as sbatch names them."""
     if wrong := [pair for pair in args.slurm if "=" not in pair.strip("=")]:
         raise UserError(f"--slurm {wrong[0]}: KEY=VALUE is needed, such as --slurm constraint=a100")
-    return dict(pair.split("=", 1) for pair in args.slurm)
+    given = {"gpus-per-node" if name == "gpus" else name: getattr(args, f"slurm_{name}") for name in _SLURM}
+    return {k: v for k, v in given.items() if v is not None} | dict(pair.split("=", 1) for pair in args.slurm)
 
 
-def _submitit_parameters(args: Namespace) -> dict[str, Any]:
-    """The --slurm flags as submitit names them."""
-    from core.experiments.engines import minutes_of
-
-    given: dict[str, Any] = {f"slurm_{k.replace('-', '_')}": v for k, v in _given(args).items()}
-    if "slurm_time" in given:
-        given["slurm_time"] = minutes_of(given["slurm_time"])
-    own = {k if k.startswith("slurm_") or k in _SHARED else f"slurm_{k}": v for k, v in _pairs(args).items()}
-    return given | {k: int(v) if v.isdecimal() else v for k, v in own.items()}
-
-
-def _given(args: Namespace) -> dict[str, str]:
-    """The flags --slurm-partition and its like that were given, as sbatch names them."""
-    values = {_SBATCH.get(name, name): getattr(args, f"slurm_{name}") for name in _SLURM}
-    return {option: value for option, value in values.items() if value is not None}
-
-
-def _without_engine(argv: Sequence[str]) -> list[str]:
+def _without_slurm(argv: Sequence[str]) -> list[str]:
     """The flags that a task repeats: all but those that are about SLURM."""
     kept, skip = [], False
     for word in argv:

@@ -85,7 +85,6 @@ def run_seeds(
     repeated: dict[str, Any] | None = None,
 ) -> int:
     """Train every seed and print the table; OWN_ours.py ends in it too. ``repeated``: the config.json of --config."""
-    from core.experiments.calibration import add_H_of_all_seeds
     from core.experiments.identity import run_config
     from core.experiments.results import row_of
     from core.experiments.run import run
@@ -113,7 +112,6 @@ def run_seeds(
         watch = Board(out) if args.tensorboard else None
         result = run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics, watch=watch)
         rows.append(row_of(result) | {"folder": out.name})
-    add_H_of_all_seeds(rows, folder)
     text = table(rows)
     write_bytes(folder / "table.md", (text + "\n").encode())
     sys.stdout.write(f"\n{text}\n\nresults: {folder}\n")

@@ -1,8 +1,14 @@
-"""What a run leaves in its folder: written once, sealed by checksums, read back, and as one flat row of summary.csv."""
+"""What a run leaves in its folder: written once, sealed by checksums, read back, and as one flat row of summary.csv.
+
+metrics.json (the numbers, what was chosen, the history, all settings), scores.npz (what every curve, confusion and
+resampling follows from), per_class.csv, checkpoint.safetensors; log.jsonl is for watching. Whoever reads a run reads it
+through :func:`read_result`, :func:`read_scores` and :func:`read_history`, which compare checksums first.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from dataclasses import asdict
@@ -16,12 +22,11 @@ import pandas as pd
 import core
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
-from core.experiments.statistics import load_scores
 from core.files.atomic import atomic_path, read_json, sha256_file, write_bytes
 from core.files.errors import UserError
 from core.method import Method, epochs_of, find_method
 from core.training.checkpoint import save_checkpoint
-from core.training.evaluation import curve_from_compact, per_class_accuracy, predictions
+from core.training.evaluation import per_class_accuracy, predictions
 from core.training.folds import Fold
 
 log = logging.getLogger(__name__)
@@ -29,30 +34,26 @@ BACKBONE = (  # of a feature file's provenance, what a photograph's regions depe
     *("backbone", "layer", "weights", "weights_sha256", "transform", "input_size", "pool", "flip", "dtype"),
     *("batch_size", "regions"),
 )
-WRITTEN = (
-    *("history.csv", "per_class.csv", "curve.csv", "confusion.csv", "scores.npz"),
-    *("config.json", "checkpoint.safetensors"),
-)
+SCORES = ("labels", "side", "best_seen", "best_unseen", "margin")  # of core.training.evaluation.compact, (N,) each
 
 
 def log_epoch(out: Path, config: RunConfig, fold: str, row: dict[str, Any]) -> None:
-    """Say how an epoch went: a line of the log, and one of OUT/log.jsonl, to be watched while the run goes on."""
+    """Say how an epoch went: a line of the log, and one of OUT/log.jsonl, to be watched while the run goes on.
+
+    A closed form has no epochs, only settings: those stand in log.jsonl alone.
+    """
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "log.jsonl", "a", encoding="utf-8") as handle:
         handle.write(json.dumps({"fold": fold} | row) + "\n")
-    prefix = "val_" if fold == "validation" else "selected_on_test_"
+    if not config.epochs:
+        return
     parts = [f"loss {row['loss']:.4g}"] if "loss" in row else []
     if fold == "validation":  # the test sets' numbers are not to be watched while anything is still running
-        parts += [f"{key} {100 * row[prefix + key]:.1f}" for key in ("AUSUC", "H") if prefix + key in row]
-    settings = [f"{k[4:]} {v:g}" for k, v in row.items() if k.startswith("set_")]
+        parts += [f"{key} {100 * row[f'val_{key}']:.1f}" for key in ("AUSUC", "H") if f"val_{key}" in row]
+    settings = ", ".join(f"{k[4:]} {v:g}" for k, v in row.items() if k.startswith("set_"))
     log.info(
         "%s seed %d %s: epoch %d of %d%s %s",
-        config.method,
-        config.seed,
-        fold,
-        row["epoch"],
-        config.epochs,
-        f" ({', '.join(settings)})" if settings else "",
+        *(config.method, config.seed, fold, row["epoch"], config.epochs, f" ({settings})" if settings else ""),
         ", ".join(parts),
     )
 
@@ -83,6 +84,27 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
+def read_scores(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of a finished run's scores.npz, compared with the checksum in its metrics.json.
+
+    Returns:
+        ``labels``, ``side``, ``best_seen``, ``best_unseen``, ``margin``, (N,) each, as
+        :func:`core.training.evaluation.compact` made them: curve, confusion and every metric follow from these.
+
+    Raises:
+        UserError: missing, or not what the run wrote.
+    """
+    content = _checked(folder, "scores.npz", read_result(folder / "metrics.json")["files"].get("scores.npz", ""))
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in SCORES}
+
+
+def read_history(folder: Path) -> dict[str, pd.DataFrame]:
+    """Rows of the epochs and settings of each fold, ``validation`` and ``refit``; of an ablation the former alone."""
+    name = "metrics.json" if (folder / "metrics.json").is_file() else "validation.json"
+    return {fold: pd.DataFrame(rows) for fold, rows in read_result(folder / name)["history"].items()}
+
+
 def verify_run(folder: Path) -> None:
     """Compare every file of a finished run with its recorded checksum.
 
@@ -90,28 +112,17 @@ def verify_run(folder: Path) -> None:
         UserError: the first file that is missing or differs.
     """
     for name, digest in read_result(folder / "metrics.json")["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing; delete {folder / 'metrics.json'} to run again")
-        if sha256_file(path) != digest:
-            raise UserError(f"{path} is not what the run wrote; delete {folder / 'metrics.json'} to run again")
+        _checked(folder, name, digest)
 
 
-def read_scores(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a finished run's scores.npz, compared with its checksum.
-
-    Raises:
-        UserError: missing, or not what the run wrote.
-    """
-    digest, path = read_result(folder / "metrics.json")["files"]["scores.npz"], folder / "scores.npz"
-    if not path.is_file() or sha256_file(path) != digest:
-        raise UserError(f"{path} is not what the run wrote; delete {folder / 'metrics.json'} to run again")
-    return load_scores(path)
-
-
-def validation_states(out: Path) -> list[Path]:
-    """Where training on a run's validation splits can be taken up again: its own split's state, and further ones'."""
-    return [out / "validation.state", *out.glob("split*/validation.state")]
+def _checked(folder: Path, name: str, sha256: str) -> bytes:
+    path, mend = folder / name, f"delete {folder / 'metrics.json'} to run again"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; {mend}")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"{path} is not what the run wrote; {mend}")
+    return content
 
 
 def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
@@ -121,15 +132,13 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
         UserError: it is of another run, or damaged.
     """
     if not resume:
-        of_run = (path.with_name(name) for name in (path.name, "refit.state", "log.jsonl"))
-        for old in (*of_run, *validation_states(path.parent)):
+        for old in (path, path.with_name("log.jsonl"), *path.parent.glob("*.state")):
             old.unlink(missing_ok=True)
     if not path.exists():
         return None
     result, wanted = read_result(path), json.loads(json.dumps(asdict(config)))
-    if result["config"] != wanted:
-        known = result["config"]
-        differ = sorted(k for k in {*wanted, *known} if known.get(k) != wanted.get(k))
+    known = result["config"]
+    if differ := sorted(k for k in {*wanted, *known} if known.get(k) != wanted.get(k)):
         raise UserError(
             f"{path} is of a run with other {', '.join(differ)}; choose another --out, or --no-resume to replace it"
         )
@@ -139,57 +148,28 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
     return result
 
 
-def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """One row an epoch."""
-    with atomic_path(path) as temporary:
-        pd.DataFrame(history).to_csv(temporary, index=False)
-
-
 def write_run(
-    out: Path,
-    method: Method,
-    result: dict[str, Any],
-    history: list[dict[str, Any]],
-    inputs: Inputs,
-    fold: Fold,
-    condensed: dict[str, np.ndarray],
+    out: Path, method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold, condensed: dict[str, np.ndarray]
 ) -> dict[str, Any]:
     """Everything a run leaves; metrics.json last, since it marks the run as finished. Returns what it holds.
 
     Args: condensed is what core.training.evaluation.compact makes of the scores of the test images.
     """
-    gamma, names = result["standard"]["gamma"], inputs.metadata.class_names
-    write_history(out / "history.csv", history)
+    names, labels = inputs.metadata.class_names, condensed["labels"]
     seen, measured = fold.space.seen.numpy(), np.setdiff1d(fold.space.unseen.numpy(), fold.candidates)
-    labels, predicted = condensed["labels"], predictions(condensed, gamma)
     classes = np.concatenate([seen, measured])
-    table = pd.DataFrame(
-        {
-            "class": [names[c] for c in classes],
-            "side": ["seen"] * len(seen) + ["unseen"] * len(measured),
-            "images": np.bincount(labels, minlength=classes.max() + 1)[classes],
-            "accuracy": per_class_accuracy(predicted, labels, classes),
-        }
-    )
-    curve = curve_from_compact(condensed)
-    steps = np.concatenate([[-np.inf], curve.thresholds])  # γ from which a point holds
-    pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
-    confusion = pd.DataFrame(
-        {"class": [names[c] for c in pairs[:, 0]], "predicted": [names[c] for c in pairs[:, 1]], "images": counts}
-    )
-    for name, frame in (
-        ("per_class.csv", table),
-        ("curve.csv", pd.DataFrame({"gamma": steps, "U": curve.U, "S": curve.S})),
-        ("confusion.csv", confusion),  # pairs that occur: with many classes a full table would be mostly zeros
-    ):
-        with atomic_path(out / name) as temporary:
-            frame.to_csv(temporary, index=False)
+    table = {
+        "class": [names[c] for c in classes],
+        "side": ["seen"] * len(seen) + ["unseen"] * len(measured),
+        "images": np.bincount(labels, minlength=classes.max() + 1)[classes],
+        "accuracy": per_class_accuracy(predictions(condensed, result["standard"]["gamma"]), labels, classes),
+    }
+    with atomic_path(out / "per_class.csv") as temporary:
+        pd.DataFrame(table).to_csv(temporary, index=False)
     with atomic_path(out / "scores.npz") as temporary, open(temporary, "wb") as handle:
-        np.savez(handle, allow_pickle=False, **condensed)  # what resampling the classes needs
-    write_bytes(out / "config.json", json.dumps(result["config"], indent=1).encode())
+        np.savez(handle, allow_pickle=False, **condensed)
     save_checkpoint(out / "checkpoint.safetensors", *checkpoint(method, result, inputs, fold))
-    written = [*WRITTEN, *["history_validation.csv"] * (out / "history_validation.csv").is_file()]
-    files = {name: sha256_file(out / name) for name in written}
+    files = {name: sha256_file(out / name) for name in ("per_class.csv", "scores.npz", "checkpoint.safetensors")}
     return write_json(out / "metrics.json", result | {"files": files})
 
 
@@ -218,23 +198,17 @@ def checkpoint(method: Method, result: dict[str, Any], inputs: Inputs, fold: Fol
 
 def row_of(result: dict[str, Any]) -> dict[str, Any]:
     """A run as one flat row: val_* on the validation split, plain names on the test sets, test_* selected on test."""
-    config, chosen = result["config"], result["chosen"]
+    config, chosen, provenance = result["config"], result["chosen"], result["config"]["features"]
     registered = find_method(config["method"])
     published = registered.recipe(config["dataset"])
     planned = epochs_of(published)
     changed = {k: v for k, v in config["recipe"].items() if asdict(published).get(k) != v}
-    provenance = config["features"]
-    row: dict[str, Any] = {
-        "dataset": config["dataset"],
-        "backbone": provenance.get("backbone", "unknown"),
-        "regions": provenance.get("regions", ""),
-        "features": provenance.get("name", ""),
-        "method": config["method"],
-        "ablation": result.get("ablation", ""),
-        "seed": config["seed"],
-    }
+    row: dict[str, Any] = {"dataset": config["dataset"], "backbone": provenance.get("backbone", "unknown")}
+    row |= {"regions": provenance.get("regions", ""), "features": provenance.get("name", "")}
+    row |= {"method": config["method"], "ablation": result.get("ablation", ""), "seed": config["seed"]}
     row |= result.get("standard") or {}
-    row |= {"most_epochs": config["epochs"], "epochs": chosen["epochs"]}
+    # epochs that were offered, that the published recipe has (more is a row of its own, fewer is cut off), and chosen
+    row |= {"most_epochs": config["epochs"], "recipe_epochs": planned, "epochs": chosen["epochs"]}
     row |= {f"val_{k}": v for k, v in chosen.get("validation", {}).items()}
     row |= {f"test_{k}": v for k, v in (result.get("selected_on_test") or {}).items()}
     row |= {f"published_{k}": v for k, v in (result.get("published_procedure") or {}).items()}
@@ -250,13 +224,8 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
         "finetuned": provenance.get("finetuned", ""),
         "input_size": provenance.get("input_size", ""),
         "seconds": result["seconds"],
-        "device": result["environment"]["device"],
-        "torch": result["environment"]["torch"],
-        "code": config["code"],
-        "method_code": config["method_code"],
-        "features_sha256": config["features_sha256"],
-        "vectors_sha256": config["vectors_sha256"],
-        "split_sha256": config["split_sha256"],
+        **{key: result["environment"].get(key, "") for key in ("device", "torch", "threads")},
+        **{key: config[key] for key in ("code", "method_code", "features_sha256", "vectors_sha256", "split_sha256")},
         "how": chosen["how"],
         "deviations": registered.deviations,
         "notes": " | ".join(result.get("notes", [])),

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ class Interval:
 class Paired(Interval):
     """A difference paired over seeds; each seed has its own validation split. The interval is of the t distribution."""
 
-    p: float  # two-sided exact sign-flip test; cannot go below 2^(1-n)
+    p: float  # two-sided exact sign-flip test, which cannot go below 2^(1-n); beyond 20 seeds Wilcoxon's
     n: int
 
 
@@ -50,6 +49,8 @@ def paired(a: Any, b: Any) -> Paired:
     Raises:
         ValueError: fewer than two seeds, other seeds on either side, or values that are not finite.
     """
+    import scipy.stats  # half a second, which a table of one seed need not wait for
+
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
         raise ValueError(f"paired values of shapes {a.shape} and {b.shape}: two or more of either, as many of both")
@@ -57,40 +58,24 @@ def paired(a: Any, b: Any) -> Paired:
     if not np.isfinite(d).all():
         raise ValueError("paired values hold NaN or infinity")
     n, mean = len(d), float(d.mean())
-    import scipy.stats  # half a second, which a table of one seed need not wait for
-
     half = float(scipy.stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n))
-    return Paired(mean=mean, low=mean - half, high=mean + half, p=_sign_flip(d), n=n)
-
-
-def _sign_flip(d: np.ndarray) -> float:
-    """Share of all 2^n choices of signs whose sum is at least as far from 0; beyond 20 seeds Wilcoxon's test."""
-    if len(d) > _EXACT:
-        import scipy.stats
-
-        return float(scipy.stats.wilcoxon(d).pvalue)
-    sums = np.zeros(1)
-    for value in np.abs(d):
-        sums = np.concatenate([sums + value, sums - value])
-    tolerance = 1e-9 * np.abs(d).sum()  # sums that are equal but for rounding
-    return float(np.mean(np.abs(sums) >= abs(d.sum()) - tolerance))
+    if n > _EXACT:
+        p = scipy.stats.wilcoxon(d).pvalue
+    else:
+        p = scipy.stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=2**n).pvalue
+    return Paired(mean=mean, low=mean - half, high=mean + half, p=float(p), n=n)
 
 
 @dataclass(frozen=True)
 class _ClassCurves:
-    """A run's metrics taken apart by class: every metric is linear in the class weights on either side.
-
-    Row c of ``U`` (U,T+1) is unseen class c's accuracy after each threshold of γ, ``S`` (S,T+1) likewise. ``area``
-    (U,S) holds the area under the curve of one unseen and one seen class; AUSUC is its mean under the class weights.
-    ``corner`` are the points that can have the highest H: where U has just risen and S is about to fall.
-    """
+    """A run's metrics taken apart by class: every metric is linear in the class weights on either side."""
 
     unseen: np.ndarray  # (U,) class numbers
     seen: np.ndarray  # (S,)
-    U: np.ndarray
-    S: np.ndarray
-    area: np.ndarray
-    corner: np.ndarray
+    U: np.ndarray  # (U,T+1) accuracy of each unseen class after each threshold of γ
+    S: np.ndarray  # (S,T+1)
+    area: np.ndarray  # (U,S) area under the curve of one unseen and one seen class: AUSUC is its weighted mean
+    corner: np.ndarray  # points that can have the highest H: where U has just risen and S is about to fall
 
 
 def _class_curves(arrays: Mapping[str, np.ndarray]) -> _ClassCurves:
@@ -108,10 +93,10 @@ def _class_curves(arrays: Mapping[str, np.ndarray]) -> _ClassCurves:
         classes.append(known)
         flips.append(flip / counts[:, None])
     won, lost = flips
-    U = np.concatenate([np.zeros((len(won), 1)), np.cumsum(won, axis=1)], axis=1)
-    S = lost.sum(axis=1, keepdims=True) - np.concatenate([np.zeros((len(lost), 1)), np.cumsum(lost, axis=1)], axis=1)
-    rises = np.concatenate([[True], (won > 0).any(axis=0)])
-    falls_next = np.concatenate([(lost > 0).any(axis=0), [True]])
+    U = np.pad(np.cumsum(won, axis=1), ((0, 0), (1, 0)))
+    S = lost.sum(axis=1, keepdims=True) - np.pad(np.cumsum(lost, axis=1), ((0, 0), (1, 0)))
+    rises = np.append(True, (won > 0).any(axis=0))
+    falls_next = np.append((lost > 0).any(axis=0), True)
     area = won @ ((S[:, 1:] + S[:, :-1]) / 2).T
     return _ClassCurves(classes[0], classes[1], U, S, area, np.flatnonzero(rises & falls_next))
 
@@ -120,17 +105,15 @@ def _reweighted(curves: _ClassCurves, w_u: np.ndarray, w_s: np.ndarray) -> np.nd
     """T1, U, S, H, AUSUC (n,5) of class weights (n,U) and (n,S) whose rows sum to 1, each at its γ of the highest H."""
     n = len(w_u)
     u, s = np.empty(n), np.empty(n)
-    u_points = np.ascontiguousarray(curves.U[:, curves.corner])
-    s_points = np.ascontiguousarray(curves.S[:, curves.corner])
+    u_points, s_points = (np.ascontiguousarray(side[:, curves.corner]) for side in (curves.U, curves.S))
     step = max(1, _BLOCK // len(curves.corner))
     for start in range(0, n, step):
         here = slice(start, start + step)
         block_u, block_s = w_u[here] @ u_points, w_s[here] @ s_points
         total = block_u + block_s
         h = np.divide(block_u * block_s, total, out=np.zeros_like(total), where=total > 0)
-        best = h.argmax(axis=1)[:, None]
-        u[here] = np.take_along_axis(block_u, best, axis=1)[:, 0]
-        s[here] = np.take_along_axis(block_s, best, axis=1)[:, 0]
+        best = np.arange(len(h)), h.argmax(axis=1)
+        u[here], s[here] = block_u[best], block_s[best]
     h = np.divide(2 * u * s, u + s, out=np.zeros(n), where=u + s > 0)
     ausuc = np.einsum("nu,nu->n", w_u, w_s @ curves.area.T)
     return np.stack([w_u @ curves.U[:, -1], u, s, h, ausuc], axis=1)
@@ -176,23 +159,5 @@ def bootstrap_over_classes(
     if b is not None:
         result = result - np.mean(values[len(a) :], axis=0)
     low, high = np.percentile(result[1:], (2.5, 97.5), axis=0)
-    return {
-        key: Interval(mean=float(result[0, i]), low=float(low[i]), high=float(high[i]))
-        for i, key in enumerate(RESAMPLED)
-    }
-
-
-def load_scores(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a run's scores.npz, as :func:`core.training.evaluation.compact` made them.
-
-    Raises:
-        UserError: missing, damaged, or not such a file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {key: content[key] for key in ("labels", "side", "best_seen", "best_unseen", "margin")}
-    except Exception as error:  # a damaged archive raises nearly anything
-        raise UserError(f"{path} holds no scores of a run ({type(error).__name__}); repeat the run") from error
-    if len({array.shape for array in arrays.values()}) != 1 or arrays["labels"].ndim != 1:
-        raise UserError(f"{path} holds arrays of different lengths; repeat the run")
-    return arrays
+    rows = zip(RESAMPLED, result[0], low, high, strict=True)
+    return {key: Interval(mean=float(mean), low=float(below), high=float(above)) for key, mean, below, above in rows}

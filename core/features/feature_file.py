@@ -120,6 +120,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         self.w2v_att = matrix(file, "w2v_att") if "w2v_att" in file else None  # (K,V)
         self.class_names = _names(file, "allclasses_names")
         self.image_files = _names(file, "image_files")
+        self.class_text: np.ndarray | None = None  # (C,2,E)
         self._has_original_att = "original_att" in file
         self.metadata = self._read_metadata(file)
         if self._header is not None:

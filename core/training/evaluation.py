@@ -37,29 +37,18 @@ def harmonic(u: float, s: float) -> float:
     return 2 * u * s / (u + s) if u + s > 0 else 0.0
 
 
-def _images_of(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Number of test images of every class number up to the highest of ``classes`` or ``labels``.
-
-    Raises:
-        UserError: one of ``classes`` has none; names them.
-    """
-    counts = np.bincount(labels, minlength=int(classes.max()) + 1)
-    if not counts[classes].all():
-        empty = classes[counts[classes] == 0]
-        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
-        raise UserError(f"the classes {empty[:10].tolist()}{more} have no test image; accuracy is undefined")
-    return counts
-
-
 def per_class_accuracy(predicted: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Top-1 accuracy (len(classes),) of each of ``classes``, from predicted and true class numbers (N,) each.
 
     Raises:
-        UserError: a class has no sample, so its accuracy is undefined (never a silent 0 or NaN).
+        UserError: a class has no image, so its accuracy is undefined (never a silent 0 or NaN).
     """
-    counts = _images_of(labels, classes)
-    hits = np.bincount(labels[predicted == labels], minlength=len(counts))
-    return hits[classes] / counts[classes]
+    length = int(classes.max()) + 1
+    counts, hits = (np.bincount(y, minlength=length)[classes] for y in (labels, labels[predicted == labels]))
+    if (empty := classes[counts == 0]).size:
+        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
+        raise UserError(f"the classes {empty[:10].tolist()}{more} have no test image; accuracy is undefined")
+    return hits / counts
 
 
 @dataclass(frozen=True)
@@ -137,11 +126,13 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
         ValueError: an image's label is not among the classes of its side, or there is not a row of scores for each.
     """
     scores, labels = (images.scores_seen, images.scores_unseen), (images.labels_seen, images.labels_unseen)
-    for y, classes in zip(labels, (images.seen, np.setdiff1d(images.unseen, images.candidates)), strict=True):
-        if _images_of(y, classes)[classes].sum() != len(y):
-            raise ValueError("a test image's label is no class of its side")
     parts = []
-    for given, y in zip(scores, labels, strict=True):
+    for given, y, classes in zip(
+        scores, labels, (images.seen, np.setdiff1d(images.unseen, images.candidates)), strict=True
+    ):
+        per_class_accuracy(y, y, classes)
+        if not np.isin(y, classes).all():
+            raise ValueError("a test image's label is no class of its side")
         pieces = iter((given,)) if isinstance(given, np.ndarray) else given
         found = list(map(lambda s: _reduced(s, images), pieces))
         if (rows := sum(len(margin) for margin, *_ in found)) != len(y):

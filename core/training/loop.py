@@ -20,7 +20,7 @@ from tqdm import tqdm
 from core.features.regions import RegionFeatures, on_device
 from core.files.errors import UserError
 from core.method import Method, Phase, ZeroShotModel
-from core.training.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
+from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.folds import Fold
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
@@ -129,16 +129,17 @@ def _epoch(
 
 
 def _store(path: Path, method: Method, state: _State, generator: np.random.Generator, identity: dict[str, Any]) -> None:
-    tensors = {f"model.{k}": v for k, v in method.model.state_dict().items()}
-    optimizer, packed = pack_optimizer(method.phases[state.phase].optimizer)
-    tensors |= optimizer
-    tensors["rng.torch"] = torch.get_rng_state()
+    optimizer = method.phases[state.phase].optimizer.state_dict()
+    kept = {f"{i}.{key}": value for i, of_one in optimizer["state"].items() for key, value in of_one.items()}
+    tensors = {f"model.{k}": v for k, v in method.model.state_dict().items()} | {"rng.torch": torch.get_rng_state()}
+    tensors |= {f"optimizer.{k}": v for k, v in kept.items() if isinstance(v, Tensor)}
+    numbers = {k: v for k, v in kept.items() if not isinstance(v, Tensor)}
     meta = {
         "identity": identity,
         "phase": state.phase,
         "epoch": state.epoch,
         "history": state.history,
-        "optimizer": packed,
+        "optimizer": {"numbers": numbers, "groups": optimizer["param_groups"]},
         "rng": generator.bit_generator.state,
     }
     save_checkpoint(path, tensors, meta)
@@ -155,7 +156,13 @@ def _restore(
         )
     method.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     state.phase, state.epoch, state.history = meta["phase"], meta["epoch"], meta["history"]
-    unpack_optimizer(method.phases[state.phase].optimizer, tensors, meta["optimizer"])
+    kept = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")} | meta["optimizer"]["numbers"]
+    of_each: dict[int, dict[str, Any]] = {}
+    for name, value in kept.items():
+        index, key = name.split(".", 1)
+        of_each.setdefault(int(index), {})[key] = value
+    optimizer = method.phases[state.phase].optimizer
+    optimizer.load_state_dict({"state": of_each, "param_groups": meta["optimizer"]["groups"]})
     generator.bit_generator.state = meta["rng"]
     torch.set_rng_state(tensors["rng.torch"])
 
@@ -168,22 +175,17 @@ def score_pieces(model: ZeroShotModel, features: RegionFeatures, rows: np.ndarra
     """
     model.eval()
     pieces: list[Tensor] = []
-    for _, x in features.means(rows) if model.of_means else features.blocks(rows):
+    left = len(rows)
+    for block, x in features.means(rows) if model.of_means else features.blocks(rows):
         pieces.append(model.class_scores(x))
-        if sum(piece.numel() for piece in pieces) >= _PIECE:
-            yield _together(pieces)
-    if pieces:
-        yield _together(pieces)
-
-
-def _together(pieces: list[Tensor]) -> np.ndarray:
-    """Their rows (n,C); the list is empty then, so that they are not held beside."""
-    whole = torch.cat(pieces)
-    pieces.clear()
-    return whole.cpu().numpy()
+        left -= len(block)
+        if not left or sum(piece.numel() for piece in pieces) >= _PIECE:
+            piece = torch.cat(pieces).cpu().numpy()
+            pieces.clear()  # so that they are not held beside
+            yield piece
+            del piece
 
 
 def class_scores(model: ZeroShotModel, features: RegionFeatures, rows: np.ndarray) -> np.ndarray:
     """(N,C) float32 scores of the images in ``rows``, in evaluation mode."""
-    pieces = list(score_pieces(model, features, rows))
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return np.concatenate([*score_pieces(model, features, rows)])
