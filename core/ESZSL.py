@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.method import AttentionOutput, ClassSpace, Images, Method, ZeroShotModel, hp, method
 from core.preparation import Describer, prepared_attributes, signed_root
@@ -35,19 +35,15 @@ class ESZSL(ZeroShotModel):
     """The closed form; :meth:`decompose` once, then :meth:`solve` for any γ and λ."""
 
     of_means = True
-    z: Tensor
-    seen: Tensor
-    mean: Tensor
-    W: Tensor
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
         z = prepared_attributes(space.att, space.seen) if recipe.prepared else space.z
-        self.register_buffer("z", z)  # (C,K)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("mean", z.new_zeros(D))
-        self.register_buffer("W", z.new_zeros(D, z.shape[1]))
+        self.z = nn.Buffer(z)  # (C,K)
+        self.seen = nn.Buffer(space.seen)
+        self.mean = nn.Buffer(z.new_zeros(D))
+        self.W = nn.Buffer(z.new_zeros(D, z.shape[1]))
         self._parts: tuple[Tensor, ...] | None = None
 
     def inputs(self, pooled: Tensor) -> Tensor:

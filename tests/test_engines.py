@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import signal
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from core.commands import train
 from core.commands.reproduce import main
 from core.experiments import engines, sweep
 from core.experiments.engines import KILLED, LocalEngine, SlurmEngine, Task, sbatch_script
@@ -195,23 +193,3 @@ def test_a_plan_has_an_estimate(places, tmp_path, capsys) -> None:
         "| AWA2 | eszsl | 2 |" in said and "| AWA2 | vsmr (ablations) |" in said and "hours one after another" in said
     )
     assert not list(tmp_path.iterdir())
-
-
-def test_a_config_repeats_its_run_exactly(places, tmp_path, capsys) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    flags = ["--method", "vsmr", "--seed", "1", "--epochs", "1", "--lr", "0.002", "--no-diagnostics"]
-    assert train.main("AWA2", None, [*flags, *flags_of(places, first)]) == 0
-    (config,) = first.rglob("config.json")
-    assert train.main("AWA2", None, ["--config", str(config), "--no-diagnostics", *flags_of(places, second)]) == 0
-    results = [json.loads(next(p.rglob("metrics.json")).read_text()) for p in (first, second)]
-    for key in ("config", "standard", "chosen"):
-        assert results[0][key] == results[1][key]
-    files = [r["files"]["checkpoint.safetensors"] for r in results]
-    assert files[0] == files[1]
-    with pytest.raises(UserError, match="--seed beside --config"):
-        train.main("AWA2", None, ["--config", str(config), "--seed", "2", *flags_of(places, second)])
-    changed = json.loads(config.read_text()) | {"vectors_sha256": "other", "code": "older"}
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(changed))
-    with pytest.raises(UserError, match="code: 'older' there.*\n.*vectors_sha256: 'other' there"):
-        train.main("AWA2", None, ["--config", str(other), *flags_of(places, tmp_path / "third")])

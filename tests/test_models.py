@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.DAZLE import DAZLE, Recipe, build, region_products
+from core.attention import region_products
+from core.DAZLE import DAZLE, Recipe, build
 from core.features.regions import RegionFeatures
 from core.losses import classification_losses, margins, self_calibration
 from core.method import Batches, find_method, seeded

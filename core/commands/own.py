@@ -23,8 +23,8 @@ log = logging.getLogger(__name__)
 NONE = "none"
 
 
-def parser(description: str | None) -> Parser:
-    p = Parser(description, flags.recipe_help(OWN.name))
+def parser(description: str | None, argv: Sequence[str] | None) -> Parser:
+    p, _ = flags.method_first(description, OWN.name, argv)
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
     data.add_argument("--data-root", type=Path, help="the folder with images/ and attributes.csv")
@@ -62,18 +62,16 @@ def parser(description: str | None) -> Parser:
     add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
     flags.add_device(p)
     flags.add_run(p, None, gamma_splits=5)
-    flags.add_recipes(p)
     return p
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    args = parser(description).parse_args(argv)
+    args = parser(description, argv).parse_args(argv)
     if args.data_root is None:
         raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")
     root: Path = args.data_root
     args.out = args.out or root / "results"
-    method = find_method(args.method)
-    recipe, epochs = flags.recipe_from(args, method, OWN.name)
+    recipe = from_flags(find_method(args.method).recipe_type, args)
     if args.unseen_share is not None and args.unseen_share >= 1:
         raise UserError(f"--unseen-share {args.unseen_share:g}: must be between 0 and 1")
     choices = Choices(
@@ -95,7 +93,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     log.info("3 of 3: training %s", args.method)
     device = str(resolve_device(args.device))
     inputs = load_inputs(OWN.name, data_root=root, features=features, w2v=vectors, device=device, own=choices)
-    return run_seeds(args, inputs, recipe, epochs, root)
+    return run_seeds(args, inputs, recipe, root)
 
 
 def _describe(m: Metadata) -> None:

@@ -26,6 +26,8 @@ NUMBERLESS = (
     "experiments/planning.py",
     "experiments/statistics.py",
     "experiments/watching.py",
+    "fields.py",
+    "methods.py",
 )
 
 
