@@ -91,14 +91,8 @@ class VSMRStaged(ZeroShotModel):
         self.recipe = recipe
         self.seed = seed
         self.predictor = nn.Linear(D, K)
-        self.attention = DenseAttention(
-            space.w2v,
-            D,
-            scores=False,
-            train_vectors=recipe.train_vectors,
-            normalize_vectors=recipe.normalize_vectors,
-            zero_attention=False,
-        )
+        learned = {"train_vectors": recipe.train_vectors, "normalize_vectors": recipe.normalize_vectors}
+        self.attention = DenseAttention(space.w2v, D, scores=False, zero_attention=False, **learned)
         self.E = nn.Sequential(nn.Linear(K, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, D))
         self.D = nn.Sequential(nn.Linear(D, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, K))
         self.A = nn.Buffer(space.att)
@@ -136,8 +130,7 @@ class VSMRStaged(ZeroShotModel):
 
     def visual_loss(self, x: Tensor, y: Tensor) -> Losses:
         """Stage 1: L_PS + L_PP over the classes in the batch."""
-        f = self.image_features(x, self.presence[y])  # (B,D)
-        return visual_losses(f, y)
+        return visual_losses(self.image_features(x, self.presence[y]), y)
 
     def semantic_loss(self, classes: Tensor, targets: Tensor) -> Tensor:
         """Stage 3: 0.1 MSE(E(A_c), P_c) + MSE(D(E(A_c)), A_c) of some classes, for targets P (C,D)."""
@@ -249,20 +242,11 @@ RECIPES = {
     "*": replace(_CUB50, threshold=None),
     "CUB50": _CUB50,
     "AWA2": StagedRecipe(
-        predictor_lr=1e-3,
-        predictor_epochs=10,
-        threshold=0.5,
-        visual_momentum=0.0,
-        visual_iterations=470,
-        train_vectors=True,
-        normalize_vectors=True,
-        hidden=1850,
-        semantic_lr=1e-3,
-        semantic_epochs=180,
-        neighbours=30,
+        predictor_lr=1e-3, predictor_epochs=10, threshold=0.5, visual_momentum=0.0, visual_iterations=470,
+        train_vectors=True, normalize_vectors=True, hidden=1850, semantic_lr=1e-3, semantic_epochs=180, neighbours=30,
     ),
     "DEMO": replace(_CUB50, threshold=None, predictor_lr=1e-3, images_per_class=20, semantic_epochs=100),
-}
+}  # fmt: skip
 _DEVIATIONS = (
     "epochs of stage 1 and γ are chosen on validation; the attribute predictor takes the mean of unit regions at the "
     "scale of raw ones where the authors take the mean of raw ones; no recipe was published for CUB and SUN"

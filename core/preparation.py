@@ -83,7 +83,8 @@ def shrunk_whitening(phi: Tensor, width: int, shrinkage: float) -> Tensor:
     Row j is √r (λ_j/λ̄ + r)^-½ q_jᵀ for the eigenpairs (λ_j, q_j) of the covariance and r = ``shrinkage``: r → 0
     whitens fully, r → ∞ only rotates.
     """
-    covariance = phi.T.double() @ phi.double() / len(phi)
+    exact = phi.double()
+    covariance = exact.T @ exact / len(phi)
     values, axes = torch.linalg.eigh(covariance)  # ascending
     values, axes = values.clamp_min(0).flip(0), axes.flip(1)
     scale = (shrinkage / (values / values.mean() + shrinkage)).sqrt()

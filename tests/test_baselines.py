@@ -12,7 +12,7 @@ from core import TransZero as transzero
 from core.files.errors import UserError
 from core.method import ClassSpace, find_method
 from core.MSDN import MSDN, distillation
-from core.TransZero import TransZero, relative_geometry
+from core.TransZero import TransZero
 
 B, R, D, K, C, V = 6, 9, 16, 11, 7, 5
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
@@ -94,26 +94,6 @@ def test_transzero_as_on_awa2_and_sun(space, x, settings):
         torch.testing.assert_close(found.theta[b], theta.T, **EXACT)
         torch.testing.assert_close(found.e[b], (features * (v @ model.W)).sum(dim=1), **EXACT)
     assert (d.among is None) == ("attribute_attention" in settings)
-
-
-def test_relative_geometry_depends_on_the_offset_alone():
-    side = 14
-    g = relative_geometry(side)
-    assert g.shape == (196, 196, 64) and g.isfinite().all()
-    g = g.view(side, side, side, side, -1)
-    torch.testing.assert_close(g[0, 0, 1, 2], g[2, 1, 3, 3])
-    torch.testing.assert_close(g[0, 0, 1, 2], g[1, 2, 0, 0])  # there and back
-    assert (g[0, 0, 1, 2] - g[0, 0, 2, 1]).abs().max() > 0.1  # across is not down
-
-
-def test_transzero_feels_where_regions_lie(space, x):
-    """Shuffled regions give shuffled attention without geometry, another one with it."""
-    model = small_transzero(space).eval()
-    order = torch.tensor([4, 0, 8, 2, 6, 1, 3, 7, 5])
-    assert (model.class_scores(x[:, order]) - model.class_scores(x)).abs().max() > 1e-6
-    with torch.no_grad():
-        model.encoder.w_g.weight.zero_()
-    torch.testing.assert_close(model.class_scores(x[:, order]), model.class_scores(x), **EXACT)
 
 
 def test_transzero_starts_as_published(space):

@@ -8,7 +8,6 @@ import torch
 
 from core.attention import region_products
 from core.DAZLE import DAZLE, Recipe, build
-from core.features.regions import RegionFeatures
 from core.losses import classification_losses, margins, self_calibration
 from core.method import Batches, find_method, methods
 from core.preparation import prepared_attributes
@@ -79,22 +78,6 @@ def test_region_products_are_a_matrix_product(columns):
     (gradient,) = torch.autograd.grad((got * mark).sum(), q)
     (expected,) = torch.autograd.grad(((x @ q.T) * mark).sum(), q)
     torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-4)
-
-
-class TwoImages:
-    """Raw maps (n,D,R) of two images: regions (3,4) and (0,2), and (0,-5) and (8,6)."""
-
-    maps = np.array([[[3, 0], [4, 2]], [[0, 8], [-5, 6]]], dtype=np.float16)
-
-    def read(self, rows):
-        return self.maps[rows]
-
-
-def test_pooled_features_are_means_of_unit_regions_by_hand():
-    """(.6,.8) and (0,1) have the mean (.3,.9); (0,-1) and (.8,.6) have (.4,-.2)."""
-    features = RegionFeatures(TwoImages(), np.array([0, 1]), (2, 2))
-    expected = torch.tensor([[0.4, -0.2], [0.3, 0.9]])
-    torch.testing.assert_close(features.pooled(np.array([1, 0])), expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["dazle", "eszsl"])
