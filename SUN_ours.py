@@ -7,7 +7,7 @@
     python SUN_ours.py                                     # vsmr, one seed
     python SUN_ours.py --method dazle --seeds 5            # mean ± std over five seeds
 
-The course of events is core/commands/train.py:drive; the method is core/VSMR.py on core/DAZLE.py.
+The course of events is core/commands/train.py:main; the method is core/VSMR.py on core/attention.py.
 """
 
 from core.files.errors import run_cli

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from benchmarks.reference import ReferenceDAZLE
 from core.DAZLE import DAZLE
-from core.method import ClassSpace, Method, epochs_of, find_method
+from core.method import ClassSpace, Method, epochs_of
+from core.methods import find_method
 from core.training.folds import Fold
 
 ROOT = Path(__file__).resolve().parent.parent

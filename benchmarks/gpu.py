@@ -39,7 +39,7 @@ from core.datasets.registry import DATASETS
 from core.features.backbones import build_backbone
 from core.features.images import Normaliser
 from core.features.regions import RegionFeatures
-from core.method import find_method
+from core.methods import find_method
 from core.training.loop import class_scores, train
 
 _BANK = 509  # different generated images; the others repeat them, rotated through the data set

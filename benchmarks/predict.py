@@ -25,7 +25,8 @@ from core.features.backbones import build_backbone
 from core.features.settings import BATCH_SIZE, ExtractionConfig
 from core.inference.predictor import Predictor, find_images
 from core.inference.trained import Trained, build_model
-from core.method import ClassSpace, find_method
+from core.method import ClassSpace
+from core.methods import find_method
 
 K, C, SEEN, V = 312, 200, 150, 300  # CUB's
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.files.errors import UserError
 from core.method import ClassSpace, Method, ZeroShotModel, hp, method
@@ -30,8 +30,6 @@ class Recipe:
 class CLIP(ZeroShotModel):
     """Cosine of image and class text."""
 
-    text: Tensor
-
     def __init__(self, space: ClassSpace, R: int, D: int, recipe: Recipe) -> None:
         super().__init__()
         if space.text is None or space.text.shape[2] != D or R != 1:
@@ -42,7 +40,7 @@ class CLIP(ZeroShotModel):
                 "  python extract_feature/extract_class_text.py CUB --model open_clip:MODEL/PRETRAINED\n"
                 "and name the features with --features"
             )
-        self.register_buffer("text", space.text[:, int(recipe.attributes)])  # (C,E)
+        self.text = nn.Buffer(space.text[:, int(recipe.attributes)])  # (C,E)
 
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) for the one region of x (B,1,D), the unit image embedding."""

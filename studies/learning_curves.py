@@ -29,7 +29,8 @@ from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs, load_inputs
 from core.files.atomic import write_bytes
 from core.files.errors import UserError, run_cli
-from core.method import ClassSpace, find_method
+from core.method import ClassSpace
+from core.methods import find_method
 from core.reporting.canvas import canvas, drawing, printable, save, style, wrapped
 from core.reporting.figures import is_ours
 from core.reporting.rows import OURS

@@ -31,7 +31,8 @@ from core.features.images import Transform
 from core.files.atomic import sha256_file, write_bytes
 from core.files.errors import UserError, run_cli
 from core.inference.trained import grid_said
-from core.method import Method, ZeroShotModel, find_method
+from core.method import Method, ZeroShotModel
+from core.methods import find_method
 from core.reporting.run_page import transform_of
 from core.training.folds import Fold, validation_fold
 from studies import part_measures, part_places

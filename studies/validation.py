@@ -22,7 +22,8 @@ from core.experiments.inputs import Inputs
 from core.experiments.run import _refuse_finetuned, _scored, build
 from core.files.atomic import Lock, read_json, sha256_file, write_bytes
 from core.files.errors import UserError
-from core.method import Method, find_method
+from core.method import Method
+from core.methods import find_method
 from core.training.evaluation import evaluate
 from core.training.folds import Fold
 from core.training.loop import train

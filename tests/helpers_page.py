@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from core.inference.page import Item
 from core.inference.trained import Trained
-from core.method import ClassSpace, find_method, with_settings
+from core.method import ClassSpace, with_settings
+from core.methods import find_method
 
 D, R, B = 24, 9, 6
 

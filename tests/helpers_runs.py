@@ -12,11 +12,11 @@ from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs, split_digest
 from core.experiments.run import run
 from core.features.regions import RegionFeatures
-from core.method import find_method
+from core.methods import find_method, methods
 from core.training.checkpoint import load_checkpoint
 from tests.helpers import ToyFeatures
 
-SMALL = {
+SMALL = {  # settings with which a method takes less than a second here; another is run as it is
     "dazle": {"lr": 1e-3, "batch_size": 16},
     "vsmr-staged": {
         "predictor_lr": 1e-2,
@@ -34,11 +34,12 @@ SMALL = {
     "msdn": {"lr": 1e-3, "batch_size": 16},
     "transzero": {"lr": 1e-3, "batch_size": 16, "width": 12, "feed_forward": 16},
 }
+METHODS = [name for name, m in methods().items() if not m.given_preparation and not m.needs_text]
 W2V = np.random.default_rng(3).normal(size=(8, 6)).astype(np.float32)
 
 
 def recipe_of(method):
-    return replace(find_method(method).recipe("*"), **SMALL[method])
+    return replace(find_method(method).recipe("*"), **SMALL.get(method, {}))
 
 
 def inputs_of(metadata, features=None, source=None, w2v=W2V):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from core.experiments.identity import method_digest
 from core.features import trunks
 from core.features.images import Transform
 from core.features.weights import load_weights
+from core.methods import methods
 from tests.helpers import ROOT, cells
 
 PAGE = (ROOT / "docs" / "adding.md").read_text()
@@ -39,7 +41,7 @@ def load(path: Path):
 @pytest.fixture
 def added(tmp_path, monkeypatch):
     """The three of the page, registered for one test."""
-    monkeypatch.setattr(contract, "_REGISTRY", {m.name: m for m in contract.methods().values()})
+    monkeypatch.setattr(contract, "REGISTRY", {m.name: m for m in methods().values()})
     monkeypatch.setattr(registry, "_PLACES", dict(registry._PLACES))
     for known in (registry.DATASETS, trunks.BUILDERS):
         for name in ("FLO", "tiny"):
@@ -94,10 +96,29 @@ def test_a_driver_runs_with_the_method_data_set_and_backbone_of_the_page(added, 
 
 def test_help_knows_them(added, capsys):
     with pytest.raises(SystemExit):
-        train.main("FLO", "FLO", ["--help"])
+        train.main("FLO", "FLO", ["--method", "linear", "--help"])
     text = capsys.readouterr().out
-    assert re.search(r"linear:\n  --ridge +penalty of the ridge regression \(1\.0; above 0\)", text)
+    assert re.search(
+        r"settings of linear:.*\n  --ridge VALUE +penalty of the ridge regression \(1\.0; above 0\)", text, re.S
+    )
     assert "feature_map_*_FLO.hdf5" in text
+
+
+@pytest.mark.parametrize("name", ["core/Linear.py", "FLO_ours.py"])
+def test_the_page_passes_lint_and_types(tmp_path, name):
+    """As `make test` would have it once it is a file of the repository."""
+
+    def passes(*command):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, input=BLOCKS[name], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    passes("ruff", "check", "--no-cache", "--stdin-filename", str(ROOT / name), "-")
+    passes("ruff", "format", "--check", "--no-cache", "--stdin-filename", str(ROOT / name), "-")
+    (tmp_path / "page.py").write_text(BLOCKS[name])
+    # what it imports is taken as it is: the types of PyTorch alone take most of a minute
+    passes("mypy", "--follow-imports=skip", "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "page.py"))
 
 
 def test_a_change_of_the_added_method_changes_its_digest(added):

@@ -33,7 +33,8 @@ from core.features.feature_file import FeatureFile
 from core.features.settings import ExtractionConfig
 from core.files.errors import UserError
 from core.inference.trained import load_trained
-from core.method import ClassSpace, find_method, methods
+from core.method import ClassSpace
+from core.methods import find_method, methods
 from core.training.folds import final_fold, validation_fold
 from tests.helpers import TOY, toy_mats
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from core.features.regions import RegionFeatures
-from core.method import find_method
+from core.methods import find_method
 from core.training.folds import final_fold
 from core.training.loop import class_scores, train
 from tests.helpers import ToyFeatures

@@ -26,7 +26,7 @@ from core.features.feature_file import FeatureFile
 from core.features.finetuned import finetuned_record, pack_rows, refuse_finetuned, unpack_rows
 from core.features.settings import ExtractionConfig, default_out
 from core.files.errors import UserError
-from core.method import find_method
+from core.methods import find_method
 from core.training.folds import validation_fold
 from tests.helpers import TOY, toy_mats
 

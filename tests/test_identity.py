@@ -12,7 +12,7 @@ import core
 from core.experiments import identity
 from core.experiments.identity import NUMBERLESS, ROOT, code_digest, method_digest, run_config
 from core.experiments.inputs import split_digest
-from core.method import find_method, methods
+from core.methods import find_method, methods
 from tests.helpers_runs import inputs_of
 
 COUNTED = (
@@ -61,11 +61,11 @@ def test_what_cannot_voids_no_finished_run(changed, file):
 
 def test_a_methods_digest_is_of_its_file_and_of_those_it_imports(changed):
     code, own = changed()
-    for file, among in {"VSMR.py": {"vsmr"}, "ESZSL.py": {"eszsl"}, "DAZLE.py": {"dazle", "vsmr"}}.items():
+    for file, among in {"VSMR.py": {"vsmr"}, "ESZSL.py": {"eszsl"}, "attention.py": {"dazle", "vsmr"}}.items():
         now_code, now = changed(file)
         differ = {name for name in own if now[name] != own[name]}
         assert now_code == code and among <= differ
-        assert file == "DAZLE.py" or "dazle" not in differ
+        assert file == "attention.py" or "dazle" not in differ
 
 
 def test_the_digest_is_of_the_code_as_it_was_imported(changed, monkeypatch):

@@ -11,7 +11,7 @@ from core.experiments.identity import run_config
 from core.experiments.run import choose
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
-from core.method import find_method
+from core.methods import find_method
 from core.training.folds import validation_fold
 from studies.learning_curves import main, subset
 from studies.validation import METRICS, best_on_fold, config_of

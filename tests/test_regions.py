@@ -6,7 +6,7 @@ import torch
 
 from core.features.regions import RegionFeatures, read_ahead
 from core.files.errors import UserError
-from core.method import find_method
+from core.methods import find_method
 from core.training import loop
 from core.training.folds import final_fold, validation_fold
 from core.training.loop import class_scores

@@ -21,6 +21,7 @@ from core.features.regions import RegionFeatures
 from core.files.errors import UserError
 from core.inference.trained import load_trained
 from core.method import Batches, Method, Phase
+from core.methods import methods
 from core.training.folds import final_fold, validation_fold
 from tests import helpers_selection
 from tests.helpers_runs import inputs_of
@@ -84,7 +85,7 @@ def go(inputs, tmp_path, monkeypatch):
         recipe=None, select="val", do=run, seed=0, precision="float32", epochs=None, gamma_splits=1, drift=None, **hooks
     ):
         shown: dict = {} if drift is None else {"drift": drift}
-        monkeypatch.setattr(contract, "_REGISTRY", {m.name: m for m in contract.methods().values()})
+        monkeypatch.setattr(contract, "REGISTRY", {m.name: m for m in methods().values()})
         contract.method("scripted", recipes={"*": Recipe()})(registered(shown, **hooks))
         how = {"select": select, "precision": precision, "epochs": epochs, "gamma_splits": gamma_splits}
         config = run_config(inputs, "scripted", recipe or Recipe(), seed=seed, **how)

@@ -21,16 +21,17 @@ from core.experiments.results import read_history, read_scores
 from core.experiments.run import run
 from core.features.regions import RegionFeatures
 from core.files.errors import UserError
-from core.method import Batches, find_method
+from core.method import Batches, epochs_of
+from core.methods import find_method
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.evaluation import metrics_from_compact
 from core.training.folds import final_fold
 from core.training.loop import train
 from tests.helpers import ToyFeatures, forked
-from tests.helpers_runs import SMALL, W2V, config_of, go, go_to_the_end, inputs_of, recipe_of, same
+from tests.helpers_runs import METHODS, W2V, config_of, go, go_to_the_end, inputs_of, recipe_of, same
 
 
-@pytest.mark.parametrize("method", SMALL)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_everything_and_is_read_back(toy, tmp_path, method):
     first = go(method, toy, tmp_path / "a")
     files = {"metrics.json", "per_class.csv", "scores.npz", "checkpoint.safetensors", "log.jsonl"}
@@ -139,7 +140,8 @@ def test_training_leaves_the_callers_random_numbers_alone(toy, tmp_path):
 
 
 # states written: two epochs of validation and two of the refit; vsmr-staged has two of its predictor before each
-CASES = [(method, stop) for method in SMALL if method != "eszsl" for stop in (1, 2, 3)] + [("vsmr-staged", 6)]
+CASES = [(method, stop) for method in METHODS if epochs_of(recipe_of(method)) for stop in (1, 2, 3)]
+CASES += [("vsmr-staged", 6)]
 
 
 @pytest.mark.parametrize(("method", "stop"), CASES)
@@ -262,7 +264,7 @@ def test_choices_do_not_depend_on_test_labels(toy, tmp_path):
     assert a["standard"] != b["standard"]
 
 
-@pytest.mark.parametrize("method", SMALL)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_diagnostic_row_changes_nothing(toy, tmp_path, method):
     with_row = go(method, toy, tmp_path / "a")
     without = go(method, toy, tmp_path / "b", diagnostics=False)

@@ -19,14 +19,14 @@ from core.datasets.vectors import attribute_vectors, write_attribute_vectors
 from core.datasets.word_vectors import FORMATS, MODELS
 from core.files.atomic import read_json, sha256_file
 from core.files.errors import UserError
-from core.method import find_method
+from core.methods import find_method
 
 log = logging.getLogger(__name__)
 NONE = "none"
 
 
-def parser(description: str | None) -> Parser:
-    p = Parser(description, flags.recipe_help(OWN.name))
+def parser(description: str | None, argv: Sequence[str] | None) -> Parser:
+    p, _ = flags.method_first(description, OWN.name, argv)
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
     data.add_argument("--data-root", type=Path, help="the folder with images/ and attributes.csv")
@@ -64,20 +64,18 @@ def parser(description: str | None) -> Parser:
     add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
     flags.add_device(p)
     flags.add_run(p, None, gamma_splits=5)
-    flags.add_recipes(p)
     return p
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    args = parser(description).parse_args(argv)
+    args = parser(description, argv).parse_args(argv)
     if args.data_root is None:
         raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")
     root: Path = args.data_root
     if not os.access(root, os.W_OK) and root.is_dir() and not (args.features and args.out):
         raise UserError(f"{root} may only be read: name places elsewhere with --features FILE.hdf5 and --out FOLDER")
     args.out = args.out or root / "results"
-    method = find_method(args.method)
-    recipe, epochs = flags.recipe_from(args, method, OWN.name)
+    recipe = from_flags(find_method(args.method).recipe_type, args)
     if args.unseen_share is not None and args.unseen_share >= 1:
         raise UserError(f"--unseen-share {args.unseen_share:g}: must be between 0 and 1")
     choices = Choices(
@@ -108,7 +106,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     log.info("3 of 3: training %s", args.method)
     device = str(resolve_device(args.device))
     inputs = load_inputs(OWN.name, data_root=root, features=features, w2v=vectors, device=device, own=choices)
-    return run_seeds(args, inputs, recipe, epochs, root)
+    return run_seeds(args, inputs, recipe, root)
 
 
 def _vectors(source: str, path: Path, m: Metadata) -> Path | None:

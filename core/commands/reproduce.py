@@ -14,7 +14,7 @@ from core.commands import flags
 from core.commands.parser import Parser, from_flags, whole
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
-from core.method import methods
+from core.methods import methods
 
 if TYPE_CHECKING:
     from core.experiments.sweep import Plan

@@ -12,7 +12,8 @@ from typing import Any
 
 import core
 from core.experiments.inputs import Inputs
-from core.method import epochs_of, find_method
+from core.method import epochs_of
+from core.methods import find_method
 
 ROOT = Path(core.__file__).resolve().parent
 # Read once, beside the import of the code itself: a file that is edited while a run goes on is not what the run ran.
@@ -27,6 +28,8 @@ NUMBERLESS = (
     "features/finetuned.py",
     "datasets/names.py",
     "datasets/text_vectors.py",
+    "fields.py",
+    "methods.py",
 )
 
 

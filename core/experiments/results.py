@@ -24,7 +24,8 @@ from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
 from core.files.atomic import atomic_path, read_json, sha256_file, write_bytes
 from core.files.errors import UserError
-from core.method import Method, epochs_of, find_method
+from core.method import Method, epochs_of
+from core.methods import find_method
 from core.training.checkpoint import save_checkpoint
 from core.training.evaluation import per_class_accuracy, predictions
 from core.training.folds import Fold

@@ -25,7 +25,8 @@ from core.experiments.inputs import Inputs
 from core.features.finetuned import refuse_finetuned
 from core.files.atomic import Lock
 from core.files.errors import UserError
-from core.method import Method, find_method, with_settings
+from core.method import Method, with_settings
+from core.methods import find_method
 from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact
 from core.training.folds import Fold, final_fold, validation_fold
 from core.training.loop import score_pieces, train

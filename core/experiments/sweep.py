@@ -29,7 +29,8 @@ from core.experiments.results import read_result, row_of
 from core.experiments.run import run, validate
 from core.files.atomic import Lock, atomic_path, is_locked, write_bytes
 from core.files.errors import UserError
-from core.method import epochs_of, find_method, methods, with_settings
+from core.method import epochs_of, with_settings
+from core.methods import find_method, methods
 
 log = logging.getLogger(__name__)
 KILLED = "its process was killed (as happens when memory runs out); the same command continues it"

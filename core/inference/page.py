@@ -37,7 +37,7 @@ from core.files.errors import UserError
 from core.inference.explain import Explainer, Explanation
 from core.inference.names import shown_classes
 from core.inference.trained import Trained
-from core.preparation import Describer
+from core.preparation import ClassEncoder
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _write(
     shape = (h, w) if h * w == R and maps[0] is not None else None
     # an attention that looks everywhere alike must not look like one that found something: it stays in the middle
     largest = max([2 / R, *(float(theta.max()) for theta in maps if theta is not None)])
-    data = _classes(trained, explainer.describer, title) | {"grid": shape, "largest": largest, "images": images}
+    data = _classes(trained, explainer.class_encoder, title) | {"grid": shape, "largest": largest, "images": images}
     (folder / "data.js").write_text(_MARK + f"window.DATA = {script_json(data)};\n", "ascii")
     for number, (item, theta) in enumerate(zip(items, maps, strict=True)):
         picture = _jpeg(item.picture, transform)
@@ -158,12 +158,12 @@ def _write(
         (folder / f"images/{number:04d}.js").write_text(f"pageImage({number}, {script_json(content)});\n", "ascii")
 
 
-def _classes(trained: Trained, describer: Describer | None, title: str) -> dict[str, Any]:
+def _classes(trained: Trained, class_encoder: ClassEncoder | None, title: str) -> dict[str, Any]:
     """What is the same for all images."""
     space = trained.space
-    if describer is not None and len(space.seen) > _GRAM and describer.gram is not None:
+    if class_encoder is not None and len(space.seen) > _GRAM and class_encoder.gram is not None:
         log.info("with %d seen classes the page takes no scores apart: their products would be too much", _GRAM)
-        describer = None
+        class_encoder = None
     att = space.att.double().cpu()
     return {
         "title": text(title or f"{trained.config.get('dataset', '')}, {trained.config.get('method', '')}"),
@@ -175,11 +175,11 @@ def _classes(trained: Trained, describer: Describer | None, title: str) -> dict[
         "unseen": space.unseen.tolist(),
         "gamma": trained.gamma,
         "att": floats(att * (100 / (float(att.abs().max()) or 1.0))),  # the largest is 100, for people
-        "describer": None if describer is None else _describer(describer),
+        "class_encoder": None if class_encoder is None else _class_encoder(class_encoder),
     }
 
 
-def _describer(d: Describer) -> dict[str, Any]:
+def _class_encoder(d: ClassEncoder) -> dict[str, Any]:
     return {
         "root": d.root,
         "centre": floats(d.centre),

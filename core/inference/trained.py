@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from core.files.errors import UserError
-from core.method import AttentionOutput, ClassSpace, ZeroShotModel, find_method, with_settings
+from core.method import AttentionOutput, ClassSpace, ZeroShotModel, with_settings
+from core.methods import find_method
 from core.training.checkpoint import load_checkpoint
 from core.training.evaluation import calibrated
 

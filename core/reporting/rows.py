@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from core.files.errors import UserError
-from core.method import epochs_of, methods
+from core.method import epochs_of
+from core.methods import methods
 
 OURS = "vsmr"  # the method that the others are compared with
 METRICS = ["T1", "U", "S", "H", "AUSUC"]

@@ -176,7 +176,7 @@ def score_pieces(model: ZeroShotModel, features: RegionFeatures, rows: np.ndarra
     model.eval()
     pieces: list[Tensor] = []
     left = len(rows)
-    for block, x in features.means(rows) if model.of_means else features.blocks(rows):
+    for block, x in features.means(rows) if model.uses_pooled_features else features.blocks(rows):
         pieces.append(model.class_scores(x))
         left -= len(block)
         if not left or sum(piece.numel() for piece in pieces) >= _PIECE:

@@ -9,11 +9,11 @@ const Model = (function () {
     return new Float32Array(bytes.buffer);
   }
   const D = window.DATA, K = D.attributes.length, C = D.classes.length;
-  const att = floats(D.att), describer = D.describer;
-  const root = describer && describer.root, power = root ? 0.5 : 1;
-  const centre = describer ? floats(describer.centre) : null;
-  const gram = describer && describer.gram ? floats(describer.gram) : null;
-  const landmarks = gram ? floats(describer.landmarks) : null, A = gram ? floats(describer.A) : null;
+  const att = floats(D.att), encoder = D.class_encoder;
+  const root = encoder && encoder.root, power = root ? 0.5 : 1;
+  const centre = encoder ? floats(encoder.centre) : null;
+  const gram = encoder && encoder.gram ? floats(encoder.gram) : null;
+  const landmarks = gram ? floats(encoder.landmarks) : null, A = gram ? floats(encoder.A) : null;
   const S = gram ? Math.round(Math.sqrt(gram.length)) : 0;
   const lengths = Float64Array.from({ length: S }, (_, s) => Math.max(Math.sqrt(gram[s * S + s]), 1e-12));
   const seen = new Set(D.seen);
@@ -22,7 +22,7 @@ const Model = (function () {
     scores: floats(image.scores), g: image.g && floats(image.g), h: image.h && floats(image.h),
     own: image.own && floats(image.own),
   }));
-  const splits = Boolean(describer && images[0].g);
+  const splits = Boolean(encoder && images[0].g);
   const classes = D.shown.map((name, c) => ({
     name, known: D.classes[c], number: c, side: seen.has(c) ? "seen" : "unseen", att: Float64Array.from(att.subarray(c * K, (c + 1) * K)),
   }));
@@ -56,14 +56,14 @@ const Model = (function () {
     const length = Math.max(Math.sqrt(dot(z, z)), 1e-12);
     return z.map((v) => v / length);
   }
-  const kernel = (product) => (describer.width === null ? product : Math.exp((product - 1) / describer.width));
+  const kernel = (product) => (encoder.width === null ? product : Math.exp((product - 1) / encoder.width));
   /* of products (m) of a prepared row with the landmarks: weights of the seen classes over the mixture's length, and
      what is taken away for its closeness to the nearest seen mean */
   function mixed(products) {
     const W = back(A, products.map(kernel), S), t = times(gram, W), n = Math.max(Math.sqrt(Math.max(dot(W, t), 0)), 1e-12);
     let nearest = -Infinity;
     for (let s = 0; s < S; s++) nearest = Math.max(nearest, t[s] / (n * lengths[s]));
-    return { mix: W.map((v) => v / n), own: -describer.hubness * nearest };
+    return { mix: W.map((v) => v / n), own: -encoder.hubness * nearest };
   }
   function ready(c) {
     if (!c.z) {
