@@ -8,6 +8,10 @@ from pathlib import Path
 
 from core.files.errors import UserError
 
+# endings of photographs: torchvision's IMG_EXTENSIONS, and those that cameras and browsers give JPEG files besides
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"),
+)
 _PAGE = "a web page, such as a download site shows instead of the file: open the address in a browser and save the file"
 _BEGINNINGS = {
     b"version https://git-lfs": "a Git LFS pointer that stands for the file: run `git lfs pull` in its repository",
