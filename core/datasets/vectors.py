@@ -21,11 +21,10 @@ import numpy as np
 
 from core.datasets.names import FALLBACK, clean_name, read_names_file, words_of
 from core.datasets.text_vectors import OPEN_CLIP, SENTENCE, SOURCES, attribute_text, encode_attributes
-from core.files import sandbox
 from core.files.atomic import read_json, sha256_file, write_bytes
 from core.files.errors import UserError
-from core.files.kinds import missing, what_it_is
-from core.files.pickles import ArrayUnpickler, PickledArray, load_array_pickle
+from core.files.kinds import missing, unreadable, what_it_is
+from core.files.pickles import ArrayUnpickler, load_array_pickle
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +56,12 @@ def load_words(source: str, words: Sequence[str]) -> dict[str, np.ndarray]:
     if not Path(source).is_file() and source not in MODELS:
         raise UserError(f"{missing(source, 'file of word vectors')}, nor is it one of {', '.join((*MODELS, *SOURCES))}")
     path = source if Path(source).is_file() else _downloaded(source)
-    found: dict[str, np.ndarray] = sandbox.call(
-        "core.datasets.vectors:read_words",
-        path,
-        list(words),
-        kind="file of word vectors",
-        timeout=3600,
-        memory=24 << 30,
-    )
-    return found
+    try:
+        return read_words(path, list(words))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises nearly anything
+        raise unreadable(path, "file of word vectors", error) from error
 
 
 def _downloaded(name: str) -> str:
@@ -217,9 +213,7 @@ def _gensim(path: Path, words: set[str]) -> dict[str, np.ndarray]:
             "vectors themselves: gensim.models.FastText.load(FILE).wv.save_word2vec_format('words.vec')"
         )
     known, vectors = fields.get("index_to_key", fields.get("index2word")), fields.get("vectors")
-    if isinstance(vectors, PickledArray):
-        vectors = vectors.array()
-    elif beside[0].is_file():
+    if not isinstance(vectors, np.ndarray) and beside[0].is_file():
         vectors = np.load(beside[0], mmap_mode="r", allow_pickle=False)
     if not isinstance(known, list) or not isinstance(vectors, np.ndarray):
         raise UserError(
@@ -333,8 +327,12 @@ def _finite(path: Path, vectors: np.ndarray, K: int, again: str) -> np.ndarray:
 def _ready(path: Path) -> np.ndarray:
     if path.suffix.lower() != ".npy":
         return load_array_pickle(path)
-    array: np.ndarray = sandbox.call("core.datasets.vectors:read_npy", str(path), kind="numpy array")
-    return array
+    try:
+        return read_npy(str(path))
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises nearly anything
+        raise unreadable(path, "numpy array", error) from error
 
 
 def read_npy(path: str) -> np.ndarray:

@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from core.datasets import paths
-from core.datasets.class_text import load_class_text
 from core.datasets.metadata import Metadata
 from core.datasets.names import read_attribute_names
 from core.datasets.own import Choices, check_images, feature_pattern, read_folder
 from core.datasets.registry import DATASETS, OWN, DataSet
 from core.datasets.vectors import load_attribute_vectors
 from core.datasets.xlsa17 import read_metadata
-from core.features.backbones import file_form
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
 from core.features.regions import RegionFeatures
@@ -179,9 +177,6 @@ def load_inputs(
     grid = "x".join(map(str, file.grid))
     provenance = {k: str(v) for k, v in file.provenance.items()}
     provenance |= {"regions": grid, "name": provenance.get("backbone", "unknown")}
-    text = paths.class_text_file(root, dataset, file_form(provenance["name"]))
-    if text.is_file():
-        metadata.class_text = load_class_text(text, metadata.class_names, provenance.get("weights_sha256", ""))
     if provenance.get("finetuned") == "true":
         of = f"{provenance.get('finetuned_dataset')}, {provenance.get('finetuned_fold')}"
         metadata.notes.append(f"backbone fine-tuned on images of seen classes ({of})")

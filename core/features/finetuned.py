@@ -13,7 +13,6 @@ from safetensors import safe_open
 
 from core.features.backbones import SAW_UNSEEN
 from core.files.errors import UserError
-from core.files.system import utf8_name
 
 KEY = "finetuned"  # entry of the weights file's header; one alone, since the format orders several at random
 
@@ -27,7 +26,7 @@ def finetuned_record(weights: str | Path | None) -> dict[str, str]:
     if weights is None or Path(weights).suffix != ".safetensors" or not Path(weights).is_file():
         return {}
     try:
-        with utf8_name(weights) as name, safe_open(name, framework="pt") as file:
+        with safe_open(weights, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
         record = json.loads(text) if text is not None else {}
         if record and (not unpack_rows(record["rows"]).size or record["saw_unseen"] not in SAW_UNSEEN):
