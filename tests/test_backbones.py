@@ -235,12 +235,13 @@ def test_a_transform_is_the_weights_own_but_the_benchmarks_keep_dazles(
 
 
 @needs_timm
-def test_of_a_weights_file_timm_too_keeps_the_whole_shorter_side(tmp_path: Path) -> None:
+def test_a_downloaded_weights_file_of_timm_gives_the_features_of_the_name(tmp_path: Path) -> None:
     own = made("timm:resnet18")
-    assert own.transform.resize > own.transform.crop
     torch.save(own.network.state_dict(), tmp_path / "w.pth")
-    read = build_backbone("timm:resnet18", tmp_path / "w.pth").transform
-    assert read.resize == read.crop == own.transform.crop
+    read = build_backbone("timm:resnet18", tmp_path / "w.pth")
+    assert read.transform == own.transform and own.transform.resize > own.transform.crop
+    images = torch.randn(1, 3, 224, 224)
+    assert torch.equal(read(images), own(images))
 
 
 def test_what_pretraining_saw(

@@ -137,8 +137,10 @@ def build_backbone(
 ) -> Backbone:  # fmt: skip
     """A frozen backbone, tried on one blank image.
 
-    IMAGENET1K_V1 weights and weights files get Resize(size) and CenterCrop(size), the protocol of DAZLE and its
-    relatives (the preset of IMAGENET1K_V1 would resize to 256 and crop 224); all others their own transform.
+    torchvision's networks with IMAGENET1K_V1 weights or a weights file get Resize(size) and CenterCrop(size), the
+    protocol of DAZLE and its relatives (the preset of IMAGENET1K_V1 would resize to 256 and crop 224). All others get
+    their own transform, which may crop: timm's models with a weights file too, so that a downloaded file gives the
+    features that the model's name gives.
 
     Args:
         name: a torchvision classifier, "timm:NAME", "open_clip:MODEL/PRETRAINED", "demo", or an added one.

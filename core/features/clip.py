@@ -61,13 +61,11 @@ def load_clip(name: str, weights: str | None = None) -> tuple[Clip, str]:
     open_clip = library("open_clip", f"open_clip:{name}", "open_clip_torch")
     model_name, _, tag = name.partition("/")
     if open_clip.get_model_config(model_name) is None:
-        near = [m for m in open_clip.list_models() if m[:5].lower() == model_name[:5].lower()]
+        near = [m for m in open_clip.list_models() if m[:5].lower() == model_name[:5].lower()][:9]
         raise UserError(f"no model {model_name!r} in open_clip; try {', '.join(near) or 'ViT-B-16'}")
     tags = [*open_clip.list_pretrained_tags_by_model(model_name), RANDOM]
     if tag not in tags:
-        raise UserError(
-            f"open_clip:{name}: name the weights too, {model_name}/PRETRAINED with one of {', '.join(tags)}"
-        )
+        raise UserError(f"name the weights too, open_clip:{model_name}/PRETRAINED with one of {', '.join(tags)}")
     weights = weights or tag
     is_file = is_weights_file(weights)
     if weights not in (tag, RANDOM) and not is_file:

@@ -193,8 +193,8 @@ def _timm(name: str, weights: str | None, layers: Sequence[str]) -> Trunk:
     _, height, width = config["input_size"]
     if height != width:
         raise UserError(f"{TIMM}{name} was made for {height}x{width} pixels; only square images are fed here")
-    # as timm computes it; of a weights file the shorter side is kept whole, as torchvision's
-    resize = height if is_file else max(height, math.floor(height / config["crop_pct"]))
+    # as timm computes it, of a weights file too: a downloaded one gives the features that the model's name gives
+    resize = max(height, math.floor(height / config["crop_pct"]))
     set_size = getattr(network, "set_input_size", None)
     patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
 
