@@ -18,11 +18,7 @@ KEY = "finetuned"  # entry of the weights file's header; one alone, since the fo
 
 
 def finetuned_record(weights: str | Path | None) -> dict[str, str]:
-    """What a file that :func:`finetune` wrote says of itself; empty of any other weights.
-
-    Raises:
-        UserError: the record is damaged.
-    """
+    """What a file that :func:`finetune` wrote says of itself; empty of any other weights."""
     if weights is None or Path(weights).suffix != ".safetensors" or not Path(weights).is_file():
         return {}
     try:
@@ -66,9 +62,6 @@ def refuse_finetuned(
         dataset: source of the data set that is measured on; row numbers mean nothing in another.
         labels: (N,) class numbers.
         seen_rows, unseen_rows: images that are measured on.
-
-    Raises:
-        UserError: a class taken for unseen, or an image, was fine-tuned on; says which weights would do.
     """
     if provenance.get("finetuned") != "true" or provenance.get("finetuned_dataset") != dataset:
         return
