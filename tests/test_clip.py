@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -276,11 +275,3 @@ def test_a_run_is_scored_like_every_other(tiny, root, tmp_path, method):
     nearest = m.unseen[(x @ text[m.unseen, kind].T).argmax(1)]
     right = [(nearest[m.labels[m.test_unseen_loc] == c] == c).mean() for c in m.unseen]
     assert result["standard"]["T1"] == pytest.approx(np.mean(right))
-
-
-@needs_open_clip
-def test_a_picture_made_square_in_training_is_said(tiny, caplog, monkeypatch):
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *a: {"resize_mode": "squash"})
-    with caplog.at_level(logging.WARNING):
-        build_backbone(NAME)
-    assert "trained on pictures made square" in caplog.text

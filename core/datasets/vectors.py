@@ -80,7 +80,7 @@ def _downloaded(name: str) -> str:
 
 
 def read_words(path: str, words: list[str]) -> dict[str, np.ndarray]:
-    """In the sandbox: see :func:`load_words`."""
+    """See :func:`load_words`."""
     if path.endswith((".kv", ".model")):
         return _gensim(Path(path), set(words))
     with _opened(path) as handle:
@@ -336,7 +336,7 @@ def _ready(path: Path) -> np.ndarray:
 
 
 def read_npy(path: str) -> np.ndarray:
-    """In the sandbox: the array of a .npy file."""
+    """The array of a .npy file."""
     try:
         array: Any = np.load(path, allow_pickle=False)
     except ValueError as error:
