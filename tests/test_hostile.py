@@ -118,7 +118,7 @@ def test_variables_of_every_kind(tmp_path, compress):
     first, number, empty, array = ours["cell"]
     assert first == ["a"] and number == 1.5 and empty == []
     np.testing.assert_array_equal(array, [[0, 1, 2]])
-    with pytest.raises(UserError, match="record is of "):
+    with pytest.raises(UserError, match="record is a MATLAB struct"):
         read_mats({tmp_path / "a.mat": ["record"]})
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from core.files.errors import UserError
 from core.files.kinds import unreadable
@@ -22,6 +21,8 @@ def read_mats(wanted: dict[Path, Collection[str]]) -> list[dict[str, Any]]:
 
 
 def _read(path: Path, wanted: Collection[str]) -> dict[str, Any]:
+    import scipy.io  # takes a second, which --help does not need
+
     try:
         path.open("rb").close()  # scipy hides why it cannot
         content = scipy.io.loadmat(path, appendmat=False, variable_names=list(wanted))
@@ -38,9 +39,10 @@ def _read(path: Path, wanted: Collection[str]) -> dict[str, Any]:
 def _plain(where: str, value: Any) -> Any:
     value = value.toarray() if hasattr(value, "toarray") else value
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufUO":
-        what = getattr(value, "dtype", type(value).__name__)
+        kind = getattr(value, "dtype", type(value).__name__)
+        what = "a MATLAB struct" if getattr(kind, "names", None) else f"of {kind}"
         raise UserError(
-            f"{where} is of {what}, where real numbers, text or cells are needed. In MATLAB, turn strings into a cell "
+            f"{where} is {what}, where real numbers, text or cells are needed. In MATLAB, turn strings into a cell "
             "array: names = cellstr(names)"
         )
     if value.dtype.kind == "U":
