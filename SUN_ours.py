@@ -10,7 +10,8 @@
 The course of events is core/commands/train.py:main; the method is core/VSMR.py on core/attention.py.
 """
 
+from core.commands.train import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli("core.commands.train", "SUN", __doc__))
+    raise SystemExit(run_cli(main, "SUN", __doc__))

@@ -11,7 +11,8 @@ It needs the run's folder and the backbone's weights (--weights FILE where they 
 cannot be read is a row with its reason, and the exit code is 2 at the end. docs/predict.md says more.
 """
 
+from core.commands.predict import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli("core.commands.predict", __doc__))
+    raise SystemExit(run_cli(main, __doc__))

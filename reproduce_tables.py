@@ -13,7 +13,8 @@ A finished run is never repeated: repeat the command after an interruption. --jo
 the GPUs with --device cuda. A run that fails is a line of the report, the others go on, and the exit code is 2.
 """
 
+from core.commands.reproduce import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli("core.commands.reproduce", __doc__))
+    raise SystemExit(run_cli(main, __doc__))

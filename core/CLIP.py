@@ -35,10 +35,9 @@ class CLIP(ZeroShotModel):
         if space.text is None or space.text.shape[2] != D or R != 1:
             raise UserError(
                 "clip compares image embeddings of a CLIP model with its text embeddings of the classes; these "
-                "features have none beside them. Make both, with one MODEL/PRETRAINED (for instance ViT-B-16/openai):\n"
+                "features hold none. Extract both at once (MODEL/PRETRAINED is for instance ViT-B-16/openai):\n"
                 "  python extract_feature/extract_feature_map_ResNet_101_CUB.py --backbone open_clip:MODEL/PRETRAINED\n"
-                "  python extract_feature/extract_class_text.py CUB --model open_clip:MODEL/PRETRAINED\n"
-                "and name the features with --features"
+                "and name them with --features"
             )
         self.text = nn.Buffer(space.text[:, int(recipe.attributes)])  # (C,E)
 

@@ -12,17 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-import torch
 from PIL import Image
-from torch import nn
 
 import core.method as contract
 from core.commands import extract, train
 from core.datasets import registry
 from core.experiments.identity import method_digest
+from core.features import added as features_added
 from core.features import trunks
-from core.features.images import Transform
-from core.features.weights import load_weights
 from core.methods import methods
 from tests.helpers import ROOT, cells
 
@@ -51,9 +48,11 @@ def added(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "Linear", None)
     load(tmp_path / "Linear.py")
     exec(BLOCKS["core/datasets/registry.py"], {"register": registry.register, "DataSet": registry.DataSet})
-    names = {"backbone": trunks.backbone, "Trunk": trunks.Trunk, "Transform": Transform, "nn": nn, "torch": torch}
-    with torch.random.fork_rng(devices=[]):
-        exec(BLOCKS["core/features/trunks.py"], names | {"load_weights": load_weights, "Path": Path})
+    (tmp_path / "added").mkdir()
+    (tmp_path / "added" / "tiny.py").write_text(BLOCKS["core/features/added/tiny.py"])
+    monkeypatch.setattr(features_added, "__path__", [str(tmp_path / "added")])  # found there, as in the folder itself
+    monkeypatch.setitem(sys.modules, "core.features.added.tiny", None)
+    del sys.modules["core.features.added.tiny"]
     yield tmp_path
     method_digest.cache_clear()
 

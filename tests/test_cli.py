@@ -23,7 +23,6 @@ HEAVY = {"pandas", "scipy", "matplotlib", "gensim"}  # not for a help text
 NEEDED = {
     "data/get_data.py": ["CUB", "--archive", "nowhere.tgz"],
     "finetune.py": ["CUB"],
-    "extract_feature/extract_class_text.py": ["CUB", "--model", "open_clip:ViT-B-16/openai"],
 }
 # Every --help in one process: exit code, what is loaded after PyTorch, by which script, seconds of processor, the text.
 _HELP = """

@@ -5,10 +5,9 @@ A tiny model with random weights and the tokenizer that open_clip ships; the fir
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import json
-import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +17,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from core.commands import class_text as command
-from core.datasets.class_text import attribute_phrase, class_words, embed, load_class_text, prompts, write_class_text
-from core.datasets.paths import class_text_file
+from core.datasets.class_text import attribute_phrase, class_words, embed, prompts
 from core.datasets.registry import DATASETS
 from core.datasets.vectors import attribute_vectors, write_attribute_vectors
 from core.experiments.identity import run_config
 from core.experiments.inputs import load_inputs, split_digest
 from core.experiments.run import run
 from core.experiments.sweep import Plan, jobs_of
-from core.features.backbones import build_backbone, file_form
+from core.features.backbones import build_backbone
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
 from core.features.settings import ExtractionConfig
@@ -40,8 +37,6 @@ from tests.helpers import TOY, toy_mats
 
 try:
     import open_clip
-
-    from core.features.clip import load_clip
 except ImportError:
     open_clip = None
 needs_open_clip = pytest.mark.skipif(open_clip is None, reason="open_clip is not installed")
@@ -70,7 +65,7 @@ def tiny(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def root(tmp_path, no_child, monkeypatch) -> Path:
+def root(tmp_path, monkeypatch) -> Path:
     """Nine classes of ten pictures, with the names of their attributes and vectors."""
     monkeypatch.setitem(DATASETS, "TOY", TOY)
     toy_mats(tmp_path / "xlsa17" / "data" / "TOY")
@@ -128,25 +123,8 @@ def test_scores_are_cosines_of_image_and_text():
         expected = [[torch.dot(i[0], t[kind]).item() / i[0].norm().item() for t in text] for i in x]
         torch.testing.assert_close(model.class_scores(x), torch.tensor(expected))
     for bad, shape in ((replace(space, text=None), (1, 5)), (space, (49, 5)), (space, (1, 6))):
-        with pytest.raises(UserError, match=r"extract_class_text.py CUB --model open_clip:MODEL/PRETRAINED"):
+        with pytest.raises(UserError, match=r"--backbone open_clip:MODEL/PRETRAINED"):
             find_method("clip").build(find_method("clip").recipe("*"), bad, shape, 0, 0)
-
-
-def test_texts_of_other_weights_or_classes_are_refused(tmp_path):
-    path, text = tmp_path / "t.safetensors", np.arange(12, dtype=np.float32).reshape(3, 2, 2)
-    write_class_text(path, text, ["a", "b", "c"], {"model": "m", "weights_sha256": "12"})
-    np.testing.assert_array_equal(load_class_text(path, ["c", "a"], "12"), text[[2, 0]])
-    with pytest.raises(UserError, match="of other weights than the features"):
-        load_class_text(path, ["a"], "13")
-    with pytest.raises(UserError, match=r"lacks the classes \['d'\]"):
-        load_class_text(path, ["a", "d"], "12")
-    for content in (b"", b"x" * 99, path.read_bytes()[:-4]):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="not a readable file of class texts"):
-            load_class_text(path, ["a"], "12")
-    save_file({"text": torch.zeros(3, 2)}, path, {"class_text": '{"class_names": ["a"], "weights_sha256": "12"}'})
-    with pytest.raises(UserError, match="not a readable file of class texts"):
-        load_class_text(path, ["a"], "12")
 
 
 def test_each_fold_has_the_texts_of_its_own_classes(toy):
@@ -169,10 +147,7 @@ def test_clip_runs_where_it_is_named_alone():
 
 
 def test_what_is_missing_is_one_sentence(monkeypatch):
-    def missing(name):
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(importlib, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UserError, match=r"pip install open_clip_torch"):
         build_backbone("open_clip:ViT-B-16/openai")
 
@@ -190,26 +165,56 @@ def test_features_are_the_models_own_image_embeddings(tiny):
         expected = model.encode_image(x, normalize=True)
         texts = model.encode_text(open_clip.get_tokenizer("tiny-test")(["a bird", "a whale"]), normalize=True)
     torch.testing.assert_close(backbone(x)[:, :, 0, 0], expected)
-    clip = load_clip(NAME)
-    np.testing.assert_allclose(clip.encode(["a bird", "a whale"]), texts, atol=1e-6)
-    assert clip.sha256 == backbone.sha256  # by which class texts and features know each other
+    np.testing.assert_allclose(backbone.network.encode(["a bird", "a whale"]), texts, atol=1e-6)
 
 
 @needs_open_clip
 def test_a_weights_file_is_read_without_running_it_and_must_fit(tiny, tmp_path):
-    clip = load_clip(NAME)
-    state = {k: v + 1 if k == "logit_scale" else v for k, v in clip.images.model.state_dict().items()}
+    clip = build_backbone(NAME)
+    model = clip.network.model
+    state = {k: v + 1 if k == "logit_scale" else v for k, v in model.state_dict().items()}
     path = tmp_path / "w.safetensors"
     save_file(state, path)
-    other = load_clip(NAME, str(path))
+    other = build_backbone(NAME, path)
     assert other.weights == "w.safetensors" and other.sha256 != clip.sha256
-    assert other.images.model.logit_scale == clip.images.model.logit_scale + 1
-    assert build_backbone(NAME, path).sha256 == other.sha256
+    assert other.network.model.logit_scale == model.logit_scale + 1
     save_file({k: v for k, v in state.items() if k != "text_projection"}, path)
-    with pytest.raises(UserError, match=r"does not fit the model: 1 missing \(text_projection\)"):
-        load_clip(NAME, str(path))
+    with pytest.raises(UserError, match=r"does not fit the model: 1 names .* text_projection"):
+        build_backbone(NAME, path)
     with pytest.raises(UserError, match="no weights file at"):
-        load_clip(NAME, str(tmp_path / "nothing.safetensors"))
+        build_backbone(NAME, tmp_path / "nothing.safetensors")
+
+
+@needs_open_clip
+def test_the_weights_name_that_a_run_records_makes_the_backbone_again(tiny, monkeypatch):
+    """As predict asks for it: open_clip:MODEL/PRETRAINED with the weights PRETRAINED."""
+    real, asked = open_clip.create_model, []
+
+    def create(name, pretrained=None, **how):
+        asked.append(pretrained)
+        return real(name, **how)
+
+    monkeypatch.setattr(open_clip, "create_model", create)
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda name: ["mine"])
+    first = build_backbone("open_clip:tiny-test/mine")
+    again = build_backbone("open_clip:tiny-test/mine", first.weights)
+    assert first.record() == again.record() and first.weights == "mine" and asked == ["mine", "mine"]
+    with pytest.raises(UserError, match="--weights other: for open_clip:tiny-test/mine choose mine, random, or a w"):
+        build_backbone("open_clip:tiny-test/mine", "other")
+
+
+@needs_open_clip
+def test_class_texts_are_of_the_backbones_own_text_tower(tiny, toy):
+    backbone = build_backbone(NAME)
+    names = [f"has_part::kind_{k}" for k in range(8)]
+    text = backbone.class_text(toy, names)
+    assert text.shape == (9, 2, E) and text.dtype == np.float32
+    said = prompts(toy.name, toy.class_names, toy.att, names)[3]
+    np.testing.assert_allclose(text[3, 0], backbone.network.encode(said[:1])[0], atol=1e-6)
+    np.testing.assert_allclose(text[3, 1], backbone.network.encode(said[1:]).mean(axis=0), atol=1e-6)
+    unnamed = backbone.class_text(toy)  # no attribute has a name
+    np.testing.assert_array_equal(unnamed[:, 0], unnamed[:, 1])
+    assert build_backbone("squeezenet1_1", "random", input_size=64).class_text(toy) is None
 
 
 @needs_open_clip
@@ -222,12 +227,12 @@ def test_activation_and_transform_are_the_pretrained_tags(monkeypatch):
 
     monkeypatch.setattr(open_clip, "create_model", create)
     with pytest.raises(UserError, match=r"could not be made with its weights \(no network\)\. Offline\?"):
-        load_clip("open_clip:ViT-B-16/openai")
+        build_backbone("open_clip:ViT-B-16/openai")
     name, how = asked[0]
     assert name == "ViT-B-16" and how["pretrained"] == "openai" and how["force_quick_gelu"] is True
     assert how["force_preprocess_cfg"]["interpolation"] == "bicubic" and how["force_preprocess_cfg"]["mean"][0] > 0.48
     with pytest.raises(UserError):
-        load_clip("open_clip:ViT-B-16/laion2b_s34b_b88k")
+        build_backbone("open_clip:ViT-B-16/laion2b_s34b_b88k")
     assert asked[1][1]["force_quick_gelu"] is False
 
 
@@ -235,7 +240,7 @@ def test_activation_and_transform_are_the_pretrained_tags(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("open_clip:ViT-B-17/openai", "no model 'ViT-B-17' in open_clip .* try .*ViT-B-16"),
+        ("open_clip:ViT-B-17/openai", "no model 'ViT-B-17' in open_clip; try .*ViT-B-16"),
         ("open_clip:ViT-B-16", r"name the weights too, open_clip:ViT-B-16/PRETRAINED with one of openai, .*random"),
         ("open_clip:ViT-B-16/mine", r"name the weights too"),
     ],
@@ -254,12 +259,12 @@ def test_a_run_is_scored_like_every_other(tiny, root, tmp_path, method):
         assert file.shape == (90, E, 1) and file.provenance["pretraining_saw_unseen"] == "no"  # random weights
     inputs = load_inputs("TOY", data_root=root, features=features)
     config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=0)
-    with pytest.raises(UserError, match=r"extract_class_text.py"):
-        run(config, inputs, tmp_path / "without")
-    assert command.main(None, ["TOY", "--data-root", str(root), "--model", NAME]) == 0
-    inputs = load_inputs("TOY", data_root=root, features=features)
+    if inputs.metadata.class_text is None:  # of a feature file without them
+        with pytest.raises(UserError, match=r"--backbone open_clip"):
+            run(config, inputs, tmp_path / "without")
+        names = [f"has_part::kind_{k}" for k in range(8)]
+        inputs.metadata.class_text = build_backbone(NAME).class_text(inputs.metadata, names)
     text = inputs.metadata.class_text
-    assert text.shape == (9, 2, E)
     config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=0)
     result = run(config, inputs, tmp_path / "run")
     assert result["chosen"]["configurations"] == 1 and 0 <= result["standard"]["H"] <= 1
@@ -271,22 +276,3 @@ def test_a_run_is_scored_like_every_other(tiny, root, tmp_path, method):
     nearest = m.unseen[(x @ text[m.unseen, kind].T).argmax(1)]
     right = [(nearest[m.labels[m.test_unseen_loc] == c] == c).mean() for c in m.unseen]
     assert result["standard"]["T1"] == pytest.approx(np.mean(right))
-
-
-@needs_open_clip
-def test_class_texts_of_another_model_are_refused(tiny, root):
-    features = features_of(root)
-    path = class_text_file(root, TOY, file_form(NAME))
-    write_class_text(path, np.ones((9, 2, E), np.float32), [f"class{c}" for c in range(9)], {"weights_sha256": "0"})
-    with pytest.raises(UserError, match="of other weights than the features"):
-        load_inputs("TOY", data_root=root, features=features)
-    with pytest.raises(UserError, match="--model timm:x: choose open_clip:MODEL/PRETRAINED"):
-        command.main(None, ["TOY", "--data-root", str(root), "--model", "timm:x"])
-
-
-@needs_open_clip
-def test_a_picture_made_square_in_training_is_said(tiny, caplog, monkeypatch):
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *a: {"resize_mode": "squash"})
-    with caplog.at_level(logging.WARNING):
-        load_clip(NAME)
-    assert "trained on pictures made square" in caplog.text

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from core.datasets.registry import DEMO
 from core.features.backbones import build_backbone
@@ -18,6 +18,7 @@ from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
 from core.features.images import Normaliser, load_image
 from core.files.errors import UserError
+from core.files.kinds import IMAGE_SUFFIXES
 from tests.helpers_features import TINY, make_data
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
@@ -121,6 +122,21 @@ def test_exif_orientation_is_not_applied_and_of_an_animation_the_first_frame_is_
     (tmp_path / "plain.jpg").write_bytes(encoded("JPEG"))
     np.testing.assert_array_equal(load_image(tmp_path / "turned.jpg", 32), load_image(tmp_path / "plain.jpg", 32))
     assert load_image(tmp_path / "animated.gif", 32).std() > 10  # noise; the second frame is black
+
+
+def test_photographs_that_every_program_opens_are_read(tmp_path: Path) -> None:
+    """108 megapixels of a telephone, an uncompressed TIFF of a camera, an editor's history and profile in a PNG."""
+    Image.new("RGB", (12_000, 9_000), (200, 40, 40)).save(tmp_path / "phone.jpg", quality=20)
+    Image.new("RGB", (6_000, 4_000), (200, 40, 40)).save(tmp_path / "camera.tif")
+    text = PngImagePlugin.PngInfo()
+    text.add_text("XML:com.adobe.xmp", "edited " * 300_000, zip=True)
+    Image.new("RGB", (80, 60), (200, 40, 40)).save(tmp_path / "history.png", pnginfo=text)
+    Image.new("RGB", (80, 60), (200, 40, 40)).save(tmp_path / "profile.png", icc_profile=bytes(2 << 20))
+    Image.new("RGB", (80, 60), (200, 40, 40)).save(tmp_path / "browser.jfif", "JPEG")
+    for path in sorted(tmp_path.iterdir()):
+        assert path.suffix in IMAGE_SUFFIXES
+        pixels = load_image(path, 32)
+        assert pixels.shape == (32, 32, 3) and np.abs(pixels - [200.0, 40, 40]).max() < 4, path.name
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

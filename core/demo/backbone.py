@@ -25,7 +25,6 @@ from core.datasets.xlsa17 import read_metadata
 from core.demo.drawing import SIZE
 from core.files.atomic import write_bytes
 from core.files.errors import UserError
-from core.files.system import utf8_name
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +186,7 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def _saved_settings(path: Path) -> str | None:
     try:
-        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("settings")
     except (OSError, SafetensorError):
         return None

@@ -18,7 +18,6 @@ from core.datasets.xlsa17 import read_metadata
 from core.features.feature_file import FeatureFile
 from core.features.layout import ROWS, check_stored, plain
 from core.features.writer import FeatureFileMetadata, Writer
-from core.files import sandbox
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
 
@@ -103,7 +102,7 @@ def convert(
         raise UserError(f"no feature file at {path}")
     if final.exists():
         raise UserError(f"{final} exists already; delete it or choose another name")
-    beside = sandbox.call("core.features.convert:read_beside", str(path), kind="feature file")
+    beside = read_beside(str(path))
     metadata = _metadata(path, beside, dataset, Path(data_root))
     provenance = {k: v for k, v in beside["attributes"].items() if k not in ("complete", "format_version")}
     provenance |= {"converted_from": f"{path.name} sha256 {sha256_file(path)}, layout {layout}"}

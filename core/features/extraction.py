@@ -105,7 +105,7 @@ class _Job:
 
     @property
     def row_bytes(self) -> int:
-        return (math.prod(self.network.shape) + self.network.global_width) * np.dtype(self.config.store).itemsize
+        return math.prod(self.network.shape) * np.dtype(self.config.store).itemsize
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def extract(
             len(job.missing),
             job.paths[job.missing[0]],
         )
-    with Writer(target, content, job.network.shape, config.store, job.network.global_width) as writer:
+    with Writer(target, content, job.network.shape, config.store) as writer:
         failed = _run(writer, job, rows, limit)
         report = writer.partial.with_name(writer.partial.name + ".bad_images.txt")
         if failed:
@@ -223,7 +223,7 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, w2v: Path |
         raise UserError(f"none of the {len(paths)} images of {dataset.source} is there; looked for {paths[0]}, ...")
     network = build_backbone(
         config.backbone, config.weights, input_size=config.input_size, layers=config.layers, pool=config.pool,
-        flip=config.flip, regions=config.regions == "all", project=config.project, keep_global=config.keep_global,
+        flip=config.flip,
     )  # fmt: skip
     provenance = _provenance(dataset, metadata, network, config, device, w2v)
     network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -267,7 +267,7 @@ def _run(writer: Writer, job: _Job, rows: range, limit: int | None = None) -> di
         written: deque[Future[None]] = deque()
         try:
             for batch, reasons in coming:
-                maps, tokens = job.network.with_global(job.normalise(batch.pixels))
+                maps, tokens = job.network(job.normalise(batch.pixels)), None
                 if len(written) == 2:
                     written.popleft().result()
                 good = [i for i in range(len(batch.rows)) if i not in reasons]

@@ -43,14 +43,13 @@ from core.features.layout import (
     whole_numbers,
     wrong_maps,
 )
-from core.files import sandbox
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
+from core.files.kinds import unreadable
 
 _REQUIRED = ("feature_map", "labels", *SPLITS, "att")
 _OPTIONAL = ("original_att", "w2v_att", "allclasses_names", "image_files", "train_loc", "val_loc", *ROWS.values())
 _ROW = 64 << 20  # bytes of one image's features; ResNet-101's have 200 kB
-_CHILD_SECONDS = 60
 
 
 class FeatureFile(AbstractContextManager["FeatureFile"]):
@@ -367,7 +366,12 @@ def parse_in_child(path: Path, finished: bool = True) -> None:
     Raises:
         UserError: what the child found wrong, or that the HDF5 library crashes or hangs there.
     """
-    sandbox.call("core.features.feature_file:examine", str(path), finished, kind="HDF5 file", timeout=_CHILD_SECONDS)
+    try:
+        examine(path, finished)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises nearly anything
+        raise unreadable(path, "HDF5 file", error) from error
 
 
 def examine(path: Path | str, finished: bool = True) -> None:

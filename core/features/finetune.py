@@ -40,6 +40,7 @@ from core.files.errors import UserError
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 HELD_OUT = 0.1  # share of each class's images that early stopping watches
 MARGIN = 8 / 7  # side of the picture that a crop is cut from, in crops: 256 for 224 pixels
+REMARK = "saw_unseen"  # in the record, but it does not decide the weights
 _HEAD_RATE = 10  # the head starts from nothing, so it learns faster by that factor
 _AHEAD = 3  # batches decoded ahead
 _log = logging.getLogger(__name__)
@@ -47,11 +48,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Everything that decides the weights but the images.
-
-    Raises:
-        UserError: a value out of its range; names the flag.
-    """
+    """Everything that decides the weights but the images."""
 
     backbone: str = "resnet101"
     weights: str | None = None
@@ -65,15 +62,6 @@ class FinetuneConfig:
     device: str = "auto"
     seed: int = 0
     pretraining_saw_unseen: str | None = None  # what a user says of own weights: no, unknown, yes
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"--lr {self.lr}: must be above 0")
-        if self.dtype not in DTYPES:
-            raise UserError(f"--dtype {self.dtype}: choose one of {', '.join(DTYPES)}")
 
 
 def weights_name(backbone: str, fold: str) -> str:
@@ -99,17 +87,14 @@ def finetune(
         paths: (N,) of all images; only those in ``rows`` are looked at.
         fold: what the rows are, for the record: split<k>_val or final.
         out: the weights file; the state of an unfinished run is kept beside it.
-
-    Raises:
-        UserError: images that are missing or unreadable, a file there of other settings, or training that diverged.
     """
     labels = metadata.labels
     rows = np.sort(rows)
     if missing := [paths[r] for r in rows.tolist() if not paths[r].is_file()]:
         raise UserError(f"{len(missing)} of the {len(rows)} images to fine-tune on are missing, first {missing[0]}")
-    backbone = build_backbone(config.backbone, config.weights, input_size=config.input_size)
     if config.backbone.startswith(OPEN_CLIP):
         raise UserError(f"{config.backbone} gives image embeddings, which are not fine-tuned; try timm:NAME")
+    backbone = build_backbone(config.backbone, config.weights, input_size=config.input_size)
     own = own_size(config.backbone)
     if config.backbone.startswith(TIMM) and backbone.input_size != own:
         raise UserError(
@@ -130,25 +115,21 @@ def finetune(
     }
     if out.exists():
         known = finetuned_record(out)
-        differ = [key for key in record if known.get(key) != record[key]]
+        differ = [key for key in record if key != REMARK and known.get(key) != record[key]]
         if differ:
             raise UserError(f"{out} was made with other {', '.join(differ)}; delete it, or choose another --out")
         _log.info("%s is complete already", out)
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with Lock(out):
-            run = _Run(backbone, paths, labels, rows, config, workers)
-            state = out.with_name(out.name + ".state")
-            run.restore(state, record)
-            run.train(lambda: run.store(state, record))
-            tensors = {key: value.contiguous() for key, value in run.best.items()}
-            record["epoch"], record["held_out_accuracy"] = str(run.best_epoch), f"{run.best_accuracy:.4f}"
-            write_bytes(out, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
-            state.unlink(missing_ok=True)
-    except torch.OutOfMemoryError as error:
-        half = max(1, config.batch_size // 2)
-        raise UserError(f"the memory is not enough for --batch-size {config.batch_size}: try {half}") from error
+    with Lock(out):
+        run = _Run(backbone, paths, labels, rows, config, workers)
+        state = out.with_name(out.name + ".state")
+        run.restore(state, record)
+        run.train(lambda: run.store(state, record))
+        tensors = {key: value.contiguous() for key, value in run.best.items()}
+        record["epoch"], record["held_out_accuracy"] = str(run.best_epoch), f"{run.best_accuracy:.4f}"
+        write_bytes(out, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
+        state.unlink(missing_ok=True)
     return out
 
 
@@ -185,9 +166,8 @@ class _Run:
 
     def logits(self, images: Tensor) -> Tensor:
         """(B,S) scores of the classes fine-tuned on, for normalised images (B,3,H,W)."""
-        with torch.autocast(
-            self.device.type, dtype=DTYPES[self.config.dtype], enabled=DTYPES[self.config.dtype] is not None
-        ):
+        dtype = DTYPES[self.config.dtype]
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             maps = self.backbone.maps(images)  # (B,D,h,w)
             scores: Tensor = self.head(maps.mean(dim=(2, 3)))
         return scores.float()
@@ -288,28 +268,22 @@ class _Run:
             torch.save(state, temporary)
 
     def restore(self, path: Path, record: Mapping[str, str]) -> None:
-        """Go on from a state file, if there is one.
-
-        Raises:
-            UserError: it is of another run, or damaged.
-        """
+        """Go on from a state file, if there is one."""
         if not path.exists():
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            if state["record"] == dict(record):
+            differ = [key for key in record if key != REMARK and state["record"].get(key) != record[key]]
+            if not differ:
                 self.network.load_state_dict(state["network"], strict=False)
                 self.head.load_state_dict(state["head"])
                 self.optimizer.load_state_dict(state["optimizer"])
                 self.epoch, self.best = state["epoch"], state["best_weights"]
                 self.best_epoch, self.best_accuracy = state["best"]
-                return
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except Exception as error:  # a damaged file raises nearly anything
             raise UserError(f"{path} is damaged ({type(error).__name__}); delete it to start anew") from error
-        differ = [key for key in record if state["record"].get(key) != record[key]]
-        raise UserError(f"{path} is of a run with other {', '.join(differ)}; delete it to start anew")
+        if differ:
+            raise UserError(f"{path} is of a run with other {', '.join(differ)}; delete it to start anew")
 
 
 def held_out(rows: np.ndarray, number: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,21 +13,16 @@ from safetensors import safe_open
 
 from core.features.backbones import SAW_UNSEEN
 from core.files.errors import UserError
-from core.files.system import utf8_name
 
 KEY = "finetuned"  # entry of the weights file's header; one alone, since the format orders several at random
 
 
 def finetuned_record(weights: str | Path | None) -> dict[str, str]:
-    """What a file that :func:`finetune` wrote says of itself; empty of any other weights.
-
-    Raises:
-        UserError: the record is damaged.
-    """
+    """What a file that :func:`finetune` wrote says of itself; empty of any other weights."""
     if weights is None or Path(weights).suffix != ".safetensors" or not Path(weights).is_file():
         return {}
     try:
-        with utf8_name(weights) as name, safe_open(name, framework="pt") as file:
+        with safe_open(weights, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
         record = json.loads(text) if text is not None else {}
         if record and (not unpack_rows(record["rows"]).size or record["saw_unseen"] not in SAW_UNSEEN):
@@ -67,9 +62,6 @@ def refuse_finetuned(
         dataset: source of the data set that is measured on; row numbers mean nothing in another.
         labels: (N,) class numbers.
         seen_rows, unseen_rows: images that are measured on.
-
-    Raises:
-        UserError: a class taken for unseen, or an image, was fine-tuned on; says which weights would do.
     """
     if provenance.get("finetuned") != "true" or provenance.get("finetuned_dataset") != dataset:
         return
