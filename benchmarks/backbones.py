@@ -30,7 +30,7 @@ from core.datasets.registry import DEMO
 from core.features import extraction
 from core.features.images import load_image
 from core.features.settings import DTYPES, ExtractionConfig
-from core.features.writer import FeatureFileMetadata, Writer
+from core.features.writer import Writer
 from core.files.atomic import write_bytes
 from core.files.errors import UserError, run_cli
 
@@ -71,7 +71,7 @@ def measure(root: Path, name: str, size: int, args: argparse.Namespace) -> Speed
         backbone=name, weights="random", input_size=size, dtype=args.dtype, store="float32", device="cpu",
         batch_size=batch, workers=1,
     )  # fmt: skip
-    job = extraction._prepare(DEMO, root, config, None)
+    job = extraction._prepare(DEMO, root, config)
     crop, resize, how = job.network.transform.crop, job.network.transform.resize, job.network.transform.interpolation
     pixels = torch.from_numpy(np.stack([load_image(path, crop, resize, how) for path in job.paths[:batch]]))
     images = job.normalise(pixels)
@@ -80,16 +80,15 @@ def measure(root: Path, name: str, size: int, args: argparse.Namespace) -> Speed
     def bare() -> float:
         return cpu_seconds(lambda: job.network(images))
 
-    content = FeatureFileMetadata(job.metadata, job.provenance)
     passes, whole = [bare()], []
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(args.turns):
-            with Writer(Path(folder) / f"{turn}.hdf5", content, job.network.shape, config.store) as writer:
-                whole.append(cpu_seconds(lambda w=writer: extraction._run(w, job, range(n))))  # type: ignore[misc]
+            with Writer(Path(folder) / f"{turn}.hdf5", job.content, job.network.shape, config.store) as writer:
+                whole.append(cpu_seconds(lambda w=writer: extraction._run(w, job)))  # type: ignore[misc]
             passes.append(bare())
         good = [*range(batch)]
-        with Writer(Path(folder) / "store.hdf5", content, job.network.shape, config.store) as writer:
-            store = cpu_seconds(lambda: extraction._store(writer, np.arange(batch), maps, None, good))
+        with Writer(Path(folder) / "store.hdf5", job.content, job.network.shape, config.store) as writer:
+            store = cpu_seconds(lambda: extraction._store(writer, np.arange(batch), maps, good))
     decode = min(
         cpu_seconds(lambda: [load_image(path, crop, resize, how) for path in job.paths[:batch]]) for _ in range(3)
     )

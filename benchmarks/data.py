@@ -12,7 +12,8 @@ from PIL import Image
 
 from core.datasets.metadata import Metadata
 from core.datasets.registry import DEMO
-from core.features.writer import FeatureFileMetadata, Writer
+from core.features.layout import FeatureFileMetadata
+from core.features.writer import Writer
 
 _DIFFERENT = 64  # different images or rows; the others repeat them
 

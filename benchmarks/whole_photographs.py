@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace) -> pd.DataFrame:
     """Run what is missing, variant by variant; the table is written after every run."""
     for variant in args.variants:
         out = feature_file(args.work, variant)
-        work = functools.partial(extract, CUB, data_root=args.data_root, out=out, w2v=args.w2v)
+        work = functools.partial(extract, CUB, data_root=args.data_root, out=out)
         if out.is_file():
             work(config=config_of(args, variant))  # refuses a file of other settings
         else:

@@ -40,9 +40,9 @@ def dazle(path: Path, m: Metadata, **changes: np.ndarray) -> Path:
     ("changes", "message"),
     [
         ({"class_names": ["class 0", "class 1", "cat", "class 3", "class 4", "class 5"]}, "class 3 is class 2, .* cat"),
-        ({"class_names": [f"class {c}" for c in range(5)]}, r"it has 6 \(class: class 0, class 1, .*class 5\), .* 5"),
+        ({"class_names": [f"class {c}" for c in range(5)]}, r"it has 6 \(class\), the split file 5"),
         ({"labels": np.repeat(np.arange(6), 10)[::-1].copy()}, "label 1 is 0, the split file's 5"),
-        ({"labels": np.arange(48)}, r"it has 60 \(image: .* the split file 48"),
+        ({"labels": np.arange(48)}, r"it has 60 \(image\), the split file 48"),
         ({"test_seen_loc": np.arange(3)}, "row of test_seen_loc"),
         ({"trainval_loc": metadata().trainval_loc + 1}, "row of trainval_loc 1 is 1, the split file's 2"),
         (
@@ -135,7 +135,7 @@ def test_the_command_that_makes_a_file_is_whole(tmp_path: Path) -> None:
         writer.finish()
     with FeatureFile(path) as file:
         assert file.extraction_command("a root") == (
-            f"python extract_feature/extract_feature_map_ResNet_101_CUB.py --out '{path}' --data-root 'a root' "
+            f"python extract_feature/extract_feature_map_ResNet_101_CUB.py --data-root 'a root' --out '{path}' "
             "--backbone resnet50 --weights 'my weights.pth' --input-size 448 --store float32"
         )
     with FeatureFile(dazle(tmp_path / "feature_map_ResNet_101_SUN.hdf5", metadata())) as file:

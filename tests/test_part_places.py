@@ -14,7 +14,8 @@ from benchmarks.validation import Best
 from core.datasets.registry import CUB
 from core.datasets.xlsa17 import read_metadata
 from core.features.images import Transform
-from core.features.writer import FeatureFileMetadata, Writer
+from core.features.layout import FeatureFileMetadata
+from core.features.writer import Writer
 from core.files.errors import UserError
 from core.method import AttentionOutput, Method, ZeroShotModel
 from core.reporting.part_places import (

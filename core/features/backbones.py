@@ -14,14 +14,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
 from core.features.clip import clip_trunk
 from core.features.images import Transform
-from core.features.reduction import Reduction
 from core.features.trunks import FORWARD, OPEN_CLIP, TIMM, Trunk, build_trunk, spatial_outputs
 from core.features.weights import is_weights_file, state_sha256
 from core.files.atomic import sha256_file
@@ -46,9 +47,6 @@ class Backbone(nn.Module):
         self.network = trunk.network.eval().requires_grad_(False)
         self.transform: Transform = trunk.transform.at(size)
         self.input_size, self.layers, self.pool, self.flip = size, tuple(layers), 1, False
-        self.reduction: Reduction | None = None
-        self.keep_global, self.global_width = False, 0  # its numbers G, where the class token is kept
-        self._class_tokens: list[Tensor] = []  # (B,G) of each view
         self._trunk = trunk
         self._last = trunk.layer
         self._outputs: dict[str, Tensor] = {}
@@ -72,20 +70,12 @@ class Backbone(nn.Module):
         """(B,3,H,W) normalised images to (B,D,h,w)."""
         return self.maps(images)
 
-    @torch.inference_mode()
-    def with_global(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """:meth:`forward`, and beside it the class token (B,G) where it is kept; with ``flip`` the mean of both."""
-        maps, tokens = self.maps(images), self._class_tokens
-        return maps, torch.stack(tokens).mean(dim=0) if tokens else None
-
     def maps(self, images: Tensor) -> Tensor:
         """:meth:`forward` outside of inference mode, for tracing."""
-        self._class_tokens = []
         maps = self.last_map(images)
         if self.flip:
             maps = (maps + self.last_map(images.flip(3)).flip(3)) / 2
-        maps = F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
-        return maps if self.reduction is None else self.reduction(maps)
+        return F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
 
     def last_map(self, images: Tensor) -> Tensor:
         """The last layer's map, and the earlier ones' averaged to its grid behind it."""
@@ -94,8 +84,6 @@ class Backbone(nn.Module):
             self._outputs[FORWARD] = whole.forward_features(images)
         else:
             whole(images)
-        if self.keep_global:
-            self._class_tokens.append(self._outputs[self._last][:, 0])
         if unused := [layer for layer in self.layers if layer not in self._outputs]:
             raise ValueError(f"{', '.join(unused)} is not run on the way to the last map")
         maps = [self._trunk.to_map(self._outputs.pop(layer)) for layer in (self._last, *self.layers)]
@@ -105,6 +93,10 @@ class Backbone(nn.Module):
                 raise ValueError(f"the map of {layer} is smaller than the last one's {grid[0]}x{grid[1]}")
         pooled = [m if (m.shape[2], m.shape[3]) == grid else F.adaptive_avg_pool2d(m, grid) for m in maps]
         return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
+
+    def class_text(self, metadata: Metadata) -> np.ndarray | None:
+        """(C,2,E) float32, texts of the classes; None of a network without a text tower."""
+        return None
 
     def saw_unseen(self, dataset: DataSet, unseen_classes: Sequence[str], declared: str | None = None) -> str:
         """Whether pretraining saw images of the unseen classes: no, unknown or yes.
@@ -132,8 +124,6 @@ class Backbone(nn.Module):
             "input_size": self.input_size,
             "pool": self.pool,
             "flip": "average of both views" if self.flip else "no",
-            **({"global": "class token"} if self.keep_global else {}),
-            **(self.reduction.record() if self.reduction is not None else {}),
         }
 
 
@@ -143,7 +133,7 @@ def _keep(outputs: dict[str, Tensor], layer: str, module: nn.Module, inputs: Any
 
 def build_backbone(
     name: str, weights: str | Path | None = None, *, input_size: int | None = None, layers: Sequence[str] = (),
-    pool: int = 1, flip: bool = False, regions: bool = True, project: str | None = None, keep_global: bool = False,
+    pool: int = 1, flip: bool = False,
 ) -> Backbone:  # fmt: skip
     """A frozen backbone, tried on one blank image.
 
@@ -158,13 +148,9 @@ def build_backbone(
         layers: modules whose maps, averaged to the grid of the last map, are put behind it, (B,D+D',h,w).
         pool: average pool x pool regions into one.
         flip: average the maps of the image and of its mirror image, the latter's mirrored back.
-        regions: False leaves their mean alone, (B,D,1,1).
-        project: channels of a seeded random projection, or a .npy file with a matrix (d,D).
-        keep_global: have :meth:`Backbone.with_global` return the class token; pooling and projection leave it alone.
 
     Raises:
-        UserError: unknown names, unreadable files, keys or shapes that do not fit, a size the network cannot take, or
-            no class token to keep.
+        UserError: unknown names, unreadable files, keys or shapes that do not fit, or a size the network cannot take.
     """
     given = None if weights is None else str(weights)
     trunk = clip_trunk(name, given) if name.startswith(OPEN_CLIP) else build_trunk(name, given)
@@ -176,21 +162,17 @@ def build_backbone(
         raise UserError(f"--layers {','.join(unknown)}: {name} has no such module; {_layers_of(trunk)}")
     if trunk.layer in layers:
         raise UserError(f"--layers {trunk.layer}: that is the last map, which is taken anyway; name an earlier one")
-    if keep_global and not trunk.class_token:
-        instead = "its map is the image's embedding already" if name.startswith(OPEN_CLIP) else "vit_b_16 has one"
-        raise UserError(f"--keep-global: {name} has no class token ({instead}); leave the flag out")
     error = _fit(trunk, size)
     if error is not None:
         raise UserError(f"{name} cannot take images of {size} pixels ({error}); it takes {_sizes(trunk, size)}")
     backbone = Backbone(name, trunk, digest, size, layers)
-    backbone.keep_global = keep_global
     try:
-        maps, token = backbone.with_global(torch.zeros(1, 3, size, size))
+        maps = backbone(torch.zeros(1, 3, size, size))
     except (ValueError, KeyError, AttributeError, RuntimeError) as failed:
         raise UserError(
             f"--layers {','.join(layers)} of {name}: {first_line(failed)[:200]}; {_layers_of(trunk)}"
         ) from failed
-    shape, backbone.global_width = maps.shape, 0 if token is None else token.shape[1]
+    shape = maps.shape
     if pool > 1 and (shape[2] % pool or shape[3] % pool):
         raise UserError(
             f"--pool {pool}: {name} at {size} pixels has {shape[2]}x{shape[3]} regions, which cannot be averaged by "
@@ -198,9 +180,6 @@ def build_backbone(
         )
     backbone.pool, backbone.flip = pool, flip
     backbone.shape = (shape[1], shape[2] // pool, shape[3] // pool)
-    if not regions or project is not None:
-        backbone.reduction = Reduction(shape[1], regions, project)
-        backbone.shape = backbone.reduction.shape(backbone.shape)
     return backbone
 
 

@@ -1,121 +1,128 @@
-"""Where the bytes of a feature file lie, and what vouches for them: what its reader and its writer must agree on.
-
-Format 3 is a header of 512 bytes (HDF5's user block, which HDF5 programs pass over and leave as it is) and HDF5 data in
-which the rows of feature_map stand one behind another. The crc32 of each row stands in the dataset row_crc32; a SHA-256
-in the header is of every other byte. The bytes follow from the content alone: no times, no process numbers.
-
-Class tokens, where they were asked for, are the rows of global, their crc32 in global_crc32. The SHA-256 is of them
-too; a run that is resumed goes by the crc32.
-"""
+"""What a feature file holds: its datasets, the axes of its features, what decides them, and a digest of all of it."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
-import os
-import struct
-import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from core.files.errors import UserError
+from core.datasets.metadata import Metadata
+from core.files.errors import UserError, differences
+from core.files.hdf5 import plain
 
-FORMAT_VERSION = 3  # 2: one chunk with a fletcher32 a row; 0: DAZLE's
-HEADER_BYTES = 512
-DIGEST = (32, 64)  # bytes of the header that hold the SHA-256
-_HEADER = struct.Struct("<8sQQQ32s")  # magic, offset of row 0, rows, bytes of a row, SHA-256
-_MAGIC = b"VSMRFEAT"
-_BESIDE = 256 << 20  # bytes of any dataset beside the features; CUB's longest is 2 MB
-ROWS = {"feature_map": "row_crc32", "global": "global_crc32"}  # datasets of one row an image, and their checksums
-_FILTERS = {1, 2, 3, 32000}  # gzip, shuffle, fletcher32, lzf: others may be plug-ins, which are code
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the first bytes of a finished file say."""
-
-    base: int  # byte offset of row 0
-    rows: int
-    row_bytes: int
-    sha256: bytes = bytes(32)  # of every byte of the file but the rows and itself
-
-    def row_offset(self, row: int) -> int:
-        """Byte offset of a row."""
-        return self.base + row * self.row_bytes
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """Byte offsets where the rows begin and end."""
-        return self.base, self.row_offset(self.rows)
-
-    def pack(self) -> bytes:
-        return _HEADER.pack(_MAGIC, self.base, self.rows, self.row_bytes, self.sha256)
+FORMAT_VERSION = 4
+# what a file says that decides no feature: another run may go on with it though it would say something else
+RECORDED = {
+    "weights", "pretraining_saw_unseen", "batch_size", "device", "torch_version", "word_vectors", "notes",
+    "format_version", "sha256", "complete",
+}  # fmt: skip
+_OPTIONAL = ("image_files", "allclasses_names", "train_loc", "val_loc")  # left out where they are empty
+_ROW = 64 << 20  # bytes of one image's features; ResNet-101's have 200 kB
 
 
 @dataclass(frozen=True)
-class RowPlace:
-    """Where the rows of one of ROWS lie in a file, and their checksums."""
+class FeatureFileMetadata:
+    """Everything in a feature file but the features themselves."""
 
-    base: int  # byte offset of row 0
-    rows: int
-    row_bytes: int
-    crcs: int  # byte offset of row 0's crc32
+    metadata: Metadata
+    provenance: Mapping[str, str | int]  # attributes of the root
+    w2v: np.ndarray | None = None  # (K,V) float32
+    class_text: np.ndarray | None = None  # (C,2,E) float32
 
-    @property
-    def spans(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Byte offsets where rows and checksums begin and end."""
-        return (self.base, self.base + self.rows * self.row_bytes), (self.crcs, self.crcs + 4 * self.rows)
-
-
-def row_places(file: h5py.File) -> dict[str, RowPlace]:
-    """That of feature_map, and of global where a file has it."""
-    found = {}
-    for key, crcs in ROWS.items():
-        if key in file:
-            rows, *shape = file[key].shape
-            size = math.prod(shape) * file[key].dtype.itemsize
-            found[key] = RowPlace(file[key].id.get_offset(), rows, size, file[crcs].id.get_offset())
-    return found
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every dataset but the features and their checksums; text as objects."""
+        m = self.metadata
+        integers = ("labels", "trainval_loc", "test_seen_loc", "test_unseen_loc", "train_loc", "val_loc")
+        arrays = {key: np.asarray(getattr(m, key)).astype("<i8") for key in integers}
+        arrays |= {key: getattr(m, key).astype("<f4") for key in ("att", "original_att")}
+        arrays |= {"image_files": np.array(m.image_files, dtype=object)}
+        arrays |= {"allclasses_names": np.array(m.class_names, dtype=object)}
+        arrays |= {} if self.w2v is None else {"w2v_att": self.w2v.astype("<f4")}
+        arrays |= {} if self.class_text is None else {"class_text": self.class_text.astype("<f4")}
+        return {key: values for key, values in arrays.items() if len(values) or key not in _OPTIONAL}
 
 
-def read_header(descriptor: int) -> Header | None:
-    """The header, not yet compared; None where there is none (unfinished files, older formats)."""
-    start = os.pread(descriptor, _HEADER.size, 0)
-    if len(start) < _HEADER.size or not start.startswith(_MAGIC):
+def store(file: h5py.File, attributes: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Write all but the features into an HDF5 file."""
+    for name, value in attributes.items():
+        if name not in ("sha256", "complete"):
+            file.attrs[name] = value
+    file.attrs["format_version"] = FORMAT_VERSION
+    for key, values in arrays.items():
+        file.create_dataset(key, data=values, dtype=h5py.string_dtype() if values.dtype == object else None)
+
+
+def held(file: h5py.File) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Attributes and arrays of a file, but its features and what vouches for them."""
+    attributes = {k: plain(v) for k, v in file.attrs.items()}
+    keys = [key for key in file if key not in ("feature_map", "row_crc32")]
+    return attributes, {k: file[k].asstr()[()] if h5py.check_string_dtype(file[k].dtype) else file[k][()] for k in keys}
+
+
+def difference(
+    there: tuple[Mapping[str, Any], Mapping[str, np.ndarray]], now: tuple[Mapping[str, Any], Mapping[str, np.ndarray]]
+) -> str:
+    """In what features of these attributes and arrays are of another extraction; empty if in nothing."""
+    a, b = ({k: v for k, v in attributes.items() if k not in RECORDED} for attributes, _ in (there, now))
+    found = differences(a, b)
+    for key in sorted({*there[1], *now[1]} - {"w2v_att"}):
+        if key not in there[1] or key not in now[1] or not np.array_equal(there[1][key], now[1][key]):
+            found.append(f"{key} is not the same")
+    return "; ".join(found)
+
+
+def content_digest(file: h5py.File) -> str:
+    """SHA-256 of all of a file of format 4 but its rows, whose crc32 stand for them."""
+    attributes = {k: plain(v) for k, v in file.attrs.items() if k != "sha256"}
+    digest = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=str).encode())
+    for key in sorted(file):
+        data = file[key]
+        digest.update(f"{key} {data.shape} {data.dtype.str}".encode())
+        if key == "feature_map":
+            continue
+        if h5py.check_string_dtype(data.dtype):
+            digest.update(json.dumps(data.asstr()[()].tolist()).encode())
+        else:
+            digest.update(data[()].tobytes())
+    return digest.hexdigest()
+
+
+def first_not_finite(values: np.ndarray) -> int | None:
+    """Index of the first row with NaN or infinity."""
+    if not values.size:
         return None
-    return Header(*_HEADER.unpack(start)[1:])
+    flat = np.ascontiguousarray(values).reshape(len(values), -1)
+    if values.dtype == np.float16:
+        bad = (flat.view(np.uint16) & 0x7FFF).max(axis=1) >= 0x7C00
+    else:
+        bad = ~np.isfinite(flat).all(axis=1)
+    return int(bad.argmax()) if bad.any() else None
 
 
-def sha256_outside(descriptor: int, *skipped: tuple[int, int]) -> bytes:
-    """SHA-256 of a file's bytes outside the skipped spans (start, stop).
-
-    Raises:
-        ValueError: the spans overlap or lie outside the file.
-    """
-    digest, at, size = hashlib.sha256(), 0, os.fstat(descriptor).st_size
-    for start, stop in (*sorted(skipped), (size, size)):
-        if not at <= start <= stop <= size:
-            raise ValueError("it is cut short, or its header is damaged")
-        while at < start:
-            piece = os.pread(descriptor, min(start - at, 1 << 20), at)
-            if not piece:
-                raise ValueError("it is cut short")
-            digest.update(piece)
-            at += len(piece)
-        at = stop
-    return digest.digest()
-
-
-def wrong_maps(shape: tuple[int, ...], dtype: np.dtype[Any]) -> str:
-    """What a feature_map is that holds no maps of real numbers, and what it should be; "" for one that does."""
+def check_maps(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> None:
+    """Refuse a feature_map that cannot be (N,D,h,w) or (N,D,R) of real numbers; nothing is guessed."""
+    wrong = ""
     if len(shape) not in (2, 3, 4) or 0 in shape:
-        return f"{shape}; (N,D,h,w) is needed: images, channels, rows and columns of the grid"
-    if len(shape) == 2:
-        return f"{shape}, without regions; features of whole images are stored as (N,D,1,1): maps[:, :, None, None]"
-    return "" if dtype.kind == "f" else f"of {dtype}; floating-point numbers are needed: maps.astype('float32')"
+        wrong = f"{shape}; (N,D,h,w) is needed: images, channels, rows and columns of the grid"
+    elif len(shape) == 2:
+        wrong = f"{shape}, without regions; features of whole images are stored as (N,D,1,1): maps[:, :, None, None]"
+    elif dtype.kind != "f":
+        wrong = f"of {dtype}; floating-point numbers are needed: maps.astype('float32')"
+    elif (row_bytes := math.prod(shape[1:]) * dtype.itemsize) > _ROW:
+        wrong = f"{shape}: {row_bytes} bytes of features an image, more than {_ROW}"
+    if wrong:
+        raise UserError(f"{path}: feature_map is {wrong}")
+    try:
+        check_axes(shape)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def check_axes(shape: tuple[int, ...]) -> None:
@@ -146,82 +153,3 @@ def check_axes(shape: tuple[int, ...]) -> None:
 
 def _is_square(n: int) -> bool:
     return math.isqrt(n) ** 2 == n
-
-
-def check_stored(file: h5py.File, key: str) -> None:
-    """Refuse datasets whose values lie elsewhere, are not there, need a plug-in, or are of absurd size."""
-    if not isinstance(file.get(key, getlink=True), h5py.HardLink) or not isinstance(file[key], h5py.Dataset):
-        raise ValueError(f"{key} is not a dataset of this file")
-    dataset = file[key]
-    plan, size = dataset.id.get_create_plist(), math.prod(dataset.shape or (0,)) * dataset.dtype.itemsize
-    if dataset.is_virtual or plan.get_external_count():
-        raise ValueError(f"the values of {key} lie in another file")
-    if filters := {plan.get_filter(i)[0] for i in range(plan.get_nfilters())} - _FILTERS:
-        raise ValueError(f"{key} is stored with the unknown filters {sorted(filters)}; repack it: h5repack -f NONE")
-    if key not in ROWS and size > _BESIDE:
-        raise ValueError(f"{key} has {size} bytes, more than {_BESIDE}")
-    if dataset.chunks is None:
-        stored = dataset.id.get_storage_size() >= size  # text takes more there than in memory
-    else:
-        if math.prod(dataset.chunks) * dataset.dtype.itemsize > _BESIDE:
-            raise ValueError(f"the chunks of {key} are of {dataset.chunks}, too much for the memory")
-        chunks = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
-        stored = dataset.id.get_num_chunks() == chunks
-    if not stored:  # HDF5 would fill the gaps with zeros
-        raise ValueError(f"{key} is not all there")
-
-
-def matrix(file: h5py.File, key: str) -> np.ndarray:
-    """A dataset as a float32 matrix."""
-    values = file[key][()]
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
-        raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; a matrix of numbers is needed")
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        return values.astype(np.float32)
-
-
-def class_tokens(file: h5py.File, rows: int) -> np.ndarray | None:
-    """The dataset global, (N,G) in its stored type, every row compared with its checksum; None where there is none.
-
-    Raises:
-        ValueError: no floats of one row an image, a damaged row, NaN or infinity.
-    """
-    if "global" not in file:
-        return None
-    tokens: np.ndarray = file["global"][()]
-    if tokens.ndim != 2 or tokens.dtype.kind != "f" or len(tokens) != rows:
-        raise ValueError(f"global is {tokens.shape} of {tokens.dtype}; floats of ({rows},G) are needed")
-    if ROWS["global"] in file:  # files from elsewhere have no checksums
-        for row, crc in enumerate(file[ROWS["global"]][()].tolist()):
-            if zlib.crc32(tokens[row].tobytes()) != crc:
-                raise ValueError(f"the class token of row {row} is damaged (checksum)")
-    if (bad := first_not_finite(tokens)) is not None:
-        raise ValueError(f"the class token of row {bad} holds NaN or infinity")
-    return tokens
-
-
-def whole_numbers(file: h5py.File, key: str) -> np.ndarray:
-    """A dataset as a list of int64."""
-    values = file[key][()]
-    if values.dtype.kind not in "fiu" or not (np.abs(values) < 2**53).all() or (values % 1 != 0).any():
-        raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; whole numbers are needed")
-    return values.ravel().astype(np.int64)
-
-
-def first_not_finite(values: np.ndarray) -> int | None:
-    """Index of the first row with NaN or infinity."""
-    if not values.size:
-        return None
-    flat = np.ascontiguousarray(values).reshape(len(values), -1)
-    if values.dtype == np.float16:
-        bad = (flat.view(np.uint16) & 0x7FFF).max(axis=1) >= 0x7C00
-    else:
-        bad = ~np.isfinite(flat).all(axis=1)
-    return int(bad.argmax()) if bad.any() else None
-
-
-def plain(value: Any) -> Any:
-    """An HDF5 attribute as a plain Python value."""
-    if isinstance(value, bytes):
-        return value.decode()
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value

@@ -103,6 +103,10 @@ def fsync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+class Busy(UserError):
+    """Another process is writing the same file."""
+
+
 class Lock(contextlib.AbstractContextManager["Lock"]):
     """`<final>.lock`, held while a process writes ``final``; a second process is refused, a dead one is no obstacle."""
 
@@ -114,7 +118,7 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
                 fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 os.close(self._descriptor)
-                raise UserError(
+                raise Busy(
                     f"another process is writing {final} (it holds {self.path}); wait for it or choose another --out"
                 ) from error
             except OSError as error:
