@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from core.datasets.registry import DEMO
 from core.features import feature_file
 from core.features.feature_file import FeatureFile, verify
 from core.features.writer import Writer
-from core.files.atomic import Busy, Lock
+from core.files.atomic import Busy
 from core.files.errors import UserError
 from tests.helpers import forked
 from tests.helpers_features import SHAPE, content, maps, metadata, write
@@ -310,3 +312,50 @@ def test_worker_processes_read_what_the_parent_reads(
             for seed, (a, b) in enumerate(zip(expected, found, strict=True)):
                 assert np.array_equal(a, b), seed
                 assert np.array_equal(a, _read(file, seed))  # the parent reads meanwhile
+
+
+def test_a_healthy_file_on_a_disk_without_locks_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What h5py says there; shared/cases/01 makes such a disk with a library put in front."""
+    path, real = write(tmp_path / "f.hdf5"), h5py.File
+
+    def lockless(*args: object, locking: object = None, **options: object) -> h5py.File:
+        if locking is not False:
+            raise OSError(errno.ENOLCK, "unable to lock file, errno = 37, error message = 'No locks available'")
+        return real(*args, locking=locking, **options)
+
+    monkeypatch.setattr(h5py, "File", lockless)
+    verify(path)
+
+
+@pytest.mark.parametrize("make", ["group", "words", "fractions", "nothing stored"])
+def test_labels_that_are_none_are_refused(tmp_path: Path, make: str) -> None:
+    path, m = tmp_path / "f.hdf5", metadata()
+    with h5py.File(path, "w") as file:
+        for key in ("att", "trainval_loc", "test_seen_loc", "test_unseen_loc"):
+            file[key] = getattr(m, key)
+        file["feature_map"] = maps().astype(np.float32)
+        if make == "group":
+            file.create_group("labels")
+        elif make == "nothing stored":
+            file.create_dataset("labels", (60,), "i8", chunks=(10,))
+        else:
+            file["labels"] = ["a"] * 60 if make == "words" else m.labels + 0.5
+    with pytest.raises(UserError, match=r"f\.hdf5"):
+        FeatureFile(path)
+
+
+def test_one_flipped_byte_is_named_or_changes_nothing(tmp_path: Path) -> None:
+    """HDF5's headers have gaps that nobody reads; everything else is under a checksum."""
+    path = write(tmp_path / "f.hdf5")
+    good, expected = path.read_bytes(), maps().reshape(60, 8, 49)
+    with FeatureFile(path) as file:
+        rows, digest = file.row_offset(0), file.digest()
+    refused = 0
+    for at in [*range(0, rows, 37), *range(rows, len(good), 997), *range(len(good) - 20, len(good))]:
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
+        with suppress(UserError):
+            refused += 1
+            with FeatureFile(path) as file:
+                assert np.array_equal(file.read(np.arange(60)), expected) and file.digest() == digest
+            refused -= 1
+    assert refused > 100

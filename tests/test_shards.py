@@ -78,7 +78,9 @@ def test_parts_of_another_division_are_taken_over(root, single, tmp_path, monkey
     shards(root, final, 3, 0, 2)
     computed = []
     real = writer.Writer.write
-    monkeypatch.setattr(writer.Writer, "write", lambda self, rows, maps: (computed.extend(rows), real(self, rows, maps)))
+    monkeypatch.setattr(
+        writer.Writer, "write", lambda self, rows, maps: (computed.extend(rows), real(self, rows, maps))
+    )
     shards(root, final, count, *[(first + i) % count for i in range(count)])
     assert sorted(computed) == [*range(12, 24)]
     assert final.read_bytes() == single and [p.name for p in tmp_path.iterdir()] == ["f.hdf5"]
@@ -152,7 +154,9 @@ def test_parts_of_other_settings_are_refused_by_name(root, three) -> None:
         shards(root, other, 3, 1)
     for path in other.parent.glob("other.hdf5.rows-12-24.*"):  # brought together by hand
         shutil.move(path, three.with_name(path.name.replace("other", "f")))
-    with pytest.raises(UserError, match=r"rows-12-24\.npy is of another extraction than f\.hdf5\.rows-0-12\.npy .*flip"):
+    with pytest.raises(
+        UserError, match=r"rows-12-24\.npy is of another extraction than f\.hdf5\.rows-0-12\.npy .*flip"
+    ):
         finish(three)
     assert not three.exists()
 

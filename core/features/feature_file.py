@@ -10,11 +10,9 @@ file has any.
 from __future__ import annotations
 
 import errno
-import hashlib
 import math
 import os
 import shlex
-import struct
 import zlib
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -28,15 +26,21 @@ from core.datasets.difference import first_difference
 from core.datasets.metadata import SPLITS, Metadata, clip_negative, cub50
 from core.datasets.registry import CUB50, DATASETS, DataSet
 from core.datasets.xlsa17 import compare_counts
-from core.features.layout import FORMAT_VERSION, check_maps, content_digest, first_not_finite
+from core.features.layout import (
+    FORMAT_VERSION,
+    check_maps,
+    content_digest,
+    digest_of_format_3,
+    first_not_finite,
+    metadata_of,
+)
 from core.features.settings import extraction_command, recorded_config
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
-from core.files.hdf5 import matrix, names, open_hdf5, plain, whole_numbers
+from core.files.hdf5 import matrix, names, open_hdf5, plain
 from core.files.kinds import unreadable
 
 _REQUIRED = ("feature_map", "labels", *SPLITS, "att")
-_HEADER_3 = struct.Struct("<8sQQQ32s")  # of format 3: magic, offset of row 0, rows, bytes of a row, SHA-256
 
 
 class FeatureFile(AbstractContextManager["FeatureFile"]):
@@ -59,7 +63,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY)
             self._state = _state(self._descriptor)
-            self._sha256 = _digest_of_format_3(self._descriptor)  # of the formats 3 and 4
+            self._sha256 = digest_of_format_3(self._descriptor)  # of the formats 3 and 4
             self._file = open_hdf5(self.path)
             self._load(self._file)
         except UserError:
@@ -90,8 +94,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         self.class_text: np.ndarray | None = file["class_text"][()] if "class_text" in file else None
         self.class_names = names(file, "allclasses_names")
         self.image_files = names(file, "image_files")
-        self._has_original_att = "original_att" in file
-        self.metadata = self._read_metadata(file)
+        self.metadata = metadata_of(file, self.provenance, self.path)
         self._offset: int | None = None  # of row 0, where rows have checksums
         if version >= 3:
             if version == 4 and stored_digest != content_digest(file):
@@ -102,32 +105,6 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
             self._verified = np.zeros(n, dtype=bool)  # rows whose checksum was right since the file last changed
             if self._offset is None or self._row_crc32.shape != (n,) or self._maps.dtype.str not in ("<f2", "<f4"):
                 raise ValueError("its rows are not one behind another")
-
-    def _read_metadata(self, file: h5py.File) -> Metadata:
-        """Labels, attributes and splits as they are in the file, checked."""
-        att = matrix(file, "att")
-        labels = whole_numbers(file, "labels")
-        if len(labels) != self.shape[0]:
-            raise UserError(f"{self.path}: {len(labels)} labels for {self.shape[0]} feature maps")
-        if self.w2v_att is not None and (len(self.w2v_att) != att.shape[1] or not np.isfinite(self.w2v_att).all()):
-            of = f"is of {len(self.w2v_att)} attributes, att of {att.shape[1]}"
-            raise UserError(f"{self.path}: w2v_att {of}, or holds NaN or infinity")
-        keys = (*SPLITS, "train_loc", "val_loc")
-        m = Metadata(
-            name=str(self.provenance.get("dataset", "unknown")),
-            image_files=self.image_files or [],
-            labels=labels,
-            class_names=self.class_names or [f"class {c}" for c in range(len(att))],
-            att=att,
-            original_att=matrix(file, "original_att") if self._has_original_att else att,
-            **{key: np.sort(whole_numbers(file, key)) if key in file else np.empty(0, np.int64) for key in keys},
-            split_sha256=str(self.provenance.get("split_sha256", "unknown")),
-            notes=[str(self.provenance["notes"])] if self.provenance.get("notes") else [],
-            attribute_names=[],
-            allow_candidates=False,
-        )
-        m.check(str(self.path))
-        return m
 
     def __reduce__(self) -> tuple[type[FeatureFile], tuple[Path]]:
         return FeatureFile, (self.path.absolute(),)
@@ -209,9 +186,8 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         endings = [d.source for d in DATASETS.values() if self.path.stem.endswith(f"_{d.source}")]
         dataset = DATASETS.get(str(self.provenance.get("dataset", endings[0] if endings else "")))
         if dataset is None:
-            return shlex.join(
-                ["python", "extract_feature/extract_feature_map_ResNet_101_<data set>.py", "--out", str(self.path)]
-            )
+            script = "extract_feature/extract_feature_map_ResNet_101_<data set>.py"
+            return shlex.join(["python", script, "--out", str(self.path)])
         stored = self.dtype.name if hasattr(self, "dtype") and "backbone" in self.provenance else None
         config = recorded_config(self.provenance, stored)
         return extraction_command(dataset, data_root=data_root or "data", out=self.path, config=config)
@@ -222,7 +198,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
 
     def _mend(self) -> str:
         """What to do about damage. Rows with checksums are known by them, whatever happened to the others."""
-        if self.provenance.get("format_version", FORMAT_VERSION) < 3:
+        if self._file is not None and self.provenance.get("format_version", 0) < 3:
             return f"Get it again, or make it anew with: {self.extraction_command()}"
         move = shlex.join(["mv", str(self.path), f"{self.path}.partial"])
         return f"To keep every row that is whole: {move}, then run what made it: {self.extraction_command()}"
@@ -256,7 +232,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         Raises:
             UserError: the first difference; names both files and the command that mends it.
         """
-        attributes = ("att", "original_att") if self._has_original_att else ("att",)
+        attributes = tuple(key for key in ("att", "original_att") if self._file and key in self._file)
         validation = ("train_loc", "val_loc") if "split_sha256" in self.provenance else ()
         mine = replace(self.metadata, class_names=self.class_names or metadata.class_names)
         if wrong := first_difference(mine, metadata, (*SPLITS, *validation), attributes):
@@ -289,14 +265,8 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
                 f"{where} has no class names, which CUB50 needs; --data-root must hold CUB's att_splits.mat"
             )
         att, notes = clip_negative(m.att, dataset)
-        m = replace(
-            m,
-            name=dataset.source,
-            class_names=names or m.class_names,
-            image_files=images or [],
-            att=att,
-            notes=[*m.notes, *notes],
-        )
+        m = replace(m, name=dataset.source, image_files=images or [], att=att, notes=[*m.notes, *notes])
+        m.class_names = names or m.class_names
         m.check(where)
         if "notes" not in self.provenance:  # extraction has noted what is to be said of its files
             compare_counts(m, dataset, self.path)
@@ -322,28 +292,6 @@ def verify(path: Path | str) -> None:
     with FeatureFile(path) as file:
         for start in range(0, file.shape[0], 64):
             file.read(np.arange(start, min(start + 64, file.shape[0])))
-
-
-def _digest_of_format_3(descriptor: int) -> str | None:
-    """The SHA-256 of a file of format 3, compared with its bytes outside the rows; None of any other file."""
-    start = os.pread(descriptor, _HEADER_3.size, 0)
-    if len(start) < _HEADER_3.size or not start.startswith(b"VSMRFEAT"):
-        return None
-    _, base, rows, row_bytes, sha256 = _HEADER_3.unpack(start)
-    digest, at, size = hashlib.sha256(), 0, os.fstat(descriptor).st_size
-    for skip_from, skip_to in ((32, 64), (base, base + rows * row_bytes), (size, size)):
-        if not at <= skip_from <= skip_to <= size:
-            raise ValueError("it is cut short, or its header is damaged")
-        while at < skip_from:
-            piece = os.pread(descriptor, min(skip_from - at, 1 << 20), at)
-            if not piece:
-                raise ValueError("it is cut short")
-            digest.update(piece)
-            at += len(piece)
-        at = skip_to
-    if digest.digest() != sha256:
-        raise ValueError("its checksum does not match")
-    return digest.hexdigest()
 
 
 def _state(descriptor: int) -> tuple[int, ...]:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import os
+import re
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from core.datasets.metadata import Metadata
+from core.datasets.metadata import SPLITS, Metadata
 from core.files.errors import UserError, differences
-from core.files.hdf5 import plain
+from core.files.hdf5 import matrix, names, open_hdf5, plain, whole_numbers
 
 FORMAT_VERSION = 4
 # what a file says that decides no feature: another run may go on with it though it would say something else
@@ -24,6 +29,7 @@ RECORDED = {
     "format_version", "sha256", "complete",
 }  # fmt: skip
 _OPTIONAL = ("image_files", "allclasses_names", "train_loc", "val_loc")  # left out where they are empty
+_HEADER_3 = struct.Struct("<8sQQQ32s")  # of format 3: magic, offset of row 0, rows, bytes of a row, SHA-256
 _ROW = 64 << 20  # bytes of one image's features; ResNet-101's have 200 kB
 
 
@@ -49,21 +55,143 @@ class FeatureFileMetadata:
         return {key: values for key, values in arrays.items() if len(values) or key not in _OPTIONAL}
 
 
+def metadata_of(file: h5py.File, provenance: Mapping[str, Any], path: Path) -> Metadata:
+    """Labels, attributes and splits as they are in a file of any format, checked.
+
+    Raises:
+        UserError: they cannot be, or do not belong together.
+    """
+    att = matrix(file, "att")
+    keys = (*SPLITS, "train_loc", "val_loc")
+    positions = {key: np.sort(whole_numbers(file, key)) if key in file else np.empty(0, np.int64) for key in keys}
+    labels, images = whole_numbers(file, "labels"), file["feature_map"].shape[0]
+    if len(labels) != images:
+        raise UserError(f"{path}: {len(labels)} labels for {images} feature maps")
+    if "w2v_att" in file:
+        w2v = matrix(file, "w2v_att")
+        if len(w2v) != att.shape[1] or not np.isfinite(w2v).all():
+            of = f"is of {len(w2v)} attributes, att of {att.shape[1]}"
+            raise UserError(f"{path}: w2v_att {of}, or holds NaN or infinity")
+    m = Metadata(
+        name=str(provenance.get("dataset", "unknown")),
+        image_files=names(file, "image_files") or [],
+        labels=labels,
+        class_names=names(file, "allclasses_names") or [f"class {c}" for c in range(len(att))],
+        att=att,
+        original_att=matrix(file, "original_att") if "original_att" in file else att,
+        split_sha256=str(provenance.get("split_sha256", "unknown")),
+        notes=[str(provenance["notes"])] if provenance.get("notes") else [],
+        attribute_names=[],
+        allow_candidates=False,
+        **positions,  # type: ignore[arg-type]
+    )
+    m.check(str(path))
+    return m
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of a feature file in the making."""
+
+    path: Path
+    rows: range
+
+    @property
+    def beside(self) -> Path:
+        """The file with all but the rows."""
+        return self.path.with_suffix(".beside")
+
+    @cached_property
+    def stored(self) -> np.memmap:
+        """(n,) records of crc32 and maps (D,h,w).
+
+        Raises:
+            UserError: damaged beyond its rows.
+        """
+        try:
+            stored = np.load(self.path, mmap_mode="r")
+            if stored.shape != (len(self.rows),) or stored.dtype.names != ("crc32", "maps"):
+                raise ValueError("it holds other rows than its name says")
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{self.path} is damaged ({error}); delete it and run what made it again") from error
+        return stored
+
+    def content(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Attributes and arrays beside the rows.
+
+        Raises:
+            UserError: they are missing or damaged.
+        """
+        try:
+            with open_hdf5(self.beside) as file:
+                return held(file)
+        except (OSError, RuntimeError, KeyError, ValueError) as error:
+            raise UserError(f"{self.beside} is missing or damaged ({error}); delete {self.path}, run again") from error
+
+    def row(self, row: int) -> bytes | None:
+        """The map of a row of the data set; None where it is not here, or does not fit its crc32."""
+        if row not in self.rows:
+            return None
+        record = self.stored[row - self.rows.start]
+        data: bytes = record["maps"].tobytes()
+        return data if record["crc32"] and zlib.crc32(data) == record["crc32"] else None
+
+
+def parts_of(final: Path) -> list[Part]:
+    """The parts of a feature file in the making."""
+    form = re.compile(re.escape(final.name) + r"\.rows-(\d+)-(\d+)\.npy")
+    matches = [(path, form.fullmatch(path.name)) for path in sorted(final.parent.glob("*.npy"))]
+    parts = [Part(path, range(int(m[1]), int(m[2]))) for path, m in matches if m]
+    return sorted(parts, key=lambda part: (part.rows.start, part.rows.stop))
+
+
+def digest_of_format_3(descriptor: int) -> str | None:
+    """The SHA-256 of a file of format 3, compared with its bytes outside the rows; None of any other file."""
+    start = os.pread(descriptor, _HEADER_3.size, 0)
+    if len(start) < _HEADER_3.size or not start.startswith(b"VSMRFEAT"):
+        return None
+    _, base, rows, row_bytes, sha256 = _HEADER_3.unpack(start)
+    digest, at, size = hashlib.sha256(), 0, os.fstat(descriptor).st_size
+    for skip_from, skip_to in ((32, 64), (base, base + rows * row_bytes), (size, size)):
+        if not at <= skip_from <= skip_to <= size:
+            raise ValueError("it is cut short, or its header is damaged")
+        while at < skip_from:
+            piece = os.pread(descriptor, min(skip_from - at, 1 << 20), at)
+            if not piece:
+                raise ValueError("it is cut short")
+            digest.update(piece)
+            at += len(piece)
+        at = skip_to
+    if digest.digest() != sha256:
+        raise ValueError("its checksum does not match")
+    return digest.hexdigest()
+
+
 def store(file: h5py.File, attributes: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
-    """Write all but the features into an HDF5 file."""
+    """Write all but the features into an HDF5 file.
+
+    Text has a fixed length: HDF5 keeps that of any length in a heap without checksums, and hangs on a damaged one.
+    """
     for name, value in attributes.items():
         if name not in ("sha256", "complete"):
-            file.attrs[name] = value
+            file.attrs[name] = text_array([value]).reshape(()) if isinstance(value, str) else value
     file.attrs["format_version"] = FORMAT_VERSION
     for key, values in arrays.items():
-        file.create_dataset(key, data=values, dtype=h5py.string_dtype() if values.dtype == object else None)
+        file.create_dataset(key, data=text_array(values.tolist()) if values.dtype == object else values)
+
+
+def text_array(values: Sequence[str]) -> np.ndarray:
+    """Text as UTF-8 bytes of one length."""
+    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
 
 
 def held(file: h5py.File) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Attributes and arrays of a file, but its features and what vouches for them."""
     attributes = {k: plain(v) for k, v in file.attrs.items()}
     keys = [key for key in file if key not in ("feature_map", "row_crc32")]
-    return attributes, {k: file[k].asstr()[()] if h5py.check_string_dtype(file[k].dtype) else file[k][()] for k in keys}
+    text = {k: np.array(names(file, k), dtype=object) for k in keys if h5py.check_string_dtype(file[k].dtype)}
+    return attributes, {k: text[k] if k in text else file[k][()] for k in keys}
 
 
 def difference(
@@ -85,11 +213,7 @@ def content_digest(file: h5py.File) -> str:
     for key in sorted(file):
         data = file[key]
         digest.update(f"{key} {data.shape} {data.dtype.str}".encode())
-        if key == "feature_map":
-            continue
-        if h5py.check_string_dtype(data.dtype):
-            digest.update(json.dumps(data.asstr()[()].tolist()).encode())
-        else:
+        if key != "feature_map":
             digest.update(data[()].tobytes())
     return digest.hexdigest()
 

@@ -16,77 +16,28 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from core.features.layout import FeatureFileMetadata, content_digest, difference, first_not_finite, held, store
+from core.features.layout import (
+    FeatureFileMetadata,
+    Part,
+    content_digest,
+    difference,
+    first_not_finite,
+    held,
+    parts_of,
+    store,
+)
 from core.files.atomic import Lock, atomic_path
 from core.files.errors import UserError
 from core.files.hdf5 import open_hdf5
 
 _HDF5 = ("v108", "v108")  # object headers with checksums, read since 2008; the bytes follow from the content
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of a feature file in the making."""
-
-    path: Path
-    rows: range
-
-    @property
-    def beside(self) -> Path:
-        """The file with all but the rows."""
-        return self.path.with_suffix(".beside")
-
-    @cached_property
-    def stored(self) -> np.memmap:
-        """(n,) records of crc32 and maps (D,h,w).
-
-        Raises:
-            UserError: damaged beyond its rows.
-        """
-        try:
-            stored = np.load(self.path, mmap_mode="r")
-            if stored.shape != (len(self.rows),) or stored.dtype.names != ("crc32", "maps"):
-                raise ValueError("it holds other rows than its name says")
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{self.path} is damaged ({error}); delete it and run what made it again") from error
-        return stored
-
-    def content(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Attributes and arrays beside the rows.
-
-        Raises:
-            UserError: they are missing or damaged.
-        """
-        try:
-            with open_hdf5(self.beside) as file:
-                return held(file)
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise UserError(f"{self.beside} is missing or damaged ({error}); delete {self.path}, run again") from error
-
-    def row(self, row: int) -> bytes | None:
-        """The map of a row of the data set; None where it is not here, or does not fit its crc32."""
-        if row not in self.rows:
-            return None
-        record = self.stored[row - self.rows.start]
-        data: bytes = record["maps"].tobytes()
-        return data if record["crc32"] and zlib.crc32(data) == record["crc32"] else None
-
-
-def parts_of(final: Path) -> list[Part]:
-    """The parts of a feature file in the making."""
-    form = re.compile(re.escape(final.name) + r"\.rows-(\d+)-(\d+)\.npy")
-    matches = [(path, form.fullmatch(path.name)) for path in sorted(final.parent.glob("*.npy"))]
-    parts = [Part(path, range(int(m[1]), int(m[2]))) for path, m in matches if m]
-    return sorted(parts, key=lambda part: (part.rows.start, part.rows.stop))
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):

@@ -44,11 +44,10 @@ def names(file: h5py.File, key: str) -> list[str] | None:
     """A dataset of text; None where there is none."""
     if key not in file:
         return None
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in file[key][()].ravel()]
+    return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else str(v) for v in file[key][()].ravel()]
 
 
 def plain(value: Any) -> Any:
     """An HDF5 attribute as a plain Python value."""
-    if isinstance(value, bytes):
-        return value.decode()
-    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value
+    value = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
