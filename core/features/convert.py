@@ -98,9 +98,10 @@ def convert(
         example = averaged(to_ndhw(maps[:1], layout), pool)
         shape = (len(maps), *example.shape[1:])
         check_maps(shape, maps.dtype, path)
-        content.provenance["converted_from"] = f"{path.name} sha256 {sha256_file(path)}, layout {layout}"  # type: ignore[index]
+        changed: dict[str, str | int] = {"converted_from": f"{path.name} sha256 {sha256_file(path)}, layout {layout}"}
         if pool > 1:
-            content.provenance["pool"] = pool * int(content.provenance.get("pool", 1))  # type: ignore[index]
+            changed["pool"] = pool * int(content.provenance.get("pool", 1))
+        content = replace(content, provenance={**content.provenance, **changed})
         block = _rows_at_once(maps)
         with Writer(final, content, shape[1:], store) as writer, Progress(len(maps), final.name, "image") as bar:
             for start in range(0, len(maps), block):
