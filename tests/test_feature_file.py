@@ -359,3 +359,33 @@ def test_one_flipped_byte_is_named_or_changes_nothing(tmp_path: Path) -> None:
                 assert np.array_equal(file.read(np.arange(60)), expected) and file.digest() == digest
             refused -= 1
     assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [("posix_fallocate", 0), ("posix_fallocate", 1), ("pwrite", 0), ("pwrite", 31), ("fsync", 0), ("fsync", 4)],
+)
+def test_a_full_disk_leaves_what_the_next_run_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: int
+) -> None:
+    path, real = tmp_path / "f.hdf5", getattr(os, name)
+    calls = []
+
+    def full(*args: object) -> object:
+        calls.append(args)
+        if len(calls) > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, full)
+        with pytest.raises(UserError, match="No space left"):
+            write(path)
+    assert not path.exists()
+    with Writer(path, content(), SHAPE) as writer:
+        assert writer.done.sum() == {"pwrite": after, "posix_fallocate": 60 * after, "fsync": 15 * after}[name]
+        writer.write(np.flatnonzero(~writer.done), maps()[~writer.done])
+        writer.finish()
+    (tmp_path / "other").mkdir()
+    assert path.read_bytes() == write(tmp_path / "other" / "f.hdf5").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.hdf5", "other"]

@@ -122,6 +122,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         Raises:
             UserError: values that are not finite in the stored type, or the disk refuses.
         """
+        if not len(rows):
+            return
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(maps, dtype=self.dtype).reshape(len(rows), -1)
         if stored.shape[1] * self.dtype.itemsize + 4 != self._record.itemsize:
