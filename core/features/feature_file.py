@@ -95,6 +95,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         self.class_names = names(file, "allclasses_names")
         self.image_files = names(file, "image_files")
         self.metadata = metadata_of(file, self.provenance, self.path)
+        self._row_bytes = math.prod((d, *grid)) * self.dtype.itemsize
         self._offset: int | None = None  # of row 0, where rows have checksums
         if version >= 3:
             if version == 4 and stored_digest != content_digest(file):
@@ -113,7 +114,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         """Byte offset of a row in a file whose rows have checksums."""
         if self._offset is None:
             raise ValueError(f"{self.path} has no rows of fixed places")
-        return self._offset + row * math.prod(self.shape[1:]) * self.dtype.itemsize
+        return self._offset + row * self._row_bytes
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Features of the given rows in their order, (n,D,R) in the stored type; rows may repeat.
@@ -153,9 +154,8 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
     def prefetch(self, rows: np.ndarray) -> None:
         """Have the system fetch rows from the disk while something else is done; a hint that changes no value."""
         if self._offset is not None and hasattr(os, "posix_fadvise"):  # not on macOS
-            size = self.row_offset(1) - self.row_offset(0)
             for row in rows.tolist():
-                os.posix_fadvise(self._descriptor, self.row_offset(row), size, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self._descriptor, self.row_offset(row), self._row_bytes, os.POSIX_FADV_WILLNEED)
 
     def _read_h5py(self, rows: np.ndarray) -> np.ndarray:
         unique, back = np.unique(rows, return_inverse=True)
