@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import time
 from contextlib import suppress
@@ -20,9 +19,8 @@ from safetensors.torch import save_file
 from torchvision import transforms
 
 from core.commands.extract import main
-from core.datasets.registry import CUB, DEMO
-from core.datasets.xlsa17 import read_metadata
-from core.features.backbones import Backbone, build_backbone, file_form
+from core.datasets.registry import DEMO
+from core.features.backbones import Backbone, build_backbone
 from core.features.devices import NAMES, resolve_device
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
@@ -33,27 +31,12 @@ from core.files.progress import Progress
 from tests.helpers import forked
 from tests.helpers_features import TINY, make_data
 
-ROOT = Path(__file__).parent.parent
-SHARED = ROOT.parent / "shared" / "data"
 KILLS = int(os.environ.get("KILLS", "3"))  # 30 by night
 
 
 def torchvisions(path: Path, size: int) -> np.ndarray:
     steps = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])
     return np.asarray(steps(Image.open(path).convert("RGB")))
-
-
-def test_layer4_is_torchvisions() -> None:
-    backbone = build_backbone("resnet101", "random")
-    assert (backbone.layer, backbone.shape, file_form("resnet101")) == ("layer4", (2048, 7, 7), "ResNet_101")
-    net = torchvision.models.resnet101(weights=None).eval()
-    net.load_state_dict(backbone.network.state_dict())
-    images = torch.randn(2, 3, 224, 224)
-    with torch.inference_mode():
-        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
-        expected = net.layer4(net.layer3(net.layer2(net.layer1(x))))
-    assert torch.equal(backbone(images), expected)
-    assert not backbone.train().training and not any(p.requires_grad for p in backbone.parameters())
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -156,32 +139,6 @@ def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
     assert extract(DEMO, data_root=data, out=out, config=TINY) == out
     assert out.read_bytes() == clean.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.hdf5", "data", "f.hdf5"]
-
-
-@pytest.mark.skipif(not SHARED.is_dir(), reason="needs real photographs in ../shared/data")
-def test_mobilenet_on_real_photographs(tmp_path: Path) -> None:
-    weights = SHARED / "weights" / "mobilenet_v2_imagenet1k.safetensors"
-    data, out = SHARED / "mini_cub", tmp_path / "f.hdf5"
-    config = ExtractionConfig(backbone="mobilenet_v2", weights=str(weights), device="cpu", batch_size=8)
-    partial = extract(CUB, data_root=data, out=out, config=config, limit=8)
-    assert partial.suffix == ".npy" and not out.exists()
-    files = read_metadata(data, CUB).image_files[:8]
-    steps = transforms.Compose(
-        [
-            transforms.Resize(224),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        ]
-    )
-    folder = data / "CUB" / "CUB_200_2011"
-    paths = [folder / f if (folder / f).is_file() else folder / "images" / f for f in files]
-    x = torch.stack([steps(Image.open(p).convert("RGB")) for p in paths])
-    backbone = build_backbone("mobilenet_v2", weights)
-    assert backbone.layer == "features"
-    expected = backbone(x).numpy()
-    got = np.load(partial)["maps"][:8].astype(np.float32)
-    np.testing.assert_allclose(got, expected, atol=5e-3, rtol=2e-3)
 
 
 def test_a_limit_is_what_the_progress_counts_and_changes_no_byte(
@@ -324,19 +281,6 @@ def test_what_makes_no_other_features_refuses_no_finished_file(tmp_path: Path, m
         with pytest.raises(UserError, match="exists and was made with other settings") as caught:
             extract(DEMO, data_root=data, out=out, config=other)
         assert "rm " not in str(caught.value)
-
-
-@pytest.mark.parametrize("limit", [[], ["--limit", "8"]])
-def test_word_vectors_made_meanwhile_change_nothing(tmp_path: Path, limit: list[str]) -> None:
-    data, out = make_data(tmp_path / "data"), tmp_path / "f.hdf5"
-    flags = ["--data-root", str(data), "--out", str(out), "--backbone", "squeezenet1_1", "--weights", "random"]
-    flags += ["--input-size", "64", "--batch-size", "4", "--device", "cpu"]
-    assert main("DEMO", None, [*flags, *limit]) == 0
-    (data / "w2v").mkdir()
-    (data / "w2v" / "DEMO_attribute.pkl").write_bytes(pickle.dumps(np.ones((5, 3), np.float32)))
-    assert main("DEMO", None, flags) == 0
-    with FeatureFile(out) as file:
-        assert file.shape == (36, 512, 9)
 
 
 def test_texts_of_the_classes_are_stored_beside_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
