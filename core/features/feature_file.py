@@ -23,9 +23,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from core.datasets.metadata import SPLITS, Metadata, clip_negative, cub50
+from core.datasets.metadata import SPLITS, Metadata, clip_negative, compare_counts, cub50
 from core.datasets.registry import CUB50, DataSet
-from core.datasets.xlsa17 import compare_counts
 from core.features.identity import extraction_command, first_difference
 from core.features.layout import (
     DIGEST,
