@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import logging
@@ -67,7 +68,8 @@ def download(url: str, path: Path, timeout: float = TIMEOUT) -> None:
                 raise ValueError(f"{out.tell()} of {total} bytes came")
         os.replace(part, path)
     except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UserError(
             f"download of {url} stopped: {error}. Run the same command again, or download it yourself, as with "
             f"`curl -C - -O {url}`, which continues, and give it with --archive PATH"

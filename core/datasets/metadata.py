@@ -79,9 +79,6 @@ class Metadata:
             where: the file it comes from, for messages.
             images: the file that labels and image files come from, if another.
             first: what that file counts from (MATLAB: 1), for messages.
-
-        Raises:
-            UserError: names the file and the cause.
         """
         for problem in self._label_problems(first):
             raise UserError(f"{images or where}: {problem}")
@@ -135,12 +132,10 @@ class Metadata:
             yield "the splits hold images without a class"
         if both := np.intersect1d(seen, unseen).size:
             yield f"{both} unseen classes have images in trainval; this is not a zero-shot split"
-        if (strangers := np.setdiff1d(tested, seen)).size:
-            yield f"the test_seen classes {self._named(strangers)} have no image in trainval"
-        if (untested := np.setdiff1d(seen, tested)).size:
+        if (one_side := np.setxor1d(seen, tested)).size:
             yield (
-                f"the seen classes {self._named(untested)} have no test image, so their accuracy is undefined; move "
-                "some of their images from trainval_loc to test_seen_loc"
+                f"the seen classes {self._named(one_side)} have no test image, or no other, so their accuracy is "
+                "undefined; move some of their images between trainval_loc and test_seen_loc"
             )
         left = np.setdiff1d(np.arange(len(names)), np.concatenate([seen, unseen]))
         if left.size and not self.allow_candidates:

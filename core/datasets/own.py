@@ -145,8 +145,8 @@ def check_images(features: Path, of_file: Sequence[str], root: Path, m: Metadata
     record = features.with_suffix(".json")
     changed = sorted({*of_file} ^ {*m.image_files})
     if not changed and record.is_file():
-        sizes = dict(read_json(record))
-        changed = [file for file, size in _sizes(root, m).items() if sizes.get(file) != size]
+        before = read_json(record)
+        changed = [f for f, size in _sizes(root, m).items() if not isinstance(before, dict) or before.get(f) != size]
     if changed or list(of_file) != m.image_files:
         raise UserError(
             f"{features} was made of other images than are in {root / 'images'} ({len(changed)} differ: "

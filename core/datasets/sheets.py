@@ -82,7 +82,7 @@ def read_attributes(path: Path) -> Description:
     header, body = table.iloc[0], table.iloc[1:]
     if header[0].lower() != "class" or len(header) < 2:
         raise UserError(
-            f"{path}, line {table.index[0]}: the header must be class,<attribute>,...; it is {','.join(header)[:80]}"
+            f"{path}, line {table.index[0]}: the header must be class,<attribute>,...; it is {','.join(header)[:80]!r}"
         )
     attributes, classes, cells = list(header[1:]), list(body[0]), body.iloc[:, 1:]
     _check_names(path, "attribute", ((table.index[0], name) for name in attributes))

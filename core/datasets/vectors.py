@@ -86,14 +86,16 @@ def load_attribute_vectors(path: Path | str, K: int, command: str = "") -> np.nd
     """Attribute vectors (K,V) float32; ``command`` makes them, for messages.
 
     A row of zeros is accepted only where the sidecar declares it (the published SUN file has one: man-made).
-
-    Raises:
-        UserError: missing or unsafe file, wrong shape, not finite, an undeclared zero row, or not the sidecar's file.
     """
     path = Path(path)
     again = f"make the vectors again{f' with: {command}' if command else ''}"
     if not path.is_file():
         raise UserError(missing(path, "attribute vectors") + (f". Make them with: {command}" if command else ""))
+    if path.suffix.lower() not in _READY:
+        raise UserError(
+            f"{path} is no .pkl or .npy file. Are they word vectors? Vectors of attributes are made of them with: "
+            f"{command or 'python extract_feature/extract_attribute_w2v_AWA2.py'} --source {path}"
+        )
     vectors = _ready_vectors(path, K, again)
     declared: list[int] = []
     sidecar = path.with_suffix(".json")
@@ -109,12 +111,7 @@ def load_attribute_vectors(path: Path | str, K: int, command: str = "") -> np.nd
 
 def _ready_vectors(path: Path, K: int, again: str) -> np.ndarray:
     """The array (K,V) float32 of a .npy file or a pickle."""
-    if (ending := path.suffix.lower()) not in _READY:
-        raise UserError(
-            f"{path}: vectors of attributes are in a .pkl or .npy file; of word vectors they are made with: "
-            f"python extract_feature/extract_attribute_w2v_AWA2.py --source {path}"
-        )
-    vectors = read_npy(path) if ending == ".npy" else load_array_pickle(path)
+    vectors = read_npy(path) if path.suffix.lower() == ".npy" else load_array_pickle(path)
     if vectors.ndim != 2 or len(vectors) != K or not 0 < vectors.shape[1] <= WIDEST:
         raise UserError(
             f"{path} holds an array of shape {vectors.shape}; ({K}, V), one row an attribute, is needed: {again}"

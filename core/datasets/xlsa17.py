@@ -46,6 +46,8 @@ def read_mat_files(
     )
     att, clipped = clip_negative(att, dataset)
     files = [_below_anchor(f, dataset.anchor, res101) for f in _names(images["image_files"], f"{res101}: image_files")]
+    if not files:
+        raise UserError(f"{res101}: image_files is empty; get the file again")
     locs = {
         key: np.sort(_from_0(splits[key], f"{att_splits}: {key}")) if key in splits else np.empty(0, np.int64)
         for key in (*SPLITS, "train_loc", "val_loc")

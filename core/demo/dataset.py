@@ -71,9 +71,10 @@ def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[l
 
     Every value is spread evenly over the seen classes; an unseen class uses only values of at least two seen classes.
     """
-    columns = {}
-    for trait, (_, values) in TRAITS.items():
-        columns[trait] = [values[i] for i in rng.permutation(np.resize(rng.permutation(len(values)), seen))]
+    columns = {
+        trait: [values[i] for i in rng.permutation(np.resize(rng.permutation(len(values)), seen))]
+        for trait, (_, values) in TRAITS.items()
+    }
     known = [{trait: column[c] for trait, column in columns.items()} for c in range(seen)]
     allowed = {}
     for trait, column in columns.items():
@@ -127,7 +128,7 @@ def render_demo(
     marker = folder / MARKER
     if folder.exists() and not marker.is_file():
         raise UserError(f"{folder} exists but was not drawn by this program (no {MARKER}). Move it away first.")
-    if marker.is_file() and mats.is_dir() and json.loads(marker.read_text())["parameters"] == wanted:
+    if marker.is_file() and mats.is_dir() and marker.read_text() == json.dumps(wanted):
         log.info("the demo data set is already in %s", folder)
         return folder
     data_root.mkdir(parents=True, exist_ok=True)
@@ -159,7 +160,7 @@ def _write(target: Path, wanted: dict[str, int], workers: int | None) -> None:
     log.info("demo: drawing %d images of %d classes", len(files), len(names))
     jobs = [(seed, i, signatures[labels[i]], str(root / "images" / files[i])) for i in range(len(files))]
     locs = np.stack(list(tqdm(_drawn(jobs, workers), total=len(jobs), desc="drawing", disable=None)))  # (N,P,3)
-    _write_tables(root, names, labels, files, strengths, locs)
+    _write_tables(root, files, locs)
 
     (target / "mats").mkdir()
     paths = [f"/drawn/by/seed/{seed}/{DEMO.anchor}/images/{file}" for file in files]
@@ -172,7 +173,7 @@ def _write(target: Path, wanted: dict[str, int], workers: int | None) -> None:
         allclasses_names=np.array(names, dtype=object),
         **{key: loc + 1.0 for key, loc in splits.items()},
     )
-    (root / MARKER).write_text(json.dumps({"parameters": wanted}, indent=1))
+    (root / MARKER).write_text(json.dumps(wanted))
 
 
 def _splits(labels: np.ndarray, is_seen: np.ndarray, per_class: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -189,21 +190,15 @@ def _splits(labels: np.ndarray, is_seen: np.ndarray, per_class: int, rng: np.ran
     }
 
 
-def _write_tables(
-    root: Path, names: list[str], labels: np.ndarray, files: list[str], strengths: np.ndarray, locs: np.ndarray
-) -> None:
-    """CUB's text files; every id counts from 1."""
+def _write_tables(root: Path, files: list[str], locs: np.ndarray) -> None:
+    """CUB's text files of attributes and parts; every id counts from 1."""
 
     def table(path: str, rows: Iterable[str]) -> None:
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).write_text("".join(f"{row}\n" for row in rows))
 
     table("images.txt", (f"{i} {f}" for i, f in enumerate(files, 1)))
-    table("classes.txt", (f"{i} {n}" for i, n in enumerate(names, 1)))
-    table("image_class_labels.txt", (f"{i} {c + 1}" for i, c in enumerate(labels, 1)))
     table("attributes.txt", (f"{i} {a}" for i, a in enumerate(attribute_names(), 1)))
-    table("attribute_parts.txt", (f"{i} {PARTS.index(p) + 1} {p}" for i, p in enumerate(attribute_parts(), 1)))
-    table("class_attribute_labels_continuous.txt", (" ".join(f"{v:.4f}" for v in row) for row in strengths))
     table("parts/parts.txt", (f"{i} {p}" for i, p in enumerate(PARTS, 1)))
     rows = (f"{i} {p} {x:.1f} {y:.1f} {v:.0f}" for i, loc in enumerate(locs, 1) for p, (x, y, v) in enumerate(loc, 1))
     table("parts/part_locs.txt", rows)
