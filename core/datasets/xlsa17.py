@@ -76,6 +76,8 @@ def _names(values: Any, where: str) -> list[str]:
     for value in values if isinstance(values, list) else [values]:
         while isinstance(value, list) and len(value) == 1:  # cells within cells
             value = value[0]
+        if isinstance(value, list) and not value:  # an empty cell: an empty name, which Metadata.check refuses
+            value = ""
         if not isinstance(value, str):
             raise UserError(f"{where} holds something that is not a name; a cell array of names is expected")
         names.append(value.strip())
