@@ -39,7 +39,6 @@ def load(path: Path):
 def added(tmp_path, monkeypatch):
     """The three of the page, registered for one test."""
     monkeypatch.setattr(contract, "REGISTRY", {m.name: m for m in methods().values()})
-    monkeypatch.setattr(registry, "_PLACES", dict(registry._PLACES))
     for known in (registry.DATASETS, trunks.BUILDERS):
         for name in ("FLO", "tiny"):
             monkeypatch.setitem(known, name, None)

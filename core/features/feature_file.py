@@ -23,9 +23,8 @@ import h5py
 import numpy as np
 
 from core.datasets.difference import first_difference
-from core.datasets.metadata import SPLITS, Metadata, clip_negative, cub50
+from core.datasets.metadata import SPLITS, Metadata, clip_negative, compare_counts, cub50
 from core.datasets.registry import CUB50, DATASETS, DataSet
-from core.datasets.xlsa17 import compare_counts
 from core.features.layout import (
     FORMAT_VERSION,
     check_maps,
