@@ -70,7 +70,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         collect(args.out)
     else:
         if args.demo:
-            from core.demo.setup import prepare_demo
+            from core.commands.demo import prepare_demo
 
             prepare_demo(args.data_root or Path("data"))
         # of SLURM's nodes only they know which devices there are

@@ -80,7 +80,7 @@ def train_demo_backbone(
         sort_keys=True,
     )
     out_path = Path(out_path)
-    with contextlib.suppress(OSError, SafetensorError), utf8_name(out_path) as name, safe_open(name, "pt") as file:
+    with contextlib.suppress(OSError, SafetensorError), safe_open(out_path, "pt") as file:
         if (file.metadata() or {}).get("settings") == settings:
             log.info("the demo backbone is already in %s", out_path)
             return out_path
