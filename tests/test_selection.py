@@ -25,17 +25,7 @@ from core.methods import methods
 from core.training.folds import final_fold, validation_fold
 from tests import helpers_selection
 from tests.helpers_runs import inputs_of
-from tests.helpers_selection import (
-    SEEN,
-    W2V,
-    C,
-    D,
-    Recipe,
-    Scripted,
-    Source,
-    decode,
-    metadata,
-)
+from tests.helpers_selection import EACH, SEEN, W2V, C, D, Recipe, Scripted, Source, decode, metadata
 
 
 def registered(shown, **changes):
@@ -103,13 +93,11 @@ def test_the_epoch_of_the_highest_validation_ausuc_is_what_the_test_sets_are_rea
 
 def test_the_gamma_of_the_validation_classes_is_what_the_test_sets_are_read_with(go):
     """Validation: unseen images win from γ = 0.5 on, seen images lose from 2.5 on, so γ is 1.5. Test would need 2."""
-    result, _ = go()
-    assert result["chosen"]["gamma"] == result["standard"]["gamma"] == pytest.approx(1.5)
-    assert result["chosen"]["validation"]["H"] == pytest.approx(2 * 0.45 / 1.4)
-    assert (result["standard"]["U"], result["standard"]["H"]) == (0, 0)
-    assert result["standard"]["S"] == pytest.approx(0.6)
-    assert result["standard"]["H_best"] == pytest.approx(2 * 0.6 * 0.4 / 1.0)
-    assert result["standard"]["H_gamma0"] == 0
+    chosen, standard = (go()[0][key] for key in ("chosen", "standard"))
+    assert chosen["gamma"] == standard["gamma"] == pytest.approx(1.5)
+    assert chosen["validation"]["H"] == pytest.approx(2 * 0.45 / 1.4)
+    assert (standard["U"], standard["H"], standard["H_gamma0"]) == (0, 0, 0) and standard["S"] == pytest.approx(0.6)
+    assert standard["H_best"] == pytest.approx(2 * 0.6 * 0.4 / 1.0)
 
 
 def test_gamma_is_the_mean_over_validation_splits_at_the_epoch_that_the_first_has_chosen(go, tmp_path):
@@ -349,6 +337,16 @@ def test_validation_seeds_draw_other_classes_and_seed_0_takes_the_files(inputs):
         assert np.isin(fold.rows, m.trainval_loc).all() and len(np.unique(fold.rows)) == len(fold.rows)
         assert len(fold.seen_rows) == 8 * 6  # a fifth of each training class's 30 images
         np.testing.assert_array_equal(fold.space.att.numpy()[fold.train_labels], m.att[m.labels[fold.train_rows]])
+
+
+@pytest.mark.parametrize(("images", "held"), [(2, 1), (7, 1), (8, 2), (13, 3)])
+def test_a_fifth_of_a_training_class_is_held_out_rounded(inputs, images, held):
+    few = np.arange(C * EACH).reshape(C, EACH)[:SEEN, :images]
+    rows = {"trainval_loc": few.ravel(), "train_loc": few[:-4].ravel(), "val_loc": few[-4:].ravel()}
+    for seed in (0, 1):
+        fold = validation_fold(replace(inputs.metadata, **rows), W2V, seed)
+        assert np.unique(fold.seen_labels, return_counts=True)[1].tolist() == [held] * 8
+        assert np.unique(fold.train_labels, return_counts=True)[1].tolist() == [images - held] * 8
 
 
 def test_validation_knows_nothing_of_the_true_unseen_classes(inputs):

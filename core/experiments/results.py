@@ -47,8 +47,8 @@ def log_epoch(out: Path, config: RunConfig, fold: str, row: dict[str, Any], watc
     with open(out / "log.jsonl", "a", encoding="utf-8") as handle:
         handle.write(json.dumps({"fold": fold} | row) + "\n")
     if config.epochs:
-        shown = {"loss": row.get("loss"), "AUSUC": row.get("val_AUSUC"), "H": row.get("val_H")}
-        said = [f"{key} {value:.4g}" for key, value in shown.items() if value is not None]
+        said = [f"loss {row['loss']:.4g}"] if "loss" in row else []
+        said += [f"{key} {100 * row[f'val_{key}']:.1f}" for key in ("AUSUC", "H") if f"val_{key}" in row]
         said += [f"{key[4:]} {value:g}" for key, value in row.items() if key.startswith("set_")]
         where = f"{config.method} seed {config.seed} {fold}: epoch {row['epoch']} of {config.epochs}"
         log.info("%s %s", where, ", ".join(said))

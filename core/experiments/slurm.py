@@ -48,7 +48,8 @@ def submit(plan: Plan, options: Mapping[str, str]) -> str:
         executor.update_parameters(job_name="vsmr", time=24 * 60, additional_parameters=more)
         array = executor.map_array(Task(plan), jobs)[0].job_id.partition("_")[0]
     except Exception as error:  # submitit's own kinds, and the system's
-        raise UserError(f"SLURM did not take the job array: {str(error).strip().splitlines()[-1]}") from error
+        said = (str(error).strip() or repr(error)).splitlines()[-1]
+        raise UserError(f"SLURM did not take the job array: {said}") from error
     return f"job array {array} of {len(jobs)} runs, logs in {folder}; --status shows them, --collect makes the tables\n"
 
 
