@@ -126,7 +126,7 @@ def sweep(plan: Plan) -> list[str]:
     here = ((job, attempt(plan, job, plan.devices[k % len(plan.devices)])) for k, job in enumerate(jobs))
     for job, failure in tqdm(here if plan.jobs == 1 else _in_processes(plan, jobs), "runs", len(jobs), disable=None):
         failures += [f"{job}: {failure}"] if failure else []
-        log.info("%s: %s", job, "failed" if failure else "done")
+        log.info("%s: %s", job, f"failed: {failure}" if failure else "done")
     return failures
 
 
