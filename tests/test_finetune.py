@@ -18,7 +18,7 @@ from core.datasets.xlsa17 import read_metadata
 from core.experiments.identity import run_config
 from core.experiments.inputs import load_inputs
 from core.experiments.results import row_of
-from core.experiments.run import run, validate
+from core.experiments.run import run
 from core.features import finetune as module
 from core.features.backbones import build_backbone
 from core.features.extraction import extract
@@ -196,7 +196,7 @@ def test_features_say_that_they_are_fine_tuned_and_are_refused_on_classes_they_k
     assert row["finetuned"] == "true" and "fine-tuned on images of seen classes (TOY, split0_val)" in row["notes"]
     for split, seed in (("0", 1), ("final", 0)):
         with pytest.raises(UserError, match=r"fine-tuned on .* python finetune.py TOY --split <seed>"):
-            validate(*experiment(split, seed), tmp_path / f"b{split}")
+            run(*experiment(split, seed), tmp_path / f"b{split}", ablation="")
     run(*experiment("final", 0, "last"), tmp_path / "c")
 
 
