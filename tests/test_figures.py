@@ -85,31 +85,23 @@ def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
         assert axis._left_title.get_window_extent().x1 < following.get_window_extent().x0
 
 
-def test_every_figure_repeats_to_the_byte_and_bears_any_name(tmp_path):
+def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_matplotlib_alone(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a glyph that is missing, an axis that collapses
-        draw_all(tmp_path / "one")
-        draw_all(tmp_path / "two")
-    files = sorted((tmp_path / "one").iterdir())
+        draw_all(tmp_path / "plain")
+    with matplotlib.rc_context({"font.size": 31.0, "axes.facecolor": "red", "text.usetex": True}):
+        before = dict(matplotlib.rcParams)
+        draw_all(tmp_path / "loud")
+        assert dict(matplotlib.rcParams) == before
+    files = sorted((tmp_path / "plain").iterdir())
     assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcde" for kind in ("pdf", "png")]
     for file in files:
-        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+        assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
         if file.suffix == ".png":
             with Image.open(file) as image:
                 assert min(image.size) > 200 and not image.info.get("Software")
         else:
             assert b"CreationDate" not in file.read_bytes()
-
-
-def test_the_callers_matplotlib_is_left_alone(tmp_path):
-    """Neither pyplot nor a backend is loaded for a figure, and settings of the caller change neither it nor them."""
-    draw_all(tmp_path / "plain")
-    with matplotlib.rc_context({"font.size": 31.0, "axes.facecolor": "red", "text.usetex": True}):
-        before = dict(matplotlib.rcParams)
-        draw_all(tmp_path / "loud")
-        assert dict(matplotlib.rcParams) == before
-    for file in (tmp_path / "plain").iterdir():
-        assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
 
 
 def test_names_that_a_font_lacks_are_replaced_where_one_sees_it():

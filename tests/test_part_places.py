@@ -73,12 +73,9 @@ def test_places_are_shares_of_what_the_backbone_saw(one):
 
 
 def test_names_say_the_part():
-    assert [group_of(n) for n in ("left eye", "has_bill_length::about_the_same_as_head", "has_size::small")] == [
-        "head",
-        "head",
-        None,
-    ]
-    assert group_of("has_upper_tail_color::blue") == "tail" and group_of("has_underparts_color::blue") is None
+    assert group_of("left eye") == group_of("has_bill_length::about_the_same_as_head") == "head"
+    assert group_of("has_size::small") is None is group_of("has_underparts_color::blue")
+    assert group_of("has_upper_tail_color::blue") == "tail"
     names = ["has_tail_shape::x", "has_size::y", "has_wing_color::z", "has_leg_color::z"]
     assert shown_groups(names, KEY_POINTS) == ["wing", "tail"]
     assert attribute_groups(names, ["wing", "tail"]).tolist() == [1, -1, 0, -1]
@@ -86,22 +83,20 @@ def test_names_say_the_part():
         shown_groups(["has_size::y"], KEY_POINTS)
 
 
-def own_over_others(*given):
-    return ratio_of([own_and_others(*given)])
-
-
 def test_own_over_others_by_hand(one):
-    _, read = one
+    parts = one[1]()
     theta = np.full((1, 100, 3), 0.01)
-    attribute_group = np.array([0, 1, -1])  # head, back, no part
-    present = np.ones((1, 3), bool)
-    assert own_over_others(theta, read(), attribute_group, present, (10, 10)) == pytest.approx(1)
+
+    def ratio():  # attributes of head, back and of no part
+        return ratio_of([own_and_others(theta, parts, np.array([0, 1, -1]), np.ones((1, 3), bool), (10, 10))])
+
+    assert ratio() == pytest.approx(1)
     theta[0, :, :2] = 0
     theta[0, [98, 21], [0, 1]] = 1  # beak at (0.9, 0.9) and back at (0.1, 0.2), each its own
     theta[0, 55, :2] += 0.5
     # own 1 at both; others have nothing at the beak or back, half and half at the wing, which no attribute is of
     with np.errstate(divide="ignore"):
-        assert own_over_others(theta, read(), attribute_group, present, (10, 10)) == np.inf
+        assert ratio() == np.inf
 
 
 class Knowing(ZeroShotModel):
