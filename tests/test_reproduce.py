@@ -15,8 +15,7 @@ from core.experiments.results import row_of
 from core.features.regions import RegionFeatures
 from core.files.atomic import Lock
 from core.files.errors import UserError
-from core.reporting.rows import read_summary
-from core.reporting.tables import all_tables
+from core.reporting.tables import all_tables, read_summary
 from tests.helpers import ToyFeatures
 from tests.helpers_runs import SMALL, inputs_of
 
