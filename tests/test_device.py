@@ -74,13 +74,6 @@ def test_no_step_makes_the_host_wait_for_the_device(toy, features, name):
     assert places == [("meta", "meta")] * 3
 
 
-def test_a_crossing_is_seen(features):
-    with Crossings() as crossings:
-        features.batch(np.arange(3))
-        torch.ones(3, device="meta") * 2.0
-    assert crossings.seen == ["aten._to_copy.default"]  # the row numbers
-
-
 def test_scores_are_brought_back_in_one_piece(toy, features):
     model = built("dazle", final_fold(toy, W2V), features).model
     features.block = 16

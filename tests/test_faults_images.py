@@ -36,18 +36,12 @@ def bomb() -> bytes:
     return out.getvalue()
 
 
-def exif() -> bytes:
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    return encoded("JPEG", exif=turned)
-
-
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
 BAD = {
     "truncated.jpg": encoded("JPEG")[:1500],
-    "truncated.png": encoded("PNG")[:1500],
     "html.jpg": b"<!DOCTYPE html><title>404</title>",
-    "empty.jpg": b"",
-    "header only.jpg": encoded("JPEG")[:20],
+    "postscript.jpg": encoded("EPS"),  # a program, which Pillow would start another to run
     "bomb.png": bomb(),
     "crc.png": encoded("PNG").replace(b"IHDR", b"IHDX"),
 }
@@ -58,7 +52,7 @@ GOOD = {
     "1x1.png": None,
     "16 bit.png": None,
     "animated.gif": encoded("GIF", "P", save_all=True, append_images=[Image.new("P", (80, 50))]),
-    "turned.jpg": exif(),
+    "turned.jpg": encoded("JPEG", exif=TURNED),
     "Grünspecht, weiß (1).jpg": encoded("JPEG"),
     "日本語 🐦.png": encoded("PNG"),
     "png named.jpg": encoded("PNG"),
@@ -114,14 +108,8 @@ def test_one_report_names_every_bad_image_and_good_rows_belong_to_their_image(tm
     assert extract(DEMO, data_root=data, out=out, config=TINY) == out
     with FeatureFile(out) as file:
         assert file.image_files == images and not list(tmp_path.glob("*.partial*"))
-
-
-def test_exif_orientation_is_not_applied_and_of_an_animation_the_first_frame_is_taken(tmp_path: Path) -> None:
-    for name in ("turned.jpg", "animated.gif"):
-        (tmp_path / name).write_bytes(GOOD[name])
-    (tmp_path / "plain.jpg").write_bytes(encoded("JPEG"))
-    np.testing.assert_array_equal(load_image(tmp_path / "turned.jpg", 32), load_image(tmp_path / "plain.jpg", 32))
-    assert load_image(tmp_path / "animated.gif", 32).std() > 10  # noise; the second frame is black
+    # of an animation the first frame, noise, is taken; the second is black
+    assert load_image(folder / "images" / "animated.gif", 32).std() > 10
 
 
 def test_photographs_that_every_program_opens_are_read(tmp_path: Path) -> None:
@@ -155,13 +143,11 @@ def test_an_image_cut_short_is_refused_or_whole(tmp_path: Path, form: str) -> No
         np.testing.assert_array_equal(got, whole)
 
 
-@pytest.mark.parametrize("same", ["images/001.png", "images/./001.png", "images//001.png"])
-def test_an_image_named_twice_is_refused(tmp_path: Path, same: str) -> None:
+def test_an_image_named_twice_is_refused(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data")
     mat = data / "xlsa17" / "data" / "DEMO" / "res101.mat"
     content = scipy.io.loadmat(mat)
-    names = content["image_files"]
-    names[0, 0] = f"/x/DEMO_creatures/{same}"
-    scipy.io.savemat(mat, {"labels": content["labels"], "image_files": names})
+    content["image_files"][0, 0] = "/x/DEMO_creatures/images/./001.png"
+    scipy.io.savemat(mat, {key: content[key] for key in ("labels", "image_files")})
     with pytest.raises(UserError, match=r"res101\.mat: 1 image files are named more than once"):
         extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY)
