@@ -152,7 +152,7 @@ def test_position_embeddings_of_timm_are_interpolated_by_timm() -> None:
     ("name", "options", "said"),
     [
         ("maxvit_t", {"input_size": 448}, "cannot take images of 448 pixels"),
-        ("resnet18", {"pool": 2}, "7x7 regions, which cannot be averaged by 2"),
+        ("resnet18", {"pool": 2}, "--pool 2: 7x7 regions at 224 pixels"),
         ("resnet18", {"layers": ["layer9"]}, "no such module; its last is layer4"),
         ("resnet18", {"layers": ["fc"]}, "no square grids of regions"),
         ("demo", {"layers": ["body"]}, "with --layers body"),

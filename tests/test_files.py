@@ -13,7 +13,7 @@ import pytest
 
 from core.files import kinds
 from core.files.atomic import Lock, atomic_path, is_locked, write_bytes
-from core.files.errors import UserError, run_cli
+from core.files.errors import UserError
 from core.files.pickles import load_array_pickle
 
 
@@ -85,11 +85,3 @@ def test_what_a_download_gives_in_place_of_a_file_is_named(tmp_path):
             raise kinds.unreadable(path, "thing", "detail")
     path.write_bytes(b"something else")
     assert not kinds.what_it_is(path) and "detail" in str(kinds.unreadable(path, "thing", "detail"))
-
-
-def test_user_errors_become_messages(capsys):
-    def fails():
-        raise UserError("no data; run: python x.py")
-
-    assert run_cli(fails) == 2
-    assert capsys.readouterr().err == "error: no data; run: python x.py\n"

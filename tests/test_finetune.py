@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from core.commands import finetune as command
@@ -28,7 +27,8 @@ from core.features.settings import ExtractionConfig, default_out
 from core.files.errors import UserError
 from core.methods import find_method
 from core.training.folds import validation_fold
-from tests.helpers import TOY, toy_mats
+from tests.helpers import TOY
+from tests.helpers_features import make_toy
 
 SMALL = [
     *("--backbone", "mobilenet_v2", "--weights", "random", "--input-size", "64", "--batch-size", "16"),
@@ -39,17 +39,8 @@ W2V = np.ones((8, 3), np.float32)
 
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
-    """Nine classes of ten small pictures, coloured by their class."""
     monkeypatch.setitem(DATASETS, "TOY", TOY)
-    toy_mats(tmp_path / "xlsa17" / "data" / "TOY")
-    rng = np.random.default_rng(0)
-    for c in range(1, 10):
-        (tmp_path / "TOY/TOY_images" / f"c{c}").mkdir(parents=True)
-        colour = rng.integers(0, 200, 3)
-        for i in range(10):
-            pixels = (colour + rng.integers(0, 56, (40, 48, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "TOY/TOY_images" / f"c{c}" / f"{10 * (c - 1) + i}.jpg")
-    return tmp_path
+    return make_toy(tmp_path)
 
 
 def tune(root: Path, *flags: str, split: str = "0") -> Path:

@@ -12,11 +12,9 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from core.datasets.xlsa17 import read_mat_files
 from core.files.errors import UserError
 from core.files.matfile import read_mats
 from core.files.pickles import load_array_pickle
-from tests.helpers import TOY, toy_mats
 
 
 class Runs:
@@ -73,10 +71,3 @@ def test_variables_of_every_kind(tmp_path, compress):
     np.testing.assert_array_equal(array, [[0, 1, 2]])
     with pytest.raises(UserError, match="record is a MATLAB struct"):
         read_mats({tmp_path / "a.mat": ["record"]})
-
-
-@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "a\nb", ""])
-def test_class_names_that_would_be_formulas(tmp_path, name):
-    names = np.array([[n] for n in [name, *"bcdefghi"]], dtype=object)
-    with pytest.raises(UserError, match=r"att_splits\.mat: .* is no class name"):
-        read_mat_files(*toy_mats(tmp_path, allclasses_names=names), TOY)

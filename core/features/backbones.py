@@ -36,7 +36,9 @@ _log = logging.getLogger(__name__)
 class Backbone(nn.Module):
     """A network in eval mode without gradients that returns a map of regions, (B,3,H,W) to (B,D,h,w)."""
 
-    def __init__(self, name: str, trunk: Trunk, sha256: str, size: int, layers: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, trunk: Trunk, sha256: str, size: int, layers: Sequence[str], pool: int, flip: bool
+    ) -> None:
         """Args are those of :func:`build_backbone`; trunk is the network at ``size`` pixels, sha256 of its weights."""
         super().__init__()
         self.name, self.sha256, self.pretraining = name, sha256, trunk.pretraining
@@ -47,7 +49,10 @@ class Backbone(nn.Module):
         self.input_size, self.layers, self.pool, self.flip = size, tuple(layers), 1, False
         self.layer = "+".join((trunk.layer, *layers))  # their names, the last first, for the record
         self.categories, self._encode = trunk.categories, trunk.encode
-        self.shape: tuple[int, int, int] = (0, 0, 0)  # (D,h,w); known after the first forward pass
+        D, h, w = self(torch.zeros(1, 3, size, size)).shape[1:]
+        if h % pool or w % pool:
+            raise UserError(f"--pool {pool}: {h}x{w} regions at {size} pixels; choose an --input-size that it divides")
+        self.pool, self.flip, self.shape = pool, flip, (D, h // pool, w // pool)
 
     def train(self, mode: bool = True) -> Backbone:
         """Stays in eval mode: it is frozen."""
@@ -60,12 +65,12 @@ class Backbone(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """:meth:`forward` outside of inference mode, for training and tracing."""
-        maps = self.last_map(images)
+        maps = self._of_one_view(images)
         if self.flip:
-            maps = (maps + self.last_map(images.flip(3)).flip(3)) / 2
+            maps = (maps + self._of_one_view(images.flip(3)).flip(3)) / 2
         return F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
 
-    def last_map(self, images: Tensor) -> Tensor:
+    def _of_one_view(self, images: Tensor) -> Tensor:
         """The last layer's map, and the earlier ones' averaged to its grid behind it."""
         found = self.trunk(images)
         if isinstance(found, Tensor):
@@ -95,10 +100,7 @@ class Backbone(nn.Module):
 
         Of torchvision's weights the categories are known by name. A category that ends in an unseen class's name makes
         it "yes": the class, a kind of it, or a thing called so (ImageNet's mouse is a computer's). That none does
-        proves little (its horses are sorrels), so it is "unknown" then.
-
-        Args:
-            declared: what a user says of own weights or timm's; torchvision's, the demo's and random ones are known.
+        proves little (its horses are sorrels): "unknown". ``declared`` is what a user says of own weights or timm's.
         """
         if self.pretraining in ("nothing", "demo"):  # the demo's learns from seen classes only
             return "no" if self.pretraining == "nothing" or dataset.source == "DEMO" else "unknown"
@@ -155,21 +157,12 @@ def build_backbone(
     try:
         if trunk.resize is not None and size != trunk.transform.crop:
             trunk.resize(size)
-        backbone = Backbone(name, trunk, digest, size, layers)
-        _, *shape = backbone(torch.zeros(1, 3, size, size)).shape
+        return Backbone(name, trunk, digest, size, layers, pool, flip)
     except (RuntimeError, AssertionError, ValueError, IndexError, KeyError) as error:
         if is_out_of_memory(error):
             raise
         among = f" with --layers {','.join(layers)}" if layers else ""
         raise UserError(f"{name} cannot take images of {size} pixels{among} ({first_line(error)[:200]})") from error
-    if shape[1] % pool or shape[2] % pool:
-        raise UserError(
-            f"--pool {pool}: {name} at {size} pixels has {shape[1]}x{shape[2]} regions, which cannot be averaged by "
-            f"{pool}; choose another --input-size"
-        )
-    backbone.pool, backbone.flip = pool, flip
-    backbone.shape = (shape[0], shape[1] // pool, shape[2] // pool)
-    return backbone
 
 
 def file_form(name: str) -> str:
