@@ -90,7 +90,7 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None, own: Me
         raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
     if own is None:
         paths.require(data_root, dataset)
-    begun = [p.with_suffix("") for p in pattern.parent.glob(f"{pattern.name}.partial")]
+    begun = [p.with_name(p.name.split(".rows-")[0]) for p in pattern.parent.glob(f"{pattern.name}.rows-*.npy")]
     raise UserError(
         f"no feature file{' of these images' if own else ''}; looked for {pattern}. {_unfinished(begun)}"
         f"Make one with: {command}, or name one with --features."
@@ -98,7 +98,7 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None, own: Me
 
 
 def _unfinished(finals: list[Path]) -> str:
-    begun = [str(p) for final in finals if (p := final.with_name(final.name + ".partial")).is_file()]
+    begun = [str(final) for final in finals if next(final.parent.glob(f"{final.name}.rows-*.npy"), None)]
     if not begun:
         return ""
     return f"There is an unfinished {begun[0]}: run the command that began it again, and it continues. "

@@ -79,6 +79,10 @@ def fsync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+class Busy(UserError):
+    """Another process is writing the same file."""
+
+
 class Lock(contextlib.AbstractContextManager["Lock"]):
     """`<final>.lock`, held while a process writes ``final``; a second process is refused, a dead one is no obstacle."""
 
@@ -88,7 +92,7 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise UserError(
+            raise Busy(
                 f"another process is writing {final} (it holds {self.path}); wait for it or choose another --out"
             ) from error
         except FileNotFoundError:

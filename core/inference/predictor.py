@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from core.features.backbones import Backbone
+from core.features.decoding import decoded
 from core.features.devices import resolve_device
-from core.features.extraction import decoded, memory_error, threads_of
+from core.features.extraction import memory_error, threads_of
 from core.features.images import Normaliser
 from core.features.regions import unit_regions
 from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig
