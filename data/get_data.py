@@ -1,6 +1,6 @@
 """Download and unpack a data set: python data/get_data.py CUB|AWA2|SUN|xlsa17 [--archive PATH ...].
 
-An interrupted download continues with the same command. Pages beside this file say what each data set is.
+An interrupted download starts anew; `curl -C - -O URL` continues one. Pages beside this file say what each data set is.
 """
 
 import sys

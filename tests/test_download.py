@@ -1,4 +1,4 @@
-"""Downloads that continue, checksums, and archives that try to write elsewhere."""
+"""Downloads, checksums, and archives that try to write elsewhere."""
 
 import contextlib
 import hashlib
@@ -21,53 +21,35 @@ CONTENT = bytes(range(256)) * 400
 @pytest.fixture
 def server():
     class Handler(http.server.BaseHTTPRequestHandler):
-        cut = 0  # answer with so many bytes only
-        ranges: list = []  # noqa: RUF012
+        cut = None  # answer with so many bytes only
 
         def do_GET(self):
-            wanted = self.headers.get("Range")
-            Handler.ranges.append(wanted)
-            start = int(wanted[6:-1]) if wanted else 0
-            if start >= len(CONTENT):
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
-                self.end_headers()
-                return
-            body = CONTENT[start:]
-            self.send_response(206 if wanted else 200)
-            if wanted:
-                self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-            self.send_header("Content-Length", str(len(body)))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(CONTENT)))
             self.end_headers()
-            self.wfile.write(body[: Handler.cut or None])
+            self.wfile.write(CONTENT[: Handler.cut])
 
         def log_message(self, *args):
             pass
 
-    Handler.ranges = []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as s:
-        thread = threading.Thread(target=s.serve_forever, daemon=True)
-        thread.start()
+        threading.Thread(target=s.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{s.server_port}/a.tgz", Handler
         s.shutdown()
 
 
-def test_cut_download_continues(server, tmp_path):
+def test_a_cut_download_leaves_nothing_and_says_how_to_go_on(server, tmp_path):
     url, handler = server
     handler.cut = 1000
-    with pytest.raises(UserError, match="continue"):
+    with pytest.raises(UserError, match=f"stopped: .*curl -C - -O {url}.*--archive"):
         D.download(url, tmp_path / "a.tgz", timeout=5)
-    assert (tmp_path / "a.tgz.part").stat().st_size == 1000
-    handler.cut = 0
-    path = D.download(url, tmp_path / "a.tgz", hashlib.md5(CONTENT).hexdigest(), timeout=5)
-    assert path.read_bytes() == CONTENT
-    assert handler.ranges == [None, "bytes=1000-"]
-    assert [p.name for p in tmp_path.iterdir()] == ["a.tgz"]
-
-
-def test_complete_part_is_taken(server, tmp_path):
-    (tmp_path / "a.tgz.part").write_bytes(CONTENT)
-    assert D.download(server[0], tmp_path / "a.tgz", timeout=5).read_bytes() == CONTENT
+    assert not list(tmp_path.iterdir())
+    handler.cut = None
+    D.download(url, tmp_path / "a.tgz", timeout=5)
+    assert (tmp_path / "a.tgz").read_bytes() == CONTENT
+    D.check_md5(tmp_path / "a.tgz", hashlib.md5(CONTENT).hexdigest())
+    with pytest.raises(UserError, match="published is 000"):
+        D.check_md5(tmp_path / "a.tgz", "0" * 32)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -77,12 +59,6 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     make_tar(tmp_path / "a.tgz", [("top/good", b"1")])
     with pytest.raises(UserError, match="cannot unpack"):
         D.extract(tmp_path / "a.tgz", tmp_path / "file" / "to")
-
-
-def test_wrong_checksum_keeps_nothing(server, tmp_path):
-    with pytest.raises(UserError, match="MD5"):
-        D.download(server[0], tmp_path / "a.tgz", "0" * 32, timeout=5)
-    assert not list(tmp_path.iterdir())
 
 
 def make_tar(path, entries):
@@ -121,14 +97,10 @@ def test_unpacking_clears_what_a_killed_process_left_and_refuses_a_second(tmp_pa
         D.extract(tmp_path / "a.tgz", tmp_path / "to")
     D.extract(tmp_path / "a.tgz", tmp_path / "to")
     assert [p.name for p in (tmp_path / "to").iterdir()] == ["top"]
-
-
-def test_damaged_archive(tmp_path):
-    make_tar(tmp_path / "a.tgz", [("top/good", bytes(range(256)) * 99)])
-    (tmp_path / "a.tgz").write_bytes((tmp_path / "a.tgz").read_bytes()[:-200])
+    (tmp_path / "a.tgz").write_bytes((tmp_path / "a.tgz").read_bytes()[:-20])
     with pytest.raises(UserError, match="cannot unpack"):
-        D.extract(tmp_path / "a.tgz", tmp_path / "to")
-    assert not list((tmp_path / "to").iterdir())
+        D.extract(tmp_path / "a.tgz", tmp_path / "new")
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_get_from_archives_and_again(tmp_path):

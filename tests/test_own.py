@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from core.datasets.own import Choices, feature_pattern, find_images, read_folder, stand_in
 from core.datasets.own_splits import split_images
@@ -105,38 +104,7 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
         assert (four.shape[-1], one.shape[-1]) == (4, 1)  # regions
 
 
-def test_six_classes_of_birds(shared: Path, tmp_path: Path) -> None:
-    source = shared / "mini_cub" / "CUB" / "CUB_200_2011" / "images"
-    described = {  # by the author of this test, from looking at the birds
-        "013.Bobolink": "1 0 0 0 1 0 1 0 0 0 0 0 .3 .2",
-        "014.Indigo_Bunting": "0 1 0 0 0 0 0 1 0 0 0 0 .2 .2",
-        "016.Painted_Bunting": "0 1 1 1 0 0 0 0 0 0 1 0 .2 .2",
-        "042.Vermilion_Flycatcher": "0 0 1 0 0 1 0 0 0 0 0 0 .2 .3",
-        "047.American_Goldfinch": "1 0 0 0 0 1 0 0 1 1 0 0 .2 .2",
-        "046.Gadwall": "0 0 0 0 0 1 0 0 0 0 0 1 .9 -1",
-    }
-    names = "black_head,blue_head,red_breast,green_back,buff_nape,brown_wings,white_back,blue_back,yellow_breast,"
-    names += "orange_bill,mixed_colors,swims,size,bill_length"
-    rows = [f"class,{names}"] + [f"{c},{numbers.replace(' ', ',')}" for c, numbers in described.items()]
-    (tmp_path / "attributes.csv").write_text("\n".join(rows))
-    for name in list(described)[:5]:
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for path in sorted((source / name).iterdir())[:5]:
-            (tmp_path / "images" / name / path.name).symlink_to(path)
-    weights = shared / "weights" / "mobilenet_v2_imagenet1k.safetensors"
-    flags = ("--backbone", "mobilenet_v2", "--weights", weights, "--device", "cpu", "--unseen", "014.Indigo_Bunting")
-    code, out, err = run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path, *flags)
-    assert code == 0, err
-    assert "pretraining saw unseen classes: unknown" in out
-    (table,) = tmp_path.rglob("table.md")
-    trained = load_trained(table.parent / "seed0")
-    assert len(trained.attributes) == 14
-    assert [trained.classes[c] for c in trained.space.unseen.tolist()] == ["014.Indigo_Bunting", "046.Gadwall"]
-
-
-def test_help_and_what_is_missing(tmp_path: Path) -> None:
-    code, out, _ = run_here(tmp_path, "OWN_ours.py", "--help")
-    assert code == 0 and "--unseen-share" in out and "--vectors" in out and "learning rate" in out
+def test_what_is_missing(tmp_path: Path) -> None:
     refused(run_here(tmp_path, "OWN_ours.py"), "--data-root")
     refused(run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path), "attributes.csv", "docs/own-data.md")
     (tmp_path / "attributes.csv").write_text(SHEET)
@@ -146,26 +114,20 @@ def test_help_and_what_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sheet", "says"),
     [
-        ("", "has no row"),
+        ("", "is no table"),
         ("class,red\n", "has no row"),
         ("name,red\na,1\n", "line 1: the header must be class,"),
-        ("class\na\n", "line 1: the header names no attribute"),
         ("class,red,red\na,1,1\n", "line 1: the attribute 'red' stands there twice"),
         ("class,red,\na,1,1\n", "line 1: '' is no name for the attribute: it is empty"),
         ("class,red\na,1\n\nb,1\na,0\n", "line 5: the class 'a' stands there twice (line 2)"),
-        ("\n\nclass,red,blue\na,1,1\nb,1\n", "line 5, class 'b': no value for 'blue'"),
+        ("\n\nclass,red,blue\na,1,1\nb,1\n", "line 5, class 'b': '' for 'blue' is not a number"),
         ("class,red,blue\na,1,1,1\n", "line 2, saw 4"),
-        ("class,red\na,1\nb,yes\n", "line 3, class 'b': 'yes' for 'red' is not a number"),
         ("class,red\na,nan\n", "line 2, class 'a': 'nan' for 'red' is not a number"),
-        ("class,red\na,1_0\n", "line 2, class 'a': '1_0' for 'red' is not a number"),
-        ("class,red\na,1e60\n", "line 2, class 'a': 1e60 for 'red' is too large"),
-        ("class,red,blue\na,1,1\nb,0,0\n", "line 3, class 'b': all values are 0"),
         ('class,red\n"a\nb",1\n', "line 2: 'a\\nb' is no name for the class: it holds control characters"),
-        ('class,red\na,1\n"b,1\n', "line 3; are there a quotation mark"),
+        ('class,red\na,1\n"b,1\n', "is a quotation mark not closed?"),
         ("class,=a()\na,1\n", "line 1: '=a()' is no name for the attribute: it is empty, or begins with ="),
         ("class;red;blue\na;0,5;1\nb;1;0.5\n", "line 2: '0,5' has a decimal comma, but '0.5' in line 3 a point"),
         (b"class,red\na,1\nb\xe9,1\n", "line 3: not UTF-8"),
-        ("class,red\na,1\n".encode("utf-32"), "not UTF-8 text; save the table"),
     ],
 )
 def test_sheets_that_are_refused_with_their_line(tmp_path: Path, sheet: str | bytes, says: str) -> None:
@@ -180,7 +142,7 @@ def test_sheets_that_are_refused_with_their_line(tmp_path: Path, sheet: str | by
     [
         "class,long bill,b\nä,0.5,-1\nc,2,0\n".encode("utf-8-sig"),
         "class,long bill,b\r\nä,0.5,-1\r\nc,2,0\r\n".encode("utf-16"),
-        "class\tlong bill\tb\nä\t0.5\t-1\nc\t2\t0\n".encode("utf-16-le"),
+        "class\tlong bill\tb\nä\t0.5\t-1\nc\t2\t0\n".encode(),
         "Class;long bill;b\nä;0,5;-1\nc;2;0\n\n".encode(),
         '"class","long bill","b"\n"ä" , "0.5",-1\nc,2e0,0'.replace(" , ", ",").replace(', "', ',"').encode(),
         "class,long bill,b\rä,.5,-1\rc,+2,0".encode(),
@@ -196,31 +158,17 @@ def test_sheets_of_every_spreadsheet(tmp_path: Path, sheet: bytes) -> None:
 @pytest.mark.parametrize(
     ("images", "files", "choices", "says"),
     [
-        ("aaabbbcccdddxxx", {}, {}, "has no row for 'x'"),
-        ("aaa", {}, {}, "there are 1 and 0"),
-        ("aaabbb", {}, {"validation": False}, "2 seen classes with 2 images each and 1 unseen class"),
-        ("abbbcccdddeee", {}, {"unseen": ("e",)}, "'a' has 1. Add images, make 'a' unseen with --unseen a"),
-        ("aabbbcccdddeee", {}, {"unseen": ("e",)}, "--select last"),
-        ("aaabbbcccddd", {}, {"unseen": ("E",)}, "--unseen E: attributes.csv has no class 'E'"),
+        ("aaabbb", {}, {"validation": False}, "2 seen classes with as many images each and 1 unseen class"),
+        ("abbbcccdddeee", {}, {"unseen": ("e",)}, "fewer images 'a'"),
+        ("aaabbbcccddd", {}, {"unseen": ("E",)}, "--unseen: attributes.csv has no class 'E'"),
         ("aaabbbcccddd", {}, {"unseen": ("e",)}, "there are 4 and 0"),  # e has no images: nothing to measure on
-        ("aaabbbcccddd", {"unseen_txt": "a\n\nq\n"}, {}, "unseen.txt, line 3: attributes.csv has no class 'q'"),
-        ("aaabbbcccddd", {"unseen_txt": "a", "splits_csv": "class,split\na,seen\n"}, {}, "keep one of them"),
+        ("aaabbbcccddd", {"unseen_txt": "a\n\nq\n"}, {}, "unseen.txt: attributes.csv has no class 'q'"),
+        ("aaabbbcccddd", {"unseen_txt": "a", "splits_csv": "class,split\na,seen\n"}, {}, "unseen.txt, --unseen"),
         ("aaabbbcccddd", {"splits_csv": "class,split\na,seen\n"}, {}, "has no line for 'b', 'c', 'd'"),
         ("aaabbbcccddd", {"splits_csv": "class,split\na,test\n"}, {}, "line 2: 'test' is no split"),
-        (
-            "aaabbbcccddd",
-            {"splits_csv": "class,split\na,seen\na,seen\n"},
-            {},
-            "line 3: the class 'a' stands there twice",
-        ),
-        ("aaabbbcccddd", {"splits_csv": "class,split\nq,seen\n"}, {}, "line 2: attributes.csv has no class 'q'"),
-        (
-            "aaabbbcccddd",
-            {"splits_csv": "image,split\na/9.jpg,trainval\n"},
-            {},
-            "line 2: images/ has no image 'a/9.jpg'",
-        ),
-        ("aaabbbcccddd", {"splits_csv": "file,split\na/0.jpg,trainval\n"}, {}, "line 1: the header must be"),
+        ("aaabbbcccddd", {"splits_csv": "class,split\na,seen\na,seen\n"}, {}, "line 3: the class 'a' stands"),
+        ("aaabbbcccddd", {"splits_csv": "image,split\na/9.jpg,val\n"}, {}, "line 2: images/ has no image 'a/9.jpg'"),
+        ("aaabbbcccddd", {"splits_csv": "file,split\na/0.jpg,val\n"}, {}, "line 1: the header must be"),
     ],
 )
 def test_folders_that_are_refused(tmp_path: Path, images: str, files: dict, choices: dict, says: str) -> None:
@@ -230,17 +178,12 @@ def test_folders_that_are_refused(tmp_path: Path, images: str, files: dict, choi
 
 
 @pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        (b"b/\xff\xe9.jpg", "its name is not UTF-8"),
-        (b"b/x\ny.jpg", "its name holds control characters"),
-        ("b/x\u202ey.jpg".encode(), "its name holds control characters"),
-    ],
+    ("name", "why"), [(b"b/\xff\xe9.jpg", "is not UTF-8"), ("b/x\u202ey.jpg".encode(), "holds control characters")]
 )
 def test_names_that_break_a_table_or_a_terminal_are_refused(tmp_path: Path, name: bytes, why: str) -> None:
     folder(tmp_path, images="aaabbbcccddd")
     (tmp_path / "images" / os.fsdecode(name)).write_bytes(b"")
-    with pytest.raises(UserError, match=f"rename .*: {why}"):
+    with pytest.raises(UserError, match=f"rename .*: its name {why}"):
         read_folder(tmp_path, Choices())
 
 
@@ -279,14 +222,9 @@ def test_linked_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None
     ("names", "moved", "says"),
     [
         (("001", "002"), "", "the sheet has '1': a spreadsheet took the zeros in front away; write '001' there"),
-        (
-            ("1", "2"),
-            "train",
-            "the classes lie in train/: move them up, and name the parts in splits.csv",
-        ),
+        (("1", "2"), "train", "the classes lie in train/: move them up, and name the parts in splits.csv"),
         (("1", "2", "2 "), "", "two folders for the class '2', which differ in a blank at the end"),
         (("1", "ruven"), "", "(did you mean 'raven'?)"),
-        (("1", "train"), "", "Add the row, rename the folder, or move it"),
     ],
 )
 def test_folders_that_do_not_match_are_told_the_likely_cause(
@@ -361,8 +299,7 @@ def test_splits_csv(tmp_path: Path) -> None:
 
 
 def test_odd_sheets_are_named(tmp_path: Path) -> None:
-    sheet = "class,x,y,same,grams\na,1,1,1,3\nb,1,1,1,3\nc,0,0,1,84\nd,1,0,1,1\ne,-1,0,1,2\n"
-    sheet = sheet.replace("d,1,0", "d,0.5,0.5")
+    sheet = "class,x,y,same,grams\na,1,1,1,3\nb,1,1,1,3\nc,0,0,1,84\nd,0.5,0.5,1,1\ne,-1,0,1,2\n"
     notes = " | ".join(read_folder(folder(tmp_path, sheet), Choices(unseen=("a",))).notes)
     for said in ("['a', 'b'] have identical", "tell none apart (same)", "'grams' are more than 10 times", "negative"):
         assert said in notes
@@ -395,45 +332,23 @@ def test_a_candidate_competes_and_is_in_no_mean() -> None:
         evaluate(replace(images, candidates=()), 0.0)
 
 
-def test_vectors_of_ones_own(creatures: Path, tmp_path: Path, no_figure) -> None:
-    root = shutil.copytree(creatures, tmp_path / "mine")
-    K = len(read_attributes(root / "attributes.csv").attributes)
-    np.save(tmp_path / "vectors.npy", np.random.default_rng(0).normal(size=(K, 7)))
-    flags = ("--vectors", tmp_path / "vectors.npy", "--method", "dazle")
-    code, _, err = run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES, *flags)
-    assert code == 0, err
-    (run,) = root.rglob("seed0")
-    assert load_trained(run).space.w2v.shape == (K, 7)
-    np.save(tmp_path / "vectors.npy", np.ones((K + 1, 7)))
-    refused(run_here(tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES, *flags), "vectors.npy", f"({K}, V)")
-
-
-def test_a_root_that_may_only_be_read(creatures: Path, tmp_path: Path, no_figure, monkeypatch) -> None:
+def test_vectors_of_ones_own_and_a_root_that_may_only_be_read(
+    creatures: Path, tmp_path: Path, no_figure, monkeypatch
+) -> None:
     """Everything that is written goes where the flags say, the copy of the vectors too."""
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode, **kw: path != creatures and allowed(path, mode, **kw))
-    np.save(tmp_path / "v.npy", np.eye(len(read_attributes(creatures / "attributes.csv").attributes)))
+    K = len(read_attributes(creatures / "attributes.csv").attributes)
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(K, 7)))
     flags = ("--data-root", creatures, *CREATURES, "--vectors", tmp_path / "v.npy", "--gamma-splits", "1")
     refused(run_here(tmp_path, "OWN_ours.py", *flags, "--out", tmp_path / "r"), "may only be read", "--features FILE")
     before = sorted(creatures.rglob("*"))
-    flags = (*flags, "--features", tmp_path / "f" / "f.hdf5", "--out", tmp_path / "r")
+    flags = (*flags, "--method", "dazle", "--features", tmp_path / "f" / "f.hdf5", "--out", tmp_path / "r")
     code, _, err = run_here(tmp_path, "OWN_ours.py", *flags)
     assert code == 0, err
     assert sorted(creatures.rglob("*")) == before
     assert (tmp_path / "f" / "OWN_attribute.pkl").is_file() and list((tmp_path / "r").rglob("table.md"))
-
-
-def test_too_many_images_at_once_names_a_flag_that_this_command_has(
-    creatures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = torch.nn.Conv2d.forward
-
-    def full(self: torch.nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
-        if len(x) > 4:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, x)
-
-    monkeypatch.setattr(torch.nn.Conv2d, "forward", full)
-    flags = ("--data-root", creatures, *CREATURES, "--features", tmp_path / "f.hdf5", "--out", tmp_path / "r")
-    said = refused(run_here(tmp_path, "OWN_ours.py", *flags), "--image-batch-size 16")
-    assert " --batch-size" not in said
+    (run,) = (tmp_path / "r").rglob("seed0")
+    assert load_trained(run).space.w2v.shape == (K, 7)
+    np.save(tmp_path / "v.npy", np.ones((K + 1, 7)))
+    refused(run_here(tmp_path, "OWN_ours.py", *flags), "v.npy", f"({K}, V)")

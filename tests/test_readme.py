@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import torchvision
 from safetensors.torch import save_file
 
@@ -78,7 +79,8 @@ def small_network(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, weights = torchvision.models.get_model, place / "weights.safetensors"
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, **options: real("resnet18", **options))
     if not weights.exists():
-        with trunks.seeded_weights():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
             save_file(real("resnet18", weights=None).state_dict(), weights)
     monkeypatch.setattr(trunks, "fetch_cached", lambda url: weights)
     monkeypatch.setattr(attention, "draw_attention", lambda *_: None)  # as long as all the rest, and not README's

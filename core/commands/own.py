@@ -30,24 +30,17 @@ def parser(description: str | None, argv: Sequence[str] | None) -> Parser:
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
     data.add_argument("--data-root", type=Path, help="the folder with images/ and attributes.csv")
-    data.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help="classes that are not trained on")
-    data.add_argument(
-        "--unseen-share",
-        type=number(0),
-        help="share of the classes with images that is drawn instead (unseen.txt, else 0.2)",
-    )
+    unseen = data.add_mutually_exclusive_group()
+    unseen.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help="classes that are not trained on")
+    share = "share of the classes with images that is drawn instead (unseen.txt, else 0.2)"
+    unseen.add_argument("--unseen-share", type=number(0), help=share)
     data.add_argument("--split-seed", type=whole(0), default=0, help="of everything that is drawn for the split (0)")
-    data.add_argument(
-        "--vectors",
-        default=NONE,
-        metavar="NONE_NAME_OR_FILE",
-        help="word vectors of the attributes: none (one-hot: names mean nothing), "
-        f"{' or '.join(MODELS)} (through gensim), a file of word vectors ({FORMATS}), or ready ones (K,V) as .npy or "
-        ".pkl (none)",
-    )
-    data.add_argument(
-        "--features", type=Path, help="feature file to read, or to make (ROOT/OWN/feature_map_*_OWN.hdf5)"
-    )
+    vectors = "word vectors of the attributes: none (one-hot: names mean nothing), "
+    vectors += f"{' or '.join(MODELS)} (through gensim), a file of word vectors ({FORMATS}), or ready ones (K,V) as "
+    vectors += ".npy or .pkl (none)"
+    data.add_argument("--vectors", default=NONE, metavar="NONE_NAME_OR_FILE", help=vectors)
+    features = "feature file to read, or to make (ROOT/OWN/feature_map_*_OWN.hdf5)"
+    data.add_argument("--features", type=Path, help=features)
     # values are checked by ExtractionConfig: its module takes seconds to import, which --help need not wait for
     images = p.add_argument_group("features", "used where the feature file is not there yet")
     add = images.add_argument
@@ -85,20 +78,16 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         validation=args.select == "val",
     )
     log.info("1 of 3: the folder %s", root)
-    metadata = read_folder(root, choices)
-    m = metadata
-    log.info(
-        "%d classes by %d attributes: %d seen, %d unseen, %d without images; %d images, %d for training, %d + %d for "
-        "test",
-        len(m.class_names), m.att.shape[1], len(m.seen), len(m.unseen), len(m.candidates), len(m.labels),
-        len(m.trainval_loc), len(m.test_seen_loc), len(m.test_unseen_loc),
-    )  # fmt: skip
+    m = read_folder(root, choices)
+    classes = f"{len(m.class_names)} classes by {m.att.shape[1]} attributes: {len(m.seen)} seen, {len(m.unseen)} unseen"
+    test = f"{len(m.test_seen_loc)} + {len(m.test_unseen_loc)} for test"
+    log.info("%s; %d images, %d for training, %s", classes, len(m.labels), len(m.trainval_loc), test)
     for note in m.notes:
         log.info("note: %s", note)
-    beside = paths.vectors_file(root, OWN)
-    vectors = _vectors(args.vectors, args.features.with_name(beside.name) if args.features else beside, metadata)
+    path = paths.vectors_file(root, OWN)
+    vectors = _vectors(args.vectors, args.features.with_name(path.name) if args.features else path, m)
     log.info("2 of 3: region features")
-    features = _features(args, root, metadata)
+    features = _features(args, root, m)
 
     from core.experiments.inputs import load_inputs
     from core.features.devices import resolve_device
@@ -114,14 +103,12 @@ def _vectors(source: str, path: Path, m: Metadata) -> Path | None:
     if source.lower() == NONE:
         log.info("note: no word vectors (--vectors none): one-hot, so attribute names mean nothing to the model")
         return None
-    local = Path(source)
-    digest = sha256_file(local) if local.is_file() else None
-    made_from = {"source": local.name if digest else source, "source_sha256": digest, "names": m.attribute_names}
-    beside = path.with_suffix(".json")
-    if path.is_file() and beside.is_file():
-        record = read_json(beside)
-        if isinstance(record, dict) and all(record.get(key) == value for key, value in made_from.items()):
-            return path
+    digest = sha256_file(source) if Path(source).is_file() else None
+    made_from = {"source": Path(source).name if digest else source, "source_sha256": digest, "names": m.attribute_names}
+    sidecar = path.with_suffix(".json")
+    record = read_json(sidecar) if path.is_file() and sidecar.is_file() else None
+    if isinstance(record, dict) and all(record.get(key) == value for key, value in made_from.items()):
+        return path
     made = attribute_vectors(source, m.attribute_names)
     write_attribute_vectors(path, made, str(made_from["source"]), digest)
     log.info("word vectors in %s", path)

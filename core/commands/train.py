@@ -42,7 +42,7 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
 
     device = str(resolve_device(args.device))
     if dataset == "DEMO":
-        from core.demo.setup import prepare_demo
+        from core.commands.demo import prepare_demo
 
         prepare_demo(args.data_root or Path("data"))
     inputs = load_inputs(name, data_root=args.data_root, features=args.features, w2v=args.w2v, device=device)

@@ -21,14 +21,11 @@ log = logging.getLogger(__name__)
 
 def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
     dataset, p = DATASETS[name], Parser(description)
-    sources = f"{' or '.join(MODELS)} (through gensim), {' or '.join(SOURCES)} (text encoders), "
-    sources += f"a file of word vectors ({FORMATS}), or ready "
-    sources += "vectors (K,V) of the attributes, .pkl or .npy (default: %(default)s)"
+    sources = f"{' or '.join(MODELS)} (through gensim), {' or '.join(SOURCES)} (text encoders), a file of word vectors "
+    sources += f"({FORMATS}), or ready vectors (K,V) of the attributes, .pkl or .npy (default: %(default)s)"
     p.add_argument("--source", default=MODELS[0], metavar="NAME_OR_PATH", help=sources)
     p.add_argument("--attributes", type=Path, help="file (or its folder) with the attribute names")
-    p.add_argument(
-        "--data-root", type=Path, default=DEFAULT_ROOT, help="where the data sets are (default: %(default)s)"
-    )
+    p.add_argument("--data-root", type=Path, default=DEFAULT_ROOT, help="where the data sets are (%(default)s)")
     p.add_argument("--out", type=Path, help=f"default: ROOT/w2v/{name}_attribute.pkl; for the root data: w2v/")
     a = p.parse_args(argv)
     out = a.out or vectors_file(a.data_root, dataset)

@@ -12,7 +12,6 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,6 @@ from core.files.pickles import load_array_pickle
 log = logging.getLogger(__name__)
 
 _READY = (".pkl", ".pickle", ".npy")
-_WORDS = (".txt", ".vec", ".bin", ".kv", ".model", ".gz", ".zip")  # endings of files of word vectors
 
 
 @dataclass
@@ -41,11 +39,7 @@ class AttributeVectors:
 
 
 def sum_vectors(names: Sequence[str], vocabulary: Mapping[str, np.ndarray]) -> AttributeVectors:
-    """Sum the vectors of each name's words -> (K,V) float32; words outside the vocabulary are logged and listed.
-
-    Raises:
-        UserError: an attribute none of whose words is known, or whose words' vectors are damaged.
-    """
+    """Sum the vectors of each name's words -> (K,V) float32; words outside the vocabulary are logged and listed."""
     vectors: list[np.ndarray] = []
     words: list[list[str]] = []
     unknown: dict[str, list[str]] = {}
@@ -92,68 +86,51 @@ def load_attribute_vectors(path: Path | str, K: int, command: str = "") -> np.nd
     """Attribute vectors (K,V) float32; ``command`` makes them, for messages.
 
     A row of zeros is accepted only where the sidecar declares it (the published SUN file has one: man-made).
-
-    Raises:
-        UserError: missing or unsafe file, wrong shape, not finite, an undeclared zero row, or not the sidecar's file.
     """
     path = Path(path)
     again = f"make the vectors again{f' with: {command}' if command else ''}"
     if not path.is_file():
         raise UserError(missing(path, "attribute vectors") + (f". Make them with: {command}" if command else ""))
-    if path.suffix.lower() in _WORDS:
+    if path.suffix.lower() not in _READY:
         raise UserError(
-            f"{path} seems to hold word vectors; vectors of attributes (.pkl or .npy) are needed, which are made of "
-            f"them with: {command or 'python extract_feature/extract_attribute_w2v_AWA2.py'} --source {path}"
+            f"{path} is no .pkl or .npy file. Are they word vectors? Vectors of attributes are made of them with: "
+            f"{command or 'python extract_feature/extract_attribute_w2v_AWA2.py'} --source {path}"
         )
-    vectors = _finite(path, K, again)
+    vectors = _ready_vectors(path, K, again)
     declared: list[int] = []
     sidecar = path.with_suffix(".json")
     if sidecar.is_file():
         record = read_json(sidecar)
-        try:
-            expected, declared = record["sha256"], [int(row) for row in record.get("zero_rows", [])]
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise UserError(f"{sidecar} is damaged ({error}); {again}") from error
-        if expected != sha256_file(path):
+        if not isinstance(record, dict) or record.get("sha256") != sha256_file(path):
             raise UserError(f"{path} is not the file that {sidecar.name} describes; {again}")
-    zero = sorted(set(np.flatnonzero(~vectors.any(1)).tolist()) - set(declared))
-    if zero:
+        declared = record.get("zero_rows", [])
+    if zero := sorted({*np.flatnonzero(~vectors.any(1)).tolist()} - {*declared}):
         raise UserError(f"{path}: attributes {[z + 1 for z in zero]} have a vector of zeros; {again}")
     return vectors
 
 
-def _finite(path: Path, K: int, again: str) -> np.ndarray:
+def _ready_vectors(path: Path, K: int, again: str) -> np.ndarray:
     """The array (K,V) float32 of a .npy file or a pickle."""
     vectors = read_npy(path) if path.suffix.lower() == ".npy" else load_array_pickle(path)
-    if vectors.ndim != 2 or len(vectors) != K or not 0 < vectors.shape[1] <= WIDEST or vectors.dtype.kind not in "fiu":
-        turned = vectors.ndim == 2 and vectors.shape[1] == K
-        mend = "it would be as its transpose" if turned else again
+    if vectors.ndim != 2 or len(vectors) != K or not 0 < vectors.shape[1] <= WIDEST:
         raise UserError(
-            f"{path} holds an array of shape {vectors.shape}; ({K}, V), one row an attribute, is needed: {mend}"
+            f"{path} holds an array of shape {vectors.shape}; ({K}, V), one row an attribute, is needed: {again}"
         )
     with np.errstate(over="ignore"):  # to infinity, which the next line refuses
         vectors = vectors.astype(np.float32)
-    if not np.isfinite(vectors).all():
-        k = int(np.argwhere(~np.isfinite(vectors))[0, 0])
+    for k in np.flatnonzero(~np.isfinite(vectors).all(axis=1))[:1]:
         raise UserError(f"{path} holds values that are not finite, first for attribute {k + 1}; {again}")
     return vectors
 
 
 def read_npy(path: Path | str) -> np.ndarray:
-    """The array of real numbers in a .npy file.
-
-    Raises:
-        UserError: damaged, or of anything else.
-    """
+    """The array of real numbers in a .npy file."""
     try:
-        array: Any = np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        if "Object arrays" not in str(error):
-            raise unreadable(path, "numpy array", error) from error
-        array = None
+        raise unreadable(path, "numpy array", error) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
-        what = f"{array.dtype} values" if isinstance(array, np.ndarray) else "Python objects"
-        raise UserError(f"{path} holds {what}; one array of real numbers is needed: np.save(FILE, a.astype('float32'))")
+        raise UserError(f"{path} is not one array of real numbers; save it with np.save(FILE, a.astype('float32'))")
     return array
 
 
@@ -176,19 +153,15 @@ def write_demo_vectors(attribute_file: Path | str, out: Path | str) -> None:
 
 
 def attribute_vectors(source: str, names: Sequence[str]) -> AttributeVectors:
-    """Vectors of attributes from word vectors, a text encoder, or ready ones (K,V) from a .pkl or .npy file.
-
-    Raises:
-        UserError: no such source, or one that cannot be read or lacks what is needed.
-    """
-    local = Path(source)
+    """Vectors of attributes from word vectors, a text encoder, or ready ones (K,V) from a .pkl or .npy file."""
+    path = Path(source)
     if source.startswith((OPEN_CLIP, SENTENCE)):
         texts = [[attribute_text(name)] for name in names]
         return AttributeVectors(encode_attributes(source, names), list(names), texts, {})
-    if local.suffix.lower() not in _READY or not local.is_file():
+    if path.suffix.lower() not in _READY or not path.is_file():
         return sum_vectors(names, load_words(source, words_of(names)))
-    made = AttributeVectors(_finite(local, len(names), "choose another --source"), list(names), [], {})
+    made = AttributeVectors(_ready_vectors(path, len(names), "choose another --source"), list(names), [], {})
     for k in np.flatnonzero(~made.vectors.any(1)).tolist():
-        log.warning("%s: its vector in %s is all zeros; kept as published", names[k], local.name)
+        log.warning("%s: its vector in %s is all zeros; kept as published", names[k], path.name)
         made.unknown[names[k]] = clean_name(names[k])
     return made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -13,6 +12,8 @@ SUPERSAMPLE = 3  # drawn this many times larger, then averaged down
 PARTS = ("bill", "crown", "throat", "back", "wing", "breast", "belly", "tail", "leg")
 
 RGB = tuple[int, int, int]
+Pixels = list[tuple[float, float]]
+Box = tuple[float, ...]  # x0, y0, x1, y1 in the bird's coordinates, and an angle in degrees
 
 
 class Canvas:
@@ -24,39 +25,46 @@ class Canvas:
         self.matrix, self.shift, self.rng = matrix, shift, rng
         self.unit = float(np.sqrt(abs(np.linalg.det(matrix))))  # pixels to the bird's unit of length
 
-    def place(self, points: np.ndarray) -> list[tuple[float, float]]:
+    def place(self, points: np.ndarray) -> Pixels:
         """Bird coordinates (n,2) to pixels."""
         return [(float(x), float(y)) for x, y in points @ self.matrix.T + self.shift]
 
-    def mask(self, polygon: np.ndarray) -> Image.Image:
+    def mask(self, polygon: np.ndarray, within: Image.Image | None = None) -> Image.Image:
+        """Where a polygon lies, or what of it lies within another mask."""
         mask = Image.new("L", self.image.size, 0)
         ImageDraw.Draw(mask).polygon(self.place(polygon), fill=255)
-        return mask
+        return overlap(within, mask) if within else mask
 
-    def paint(self, mask: Image.Image, part: str, colour: RGB, pattern: str = "solid", box: Any = None) -> None:
-        """Fill ``mask`` with a colour and a pattern laid over the bird-coordinate ``box`` (x0, y0, x1, y1, angle)."""
+    def paint(self, mask: Image.Image, part: str, colour: RGB, pattern: str = "solid", box: Box = ()) -> None:
+        """Fill ``mask`` with a colour and a pattern laid over ``box``."""
         self.image.paste(colour, mask=mask)
         self.owner.paste(PARTS.index(part) + 1, mask=mask)
         if pattern != "solid":
             marks = Image.new("L", self.image.size, 0)
-            draw = ImageDraw.Draw(marks)
-            x0, y0, x1, y1, angle = box
-            for polygon in _marks(pattern, x0, y0, x1, y1, angle, self.rng):
-                draw.polygon(self.place(polygon), fill=255)
+            for polygon in _marks(pattern, box, self.rng):
+                ImageDraw.Draw(marks).polygon(self.place(polygon), fill=255)
             light = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 95
             self.image.paste((38, 34, 34) if light else (232, 226, 208), mask=overlap(mask, marks))
 
     def outline(self, polygon: np.ndarray, colour: RGB, width: float = 0.035) -> None:
         points = self.place(polygon)
-        shade: RGB = (int(colour[0] * 0.45), int(colour[1] * 0.45), int(colour[2] * 0.45))
-        thick = max(1, round(width * self.unit))
-        ImageDraw.Draw(self.image).line([*points, points[0]], fill=shade, width=thick, joint="curve")
-        ImageDraw.Draw(self.owner).line([*points, points[0]], fill=0, width=thick, joint="curve")
+        r, g, b = (int(0.45 * c) for c in colour)
+        self.line([*points, points[0]], (r, g, b), max(1, round(width * self.unit)))
 
     def stroke(self, points: np.ndarray, part: str, colour: RGB, width: float) -> None:
         pixels, thick = self.place(points), max(2, round(width * self.unit))
         ImageDraw.Draw(self.image).line(pixels, fill=colour, width=thick, joint="curve")
         ImageDraw.Draw(self.owner).line(pixels, fill=PARTS.index(part) + 1, width=thick)
+
+    def line(self, pixels: Pixels, colour: RGB, width: int) -> None:
+        """A line that no part owns."""
+        for image, fill in ((self.image, colour), (self.owner, 0)):
+            ImageDraw.Draw(image).line(pixels, fill=fill, width=width, joint="curve")
+
+    def cover(self, pixels: Pixels, colour: RGB) -> None:
+        """A polygon that no part owns."""
+        ImageDraw.Draw(self.image).polygon(pixels, fill=colour)
+        ImageDraw.Draw(self.owner).polygon(pixels, fill=0)
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, count: int = 32) -> np.ndarray:
@@ -81,10 +89,9 @@ def smooth(points: Iterable[tuple[float, float]], steps: int = 5) -> np.ndarray:
     return curve.reshape(-1, 2)
 
 
-def _marks(
-    pattern: str, x0: float, y0: float, x1: float, y1: float, angle: float, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
-    """Stripes or spots over a box, turned by ``angle`` degrees about its centre."""
+def _marks(pattern: str, box: Box, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Stripes or spots over a box, turned by its angle about its centre."""
+    x0, y0, x1, y1, angle = box
     centre = ((x0 + x1) / 2, (y0 + y1) / 2)
     step = 0.25
     if pattern == "striped":

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 from scipy.ndimage import binary_erosion
 
-from core.demo.canvas import PARTS, RGB, SIZE, SUPERSAMPLE, Canvas, ellipse, near, overlap, smooth, turned
+from core.demo.canvas import PARTS, RGB, SIZE, SUPERSAMPLE, Canvas, ellipse, near, smooth, turned
 
 # fmt: off
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -35,21 +35,25 @@ BLOTCHES = (
 
 # outlines in the bird's coordinates
 TAILS = {
-    "forked": [(0, -0.13), (-0.95, -0.36), (-0.5, 0.0), (-0.95, 0.36), (0, 0.13)],
-    "pointed": [(0, -0.17), (-0.55, -0.12), (-1.1, 0.0), (-0.55, 0.12), (0, 0.17)],
-    "rounded": [(0, -0.12), (-0.6, -0.34), (-0.88, 0), (-0.6, 0.34)],  # of a curve
+    "forked": np.array([(0, -0.13), (-0.95, -0.36), (-0.5, 0.0), (-0.95, 0.36), (0, 0.13)]),
+    "pointed": np.array([(0, -0.17), (-0.55, -0.12), (-1.1, 0.0), (-0.55, 0.12), (0, 0.17)]),
+    "rounded": smooth([(0, -0.12), (-0.6, -0.34), (-0.88, 0), (-0.6, 0.34)]),
 }
 BILLS = {
-    "dagger": [(0.32, -0.1), (0.98, 0.04), (0.32, 0.12)],
-    "cone": [(0.28, -0.2), (0.62, 0.05), (0.26, 0.24)],
-    "hooked": [(0.28, -0.17), (0.55, -0.16), (0.74, 0.0), (0.7, 0.28), (0.6, 0.12), (0.3, 0.14)],  # of a curve
-    "curved": [(0.3, -0.08), (0.66, -0.12), (0.95, 0.06), (1.08, 0.36), (0.88, 0.16), (0.62, 0.04), (0.3, 0.1)],
+    "dagger": np.array([(0.32, -0.1), (0.98, 0.04), (0.32, 0.12)]),
+    "cone": np.array([(0.28, -0.2), (0.62, 0.05), (0.26, 0.24)]),
+    "hooked": smooth([(0.28, -0.17), (0.55, -0.16), (0.74, 0.0), (0.7, 0.28), (0.6, 0.12), (0.3, 0.14)], 4),
+    "curved": smooth(
+        [(0.3, -0.08), (0.66, -0.12), (0.95, 0.06), (1.08, 0.36), (0.88, 0.16), (0.62, 0.04), (0.3, 0.1)], 4
+    ),
 }
+LEGS = {"short": 0.32, "long": 0.78}
 SPINE = [(-0.98, -0.16), (-0.5, -0.42), (0.1, -0.5), (0.62, -0.72), (1.08, -0.5), (0.98, 0.0), (0.66, 0.38)]
-BELLY = [(-1.1, 0.1), (-0.4, 0.05), (0.5, 0.1), (0.9, 0.2), (0.6, 0.8), (-0.8, 0.8)]
-WING = [(0.42, -0.24), (0.3, 0.12), (-0.25, 0.26), (-0.8, 0.16), (-1.2, -0.02), (-0.75, -0.26), (-0.1, -0.4)]
-CROWN = [(-0.46, 0.0), (-0.36, -0.34), (0.0, -0.46), (0.34, -0.3), (0.42, -0.1), (0.1, -0.07), (-0.2, 0.02)]
-CREST = [(0.16, -0.32), (-0.12, -0.62), (-0.62, -0.72), (-0.36, -0.44), (-0.62, -0.4), (-0.34, -0.12)]
+BELLY = smooth([(-1.1, 0.1), (-0.4, 0.05), (0.5, 0.1), (0.9, 0.2), (0.6, 0.8), (-0.8, 0.8)])
+WING = smooth([(0.42, -0.24), (0.3, 0.12), (-0.25, 0.26), (-0.8, 0.16), (-1.2, -0.02), (-0.75, -0.26), (-0.1, -0.4)])
+CROWN = smooth([(-0.46, 0.0), (-0.36, -0.34), (0.0, -0.46), (0.34, -0.3), (0.42, -0.1), (0.1, -0.07), (-0.2, 0.02)])
+CREST = np.array([(0.16, -0.32), (-0.12, -0.62), (-0.62, -0.72), (-0.36, -0.44), (-0.62, -0.4), (-0.34, -0.12)])
+EYE = np.array([(0.13, -0.06)])
 # fmt: on
 
 Signature = dict[str, str]  # trait -> value
@@ -88,71 +92,56 @@ def draw_creature(
 def _bird(canvas: Canvas, signature: Signature, rng: np.random.Generator) -> None:
     """Draw the bird, far parts first; it faces +x, y points down, the body is about two units long."""
     tint = rng.normal(0, 9, 3)
-
-    def colour(trait: str) -> RGB:
-        return near(np.array(COLOURS[signature[trait]]) + tint, 10, rng)
-
-    back, breast, belly, wing_colour = (colour(f"{p}_color") for p in ("back", "breast", "belly", "wing"))
-    tail_colour, leg_colour, bill_colour = colour("tail_color"), colour("leg_color"), colour("bill_color")
-    crown_colour, throat_colour = colour("crown_color"), colour("throat_color")
+    order = ("back", "breast", "belly", "wing", "tail", "leg", "bill", "crown", "throat")
+    colour = {part: near(np.array(COLOURS[signature[f"{part}_color"]]) + tint, 10, rng) for part in order}
     fat = rng.uniform(0.9, 1.12)
 
-    shape = signature["tail_shape"]
-    tail = smooth(TAILS[shape]) if shape == "rounded" else np.array(TAILS[shape])
-    tail = turned(tail * [rng.uniform(0.85, 1.1), 1.0], rng.uniform(-18, 28), (0, 0)) + np.array([-0.82, -0.12])
-    canvas.paint(canvas.mask(tail), "tail", tail_colour)
-    canvas.outline(tail, tail_colour)
+    tail = turned(TAILS[signature["tail_shape"]] * [rng.uniform(0.85, 1.1), 1.0], rng.uniform(-18, 28), (0, 0))
+    tail = tail + np.array([-0.82, -0.12])
+    canvas.paint(canvas.mask(tail), "tail", colour["tail"])
+    canvas.outline(tail, colour["tail"])
 
-    reach = _leg_length(signature)
+    reach = LEGS[signature["leg_length"]]
     swing = rng.uniform(-0.12, 0.12)
     for hip, bend in ((-0.16, rng.uniform(-0.12, 0.02)), (0.1, rng.uniform(-0.02, 0.14))):
         foot = (hip + swing + bend, 0.45 + reach)
-        canvas.stroke(np.array([(hip, 0.4), (hip + bend * 0.2, 0.45 + reach / 2), foot]), "leg", leg_colour, 0.095)
+        canvas.stroke(np.array([(hip, 0.4), (hip + bend * 0.2, 0.45 + reach / 2), foot]), "leg", colour["leg"], 0.095)
         for toe in (-0.13, 0.1, 0.2):
-            canvas.stroke(np.array([foot, (foot[0] + toe, foot[1] + 0.05)]), "leg", leg_colour, 0.06)
+            canvas.stroke(np.array([foot, (foot[0] + toe, foot[1] + 0.05)]), "leg", colour["leg"], 0.06)
 
     nod = rng.uniform(-16, 16)
     head_at = np.array([0.88, -0.66]) + rng.uniform(-0.06, 0.06, 2)
     body = smooth([*SPINE, (0.1, 0.56 * fat), (-0.5, 0.36 * fat)])
     whole = canvas.mask(body)
-    canvas.paint(whole, "back", back)
-    canvas.paint(overlap(whole, canvas.mask(smooth(BELLY))), "belly", belly)
-    front = overlap(whole, canvas.mask(ellipse(0.84, -0.02, 0.5, 0.5)))
-    canvas.paint(
-        front, "breast", breast, signature["breast_pattern"], (0.25, -0.65, 1.4, 0.6, 90 + rng.uniform(-15, 15))
-    )
-    canvas.outline(body, back)
+    canvas.paint(whole, "back", colour["back"])
+    canvas.paint(canvas.mask(BELLY, whole), "belly", colour["belly"])
+    box = (0.25, -0.65, 1.4, 0.6, 90 + rng.uniform(-15, 15))
+    front = canvas.mask(ellipse(0.84, -0.02, 0.5, 0.5), whole)
+    canvas.paint(front, "breast", colour["breast"], signature["breast_pattern"], box)
+    canvas.outline(body, colour["back"])
 
     lift = rng.choice([rng.uniform(-10, 14), rng.uniform(20, 55)], p=[0.7, 0.3])
-    wing = smooth(WING)
-    wing = turned(wing * [1.0, rng.uniform(0.95, 1.25)], lift, (0.25, -0.2))
-    canvas.paint(canvas.mask(wing), "wing", wing_colour, signature["wing_pattern"], (-1.4, -1.0, 0.7, 0.9, lift + 12))
-    canvas.outline(wing, wing_colour, 0.045)
+    wing = turned(WING * [1.0, rng.uniform(0.95, 1.25)], lift, (0.25, -0.2))
+    box = (-1.4, -1.0, 0.7, 0.9, lift + 12)
+    canvas.paint(canvas.mask(wing), "wing", colour["wing"], signature["wing_pattern"], box)
+    canvas.outline(wing, colour["wing"], 0.045)
 
-    head = ellipse(0, 0, 0.4, 0.37)
-    shape = signature["bill_shape"]
-    bill = smooth(BILLS[shape], 4) if shape in ("hooked", "curved") else np.array(BILLS[shape])
-    top, crest = smooth(CROWN), np.array(CREST)
-    head, top, crest, bill, eye = (
-        turned(p, nod, (0, 0)) + head_at for p in (head, top, crest, bill, np.array([(0.13, -0.06)]))
+    head, bill, top, crest, eye = (
+        turned(points, nod, (0, 0)) + head_at
+        for points in (ellipse(0, 0, 0.4, 0.37), BILLS[signature["bill_shape"]], CROWN, CREST, EYE)
     )
-    canvas.paint(canvas.mask(bill), "bill", bill_colour)
-    canvas.outline(bill, bill_colour, 0.03)
+    canvas.paint(canvas.mask(bill), "bill", colour["bill"])
+    canvas.outline(bill, colour["bill"], 0.03)
     skull = canvas.mask(head)
-    canvas.paint(skull, "throat", throat_colour)
+    canvas.paint(skull, "throat", colour["throat"])
     if signature["head_pattern"] == "crested":
-        canvas.paint(canvas.mask(crest), "crown", crown_colour)
-        canvas.outline(crest, crown_colour, 0.03)
-    canvas.paint(overlap(skull, canvas.mask(top)), "crown", crown_colour)
-    canvas.outline(head, throat_colour, 0.03)
+        canvas.paint(canvas.mask(crest), "crown", colour["crown"])
+        canvas.outline(crest, colour["crown"], 0.03)
+    canvas.paint(canvas.mask(top, skull), "crown", colour["crown"])
+    canvas.outline(head, colour["throat"], 0.03)
     for radius, shade in ((0.085, (225, 215, 190)), (0.06, (15, 15, 15))):
-        ImageDraw.Draw(canvas.image).polygon(
-            canvas.place(ellipse(float(eye[0][0]), float(eye[0][1]), radius, radius, 14)), fill=shade
-        )
-
-
-def _leg_length(signature: Signature) -> float:
-    return 0.32 if signature["leg_length"] == "short" else 0.78
+        rim = canvas.place(ellipse(float(eye[0][0]), float(eye[0][1]), radius, radius, 14))
+        ImageDraw.Draw(canvas.image).polygon(rim, fill=shade)
 
 
 def _background(side: int, rng: np.random.Generator) -> Image.Image:
@@ -176,7 +165,7 @@ def _perch(canvas: Canvas, signature: Signature, rng: np.random.Generator) -> RG
     """A branch or the ground under the bird's feet; returns the wood's colour."""
     side = canvas.image.width
     colour = near((96, 72, 50), 16, rng)
-    y = canvas.place(np.array([(0.0, 0.5 + _leg_length(signature))]))[0][1]
+    y = canvas.place(np.array([(0.0, 0.5 + LEGS[signature["leg_length"]])]))[0][1]
     draw = ImageDraw.Draw(canvas.image)
     slope = rng.uniform(-0.12, 0.12) * side
     if rng.random() < 0.6:
@@ -189,29 +178,21 @@ def _perch(canvas: Canvas, signature: Signature, rng: np.random.Generator) -> RG
 
 def _occlude(canvas: Canvas, wood: RGB, rng: np.random.Generator) -> None:
     """Twigs, leaves and grass in front of the bird; the pixels they cover belong to no part."""
-    side = canvas.image.width
-    image, owner = ImageDraw.Draw(canvas.image), ImageDraw.Draw(canvas.owner)
-
+    side = float(canvas.image.width)
     if rng.random() < 0.45:  # a twig with leaves
         start, end = rng.uniform(0, side, 2), rng.uniform(0, side, 2)
-        points = [(0.0, float(start[0])), (float(start[1]), float(end[0])), (float(side), float(end[1]))]
-        width = round(rng.uniform(0.015, 0.045) * side)
-        image.line(points, fill=wood, width=width, joint="curve")
-        owner.line(points, fill=0, width=width, joint="curve")
+        points = [(0.0, float(start[0])), (float(start[1]), float(end[0])), (side, float(end[1]))]
+        canvas.line(points, wood, round(rng.uniform(0.015, 0.045) * side))
         for _ in range(rng.integers(1, 6)):
             x, y = rng.uniform(0, side, 2)
             long, wide = rng.uniform(0.05, 0.09) * side, rng.uniform(0.02, 0.04) * side
-            outline = turned(ellipse(x, y, long, wide, 16), rng.uniform(0, 180), (x, y))
-            polygon = [(float(a), float(b)) for a, b in outline]
-            image.polygon(polygon, fill=near((80, 130, 55), 22, rng))
-            owner.polygon(polygon, fill=0)
+            leaf = turned(ellipse(x, y, long, wide, 16), rng.uniform(0, 180), (x, y))
+            canvas.cover([(float(a), float(b)) for a, b in leaf], near((80, 130, 55), 22, rng))
     if rng.random() < 0.45:  # grass
         for _ in range(rng.integers(4, 16)):
             x, lean = rng.uniform(0, side), rng.normal(0, 0.06) * side
             height, half = rng.uniform(0.2, 0.55) * side, rng.uniform(0.006, 0.014) * side
-            blade = [(x - half, float(side)), (x + lean, side - height), (x + half, float(side))]
-            image.polygon(blade, fill=near((80, 130, 55), 22, rng))
-            owner.polygon(blade, fill=0)
+            canvas.cover([(x - half, side), (x + lean, side - height), (x + half, side)], near((80, 130, 55), 22, rng))
 
 
 def _part_locations(before: np.ndarray, after: np.ndarray) -> np.ndarray:

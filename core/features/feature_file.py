@@ -23,10 +23,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from core.datasets.metadata import SPLITS, Metadata, clip_negative, cub50
+from core.datasets.metadata import SPLITS, Metadata, clip_negative, compare_counts, cub50
 from core.datasets.registry import CUB50, DATASETS, DataSet
 from core.datasets.stored import check_maps, first_difference, read_content
-from core.datasets.xlsa17 import compare_counts
 from core.features.settings import extraction_command, recorded_config
 from core.files.atomic import sha256_file
 from core.files.errors import UserError

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.datasets.metadata import name_problem
 from core.files.errors import UserError
 from core.inference.trained import Trained, build_model
 from core.method import ClassSpace, ZeroShotModel
@@ -68,10 +69,8 @@ def _rows(trained: Trained, frame: pd.DataFrame) -> tuple[list[str], Tensor]:
         )
     names = [str(name).strip() for name in frame.iloc[:, 0]]
     for i, name in enumerate(names):
-        if not name.isprintable() or name[:1] in ("", "=", "@", "+", "-"):
-            raise UserError(
-                f"{name!r} is no class name: it is empty, holds control characters, or would be a formula in a table"
-            )
+        if why := name_problem(name):
+            raise UserError(f"{name!r} is no class name: it {why}")
         if name in trained.classes or name in names[:i]:
             raise UserError(f"the class {name!r} exists already; choose another name")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from core.datasets import paths
@@ -15,8 +14,6 @@ from core.features.feature_file import FeatureFile
 from core.features.settings import ExtractionConfig
 from core.files.atomic import sha256_file
 
-log = logging.getLogger(__name__)
-
 
 def prepare_demo(data_root: Path) -> Path:
     """Make what is missing of the demo under ``data_root``; returns the feature file."""
@@ -28,10 +25,8 @@ def prepare_demo(data_root: Path) -> Path:
     train_demo_backbone(data_root, weights)
     features = paths.feature_file(data_root, DEMO, "demo")
     if features.exists() and FeatureFile(features).provenance.get("weights_sha256") != sha256_file(weights):
-        log.info("demo: the backbone is a new one, its old features go")
-        features.unlink()
+        features.unlink()  # of another backbone
     if not features.exists():
-        log.info("demo: region features")
         config = ExtractionConfig(backbone="demo", weights=str(weights))
         extract(DEMO, data_root=data_root, out=features, config=config)
     return features
