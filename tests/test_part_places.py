@@ -12,8 +12,7 @@ import studies.localisation as command
 from core.datasets.registry import CUB
 from core.datasets.xlsa17 import read_metadata
 from core.features.images import Transform
-from core.features.layout import FeatureFileMetadata
-from core.features.writer import Writer
+from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
 from core.method import AttentionOutput, Method, ZeroShotModel
 from core.reporting.run_page import transform_of
