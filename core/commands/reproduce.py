@@ -76,9 +76,9 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
             raise UserError(f"{jobs[args.task]}: {failure}")
     elif args.status:
         states = status(plan)
-        for job, state, where in states:
-            sys.stdout.write(f"{job!s:<48} {state}{f' ({where})' if where else ''}\n")
-        counts = Counter(state.partition(":")[0] for _, state, _ in states)
+        for job, state in states:
+            sys.stdout.write(f"{job!s:<48} {state}\n")
+        counts = Counter(state.partition(":")[0] for _, state in states)
         sys.stdout.write(", ".join(f"{count} {state}" for state, count in counts.most_common()) + "\n")
     elif args.engine == "slurm" and not args.collect:
         sys.stdout.write(submit(plan, sbatch))

@@ -31,23 +31,22 @@ class Task:
 
     def checkpoint(self, job: Job) -> Any:
         """Called by submitit before the time is over or the node is taken."""
-        from submitit.helpers import DelayedSubmission
+        import submitit
 
-        return DelayedSubmission(self, job)
+        return submitit.helpers.DelayedSubmission(self, job)
 
 
 def submit(plan: Plan, options: Mapping[str, str]) -> str:
-    """Submit what is not done yet as one job array and return; says how to follow it. ``options`` are sbatch's own."""
+    """Submit what is not done yet as one job array; says how to follow it. ``options`` are sbatch's own."""
     with library("--engine slurm", "submitit"):
         import submitit
-    jobs = [job for job, state, _ in status(plan) if state not in ("done", "running")]
+    jobs = [job for job, state in status(plan) if state not in ("done", "running")]
     if not jobs:
         return "every run is done or running; --collect makes the tables of those that are done\n"
     folder = (plan.out / "jobs" / "slurm").absolute()
+    more = {key: value or True for key, value in (USUAL | dict(options)).items()}
     try:
         executor = submitit.SlurmExecutor(folder)
-        more = {key: value or True for key, value in (USUAL | dict(options)).items()}
-        # the number is what submitit takes a task to have
         executor.update_parameters(job_name="vsmr", time=24 * 60, additional_parameters=more)
         array = executor.map_array(Task(plan), jobs)[0].job_id.partition("_")[0]
     except Exception as error:  # submitit's own kinds, and the system's
