@@ -91,10 +91,9 @@ def run_config(
     """The identity of a run of a method on inputs; ``epochs`` None: the recipe's."""
     names = json.dumps([inputs.metadata.class_names, inputs.attribute_names])
     return RunConfig(
-        dataset=inputs.dataset, method=method, seed=seed, select=select,
-        epochs=epochs_of(recipe) if epochs is None else epochs, recipe=asdict(recipe),
-        features=dict(inputs.provenance), features_sha256=inputs.features_sha256,
-        vectors_sha256=inputs.vectors_sha256, split_sha256=inputs.split_sha256,
-        names_sha256=hashlib.sha256(names.encode()).hexdigest(), precision=precision,
-        gamma_splits=gamma_splits if select == "val" else 1, code=code_digest(), method_code=method_digest(method),
+        dataset=inputs.dataset, method=method, seed=seed, select=select, recipe=asdict(recipe), precision=precision,
+        epochs=epochs_of(recipe) if epochs is None else epochs, features=dict(inputs.provenance),
+        features_sha256=inputs.features_sha256, vectors_sha256=inputs.vectors_sha256, split_sha256=inputs.split_sha256,
+        names_sha256=hashlib.sha256(names.encode()).hexdigest(), code=code_digest(), method_code=method_digest(method),
+        gamma_splits=gamma_splits if select == "val" else 1,
     )  # fmt: skip

@@ -59,14 +59,13 @@ def sbatch_script(command: Sequence[str], tasks: int, logs: Path, options: Mappi
     """A job-array script: task k runs ``command --task k``. ``options`` are sbatch's own, without their dashes."""
     lines = {"job-name": "vsmr", "array": f"0-{tasks - 1}", "output": f"{logs}/%A_%a.log", "open-mode": "append"}
     lines |= USUAL | {"cpus-per-task": "4"} | dict(options)
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *(f"#SBATCH --{key}" + (f"={shlex.quote(value)}" if value else "") for key, value in lines.items()),
-            "# a task that was preempted or failed continues where it was: submit the same script again",
-            f"# submit:  mkdir -p {shlex.quote(str(logs))} && sbatch THIS_FILE",
-            f"# then:    {shlex.join(['python', *command])} --status     and when all are done --collect",
-            f"cd {shlex.quote(str(Path.cwd()))}",
-            f"exec {shlex.quote(sys.executable)} {shlex.join(command)} --task $SLURM_ARRAY_TASK_ID\n",
-        ]
-    )
+    said = (f"#SBATCH --{key}" + (f"={shlex.quote(value)}" if value else "") for key, value in lines.items())
+    return f"""\
+#!/bin/bash
+{chr(10).join(said)}
+# a task that was preempted or failed continues where it was: submit the same script again
+# submit:  mkdir -p {shlex.quote(str(logs))} && sbatch THIS_FILE
+# then:    {shlex.join(["python", *command])} --status     and when all are done --collect
+cd {shlex.quote(str(Path.cwd()))}
+exec {shlex.quote(sys.executable)} {shlex.join(command)} --task $SLURM_ARRAY_TASK_ID
+"""

@@ -1,9 +1,8 @@
 """Whether a difference is more than chance: paired over seeds, and paired over classes.
 
-Two sources of error, two intervals. Seeds (each with its own validation split) say how far a method's number depends on
-chance in training and selection. Classes say how far it depends on which classes happened to be in the test set; with
-50 unseen classes that alone gives T1 a standard error of about 3 points, but most of it is common to two methods, so
-the difference is taken on the same resampled classes.
+Seeds (each with its own validation split) say how far a method's number depends on chance in training and selection.
+Classes say how far it depends on which classes happened to be in the test set: with 50 unseen classes T1 has a standard
+error of about 3 points, most of it common to two methods, so the difference is taken on the same resampled classes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Data sets x methods x seeds as jobs, in processes of this machine (core/experiments/slurm.py: as a job array).
 
-A finished run is read back, an interrupted one continued, a failed one is one line of the report while the others go
-on. No job writes a shared file: :func:`collect` makes summary.csv from the run folders.
+A finished run is read back, an interrupted one continued, of a failed one there is a note while the others go on. No
+job writes a shared file: :func:`collect` makes summary.csv from the run folders.
 """
 
 from __future__ import annotations

@@ -108,7 +108,9 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
         before = len(reduced)
         for scores in pieces:
             if not np.isfinite(scores).all():
-                raise UserError("the model's scores hold NaN or infinity: training diverged; try a lower --lr")
+                raise UserError(
+                    "the model's scores hold NaN or infinity: training diverged; try a lower --lr where there is one"
+                )
             # take() returns C order; scores[:, classes] returns F order, on which argmax is three times slower
             best = [side[scores.take(side, axis=1).argmax(axis=1)] for side in (images.seen, images.unseen)]
             seen_score, unseen_score = (scores[np.arange(len(scores)), side] for side in best)

@@ -71,8 +71,7 @@ class FoldImages:
 def final_fold(m: Metadata, w2v: np.ndarray) -> Fold:
     """Train on trainval, measure on the test sets: the numbers that are reported.
 
-    Classes without images (a folder of one's own may have some) are unseen classes of the space: they compete in every
-    prediction and are in no mean.
+    Classes without images (a folder of one's own may have some) compete in every prediction and are in no mean.
     """
     space = _space(m.att, m.seen, np.union1d(m.unseen, m.candidates), w2v, m.class_text)
     return _fold(space, m.labels, m.trainval_loc, m.test_seen_loc, m.test_unseen_loc, m.candidates)
@@ -104,10 +103,8 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
     for c in np.unique(m.labels[train_loc]):
         rows = rng.permutation(train_loc[m.labels[train_loc] == c])
         if len(rows) < 2:
-            raise UserError(
-                f"the training class {m.class_names[c]!r} has one training image, validation needs two: move one from "
-                "test_seen_loc to trainval_loc, or choose nothing on validation with --select last"
-            )
+            said = f"the training class {m.class_names[c]!r} has one training image, validation needs two"
+            raise UserError(f"{said}: add one to trainval_loc, or choose nothing on validation with --select last")
         held.append(rows[: max(1, round(HELD_OUT * len(rows)))])
     held_rows = np.sort(np.concatenate(held))
     train = np.setdiff1d(train_loc, held_rows)
@@ -122,9 +119,7 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
 def _space(
     att: np.ndarray, seen: np.ndarray, unseen: np.ndarray, w2v: np.ndarray, text: np.ndarray | None
 ) -> ClassSpace:
-    if att.shape[1] != len(w2v):
-        raise UserError(
-            f"{len(w2v)} attribute vectors for {att.shape[1]} attributes; name those of this data set with --w2v"
-        )
+    if (K := att.shape[1]) != len(w2v):
+        raise UserError(f"{len(w2v)} attribute vectors for {K} attributes; name those of this data set with --w2v")
     parts = (att, seen, unseen, w2v.astype(np.float32), *(() if text is None else (text,)))
     return ClassSpace(*(torch.from_numpy(np.ascontiguousarray(a)) for a in parts))
