@@ -1,7 +1,5 @@
 """The ablation of vsmr: what is left out or replaced, one thing at a time."""
 
-from __future__ import annotations
-
 from typing import Any
 
 WHOLE = "vsmr"  # the name of the row that all others are compared with
