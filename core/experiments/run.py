@@ -27,14 +27,15 @@ from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.method import Method, with_settings
 from core.methods import find_method
-from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact
+from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact, spread
 from core.training.folds import Fold, final_fold, validation_fold
 from core.training.loop import score_pieces, train
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]  # of the history: an epoch or a setting
 HOW = {
-    "val": "class-disjoint validation split (seed k uses split k): highest AUSUC, then γ of the highest H there",
+    "val": "class-disjoint validation split (seed k uses split k): highest AUSUC, then γ of the highest H there, in "
+    "spreads of the training images' scores",
     "last": "fixed (--select last): all epochs, the method's own γ",
 }
 
@@ -85,7 +86,8 @@ def choose(
     """Epochs and settings (highest AUSUC), γ (highest H there), on the class-disjoint validation fold; its history.
 
     With ``gamma_splits`` N the method is trained on N - 1 further splits too, and γ is the mean over all N of the γ of
-    the highest H at the epoch and the settings that the first has chosen.
+    the highest H at the epoch and the settings that the first has chosen. It is counted in spreads of the training
+    images' scores: refitted on more classes a model may score in another unit, and γ with it.
     """
     fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
 
@@ -93,7 +95,7 @@ def choose(
         if method.tune:
             method.model.eval()
             row |= {f"set_{k}": v for k, v in method.tune(fold.unseen_images(inputs.features)).items()}
-        row |= _measured(method, inputs, fold, "val_")
+        row |= _measured(method, inputs, fold, "val_") | {"val_spread": _spread(method, inputs, fold)}
         results.log_epoch(out, config, "validation", row, watch)
 
     method, history = _fit(config, inputs, fold, out / "validation.state", on_epoch=measure)
@@ -110,18 +112,20 @@ def choose(
     best = max(measured, key=lambda r: r["val_AUSUC"])
     recipe = {key.removeprefix("set_"): value for key, value in sorted(best.items()) if key.startswith("set_")}
     used = {"epochs": best["epoch"], "recipe": recipe}
-    gammas = [best["val_gamma"]]
+    gammas, spreads = [best["val_gamma"]], [best["val_spread"]]
     for split in range(config.seed + 1, config.seed + config.gamma_splits):
         try:
             fold = validation_fold(inputs.metadata, inputs.w2v, split)
             method, _ = _fit(replace(config, seed=split), inputs, fold, out / f"split{split}.state", used)
             gammas.append(_measured(method, inputs, fold)["gamma"])
+            spreads.append(_spread(method, inputs, fold))
         except UserError as error:
             said = f"{error} (on validation split {split}; --gamma-splits 1 takes that of the seed alone)"
             raise UserError(said) from error
     chosen = used | {
         "gamma": float(np.mean(gammas)),
         "gammas": gammas,
+        "gamma_in_spreads": float(np.mean(np.divide(gammas, spreads))),
         "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
         "configurations": len(measured),
         "split": config.seed,
@@ -164,7 +168,10 @@ def _test(
 
     method, history = _fit(config, inputs, fold, out / "refit.state", chosen, on_epoch)
     condensed = compact(_scored(method, inputs, fold))  # the scores are read once: all that follows is made of this
-    metrics, curve = metrics_from_compact(condensed, chosen["gamma"]), curve_from_compact(condensed)
+    gamma = chosen["gamma"]
+    if "gamma_in_spreads" in chosen:
+        gamma = chosen["gamma_in_spreads"] * _spread(method, inputs, fold)
+    metrics, curve = metrics_from_compact(condensed, gamma), curve_from_compact(condensed)
     on_test = published = None
     if diagnostics:
         if not history:  # a closed form: one row
@@ -214,3 +221,11 @@ def _scored(method: Method, inputs: Inputs, fold: Fold) -> ScoredImages:
 def _measured(method: Method, inputs: Inputs, fold: Fold, prefix: str = "") -> dict[str, float]:
     """T1, U, S, H, AUSUC and γ of the highest H on the fold's images, each name behind a prefix."""
     return {f"{prefix}{k}": v for k, v in asdict(evaluate(_scored(method, inputs, fold), None)).items()}
+
+
+def _spread(method: Method, inputs: Inputs, fold: Fold) -> float:
+    """Spread of the scores of a thousand of the fold's training images: the unit γ is counted in."""
+    rows = fold.train_rows[
+        np.linspace(0, len(fold.train_rows) - 1, min(len(fold.train_rows), 1024)).round().astype(int)
+    ]
+    return max(spread(score_pieces(method.model, inputs.features, rows)), 1e-12)

@@ -162,6 +162,12 @@ def predictions(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
     return np.where(gamma >= arrays["margin"].astype(np.float64), arrays["best_unseen"], arrays["best_seen"])
 
 
+def spread(scores: Iterable[np.ndarray]) -> float:
+    """Standard deviation of scores (n,C), block by block, each image's mean over classes taken away."""
+    blocks = [block - block.mean(axis=1, keepdims=True, dtype=np.float64) for block in scores]
+    return float(np.sqrt(sum(float(np.square(b).sum()) for b in blocks) / sum(b.size for b in blocks)))
+
+
 def evaluate(images: ScoredImages, gamma: float | None) -> Metrics:
     """All metrics of one model, the one function every method is measured with; ``gamma`` as below."""
     return metrics_from_compact(compact(images), gamma)
