@@ -169,7 +169,7 @@ class VSMR(ZeroShotModel):
         logits = logits - logits.mean(dim=1, keepdim=True)
         logits = logits / logits.square().mean(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
         of_seen = F.pad(logits, (0, 1))[:, self.seen_index]  # (B,C); the last column serves the unseen
-        hubness = -self.recipe.hubness * self.hub.expand(len(logits), -1)
+        hubness = -self.recipe.hubness * self.hub.expand(logits.shape[0], -1)
         return {"hubness": POINTS * hubness, "seen expert": POINTS * self.recipe.seen_expert * of_seen}
 
     def class_scores(self, x: Tensor) -> Tensor:

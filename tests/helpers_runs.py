@@ -29,7 +29,7 @@ SMALL = {  # settings with which a method takes less than a second here; another
         "classes_per_batch": 4,
         "images_per_class": 3,
     },
-    "vsmr": {"batch_size": 16, "width": 8},
+    "vsmr": {"width": 8},
     "eszsl": {},
     "msdn": {"lr": 1e-3, "batch_size": 16},
     "transzero": {"lr": 1e-3, "batch_size": 16, "width": 12, "feed_forward": 16},
