@@ -95,5 +95,5 @@ def test_missing_data_are_named_with_what_makes_them(tmp_path: Path, name: str) 
     refused(apart(tmp_path, extraction(name)), f"data/xlsa17/data/{name}", f"See data/{name}.md")
     assert not list(tmp_path.iterdir())
     draw(tmp_path / "data", name, (2, 1, 1))
-    said = f"looked for {Path('data') / name}/feature_map_*_{name}.hdf5", f"python {extraction(name)}"
+    said = f"no feature file at data/{name}/feature_map_*_{name}.hdf5", f"python {extraction(name)}"
     refused(run_here(tmp_path, script), *said)
