@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 NONE = "none"
 
 
-def parser(description: str | None, argv: Sequence[str] | None) -> Parser:
+def parser(description: str | None, argv: Sequence[str] | None = ()) -> Parser:
     p, _ = flags.method_first(description, OWN.name, argv)
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
