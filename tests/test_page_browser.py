@@ -118,9 +118,7 @@ def test_maps_add_up_to_their_bars_and_words_have_the_sign_of_the_photograph(ope
         assert text == shown_reason(trained.attributes[i], float(found.g[0, i]))
     drawn = "const c = byId('cells'); return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
     maps = found.ev[0] * found.y[c]  # (R,K)
-    mixed = int(
-        torch.minimum(maps.amax(dim=0), -maps.amin(dim=0)).argmax()
-    )  # for it here, against it there
+    mixed = int(torch.minimum(maps.amax(dim=0), -maps.amin(dim=0)).argmax())  # for it here, against it there
     browser.execute_script("point(arguments[0])", mixed)
     cells, pixels = found.places(0, c, mixed), np.array(browser.execute_script(drawn)).reshape(9, 4)
     strong = cells.abs() > 0.2 * cells.abs().max()
