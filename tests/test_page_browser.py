@@ -117,9 +117,12 @@ def test_maps_add_up_to_their_bars_and_words_have_the_sign_of_the_photograph(ope
         text = browser.execute_script(f"return document.querySelector('#why-{i}').textContent")
         assert text == shown_reason(trained.attributes[i], float(found.g[0, i]))
     drawn = "const c = byId('cells'); return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
-    cells = found.places(0, c, int(parts.argmax()))
-    pixels = np.array(browser.execute_script(drawn)).reshape(9, 4)
+    maps = found.ev[0] * found.y[c]  # (R,K)
+    mixed = int(torch.minimum(maps.amax(dim=0), -maps.amin(dim=0)).argmax())  # for it here, against it there
+    browser.execute_script("point(arguments[0])", mixed)
+    cells, pixels = found.places(0, c, mixed), np.array(browser.execute_script(drawn)).reshape(9, 4)
     strong = cells.abs() > 0.2 * cells.abs().max()
+    assert (cells[strong] < 0).any() and (cells[strong] > 0).any()
     assert ((pixels[:, 0] > pixels[:, 2]) == (cells > 0).numpy())[strong.numpy()].all()  # orange for, blue against
     assert np.corrcoef(pixels[:, 3], cells.abs())[0, 1] > 0.99  # transparent where there is none
 

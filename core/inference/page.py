@@ -34,7 +34,7 @@ from torch import Tensor
 from core.features.images import Transform, open_image
 from core.files.atomic import fsync_folder
 from core.files.errors import UserError
-from core.inference.explain import Explanation, explain, why_no_maps
+from core.inference.explain import explain, why_no_maps
 from core.inference.names import shown_classes, shown_reason
 from core.inference.trained import Trained
 
@@ -91,7 +91,7 @@ def write_page(
         (temporary / "images").mkdir(parents=True)
         for name in ASSETS:
             (temporary / name).write_bytes((resources.files("core.inference") / "page" / name).read_bytes())
-        _write(temporary, trained, items, grid=grid, transform=transform, title=title)
+        _write(temporary, trained, items, grid, transform, title)
         shutil.rmtree(out, ignore_errors=True)
         os.rename(temporary, out)
         fsync_folder(out.parent)
@@ -125,14 +125,9 @@ def check_replaceable(out: Path) -> None:
 
 
 def _write(
-    folder: Path,
-    trained: Trained,
-    items: Sequence[Item],
-    *,
-    grid: tuple[int, int] | None,
-    transform: Transform | None,
+    folder: Path, trained: Trained, items: Sequence[Item], grid: tuple[int, int] | None, transform: Transform | None,
     title: str,
-) -> None:
+) -> None:  # fmt: skip
     R = len(items[0].x)
     h, w = grid or (round(R**0.5),) * 2
     images: list[dict[str, Any]] = []
@@ -150,14 +145,17 @@ def _write(
                 steps = (ev / step).round().to(torch.int8).numpy()
                 content |= {"step": step, "ev": base64.b64encode(steps.tobytes()).decode()}
             (folder / f"{stem}.js").write_text(f"pageImage({len(images)}, {script_json(content)});\n", "ascii")
-            images.append(_image(item, found, i) | {"crop": crop})
-    data = _classes(trained, found, title) | {"grid": None if why else (h, w), "no_maps": why, "images": images}
-    (folder / "data.js").write_text(_MARK + f"window.DATA = {script_json(data)};\n", "ascii")
-
-
-def _classes(trained: Trained, found: Explanation, title: str) -> dict[str, Any]:
-    """What is the same for all images."""
-    return {
+            images.append(
+                {
+                    "name": text(item.name or (item.picture.name if isinstance(item.picture, Path) else "")),
+                    "truth": item.truth,
+                    "crop": crop,
+                    "scores": floats(found.scores[i].clamp(-_NEVER, _NEVER)),
+                    "g": None if found.g is None else floats(found.g[i]),
+                    "corrections": [floats(values[i]) for values in found.corrections.values()],
+                }
+            )
+    data = {
         "title": text(title or f"{trained.config.get('dataset', '')}, {trained.config.get('method', '')}"),
         "classes": [text(c) for c in trained.classes],
         "shown": [text(c) for c in shown_classes(trained.classes)],  # for people; tables keep the names of the data
@@ -168,17 +166,11 @@ def _classes(trained: Trained, found: Explanation, title: str) -> dict[str, Any]
         "gamma": trained.gamma,
         "y": None if found.y is None else floats(found.y),
         "corrections": list(found.corrections),
+        "grid": None if why else (h, w),
+        "no_maps": why,
+        "images": images,
     }
-
-
-def _image(item: Item, found: Explanation, i: int) -> dict[str, Any]:
-    return {
-        "name": text(item.name or (item.picture.name if isinstance(item.picture, Path) else "")),
-        "truth": item.truth,
-        "scores": floats(found.scores[i].clamp(-_NEVER, _NEVER)),
-        "g": None if found.g is None else floats(found.g[i]),
-        "corrections": [floats(values[i]) for values in found.corrections.values()],
-    }
+    (folder / "data.js").write_text(_MARK + f"window.DATA = {script_json(data)};\n", "ascii")
 
 
 def _jpeg(picture: Path | np.ndarray, transform: Transform | None) -> tuple[bytes, list[float]]:

@@ -188,11 +188,7 @@ class Predictor:
         return made
 
     def explain(self, image: Path | str) -> Explanation:
-        """The parts of the scores of one image, in a batch of one; regions row by row of the grid ``network.shape``.
-
-        Raises:
-            UserError: the file cannot be read as an image.
-        """
+        """The parts of the scores of one image, in a batch of one; regions row by row of the grid ``network.shape``."""
         (batch,) = self.batches([image])
         if batch.errors:
             raise UserError(f"cannot read {image}: {batch.errors[0]}")
