@@ -83,7 +83,7 @@ _WRONG = {
 
 
 @pytest.mark.parametrize("case", _WRONG)
-def test_wrong_files_are_refused_with_their_name(tmp_path, no_child, case):
+def test_wrong_files_are_refused_with_their_name(tmp_path, case):
     changes, message = _WRONG[case]
     with pytest.raises(UserError, match=message) as info:
         read_mat_files(*toy_mats(tmp_path, **changes), TOY)
@@ -103,11 +103,11 @@ NAMES = [f"class{c}" for c in range(9)]
 @pytest.mark.parametrize(
     "names", [np.array(NAMES), np.array(NAMES)[:, None], np.array([NAMES], dtype=object), nested(NAMES)]
 )
-def test_names_in_every_form_that_programs_save(tmp_path, no_child, names):
+def test_names_in_every_form_that_programs_save(tmp_path, names):
     assert read_mat_files(*toy_mats(tmp_path, allclasses_names=names), TOY).class_names == NAMES
 
 
-def test_attributes_transposed_or_sparse_are_read(tmp_path, no_child):
+def test_attributes_transposed_or_sparse_are_read(tmp_path):
     m = read_mat_files(*toy_mats(tmp_path), TOY)
     for change, notes in ((lambda a: a.T, 1), (scipy.sparse.csc_matrix, 0)):
         got = read_mat_files(*toy_mats(tmp_path, att=change(m.att.T), original_att=change(m.original_att.T)), TOY)
@@ -115,7 +115,7 @@ def test_attributes_transposed_or_sparse_are_read(tmp_path, no_child):
         assert sum("transpose" in note for note in got.notes) == notes
 
 
-def test_negative_attributes_are_kept_or_cut_with_a_note(tmp_path, no_child):
+def test_negative_attributes_are_kept_or_cut_with_a_note(tmp_path):
     att = np.random.default_rng(0).standard_normal((8, 9))
     m = read_mat_files(*toy_mats(tmp_path, att=att, original_att=None), TOY)
     np.testing.assert_allclose(m.att, att.T, rtol=1e-6)
@@ -129,7 +129,7 @@ def test_negative_attributes_are_kept_or_cut_with_a_note(tmp_path, no_child):
     assert not any("negative" in n for n in read_mat_files(*files, replace(TOY, clip_negative=True)).notes)
 
 
-def test_attributes_that_tell_nothing_are_noted_by_name(tmp_path, no_child):
+def test_attributes_that_tell_nothing_are_noted_by_name(tmp_path):
     att = np.random.default_rng(0).random((8, 9)) + 0.1
     att[:, 4] = att[:, 2]
     att[5] = 0.5
@@ -138,7 +138,7 @@ def test_attributes_that_tell_nothing_are_noted_by_name(tmp_path, no_child):
     assert any("1 attributes have one value for all classes" in n and "number 6" in n for n in notes)
 
 
-def test_any_number_of_attributes_is_read_of_a_benchmark_too(tmp_path, no_child):
+def test_any_number_of_attributes_is_read_of_a_benchmark_too(tmp_path):
     anchored = np.array([[f"/x/Animals_with_Attributes2/{i}.jpg"] for i in range(90)], dtype=object)
     toy_mats(tmp_path / "xlsa17" / "data" / "AWA2", image_files=anchored)
     m = read_metadata(tmp_path, AWA2)
@@ -154,7 +154,7 @@ def test_any_number_of_attributes_is_read_of_a_benchmark_too(tmp_path, no_child)
         read_attribute_names(AWA2, tmp_path)
 
 
-def test_the_files_validation_classes_are_cut_to_trainval_or_drawn(tmp_path, no_child):
+def test_the_files_validation_classes_are_cut_to_trainval_or_drawn(tmp_path):
     rows = np.arange(90).reshape(9, 10) + 1
     own = {"train_loc": rows[:4].reshape(-1, 1), "val_loc": rows[4:6].reshape(-1, 1)}  # two test images of each class
     m = read_mat_files(*toy_mats(tmp_path, **own), TOY)
@@ -265,7 +265,7 @@ def test_classes_in_another_order_than_the_labels_are_refused(tmp_path):
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_any_right_split_is_read_as_written_and_no_shifted_one(tmp_path, no_child, data):
+def test_any_right_split_is_read_as_written_and_no_shifted_one(tmp_path, data):
     """Every image of six seen and three unseen classes in a random place; then counted from 0, or from 2."""
     labels = np.sort(np.r_[np.repeat(np.arange(1, 10), 2), data.draw(st.lists(st.integers(1, 9), max_size=20))])
     labels = labels.astype(int)
