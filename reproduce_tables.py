@@ -5,7 +5,7 @@
     python reproduce_tables.py --data-root ROOT --datasets CUB  # any folder laid out like the data sets
 
     python reproduce_tables.py --status                         # done, running, failed, not begun
-    python reproduce_tables.py --engine slurm --slurm-partition gpu --slurm-gpus 1      # job array; needs submitit
+    python reproduce_tables.py --engine slurm --slurm-partition=gpu --slurm-gpus=1  # job array; submitit
     python reproduce_tables.py --print-sbatch > sweep.sh        # the same without submitit
     python reproduce_tables.py --collect                        # tables of the runs that are done
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.steps                                    # about 3 minutes on 2 CPU cores
     python -m benchmarks.steps --shapes AWA2 --repeats 3          # a quick look
-    python -m benchmarks.steps --memory-of dazle --shapes CUB      # bytes, in this process (used by itself)
+    python -m benchmarks.steps --memory-of dazle --shapes CUB     # bytes, in this process (used by itself)
 
 The forms take turns in one process (A B A B). Memory is measured in a fresh process for each: model, optimiser state
 and batch are there already, so what counts is what the step itself adds. That includes the gradients, which both forms
@@ -16,35 +16,11 @@ import sys
 
 import torch
 
-from benchmarks.common import (
-    EXACT_MEMORY,
-    SHAPES,
-    TRIAL,
-    PeakMemory,
-    Row,
-    Shape,
-    against,
-    has_bfloat16,
-    in_fresh_process,
-    interleaved,
-    megabytes,
-    milliseconds,
-    our_method,
-    parser,
-    report,
-    step_of,
-)
+from benchmarks import common
+from benchmarks.common import SHAPES, Row, Shape, megabytes, milliseconds, step_of
 
 OTHERS = ("vsmr", "msdn", "transzero")
 FORMS = {"reference": ("reference", None), "dazle": ("dazle", None), "dazle bf16": ("dazle", torch.bfloat16)}
-
-
-def arguments() -> argparse.ArgumentParser:
-    made = parser(__doc__)
-    made.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: all")
-    made.add_argument("--repeats", type=int, default=15, help="timed steps of each form (default: %(default)s)")
-    made.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
-    return made
 
 
 def memory_of(form: str, shape: Shape) -> int:
@@ -53,30 +29,31 @@ def memory_of(form: str, shape: Shape) -> int:
     tiny = Shape("tiny", K=4, C=6, unseen=2, B=4, R=4, D=16, V=8)
     step_of(kind, tiny, autocast=autocast)()  # libraries and threads are loaded now
     step = step_of(kind, shape, autocast=autocast, warm_optimizer=True)
-    with PeakMemory() as memory:
+    with common.PeakMemory() as memory:
         step()
     return memory.rise
 
 
-def rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
-    """The float32 row of a shape, the bf16 row where the CPU has it, and a row a further method."""
-    forms = [form for form in FORMS if form != "dazle bf16" or has_bfloat16()]
+def rows(shape: Shape, repeats: int) -> list[Row]:
+    """The float32 row of a shape, the bf16 row where the CPU multiplies that in hardware, a row a further method."""
+    bf16 = {"avx512_bf16", "amx_bf16", "bf16"} & {*common.cpu_says("flags", "Features").split()}
+    forms = [form for form in FORMS if form != "dazle bf16" or bf16]
     works = {form: step_of(FORMS[form][0], shape, autocast=FORMS[form][1]) for form in forms}
     losses = {form: float(works[form]()) for form in forms}  # of the same parameters and batch
     if abs(losses["dazle"] - losses["reference"]) > 1e-4 * abs(losses["reference"]):
         raise SystemExit(f"{shape}: the forms disagree, losses {losses}")
-    times = interleaved(works, args.repeats)
-    flags = ("--shapes", shape.name, *(["--trial"] if args.trial else []), "--memory-of")
-    extra = {f: int(in_fresh_process("steps", *flags, f, environment=EXACT_MEMORY)) for f in forms}
-    gradients = sum(p.numel() * p.element_size() for p in our_method(shape).model.parameters() if p.requires_grad)
+    times = common.interleaved(works, repeats)
+    extra = {f: int(common.in_fresh_process("steps", "--shapes", shape.name, "--memory-of", f)) for f in forms}
+    parameters = (p for p in common.our_method(shape).model.parameters() if p.requires_grad)
+    gradients = sum(p.numel() * p.element_size() for p in parameters)
     made = []
     for form in forms[1:]:
         whole, beyond = ((extra["reference"] - g) / (extra[form] - g) for g in (0, gradients))
         memory = f"{megabytes(extra['reference'])} -> {megabytes(extra[form])} (1/{whole:.1f}; "
         memory += f"1/{beyond:.1f} beyond the {megabytes(gradients)} of gradients)"
         name = "bf16 autocast" if form == "dazle bf16" else "float32"
-        made.append(against(f"training step, {shape}, {name}", times["reference"], times[form], memory))
-    others = interleaved({method: step_of(method, shape) for method in ("dazle", *OTHERS)}, args.repeats)
+        made.append(common.against(f"training step, {shape}, {name}", times["reference"], times[form], memory))
+    others = common.interleaved({method: step_of(method, shape) for method in ("dazle", *OTHERS)}, repeats)
     for method in OTHERS:
         what, ratio = f"step of {method} against one of dazle, {shape}", f"{others[method] / others['dazle']:.2f} times"
         made.append(Row(what, milliseconds(others["dazle"]), milliseconds(others[method]), ratio))
@@ -84,12 +61,15 @@ def rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
 
 
 def main() -> int:
-    args = arguments().parse_args()
-    shapes = [(TRIAL if args.trial else SHAPES)[name] for name in args.shapes]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: all")
+    parser.add_argument("--repeats", type=int, default=15, help="timed steps of each form (default: %(default)s)")
+    parser.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
     if args.memory_of:
-        print(memory_of(args.memory_of, shapes[0]))
+        print(memory_of(args.memory_of, SHAPES[args.shapes[0]]))
         return 0
-    return report([row for shape in shapes for row in rows(shape, args)])
+    return common.report([row for name in args.shapes for row in rows(SHAPES[name], args.repeats)])
 
 
 if __name__ == "__main__":

@@ -6,14 +6,12 @@ No test image is read. `vsmr` is trained on the classes of validation split k as
 is, the prototypes of the validation classes, which stand for unseen ones, are replaced by the mean of n photographs of
 each, drawn from a half of them; measured is on the other half, five draws a split. The last row, the mean of the whole
 half, is what a better mapping from descriptions to prototypes could reach with the same features and attention. Writes
-description_worth.csv and .md; OUT/measured/ keeps every result as it comes.
+description_worth.csv and .md.
 """
 
 from __future__ import annotations
 
-import logging
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,17 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.experiments.identity import RunConfig
-from core.experiments.inputs import Inputs, load_inputs
-from core.files.atomic import write_bytes
+from core.experiments.inputs import Inputs
 from core.files.errors import UserError, run_cli
 from core.method import Images
-from core.reporting.rows import OURS
+from core.reporting.tables import OURS
 from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import Fold, validation_fold
 from core.VSMR import VSMR
-from studies.validation import Kept, arguments, best_on_fold, config_of
+from studies.validation import arguments, best_on_fold, config_of, inputs_of, kept, splits_said, with_error, write
 
-log = logging.getLogger(__name__)
 SHOTS = (1, 2, 3, 5, 10)
 DRAWS = 5
 DESCRIPTION = "description"
@@ -69,8 +65,8 @@ def replaced(prototypes: Tensor, u: Tensor, labels: Tensor, rows: list[Tensor]) 
     return made
 
 
-def measure_one(config: RunConfig, inputs: Inputs, fold: Fold) -> dict[str, Any]:
-    """T1 and AUSUC in percent by where the prototypes come from: means over draws; plain values, to be kept."""
+def measure_one(config: RunConfig, inputs: Inputs, fold: Fold) -> list[dict[str, object]]:
+    """T1 and AUSUC in percent by where the prototypes come from: means over draws."""
     model = best_on_fold(config, inputs, fold).method.model
     assert isinstance(model, VSMR)
     s1_seen, u_seen, y_seen = observed(model, fold.seen_images(inputs.features))
@@ -96,52 +92,36 @@ def measure_one(config: RunConfig, inputs: Inputs, fold: Fold) -> dict[str, Any]
             )
             m = evaluate(images, None)
             found.setdefault(name, []).append((100 * m.T1, 100 * m.AUSUC))
-    return {name: np.mean(values, axis=0).tolist() for name, values in found.items()}
+    means = {name: np.mean(values, axis=0) for name, values in found.items()}
+    return [{"split": config.seed, "source": name, "T1": t, "AUSUC": a} for name, (t, a) in means.items()]
 
 
 def table(rows: pd.DataFrame) -> str:
     """Markdown: a line a source of prototypes, with AUSUC less that of the descriptions, paired over splits."""
-    splits = rows.split.nunique()
     lines = [
-        HEAD.format(splits=f"{splits} validation split{'s' * (splits > 1)}"),
+        HEAD.format(splits=splits_said(rows)),
         "| prototypes of the classes from | T1 | AUSUC | AUSUC less that of descriptions |",
         "|---|---|---|---|",
     ]
     base = rows[rows.source == DESCRIPTION].set_index("split").AUSUC
     for source, own in rows.groupby("source", sort=False):
-        difference = own.set_index("split").AUSUC - base
-        shown = "" if source == DESCRIPTION else f"{difference.mean():+.1f}{_error(difference)}"
-        lines.append(
-            f"| {source} | {own.T1.mean():.1f}{_error(own.T1)} | {own.AUSUC.mean():.1f}{_error(own.AUSUC)} | {shown} |"
-        )
+        less = "" if source == DESCRIPTION else with_error(own.set_index("split").AUSUC - base, "+")
+        lines.append(f"| {source} | {with_error(own.T1)} | {with_error(own.AUSUC)} | {less} |")
     return "\n".join(lines) + "\n"
-
-
-def _error(values: pd.Series) -> str:
-    return f" ± {values.std(ddof=1) / len(values) ** 0.5:.1f}" if len(values) > 1 else ""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, and write the table."""
     args = arguments(__doc__, methods=[OURS], splits=5).parse_args(argv)
-    if set(args.methods) != {OURS}:
+    if {*args.methods} != {OURS}:
         raise UserError(f"--methods {' '.join(args.methods)}: only {OURS} has prototypes that can be replaced")
-    given: dict[str, Any] = {"data_root": args.data_root, "features": args.features, "w2v": args.w2v}
-    inputs = load_inputs(args.dataset, **given, device=args.device, test=False)
-    kept, rows = Kept(args.out, __file__), []
-    with kept.locked():
-        for split in range(args.splits):
-            fold = validation_fold(inputs.metadata, inputs.w2v, split)
-            config = config_of(OURS, inputs, split, args.epochs, args.precision)
-            found = kept.result(config, {}, partial(measure_one, config, inputs, fold))
-            log.info("split %d: T1 and AUSUC of descriptions %s", split, found[DESCRIPTION])
-            rows += [{"split": split, "source": s, "T1": t, "AUSUC": a} for s, (t, a) in found.items()]
+    inputs, rows = inputs_of(args), []
+    for split in range(args.splits):
+        fold = validation_fold(inputs.metadata, inputs.w2v, split)
+        config = config_of(OURS, inputs, split, args.epochs, args.precision)
+        rows += kept(args.out, config, {"of": "description_worth"}, partial(measure_one, config, inputs, fold))
     frame = pd.DataFrame(rows)
-    csv = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_bytes(args.out / "description_worth.csv", csv.encode())
-    text = table(frame)
-    write_bytes(args.out / "description_worth.md", text.encode())
-    print(text, end="")
+    write(args.out, "description_worth", frame, table(frame))
     return 0
 
 

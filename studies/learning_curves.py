@@ -6,8 +6,7 @@
 No test image is read. Split k trains on n of the classes that validation split k trains on, drawn from a generator of
 seed k so that fewer classes are a subset of more; images of the classes that are left out are not measured on either.
 The validation classes, which stand for unseen ones, are the same at every size. Writes learning_curves.csv and .md, and
-learning_curves_classes and learning_curves_images as PNG and PDF where they have two sizes or more. OUT/measured/ keeps
-every result as it comes: a command that was interrupted goes on when it is repeated.
+learning_curves_classes and learning_curves_images as PNG and PDF where they have two sizes or more.
 """
 
 from __future__ import annotations
@@ -17,25 +16,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.ticker import NullLocator
 
-from core.commands.parser import Parser, whole
+from core.commands.parser import whole
 from core.experiments.identity import RunConfig
-from core.experiments.inputs import Inputs, load_inputs
-from core.files.atomic import write_bytes
+from core.experiments.inputs import Inputs
 from core.files.errors import UserError, run_cli
 from core.method import ClassSpace
 from core.methods import find_method
-from core.reporting.canvas import canvas, drawing, printable, save, style, wrapped
+from core.reporting.canvas import canvas, style, wrapped
 from core.reporting.figures import is_ours
-from core.reporting.rows import OURS
+from core.reporting.tables import OURS
 from core.training.folds import Fold, validation_fold
-from studies.validation import Kept, arguments, best_on_fold, config_of
+from studies.validation import arguments, best_on_fold, config_of, inputs_of, kept, splits_said, with_error, write
 
 log = logging.getLogger(__name__)
 SHOWN = ("T1", "H", "AUSUC")
@@ -52,9 +49,6 @@ def subset(fold: Fold, classes: int, seed: int, images: int | None = None) -> Fo
 
     Smaller subsets of one seed lie within larger ones, of classes and of images alike. Classes that are left out do not
     exist in the result: neither their attributes nor their images.
-
-    Raises:
-        UserError: the fold has fewer seen classes.
     """
     seen = fold.space.seen.numpy()
     if classes > len(seen):
@@ -92,35 +86,27 @@ def measure(
     methods: Sequence[str],
     sizes: Sequence[tuple[int, int | None]],
     splits: int,
-    *,
     out: Path,
     epochs: int | None = None,
     precision: str = "float32",
 ) -> pd.DataFrame:
-    """A row a size (classes, images of each at most), split and method; OUT's CSV grows with every row."""
-    rows, kept = [], Kept(out, __file__)
-    with kept.locked():
-        for split in range(splits):
-            whole_fold = validation_fold(inputs.metadata, inputs.w2v, split)
-            for classes, per_class in sizes:
-                fold = subset(whole_fold, classes, split, per_class)
-                size = {"classes": classes, "images": per_class}
-                for method in methods:
-                    config = config_of(method, inputs, split, epochs, precision)
-                    best = kept.result(config, size, partial(_measured, config, inputs, fold))
-                    row: dict[str, Any] = {"classes": classes, "images_per_class": per_class}
-                    row |= {"images": len(fold.train_rows), "unseen": len(fold.space.unseen)}
-                    rows.append(row | {"split": split, "method": method} | best)
-                    log.info(
-                        "split %d, %d classes, %d images, %s: AUSUC %.1f",
-                        split, classes, len(fold.train_rows), method, 100 * best["AUSUC"],
-                    )  # fmt: skip
-                    text = pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n")
-                    write_bytes(out / "learning_curves.csv", text.encode())
+    """A row a size (classes, images of each at most), split and method."""
+    rows = []
+    for split in range(splits):
+        whole_fold = validation_fold(inputs.metadata, inputs.w2v, split)
+        for classes, per_class in sizes:
+            fold = subset(whole_fold, classes, split, per_class)
+            size = {"classes": classes, "images_per_class": per_class, "images": len(fold.train_rows)}
+            for method in methods:
+                config = config_of(method, inputs, split, epochs, precision)
+                found = kept(out, config, size, partial(_measured, config, inputs, fold))
+                row = size | {"unseen": len(fold.space.unseen), "split": split, "method": method}
+                rows.append(row | found)
+                log.info("split %d, %s, %s: AUSUC %.1f", split, size, method, 100 * found["AUSUC"])
     return pd.DataFrame(rows)
 
 
-def _measured(config: RunConfig, inputs: Inputs, fold: Fold) -> dict[str, Any]:
+def _measured(config: RunConfig, inputs: Inputs, fold: Fold) -> dict[str, float]:
     best = best_on_fold(config, inputs, fold)
     return {"epoch": best.epoch} | best.metrics
 
@@ -128,138 +114,85 @@ def _measured(config: RunConfig, inputs: Inputs, fold: Fold) -> dict[str, Any]:
 def table(rows: pd.DataFrame, first: str) -> str:
     """Markdown: a line a size and method; the lead is of ``first``."""
     lines = [
-        HEAD.format(splits=_splits(rows), first=first),
+        HEAD.format(splits=splits_said(rows), first=first),
         f"| seen classes | images of each | images | method | {' | '.join(SHOWN)} | lead of {first}, AUSUC |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for (classes, per_class), size in rows.fillna({"images_per_class": 0}).groupby(["classes", "images_per_class"]):
         ours = size[size.method == first].set_index("split").AUSUC
         for method, own in size.groupby("method", sort=False):
-            cells = [_with_error(100 * own[name]) for name in SHOWN]
-            lead = "" if method == first else _with_error(100 * (ours - own.set_index("split").AUSUC), sign=True)
-            images = f"{own.images.mean():.0f}"
+            cells = " | ".join(with_error(100 * own[name]) for name in SHOWN)
+            lead = "" if method == first else with_error(100 * (ours - own.set_index("split").AUSUC), "+")
             most = f"at most {per_class:.0f}" if per_class else "all"
-            lines.append(f"| {classes} | {most} | {images} | {method} | {' | '.join(cells)} | {lead} |")
+            lines.append(f"| {classes} | {most} | {own.images.mean():.0f} | {method} | {cells} | {lead} |")
     return "\n".join(lines) + "\n"
-
-
-def _splits(rows: pd.DataFrame) -> str:
-    count = rows.split.nunique()
-    return f"{count} validation split" + "s" * (count > 1)
-
-
-def _with_error(values: pd.Series, sign: bool = False) -> str:
-    mean = f"{values.mean():+.1f}" if sign else f"{values.mean():.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
 
 
 def draw(rows: pd.DataFrame, out: Path, dataset: str) -> None:
     """The figures: AUSUC over seen classes with all their images, and over images of the most classes."""
-    title = f"{dataset}, {_splits(rows)}, chosen where measured"
-    for x, label, part in (
-        ("classes", "seen classes", rows[rows.images_per_class.isna()]),
-        ("images", "training images", rows[(rows.classes == rows.classes.max())]),
-    ):
-        if part.groupby(["classes", part.images_per_class.fillna(0)]).ngroups > 1:
-            if x == "images":  # splits differ by a few images: one place a size
-                sizes = part.groupby(part.images_per_class.fillna(np.inf)).images
-                part = part.assign(images=sizes.transform("mean").round().astype(int))
-            learning_curves_figure(part, out / f"learning_curves_{x}.png", x=x, title=title, label=label)
+    title = f"{dataset}, {splits_said(rows)}, chosen where measured"
+    of_classes, of_images = rows[rows.images_per_class.isna()], rows[rows.classes == rows.classes.max()]
+    if of_classes.classes.nunique() > 1:
+        learning_curves_figure(of_classes, out / "learning_curves_classes.png", "classes", "seen classes", title)
+    sizes = of_images.images_per_class.fillna(np.inf)
+    if sizes.nunique() > 1:  # splits differ by a few images: one place a size
+        at = of_images.groupby(sizes).images.transform("mean").round().astype(int)
+        part = of_images.assign(images=at)
+        learning_curves_figure(part, out / "learning_curves_images.png", "images", "training images", title)
 
 
-def learning_curves_figure(
-    frame: pd.DataFrame, out: Path, *, x: str, y: str = "AUSUC", title: str, label: str | None = None
-) -> None:
-    """A metric over the amount of training data: mean and ± one standard deviation over the rows of equal ``x``.
+def learning_curves_figure(frame: pd.DataFrame, out: Path, x: str, label: str, title: str) -> None:
+    """AUSUC over the amount of training data: mean and ± one standard deviation over the rows of equal ``x``.
 
     Args:
-        frame: columns ``method``, ``x`` (a number of seen classes or of images) and ``y`` (a share); a row a run.
-        label: of the horizontal axis; the name of the column where None.
+        frame: columns ``method``, ``x`` (a number of seen classes or of images) and ``AUSUC`` (a share); a row a run.
     """
     sizes = np.sort(frame[x].unique())
-    with drawing():
-        figure, axes = canvas(5.6, 4.0)
+    # from the largest tick down, those that would touch the one before have no label
+    ticks, last, room = list[str](), np.inf, 0.11 * np.log(sizes[-1] / sizes[0])
+    for size in sizes[::-1]:
+        free = np.log(last / size) >= room
+        ticks, last = [f"{size:,}" if free else "", *ticks], size if free else last
+    with canvas(out, 5.6, 4.0) as (figure, axes):
         axis = axes[0, 0]
-        methods = frame.groupby("method")[y].mean().sort_values(ascending=False).index
+        methods = frame.groupby("method").AUSUC.mean().sort_values(ascending=False).index
         for number, method in enumerate(sorted(methods, key=lambda name: not is_ours(name))):
-            groups = frame[frame.method == method].groupby(x)[y]
+            groups = frame[frame.method == method].groupby(x).AUSUC
             mean, spread = 100 * groups.mean(), 100 * groups.std().fillna(0)
-            wide = 2.2 if is_ours(str(method)) else 1.2
             shift = 1 + 0.012 * (number - (len(methods) - 1) / 2)  # whiskers side by side
-            axis.errorbar(
-                mean.index * shift,
-                mean,
-                spread,
-                label=wrapped(str(method), 30),
-                linewidth=wide,
-                markersize=5.5,
-                markeredgecolor="white",
-                capsize=2.5,
-                elinewidth=0.9,
-                **style(number),
-            )
+            look = style(number) | {"linewidth": 2.2 if is_ours(method) else 1.2, "markeredgecolor": "white"}
+            axis.errorbar(mean.index * shift, mean, spread, label=wrapped(method, 30), capsize=2.5, **look)
         axis.set_xscale("log")
-        axis.set_xticks(sizes, _apart(sizes))
+        axis.set_xticks(sizes, ticks)
         axis.xaxis.set_minor_locator(NullLocator())
-        axis.set(xlabel=printable(label or x, 60), ylabel=f"{y} (%)")
+        axis.set(xlabel=label, ylabel="AUSUC (%)")
         figure.suptitle(wrapped(title, 64), fontsize=10)
         axis.grid(color="0.92", linewidth=0.6)
         whiskers = "whiskers: ± 1 standard\ndeviation" if frame.groupby(["method", x]).size().max() > 1 else None
-        place = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
-        axis.legend(title=whiskers, fontsize=8, title_fontsize=7, frameon=False, **place).set_alignment("left")
-        save(figure, out)
-
-
-def _apart(sizes: np.ndarray) -> list[str]:
-    """Labels of ticks on a logarithmic axis: from the largest down, those that would touch the one before have none."""
-    labels, last, room = [], np.inf, 0.11 * np.log(sizes[-1] / sizes[0])
-    for size in sizes[::-1]:
-        free = np.log(last / size) >= room
-        labels.append(f"{size:,}" if free else "")
-        last = size if free else last
-    return labels[::-1]
-
-
-def sizes_of(classes: Sequence[int] | None, images: Sequence[int] | None, most: int) -> list[tuple[int, int | None]]:
-    """Sizes to measure: the numbers of classes with all images, then the largest with fewer of each.
-
-    Args:
-        classes: None: a quarter, half and all of ``most``, or all alone where ``images`` are given.
-    """
-    default = [most] if images else sorted({max(2, most // 4), max(2, most // 2), most})
-    chosen = sorted(set(classes or default))
-    return [*((n, None) for n in chosen), *((chosen[-1], m) for m in sorted(set(images or ())))]
-
-
-def _arguments() -> Parser:
-    made = arguments(__doc__, methods=[OURS, "eszsl-prepared"], splits=3)
-    made.add_argument("--classes", nargs="+", type=whole(2), help="(a quarter, half and all of them)")
-    made.add_argument("--images-per-class", nargs="+", type=whole(1), help="at most; of the largest number of classes")
-    return made
+        axis.legend(title=whiskers, fontsize=8, title_fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, and write the table and the figures."""
-    args = _arguments().parse_args(argv)
+    parser = arguments(__doc__, methods=[OURS, "eszsl-prepared"], splits=3)
+    parser.add_argument("--classes", nargs="+", type=whole(2), help="(a quarter, half and all of them)")
+    images_help = "at most; of the largest number of classes"
+    parser.add_argument("--images-per-class", nargs="+", type=whole(1), default=[], help=images_help)
+    args = parser.parse_args(argv)
     methods = list(dict.fromkeys(args.methods))
     for method in methods:
         find_method(method)
-    inputs = load_inputs(
-        args.dataset, data_root=args.data_root, features=args.features, w2v=args.w2v, device=args.device, test=False
-    )
+    inputs = inputs_of(args)
     folds = (validation_fold(inputs.metadata, inputs.w2v, split) for split in range(args.splits))
     most = min(len(fold.space.seen) for fold in folds)
-    sizes = sizes_of(args.classes, args.images_per_class, most)
-    if sizes[-1][0] > most:  # before hours of training
-        raise UserError(
-            f"--classes {sizes[-1][0]}: the validation splits have {most} seen classes to train on, no more"
-        )
-    how = {"out": args.out, "epochs": args.epochs, "precision": args.precision}
-    rows = measure(inputs, methods, sizes, args.splits, **how)
-    text = table(rows, OURS if OURS in methods else methods[0])
-    write_bytes(args.out / "learning_curves.md", text.encode())
+    default = [most] if args.images_per_class else [max(2, most // 4), max(2, most // 2), most]
+    classes = sorted({*(args.classes or default)})
+    if classes[-1] > most:  # before hours of training
+        raise UserError(f"--classes {classes[-1]}: the validation splits have {most} seen classes to train on, no more")
+    sizes = [*((n, None) for n in classes), *((classes[-1], m) for m in sorted({*args.images_per_class}))]
+    rows = measure(inputs, methods, sizes, args.splits, args.out, args.epochs, args.precision)
+    write(args.out, "learning_curves", rows, table(rows, OURS if OURS in methods else methods[0]))
     draw(rows, args.out, args.dataset)
-    print(text, end="")
     return 0
 
 

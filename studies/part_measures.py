@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from core.experiments.statistics import Interval
 from core.files.errors import UserError
 from core.reporting.attention import grid_of
 
@@ -44,6 +43,10 @@ def attention_on_parts(
         attention would have there, ``others`` what the attributes of all other parts have there (which rules out that
         attention merely falls on the creature), the mean over ``other_pairs``. NaN where there is nothing to count.
     """
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.mean(dtype=np.float64)) if values.size else float("nan")
+
     B, R, K = theta.shape
     h, w = grid_of(R, grid)
     rows = []
@@ -53,18 +56,9 @@ def attention_on_parts(
         mass = np.einsum("brk,br->bk", theta, near.reshape(B, R))  # (B,K)
         uniform = near.mean(axis=(1, 2))[:, None].repeat(K, axis=1)
         shown = visible.astype(bool)[:, None] & present.astype(bool)  # (B,K)
-        mine = shown & (attribute_part == part)
-        other = shown & (attribute_part != part)
-        rows.append(
-            {
-                "part": part,
-                "pairs": int(mine.sum()),
-                "own": _mean(mass[mine]),
-                "chance": _mean(uniform[mine]),
-                "others": _mean(mass[other]),
-                "other_pairs": int(other.sum()),
-            }
-        )
+        mine, other = shown & (attribute_part == part), shown & (attribute_part != part)
+        row = {"part": part, "pairs": int(mine.sum()), "own": mean(mass[mine]), "chance": mean(uniform[mine])}
+        rows.append(row | {"others": mean(mass[other]), "other_pairs": int(other.sum())})
     return pd.DataFrame(rows)
 
 
@@ -72,10 +66,6 @@ def _near(place: np.ndarray, cells: int) -> np.ndarray:
     """(B,cells): cells whose centre is within one and a half cells of the place."""
     centres = (np.arange(cells) + 0.5) / cells
     return np.abs(centres - place[:, None]) <= 1.5 / cells + 1e-9
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean(dtype=np.float64)) if values.size else float("nan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,9 +98,6 @@ def predicted_points(
         theta: (N,R,K) region weights.
         values: (N,K) predicted attribute values; the group's attribute of the highest value speaks for it.
         attribute_group: (K,) number of an attribute's part group; -1: of none.
-
-    Raises:
-        UserError: a group without attributes.
     """
     places = centres(grid_of(theta.shape[1], grid))
     rows, points = np.arange(len(theta)), np.empty((len(theta), G, 2))
@@ -121,22 +108,6 @@ def predicted_points(
         speaks = mine[values[:, mine].argmax(axis=1)]
         points[:, group] = places[theta[rows, :, speaks].argmax(axis=1)]
     return points
-
-
-def part_prior(training: Parts) -> np.ndarray:
-    """(G,2) mean place of a group's visible key points in training images: a prediction that never looks.
-
-    Raises:
-        UserError: a group that no training image shows.
-    """
-    places = []
-    for number, group in enumerate(training.groups):
-        points = training.points[:, list(group)].reshape(-1, 3)
-        shown = points[points[:, 2].astype(bool), :2]
-        if not len(shown):
-            raise UserError(f"part group {number} is visible in no training image")
-        places.append(shown.mean(axis=0))
-    return np.array(places)
 
 
 def hits(points: np.ndarray, parts: Parts, *, radius: float) -> dict[str, np.ndarray]:
@@ -194,44 +165,66 @@ def localisation_table(
     Returns:
         Columns ``point``, ``measure``, ``share``, ``low``, ``high``, ``pairs``.
     """
+    prior = np.empty((len(training.groups), 2))  # mean place of a group's visible key points
+    for number, group in enumerate(training.groups):
+        placed = training.points[:, list(group)].reshape(-1, 3)
+        if not placed[:, 2].any():
+            raise UserError(f"part group {number} is visible in no training image")
+        prior[number] = placed[placed[:, 2].astype(bool), :2].mean(axis=0)
     per_cell = [hits(cell, test, radius=radius) for cell in centres(grid)]
-    simple = {
-        "image centre": hits(np.array([0.5, 0.5]), test, radius=radius),
-        "part prior": hits(part_prior(training), test, radius=radius),
-    }
-    found = {"random cell": {m: np.mean([c[m] for c in per_cell], axis=0) for m in per_cell[0]}, **simple}
-    found |= {model: hits(predicted, test, radius=radius) for model, predicted in points.items()}
+    found = {"random cell": {m: np.mean([c[m] for c in per_cell], axis=0) for m in per_cell[0]}}
+    simple = {"image centre": np.array([0.5, 0.5]), "part prior": prior}
+    found |= {name: hits(place, test, radius=radius) for name, place in (simple | points).items()}
     found["best cell"] = {m: np.max([c[m] for c in per_cell], axis=0) for m in per_cell[0]}
-    weights = _class_draws(test.labels, resamples, rng)
+    _, position = np.unique(test.labels, return_inverse=True)
+    n = position.max() + 1
+    draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples)  # (resamples,C) how often each class is drawn
     rows = []
     for name, measures in found.items():
         for measure, values in measures.items():
-            share = _share(values, test.labels, weights)
-            rows.append(
-                {
-                    "point": name,
-                    "measure": measure,
-                    "share": share.mean,
-                    "low": share.low,
-                    "high": share.high,
-                    "pairs": int(np.isfinite(values).sum()),
-                }
-            )
+            total = np.bincount(position, weights=np.nansum(values, axis=1))
+            count = np.bincount(position, weights=np.isfinite(values).sum(axis=1))
+            drawn = draws @ count
+            low, high = np.percentile((draws @ total)[drawn > 0] / drawn[drawn > 0], (2.5, 97.5))
+            row = {"point": name, "measure": measure, "share": total.sum() / count.sum(), "low": low, "high": high}
+            rows.append(row | {"pairs": int(count.sum())})
     return pd.DataFrame(rows)
 
 
-def _class_draws(labels: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """(resamples,C) how often each class is drawn; the same draws for every row of a table."""
-    n = len(np.unique(labels))
-    return rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+def own_and_others(
+    theta: np.ndarray, parts: Parts, attribute_group: np.ndarray, present: np.ndarray, grid: tuple[int, int]
+) -> pd.DataFrame:
+    """Attention within one region of each key point: of attributes of its own part and of those of other parts.
+
+    Args:
+        theta: (N,R,K) region weights; those of many images are too many to hold, so blocks of images may be given one
+            after another and their tables together to :func:`ratio_of`.
+        attribute_group: (K,) number in ``parts.groups``; -1: of none, left out.
+        present: (N,K) whether the image's class has the attribute.
+
+    Returns:
+        One row a key point of a group, as of :func:`attention_on_parts`.
+    """
+    tables = []
+    of_parts = present & (attribute_group >= 0)
+    for group, members in enumerate(parts.groups):
+        mine = np.where(attribute_group == group, 0, 1)
+        for point in members:
+            found = attention_on_parts(theta, parts.points[:, [point]], mine, of_parts, grid)
+            tables.append(found.assign(part=point))
+    return pd.concat(tables, ignore_index=True)
 
 
-def _share(values: np.ndarray, labels: np.ndarray, draws: np.ndarray) -> Interval:
-    """Mean of the values (N,G) that are not NaN, with percentiles over draws of classes."""
-    _, position = np.unique(labels, return_inverse=True)
-    total = np.bincount(position, weights=np.nansum(values, axis=1))
-    count = np.bincount(position, weights=np.isfinite(values).sum(axis=1))
-    drawn = draws @ count
-    shares = (draws @ total)[drawn > 0] / drawn[drawn > 0]
-    low, high = np.percentile(shares, (2.5, 97.5)) if len(shares) else (np.nan, np.nan)
-    return Interval(mean=float(total.sum() / count.sum()), low=float(low), high=float(high))
+def ratio_of(tables: Sequence[pd.DataFrame]) -> float:
+    """own/others: the mean over all pairs of a visible key point and an attribute of a part that the class has.
+
+    1: attention on a part does not depend on what the attribute is of.
+    """
+    rows = pd.concat(tables)
+    own, others = rows.own.fillna(0) * rows.pairs, rows.others.fillna(0) * rows.other_pairs
+    points = rows[["part", "pairs", "other_pairs"]].assign(own=own, others=others).groupby("part").sum()
+    points = points[(points.pairs > 0) & (points.other_pairs > 0)]
+    if points.empty:
+        raise UserError("no image shows a part of which its class has an attribute")
+    own, others = points.own.sum(), (points.others / points.other_pairs * points.pairs).sum()
+    return float(np.divide(own, others))

@@ -11,16 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from core.datasets.names import clean_name
 from core.features.images import FORMATS, Transform
 from core.files.errors import UserError
 from core.files.kinds import missing
-from studies.part_measures import Parts, attention_on_parts
+from studies.part_measures import Parts
 
-Points = list[tuple[str, float, float]]
 # group -> words of key points and of attributes that belong to it, as APN groups them (Xu et al., NeurIPS 2020)
 GROUPS: dict[str, frozenset[str]] = {
     "head": frozenset({"head", "beak", "bill", "crown", "forehead", "eye", "eyes", "nape", "throat"}),
@@ -49,11 +47,7 @@ def attribute_groups(attributes: Sequence[str], groups: Sequence[str]) -> np.nda
 
 
 def shown_groups(attributes: Sequence[str], key_points: Sequence[str]) -> list[str]:
-    """Groups that both an attribute and a key point belong to.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Groups that both an attribute and a key point belong to; where there are none, that is refused."""
     spoken, placed = ({group_of(name) for name in names} for names in (attributes, key_points))
     if groups := [group for group in GROUPS if group in spoken & placed]:
         return groups
@@ -63,69 +57,9 @@ def shown_groups(attributes: Sequence[str], key_points: Sequence[str]) -> list[s
     )
 
 
-def part_points(folder: Path) -> dict[str, Points]:
-    """Visible key points in pixels by image, from CUB's parts/part_locs.txt, if that is there.
-
-    Raises:
-        UserError: a line that is not of that form.
-    """
-    locations = folder / "parts" / "part_locs.txt"
-    if not locations.is_file():
-        return {}
-    images, parts = numbered(folder / "images.txt"), numbered(folder / "parts" / "parts.txt")
-    found: dict[str, Points] = {}
-    for number, line in enumerate(_lines(locations), 1):
-        try:
-            image, part, x, y, visible = line.split()
-            if visible != "0":
-                found.setdefault(images[image], []).append((parts[part], float(x), float(y)))
-        except (ValueError, KeyError):
-            raise UserError(
-                f"{locations}, line {number}: image, part, x, y and visible are expected, of images in images.txt and "
-                f"parts in parts/parts.txt; it says {line[:80]!r}"
-            ) from None
-    return found
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text("utf-8", "replace").splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def numbered(path: Path) -> dict[str, str]:
-    """Number -> name of ``1 name`` lines."""
-    pairs = [line.strip().partition(" ") for line in _lines(path)]
-    return {number: name.strip() for number, _, name in pairs}
-
-
-def on_crop(points: Points, path: Path, transform: Transform | None) -> Points:
-    """Key points in pixels of a file as shares of what the backbone saw of it; those outside are left out."""
-    if not points:
-        return []
-    try:
-        with Image.open(path, formats=FORMATS) as image:  # the head alone
-            width, height = image.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be shown on the page: {error}") from error
-    zoom = (transform.resize / transform.crop if transform else 1.0) / min(width, height)
-    placed = [
-        (name, (x - width / 2) * zoom + 0.5, (y - height / 2) * zoom + 0.5) for name, x, y in points
-    ]  # the crop is the middle, and of side 1
-    return [(name, x, y) for name, x, y in placed if 0 <= x <= 1 and 0 <= y <= 1]
-
-
 def read_key_points(folder: Path) -> list[str]:
-    """Names of the key points, in the order of parts/parts.txt.
-
-    Raises:
-        UserError: it or part_locs.txt is not there, or cannot be read.
-    """
-    for name in ("parts.txt", "part_locs.txt"):
-        if not (folder / "parts" / name).is_file():
-            raise UserError(f"{missing(folder / 'parts' / name, 'list of part locations')}. CUB's archive has one")
-    return [*numbered(folder / "parts" / "parts.txt").values()]
+    """Names of the key points, in the order of parts/parts.txt."""
+    return list(_names(folder / "parts" / "parts.txt").values())
 
 
 def read_parts(
@@ -146,87 +80,59 @@ def read_parts(
         paths: (N,) the files themselves, whose width and height are read.
         labels: (N,) class numbers.
         transform: of the backbone.
-
-    Raises:
-        UserError: a list is missing or damaged, or no key point of these images is visible.
     """
-    key_points, known = read_key_points(folder), part_points(folder)
-    number = {name: i for i, name in enumerate(key_points)}
-    boxes = _boxes(folder)
+    images, key_points = _names(folder / "images.txt"), _names(folder / "parts" / "parts.txt")
+    number_of = {name: number for number, name in images.items()}
+    place_of = {number: place for place, number in enumerate(key_points)}
+    shown: dict[float, list[list[float]]] = {}
+    for row in _numbers(folder / "parts" / "part_locs.txt", "image, part, x, y and visible", images, key_points):
+        shown.setdefault(row[0], []).append(row[1:])
+    boxes = {}
+    if (listed := folder / "bounding_boxes.txt").is_file():
+        boxes = {row[0]: row[3:] for row in _numbers(listed, "image, x, y, width and height", images)}
     points, sizes = np.zeros((len(names), len(key_points), 3)), np.ones((len(names), 2))
     for i, (name, path) in enumerate(zip(names, paths, strict=True)):
-        short = name.removeprefix("images/")
-        for part, x, y in on_crop(known.get(short, []), path, transform):
-            points[i, number[part]] = x, y, 1
-        if boxes:
-            if short not in boxes:
-                raise UserError(f"{folder / 'bounding_boxes.txt'} has no box of {short}")
-            sizes[i] = boxes[short] * _zoom(path, transform)
+        number = number_of.get(name.removeprefix("images/"), np.nan)
+        try:
+            with Image.open(path, formats=FORMATS) as image:  # the head alone
+                size = np.array(image.size)
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        zoom = transform.resize / transform.crop / size.min()  # share of the crop's side that a pixel is
+        for part, x, y, visible in shown.get(number, ()):
+            place = (np.array([x, y]) - size / 2) * zoom + 0.5  # the crop is the middle, and of side 1
+            if visible and ((place >= 0) & (place <= 1)).all():
+                points[i, place_of[part]] = *place, 1
+        if boxes and number not in boxes:
+            raise UserError(f"{listed} has no box of {name}")
+        sizes[i] = np.array(boxes[number]) * zoom if boxes else 1
     if not points[:, :, 2].any():
         raise UserError(f"{folder / 'parts' / 'part_locs.txt'} shows no part of any of these {len(names)} images")
-    members = [[number[p] for p in key_points if group_of(p) == group] for group in groups]
+    members = [[place_of[n] for n, name in key_points.items() if group_of(name) == group] for group in groups]
     return Parts(points=points, groups=members, size=sizes, labels=labels)
 
 
-def _boxes(folder: Path) -> dict[str, np.ndarray]:
-    """Width and height in pixels of the object by image; empty where there is no bounding_boxes.txt."""
-    path = folder / "bounding_boxes.txt"
+def _names(path: Path) -> dict[float, str]:
+    """Number -> name of ``1 name`` lines."""
     if not path.is_file():
-        return {}
-    try:
-        files = dict(line.split(maxsplit=1) for line in (folder / "images.txt").read_text("utf-8").splitlines() if line)
-        rows = [line.split() for line in path.read_text("utf-8").splitlines() if line]
-        found = {files[i].strip(): np.array([float(w), float(h)]) for i, _, _, w, h in rows}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: image, x, y, width and height are expected, of images in images.txt") from error
-    if not all(np.isfinite(box).all() and (box > 0).all() for box in found.values()):
-        raise UserError(f"{path}: a width or height that is not a number above 0")
-    return found
+        raise UserError(f"{missing(path, 'list of part locations')}. CUB's archive has one")
+    pairs = (line.strip().partition(" ") for line in path.read_text("utf-8", "replace").splitlines() if line.strip())
+    return {float(number): name.strip() for number, _, name in pairs}
 
 
-def _zoom(path: Path, transform: Transform) -> float:
-    """Share of the crop's side that a pixel of the photograph is."""
-    with Image.open(path, formats=FORMATS) as image:
-        return transform.resize / transform.crop / min(image.size)
-
-
-def own_and_others(
-    theta: np.ndarray, parts: Parts, attribute_group: np.ndarray, present: np.ndarray, grid: tuple[int, int]
-) -> pd.DataFrame:
-    """Attention within one region of each key point: of attributes of its own part and of those of other parts.
-
-    Args:
-        theta: (N,R,K) region weights; those of many images are too many to hold, so blocks of images may be given one
-            after another and their tables together to :func:`ratio_of`.
-        attribute_group: (K,) number in ``parts.groups``; -1: of none, left out.
-        present: (N,K) whether the image's class has the attribute.
-
-    Returns:
-        One row a key point of a group, as of :func:`studies.part_measures.attention_on_parts`.
-    """
-    tables = []
-    of_parts = present & (attribute_group >= 0)
-    for group, members in enumerate(parts.groups):
-        mine = np.where(attribute_group == group, 0, 1)
-        for point in members:
-            found = attention_on_parts(theta, parts.points[:, [point]], mine, of_parts, grid)
-            tables.append(found.assign(part=point))
-    return pd.concat(tables, ignore_index=True)
-
-
-def ratio_of(tables: Sequence[pd.DataFrame]) -> float:
-    """own/others: the mean over all pairs of a visible key point and an attribute of a part that the class has.
-
-    1: attention on a part does not depend on what the attribute is of.
-
-    Raises:
-        UserError: there is no such pair.
-    """
-    rows = pd.concat(tables)
-    own, others = rows.own.fillna(0) * rows.pairs, rows.others.fillna(0) * rows.other_pairs
-    points = rows[["part", "pairs", "other_pairs"]].assign(own=own, others=others).groupby("part").sum()
-    points = points[(points.pairs > 0) & (points.other_pairs > 0)]
-    if points.empty:
-        raise UserError("no image shows a part of which its class has an attribute")
-    own, others = points.own.sum(), (points.others / points.other_pairs * points.pairs).sum()
-    return float(np.divide(own, others))
+def _numbers(path: Path, of: str, *known: dict[float, str]) -> list[list[float]]:
+    """Lines of five finite numbers, the first of which must be ``known`` (an image, a part)."""
+    if not path.is_file():
+        raise UserError(f"{missing(path, 'list of part locations')}. CUB's archive has one")
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
+        try:
+            row = [float(word) for word in line.split()]
+        except ValueError:
+            row = []
+        if len(row) != 5 or not np.isfinite(row).all() or any(n not in own for n, own in zip(row, known, strict=False)):
+            raise UserError(
+                f"{path}, line {number}: {of} are expected, of images and parts listed; it says {line[:80]!r}"
+            )
+        rows.append(row)
+    return rows

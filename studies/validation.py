@@ -1,39 +1,38 @@
-"""What benchmarks on validation splits share: their flags, a method trained on a fold, results kept as they come."""
+"""What studies on validation splits share: their flags, a method trained on a fold, what they write."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from torch import Tensor
 
 from core.commands import flags
 from core.commands.parser import Parser, whole
 from core.datasets.registry import DATASETS
 from core.experiments.identity import RunConfig, run_config
-from core.experiments.inputs import Inputs
+from core.experiments.inputs import Inputs, load_inputs
 
 # private there, since nothing else in core needs them, and used here so that a fold is measured as a run measures it
 from core.experiments.run import _refuse_finetuned, _scored, build
-from core.files.atomic import Lock, read_json, sha256_file, write_bytes
-from core.files.errors import UserError
+from core.files.atomic import read_json, sha256_file, write_bytes
 from core.method import Method
 from core.methods import find_method
 from core.training.evaluation import evaluate
 from core.training.folds import Fold
 from core.training.loop import train
 
-log = logging.getLogger(__name__)
 METRICS = ("T1", "U", "S", "H", "AUSUC")
 
 
 def arguments(description: str | None, *, methods: Sequence[str], splits: int) -> Parser:
-    """The flags of a benchmark on validation splits; ``methods`` and ``splits`` are what is measured by default."""
+    """The flags of a study on validation splits; ``methods`` and ``splits`` are what is measured by default."""
     made = Parser(description)
     made.add_argument("--dataset", required=True, choices=[*DATASETS])
     flags.add_data(made, "DS")
@@ -45,54 +44,42 @@ def arguments(description: str | None, *, methods: Sequence[str], splits: int) -
     return made
 
 
-class Kept:
-    """Results in OUT/measured/, each written as soon as it is there with what it is a result of, and read back."""
-
-    def __init__(self, out: Path, *code: str | None) -> None:
-        """Args: out the folder of the benchmark; code the files, besides this one, that its numbers depend on."""
-        self.folder = out / "measured"
-        files = (Path(path) for path in (__file__, *filter(None, code)))
-        self._code = hashlib.sha256("".join(map(sha256_file, files)).encode()).hexdigest()[:12]
-
-    def locked(self) -> Lock:
-        """While the benchmark is at work a second one of the same OUT is refused."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return Lock(self.folder / "results")
-
-    def result(self, config: RunConfig, of: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What ``make`` returns, or returned when it was asked before.
-
-        Args:
-            config: identity of the training.
-            of: what of the benchmark the result is for (the number of classes, ...): plain values.
-
-        Raises:
-            UserError: the result that is kept is damaged or of another identity (code, features, settings).
-        """
-        words = [config.method, f"split{config.seed}", *(f"{k}{'-' if v is None else v}" for k, v in of.items())]
-        path = self.folder / f"{'_'.join(words)}.json"
-        identity = json.loads(json.dumps(asdict(config) | {"benchmark_code": self._code}))
-        if path.exists():
-            found = read_json(path)
-            found = found if isinstance(found, dict) else {}
-            known, result = found.get("identity"), found.get("result", {})
-            if not known or found.get("sha256") != _digest(known, result):
-                raise UserError(f"{path} is damaged or was changed by hand; delete it to measure that again")
-            if differ := sorted(k for k in identity if known.get(k) != identity[k]):
-                raise UserError(
-                    f"{path} was measured with other {', '.join(differ)}; choose another --out, or delete it to "
-                    "measure that again"
-                )
-            log.info("%s: measured earlier, read back", path.stem)
-            return dict(found["result"])
-        made = json.loads(json.dumps(make()))  # as it will be read back
-        whole = {"identity": identity, "result": made, "sha256": _digest(identity, made)}
-        write_bytes(path, json.dumps(whole).encode())
-        return dict(made)
+def inputs_of(args: argparse.Namespace) -> Inputs:
+    """The inputs that the flags name; no test image can be read from them."""
+    given: dict[str, Any] = {"data_root": args.data_root, "features": args.features, "w2v": args.w2v}
+    return load_inputs(args.dataset, **given, device=args.device, test=False)
 
 
-def _digest(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def write(out: Path, name: str, rows: pd.DataFrame, text: str) -> None:
+    """Write OUT/name.csv and OUT/name.md, and print the latter."""
+    csv = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_bytes(out / f"{name}.csv", csv.encode())
+    write_bytes(out / f"{name}.md", text.encode())
+    print(text, end="")
+
+
+def kept(out: Path, config: RunConfig, of: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, plain values, kept in OUT/measured/: an interrupted study goes on when it is repeated.
+
+    A file is named by the digest of the training's identity, of what it is a result ``of`` and of the studies' code.
+    """
+    code = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    digest = hashlib.sha256(json.dumps([asdict(config), of, code], sort_keys=True).encode()).hexdigest()
+    path = out / "measured" / f"{config.method}_split{config.seed}_{digest[:16]}.json"
+    if not path.is_file():
+        write_bytes(path, json.dumps(make()).encode())
+    return read_json(path)
+
+
+def with_error(values: pd.Series, sign: str = "") -> str:
+    """Mean ± its standard error over splits, where there are several."""
+    mean = f"{values.mean():{sign}.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
+
+
+def splits_said(rows: pd.DataFrame) -> str:
+    count = rows.split.nunique()
+    return f"{count} validation split{'s' * (count > 1)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,9 +102,6 @@ def best_on_fold(config: RunConfig, inputs: Inputs, fold: Fold) -> Best:
 
     The epoch (0 included), the settings and γ are chosen on the images that the metrics are measured on, so these
     flatter every method. It differs from a run's validation in that the fold is given, and the model is kept.
-
-    Raises:
-        UserError: the backbone was fine-tuned on images that are measured here.
     """
     _refuse_finetuned(inputs, fold)
     method, features = build(config, config.recipe, fold, inputs), inputs.features

@@ -19,15 +19,8 @@ from tests.helpers import ToyFeatures
 SMALL = {  # settings with which a method takes less than a second here; another is run as it is
     "dazle": {"lr": 1e-3, "batch_size": 16},
     "vsmr-staged": {
-        "predictor_lr": 1e-2,
-        "predictor_epochs": 2,
-        "threshold": None,
-        "hidden": 16,
-        "semantic_lr": 1e-2,
-        "semantic_epochs": 20,
-        "neighbours": 5,
-        "classes_per_batch": 4,
-        "images_per_class": 3,
+        **{"predictor_lr": 1e-2, "predictor_epochs": 2, "threshold": None, "hidden": 16, "semantic_lr": 1e-2},
+        **{"semantic_epochs": 20, "neighbours": 5, "classes_per_batch": 4, "images_per_class": 3},
     },
     "vsmr": {"batch_size": 16, "width": 8},
     "eszsl": {},

@@ -18,7 +18,6 @@ import core.method as contract
 from core.commands import extract, train
 from core.datasets import registry
 from core.experiments.identity import method_digest
-from core.features import added as features_added
 from core.features import trunks
 from core.methods import methods
 from tests.helpers import ROOT, cells
@@ -47,11 +46,9 @@ def added(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "Linear", None)
     load(tmp_path / "Linear.py")
     exec(BLOCKS["core/datasets/registry.py"], {"register": registry.register, "DataSet": registry.DataSet})
-    (tmp_path / "added").mkdir()
-    (tmp_path / "added" / "tiny.py").write_text(BLOCKS["core/features/added/tiny.py"])
-    monkeypatch.setattr(features_added, "__path__", [str(tmp_path / "added")])  # found there, as in the folder itself
-    monkeypatch.setitem(sys.modules, "core.features.added.tiny", None)
-    del sys.modules["core.features.added.tiny"]
+    (tmp_path / "tiny.py").write_text(BLOCKS["core/features/added/tiny.py"])
+    monkeypatch.setitem(sys.modules, "tiny", None)
+    load(tmp_path / "tiny.py")
     yield tmp_path
     method_digest.cache_clear()
 

@@ -89,13 +89,12 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
 @pytest.mark.parametrize("name", PARTS)
 def test_missing_data_are_named_with_what_makes_them(tmp_path: Path, name: str) -> None:
     script = next(s for s, source, _ in RUNS.values() if source == name)
-    apart = run_apart if name == "AWA2" else run_here  # one in a process of its own is enough
-    said = f"(which is no folder) holds no {name}", f"data/xlsa17/data/{name}/att_splits.mat", f"See data/{name}.md"
-    refused(apart(tmp_path, script), *said)
-    refused(apart(tmp_path, extraction(name)), f"data/xlsa17/data/{name}", f"See data/{name}.md")
+    said = f"holds no {name}", f"data/xlsa17/data/{name}/att_splits.mat", f"See data/{name}.md"
+    refused(run_here(tmp_path, script), *said)
+    refused(run_here(tmp_path, extraction(name)), f"data/xlsa17/data/{name}", f"See data/{name}.md")
     assert not list(tmp_path.iterdir())
     draw(tmp_path / "data", name, (2, 1, 1))
-    said = f"looked for {Path('data') / name}/feature_map_*_{name}.hdf5", f"python {extraction(name)}"
+    said = f"no feature file at {Path('data') / name}/feature_map_*_{name}.hdf5", f"python {extraction(name)}"
     refused(run_here(tmp_path, script), *said)
 
 

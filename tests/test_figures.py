@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from core.experiments.run import run
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
+from core.inference.names import shown_class, shown_classes
 from core.inference.trained import load_trained
 from core.reporting import attention
 from core.reporting.attention import Panel, attention_figure, best_median_worst, draw_attention, grid_of, margins_of
@@ -69,10 +71,10 @@ def draw_all(folder, names=HOSTILE):
 
 def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(attention, "save", lambda figure, out: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, out, **_: (drawn.append(figure), out.write_bytes(b"")))
     names = [f"{colour}_crowned_Brownwing_of_the_north" for colour in ("Black", "Red", "Yellow")]
-    attention_figure(panels_of(names), tmp_path, title="")
-    (figure,) = drawn
+    attention_figure(panels_of(names), tmp_path / "a.png", title="")
+    figure, _ = drawn
     figure.draw_without_rendering()
     titled = [axis for axis in figure.axes if axis.get_title(loc="left")]  # row by row
     pairs = [
@@ -83,31 +85,23 @@ def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
         assert axis._left_title.get_window_extent().x1 < following.get_window_extent().x0
 
 
-def test_every_figure_repeats_to_the_byte_and_bears_any_name(tmp_path):
+def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_matplotlib_alone(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a glyph that is missing, an axis that collapses
-        draw_all(tmp_path / "one")
-        draw_all(tmp_path / "two")
-    files = sorted((tmp_path / "one").iterdir())
+        draw_all(tmp_path / "plain")
+    with matplotlib.rc_context({"font.size": 31.0, "axes.facecolor": "red", "text.usetex": True}):
+        before = dict(matplotlib.rcParams)
+        draw_all(tmp_path / "loud")
+        assert dict(matplotlib.rcParams) == before
+    files = sorted((tmp_path / "plain").iterdir())
     assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcde" for kind in ("pdf", "png")]
     for file in files:
-        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+        assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
         if file.suffix == ".png":
             with Image.open(file) as image:
                 assert min(image.size) > 200 and not image.info.get("Software")
         else:
             assert b"CreationDate" not in file.read_bytes()
-
-
-def test_the_callers_matplotlib_is_left_alone(tmp_path):
-    """Neither pyplot nor a backend is loaded for a figure, and settings of the caller change neither it nor them."""
-    draw_all(tmp_path / "plain")
-    with matplotlib.rc_context({"font.size": 31.0, "axes.facecolor": "red", "text.usetex": True}):
-        before = dict(matplotlib.rcParams)
-        draw_all(tmp_path / "loud")
-        assert dict(matplotlib.rcParams) == before
-    for file in (tmp_path / "plain").iterdir():
-        assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
 
 
 def test_names_that_a_font_lacks_are_replaced_where_one_sees_it():
@@ -160,13 +154,13 @@ def test_confused_pairs_by_hand_from_a_runs_files(tmp_path):
 
 def test_figures_of_classes_and_what_is_left_of_the_seen_ones(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr("core.reporting.figures.save", lambda figure, out: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, out, **_: (drawn.append(figure), out.write_bytes(b"")))
     names = ["009.Gull", "001.Tern", "002.Tern", "3"]
     ours = [read_outcome(run_left(tmp_path / "a", row(), [0, 0, 3, 3, 1, 1, 2], [0, 3, 3, 3, 1, 2, 2], names=names))]
     other = [read_outcome(run_left(tmp_path / "b", row(), [0, 0, 3, 3, 1, 1, 2], [0, 0, 3, 3, 2, 2, 0], names=names))]
     per_class_figure(ours, other, names=("vsmr", "dazle"), out=tmp_path / "p.png", title="t")
     confusion_figure(other, tmp_path / "c.png", "t")
-    ticks = [[t.get_text() for t in figure.axes[0].get_yticklabels()] for figure in drawn]
+    ticks = [[t.get_text() for t in figure.axes[0].get_yticklabels()] for figure in drawn[::2]]  # PNG, then PDF
     assert ticks == [["001.Tern", "002.Tern", "mean of classes"], ["001.Tern → 002.Tern", "002.Tern → Gull"]]
     assert [t.get_text() for t in drawn[0].legends[0].get_texts()] == ["vsmr (S 75 %)", "dazle (S 100 %)"]
     assert [bar.get_width() for bar in drawn[0].axes[0].patches] == [50, 100, 75]
@@ -202,3 +196,13 @@ def test_attributes_are_ranked_by_what_predict_says_they_add(toy, tmp_path, monk
         assert panel.contributions[0] == pytest.approx((evidence[i] * model.z[c]).max().item(), abs=1e-5)
         maps = a.theta[i].T[places].detach().numpy()
         np.testing.assert_allclose(panel.theta.reshape(maps.shape), maps, atol=1e-5)
+
+
+def test_class_names_as_a_person_reads_them():
+    """A number of CUB's goes, other numbers, signs at an end and what would leave nothing stay."""
+    shown = {"110.Geococcyx": "Geococcyx", "009.Brewer_Blackbird": "Brewer Blackbird", "grizzly+bear": "grizzly bear"}
+    shown |= {"access_road": "access road", "鳥_犬": "鳥 犬"}
+    shown |= {name: name for name in ("12.thing", "1234.thing", "110.5", "C++", "_hidden_", "110", "110.", "")}
+    assert {name: shown_class(name) for name in shown} == shown
+    names = ["001.Red_wing", "002.Red_wing", "003.Blue_wing", "red+wing"]
+    assert shown_classes(names) == ["001.Red wing", "002.Red wing", "Blue wing", "red wing"]

@@ -13,7 +13,7 @@ import pytest
 
 from core.files import kinds
 from core.files.atomic import Lock, atomic_path, is_locked, write_bytes
-from core.files.errors import UserError, run_cli
+from core.files.errors import UserError
 from core.files.pickles import load_array_pickle
 
 
@@ -60,42 +60,28 @@ def test_a_lock_refuses_a_second_process_and_ends_with_a_killed_one(tmp_path):
     assert not is_locked(path) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_plain_arrays_load(tmp_path, protocol):
-    array = np.arange(12.0).reshape(3, 4)
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps(array, protocol=protocol))
-    np.testing.assert_array_equal(load_array_pickle(tmp_path / "a.pkl"), array)
-
-
-def test_a_pickle_of_python_2_loads(tmp_path):
+def test_plain_arrays_load_of_every_protocol_and_of_python_2(tmp_path):
+    path, array = tmp_path / "a.pkl", np.arange(12.0).reshape(3, 4)
+    for protocol in range(6):
+        path.write_bytes(pickle.dumps(array, protocol=protocol))
+        np.testing.assert_array_equal(load_array_pickle(path), array)
     body = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\ntcnumpy\ndtype\n"
     body += b"(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\x00\\x00\\x80?\\x00\\x00\\x80\\xff'\ntb."
-    (tmp_path / "a.pkl").write_bytes(body)
-    got = load_array_pickle(tmp_path / "a.pkl")
+    path.write_bytes(body)
+    got = load_array_pickle(path)
     assert got.dtype == np.float32 and got.tolist() == [1.0, -np.inf]
 
 
-FILES = {
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n": "Git LFS pointer.*git lfs pull",
-    b"\n <!DOCTYPE html><html>": "web page",
-    b"": "empty",
-    b"PK\x03\x04" + bytes(9): "zip archive",
-}
-
-
-@pytest.mark.parametrize("content", FILES)
-def test_what_a_download_gives_in_place_of_a_file_is_named(tmp_path, content):
-    (tmp_path / "a").write_bytes(content)
-    with pytest.raises(UserError, match=rf"a is not a readable thing: it is .*{FILES[content]}"):
-        raise kinds.unreadable(tmp_path / "a", "thing", "detail")
-    (tmp_path / "a").write_bytes(b"something else")
-    assert not kinds.what_it_is(tmp_path / "a") and not kinds.what_it_is(tmp_path / "none")
-    assert "detail" in str(kinds.unreadable(tmp_path / "a", "thing", "detail"))
-
-
-def test_user_errors_become_messages(capsys):
-    def fails():
-        raise UserError("no data; run: python x.py")
-
-    assert run_cli(fails) == 2
-    assert capsys.readouterr().err == "error: no data; run: python x.py\n"
+def test_what_a_download_gives_in_place_of_a_file_is_named(tmp_path):
+    path = tmp_path / "a"
+    for content, said in (
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+        (b"\n <!DOCTYPE html><html>", "web page"),
+        (b"", "empty"),
+        (b"PK\x03\x04" + bytes(9), "zip archive"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"a is not a readable thing: it is .*{said}"):
+            raise kinds.unreadable(path, "thing", "detail")
+    path.write_bytes(b"something else")
+    assert not kinds.what_it_is(path) and "detail" in str(kinds.unreadable(path, "thing", "detail"))

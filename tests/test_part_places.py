@@ -12,22 +12,13 @@ import studies.localisation as command
 from core.datasets.registry import CUB
 from core.datasets.xlsa17 import read_metadata
 from core.features.images import Transform
-from core.features.layout import FeatureFileMetadata
-from core.features.writer import Writer
+from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
 from core.method import AttentionOutput, Method, ZeroShotModel
 from core.reporting.run_page import transform_of
 from studies.localisation import main
-from studies.part_places import (
-    attribute_groups,
-    group_of,
-    on_crop,
-    own_and_others,
-    part_points,
-    ratio_of,
-    read_parts,
-    shown_groups,
-)
+from studies.part_measures import own_and_others, ratio_of
+from studies.part_places import attribute_groups, group_of, read_parts, shown_groups
 from studies.validation import Best
 from tests.helpers_xlsa17 import draw, paint
 
@@ -82,12 +73,9 @@ def test_places_are_shares_of_what_the_backbone_saw(one):
 
 
 def test_names_say_the_part():
-    assert [group_of(n) for n in ("left eye", "has_bill_length::about_the_same_as_head", "has_size::small")] == [
-        "head",
-        "head",
-        None,
-    ]
-    assert group_of("has_upper_tail_color::blue") == "tail" and group_of("has_underparts_color::blue") is None
+    assert group_of("left eye") == group_of("has_bill_length::about_the_same_as_head") == "head"
+    assert group_of("has_size::small") is None is group_of("has_underparts_color::blue")
+    assert group_of("has_upper_tail_color::blue") == "tail"
     names = ["has_tail_shape::x", "has_size::y", "has_wing_color::z", "has_leg_color::z"]
     assert shown_groups(names, KEY_POINTS) == ["wing", "tail"]
     assert attribute_groups(names, ["wing", "tail"]).tolist() == [1, -1, 0, -1]
@@ -95,22 +83,20 @@ def test_names_say_the_part():
         shown_groups(["has_size::y"], KEY_POINTS)
 
 
-def own_over_others(*given):
-    return ratio_of([own_and_others(*given)])
-
-
 def test_own_over_others_by_hand(one):
-    _, read = one
+    parts = one[1]()
     theta = np.full((1, 100, 3), 0.01)
-    attribute_group = np.array([0, 1, -1])  # head, back, no part
-    present = np.ones((1, 3), bool)
-    assert own_over_others(theta, read(), attribute_group, present, (10, 10)) == pytest.approx(1)
+
+    def ratio():  # attributes of head, back and of no part
+        return ratio_of([own_and_others(theta, parts, np.array([0, 1, -1]), np.ones((1, 3), bool), (10, 10))])
+
+    assert ratio() == pytest.approx(1)
     theta[0, :, :2] = 0
     theta[0, [98, 21], [0, 1]] = 1  # beak at (0.9, 0.9) and back at (0.1, 0.2), each its own
     theta[0, 55, :2] += 0.5
     # own 1 at both; others have nothing at the beak or back, half and half at the wing, which no attribute is of
     with np.errstate(divide="ignore"):
-        assert own_over_others(theta, read(), attribute_group, present, (10, 10)) == np.inf
+        assert ratio() == np.inf
 
 
 class Knowing(ZeroShotModel):
@@ -176,23 +162,10 @@ def test_a_model_that_looks_at_the_part_is_found_to(drawn, tmp_path, monkeypatch
     assert max(pointing["random cell"], pointing["image centre"], pointing["part prior"]) < 0.6
     assert rows.own_over_others["vsmr"].iloc[0] > 2
     assert (tmp_path / "out/localisation.md").read_text() == capsys.readouterr().out
-
-
-def test_blocks_of_any_size_give_the_same_and_nothing_is_measured_twice(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "best_on_fold", knowing)
-    largest, real = [], command.predicted_points
-    monkeypatch.setattr(command, "predicted_points", lambda theta, *a: (largest.append(len(theta)), real(theta, *a))[1])
-    for batch in ("3", "1000"):
-        assert main(flags(drawn, tmp_path / batch, "--methods", "vsmr", "--batch", batch, "--splits", "2")) == 0
-    assert sorted(set(largest))[0] <= 3 and max(largest[: len(largest) - 2]) <= 3  # θ of no more images is held
-    one, other = (pd.read_csv(tmp_path / batch / "localisation.csv") for batch in ("3", "1000"))
-    pd.testing.assert_frame_equal(one, other, rtol=1e-5)
-    before = {p.name: p.read_bytes() for p in (tmp_path / "3").rglob("*") if p.is_file()}
-    monkeypatch.setattr(command, "best_on_fold", None)
-    assert main(flags(drawn, tmp_path / "3", "--methods", "vsmr", "--splits", "2")) == 0
-    assert {p.name: p.read_bytes() for p in (tmp_path / "3").rglob("*") if p.is_file()} == before
-    with pytest.raises(UserError, match="with other precision"):
-        main(flags(drawn, tmp_path / "3", "--methods", "vsmr", "--precision", "bfloat16"))
+    monkeypatch.setattr(command, "BATCH", 3)  # blocks of any size give the same
+    assert main(flags(drawn, tmp_path / "blocks", "--methods", "vsmr")) == 0
+    blocks = pd.read_csv(tmp_path / "blocks/localisation.csv").set_index(["point", "measure"])
+    pd.testing.assert_frame_equal(blocks, rows, rtol=1e-5)
 
 
 def test_what_cannot_be_measured_is_refused(drawn, tmp_path):
@@ -205,24 +178,16 @@ def test_what_cannot_be_measured_is_refused(drawn, tmp_path):
         main(flags(bare, tmp_path / "out"))
 
 
-def test_key_points_land_where_the_backbone_saw_them(tmp_path):
-    Image.new("RGB", (400, 200)).save(tmp_path / "a.png")
+def test_how_images_were_resized_is_read_from_the_feature_file():
     how = transform_of("Resize(256, bilinear) CenterCrop(224) mean (0.4,) std (0.2,)")
     assert (how.resize, how.crop, how.interpolation) == (256, 224, "bilinear")
-    assert on_crop([("eye", 200, 100), ("tail", 10, 100)], tmp_path / "a.png", how) == [("eye", 0.5, 0.5)]
-    ((_, x, y),) = on_crop([("eye", 250, 100)], tmp_path / "a.png", how)
-    assert x == pytest.approx((250 * 256 / 200 - (512 - 224) / 2) / 224) and y == 0.5
 
 
-def test_part_files_are_read_or_refused_with_the_line(tmp_path):
-    (tmp_path / "parts").mkdir()
-    assert part_points(tmp_path) == {}
-    (tmp_path / "images.txt").write_text("1 a/b.jpg\n2 c.jpg\n")
-    (tmp_path / "parts/parts.txt").write_text("1 back\n2 left leg\n")
-    locations = tmp_path / "parts/part_locs.txt"
-    locations.write_text("1 1 5.0 6.0 1\n1 2 0.0 0.0 0\n2 2 7.5 8 1\n")
-    assert part_points(tmp_path) == {"a/b.jpg": [("back", 5.0, 6.0)], "c.jpg": [("left leg", 7.5, 8.0)]}
-    for bad in ("1 1 5.0 6.0\n", "3 1 1 1 1\n", "1 1 x 1 1\n"):
-        locations.write_text("1 1 5.0 6.0 1\n" + bad)
-        with pytest.raises(UserError, match=r"part_locs.txt, line 2"):
-            part_points(tmp_path)
+def test_damaged_lists_are_refused_with_the_line(one):
+    folder, read = one
+    for name, bad in [("part_locs", b) for b in ("1 1 5.0 6.0", "3 1 1 1 1", "1 1 x 1 1")] + [("boxes", "1 5 5 nan 9")]:
+        path = folder / ("parts/part_locs.txt" if name == "part_locs" else "bounding_boxes.txt")
+        path.write_text(f"1 1 5.0 6.0 1\n{bad}\n")
+        with pytest.raises(UserError, match=rf"{path.name}, line 2"):
+            read()
+        path.write_text("1 1 5.0 6.0 1\n")

@@ -1,18 +1,33 @@
-"""Tables: what may share a row, what stands apart, which labels are printed. Numbers are made up."""
+"""Tables and figures of runs: what may share a row, what stands apart, which labels are printed; made-up numbers."""
 
 import json
+import logging
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from core.experiments.results import row_of
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
-from core.reporting.figures import forest_figure
+from core.reporting import report
+from core.reporting.figures import is_ours
 from core.reporting.report import OverClassesTable, published, write_report
-from core.reporting.rows import prepared, read_summary
-from core.reporting.tables import AUSUC, LEGEND, all_tables, table
-from tests.helpers_reporting import METRICS, row
+from core.reporting.tables import (
+    AUSUC,
+    DIGESTS,
+    LEGEND,
+    TABLE,
+    all_tables,
+    ours_among,
+    prepared,
+    read_summary,
+    table,
+    with_lines,
+)
+from tests.helpers_reporting import METRICS, row, run_left
+
+NOT_VALIDATED = {f"val_{k}": None for k in METRICS}
 
 
 def lines_with(text, *words):
@@ -21,6 +36,40 @@ def lines_with(text, *words):
 
 def two_methods(**changes):
     return [row(m, s, up, **changes) for m, up in (("vsmr", 0.1), ("dazle", 0.0)) for s in range(3)]
+
+
+def left(out, rows):
+    """OUT as a sweep leaves it: summary.csv, and of every row a run folder with what figures read."""
+    for number, one in enumerate(rows):
+        one["folder"] = f"runs/{number}"
+        run_left(out / one["folder"], one, right=one["method"] == "vsmr")
+    prepared(rows).to_csv(out / "summary.csv", index=False)
+    return out
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is drawn, by kind: file's stem -> what the figure was given."""
+    found = {"calibration": {}, "per_class": {}, "confusion": {}}
+
+    def calibration(runs, out, title):
+        found["calibration"][out.stem] = (list(runs), title)
+
+    def per_class(ours, other, *, names, out, title):
+        found["per_class"][out.stem] = (ours, other, names, title)
+
+    def confusion(runs, out, title):
+        found["confusion"][out.stem] = (runs, title)
+
+    for name, stand_in in (("calibration", calibration), ("per_class", per_class), ("confusion", confusion)):
+        monkeypatch.setattr(report, f"{name}_figure", stand_in)
+    return found
+
+
+def test_the_docs_show_what_the_csv_says():
+    docs = Path(__file__).parent.parent / "docs"
+    tables = all_tables(read_summary(docs / "results.csv"), OverClassesTable(docs / "results_over_classes.csv"))
+    assert (docs / "results.md").read_text() == published(tables)
 
 
 def test_a_table_by_hand():
@@ -36,32 +85,23 @@ def test_a_table_by_hand():
     assert "Digests: features f1; vectors v1; split s1; code c1; method code" in text
 
 
-@pytest.mark.parametrize(
-    "column",
-    ["features_sha256", "vectors_sha256", "split_sha256", "code", "regions", "backbone", "input_size", "features"],
-)
-def test_runs_on_different_things_share_no_table_and_no_mean(column):
-    rows = two_methods() + [r | {column: "other"} for r in two_methods(T1=0.1)]
+@pytest.mark.parametrize("column", TABLE[1:])
+def test_runs_on_different_things_share_no_table_no_mean_and_no_figure(tmp_path, drawn, column):
+    rows = [row("vsmr", s, 0.1) for s in range(3)] + [row("vsmr", s, 0.1, T1=0.1) | {column: "other"} for s in range(3)]
     text = all_tables(rows)
     headings = lines_with(text, "### CUB")
-    assert len(headings) == 2 and headings[0] != headings[1]
+    assert len(headings) == len(set(headings)) == 2 and len(lines_with(text, "Digests:")) == 2
     assert len(lines_with(text, "| **vsmr** | 81.0 ± 1.0 |")) == 3  # twice validation, once test
     assert len(lines_with(text, "| **vsmr** | 10.0 ± 0.0 |")) == 1
-    assert len(lines_with(text, "Digests:")) == 2
+    write_report(left(tmp_path, rows))
+    assert len(drawn["calibration"]) == len(drawn["confusion"]) == 2
+    titles = [title for _, title in drawn["calibration"].values()]
+    assert column not in DIGESTS or titles[0] != titles[1]  # the name is a digest, so the title says what differs
 
 
 def test_a_seed_that_is_there_twice_is_refused():
-    with pytest.raises(UserError, match=r"vsmr: seed 0 is there twice .*--collect"):
+    with pytest.raises(UserError, match=r"vsmr: seed 0 is there twice; .*--collect"):
         all_tables([row(), row(T1=0.1)])
-
-
-def test_ablation_by_hand():
-    rows = [row(seed=s, up=u, ablation=a) for a, u in (("vsmr", 0), ("no whitening", -0.05)) for s in range(3)]
-    rows += [row(seed=s, ablation="E by gradient", val_AUSUC=0.4 + 0.01 * s + 0.1 * (-1) ** s) for s in range(3)]
-    text = all_tables(rows)
-    assert lines_with(text, "| no whitening | 66.0 ± 1.0 |", "| -5.0 | -5.0 to -5.0 | significant |")
-    assert lines_with(text, "| E by gradient |", "| +3.3 |", "| not significant |")
-    assert "noise" not in text and "test sets |" not in text
 
 
 def test_what_is_no_equal_stands_under_its_own_heading():
@@ -112,14 +152,12 @@ def test_published_rows_only_where_the_data_set_is_the_benchmark():
         assert "TransZero" not in all_tables([row(dataset=name)])
 
 
-def test_missing_columns_and_numbers_are_no_obstacle_and_digests_stay_text(tmp_path):
+def test_missing_columns_are_no_obstacle_and_digests_stay_text(tmp_path):
     few = {"dataset": "X", "method": "eszsl", "seed": 0, "T1": 0.5, "AUSUC": 0.25, "val_AUSUC": 0.3}
     text = all_tables([few])
     assert lines_with(text, "| eszsl | 50.0 | 25.0 |") and "code unknown" in text
-    rows = [r | {"code": "12e5", "features_sha256": "00123"} for r in two_methods()]
-    prepared(rows).to_csv(tmp_path / "summary.csv", index=False)
-    text = all_tables(read_summary(tmp_path / "summary.csv"))
-    assert text == all_tables(rows) and "features 00123;" in text
+    prepared([r | {"features_sha256": "00123"} for r in two_methods()]).to_csv(tmp_path / "summary.csv", index=False)
+    assert "features 00123;" in all_tables(read_summary(tmp_path / "summary.csv"))
 
 
 def test_intervals_over_classes_are_asked_for_the_seeds_in_common():
@@ -145,26 +183,16 @@ def test_differences_over_classes_are_drawn_in_points(tmp_path, monkeypatch):
         lines += [f"{pair},{metric},{mean},-0.01,0.05" for metric in METRICS]
     (tmp_path / "over_classes.csv").write_text("\n".join(lines))
     asked = []
-
-    def draw(found, out, **words):
-        asked.append(found)
-        forest_figure(found, out, **words)
-
-    monkeypatch.setattr("core.reporting.report.forest_figure", draw)
+    monkeypatch.setattr(report, "forest_figure", lambda found, out, **words: asked.append(found))
     write_report(tmp_path)
-    assert {f.suffix for f in (tmp_path / "figures").glob("forest_CUB_ResNet_101_49-regions_*")} == {".png", ".pdf"}
     difference = Interval(mean=2.0, low=-1.0, high=5.0)
     assert asked == [{"dazle; 1 seed": {"T1": difference, "H, best γ": difference, "AUSUC": difference}}]
 
 
 def test_runs_that_differ_in_what_they_may_be_compared_with_share_no_mean():
     """With and without validation, cut off and not; a remark of any seed is the row's."""
-    unvalidated = {f"val_{k}": None for k in METRICS}
-    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, **unvalidated) for s in (2, 3)])
+    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, **NOT_VALIDATED) for s in (2, 3)])
     assert lines_with(text, "| **vsmr** | 70.5 ± 0.7 |") and lines_with(text, "| 82.5 ± 0.7 |", "nothing validated")
-    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, cut_off="few epochs") for s in (2, 3)])
-    standard, rest = text.split("CUT OFF", 1)
-    assert lines_with(standard, "| **vsmr** | 70.5 ± 0.7 |") and lines_with(rest, "| 82.5 ± 0.7 |", "cut off: few")
     text = all_tables([row(seed=0), row(seed=1, pretraining_saw_unseen="yes", finetuned=True)])
     assert len(lines_with(text, "| **vsmr** |", "pretraining saw unseen classes: yes; backbone fine-tuned")) == 2
 
@@ -173,6 +201,15 @@ def test_hostile_names_stay_in_their_cell():
     text = all_tables([row(dataset="a|b\n| c", method="x|y\nz", notes="n|m")])
     assert lines_with(text, "| x\\|y z |")
     assert not [line for line in text.splitlines() if line.startswith(("| c", "z"))]
+
+
+def test_ablation_by_hand():
+    rows = [row(seed=s, up=u, ablation=a) for a, u in (("vsmr", 0), ("no whitening", -0.05)) for s in range(3)]
+    rows += [row(seed=s, ablation="E by gradient", val_AUSUC=0.4 + 0.01 * s + 0.1 * (-1) ** s) for s in range(3)]
+    text = all_tables(rows)
+    assert lines_with(text, "| no whitening | 66.0 ± 1.0 |", "| -5.0 | -5.0 to -5.0 | significant |")
+    assert lines_with(text, "| E by gradient |", "| +3.3 |", "| not significant |")
+    assert "noise" not in text and "test sets |" not in text
 
 
 def result(select="val", gamma=0.5, **standard):
@@ -240,7 +277,7 @@ def test_a_row_of_the_summary_says_what_the_run_says():
 
 def test_a_drivers_table_says_which_gamma_and_keeps_what_was_cut_off_apart():
     text = table([row_of(result())])
-    assert LEGEND in text and AUSUC in text and "note: a note." in text and "code c1" in text
+    assert LEGEND in text and AUSUC in text and "Note: a note." in text and "code c1" in text
     assert lines_with(text, "| **vsmr (alpha=20)** |", "| 55.0 | 40.0 | 33.8 |")
     assert "SELECTED ON TEST" in text and text.index("**vsmr (alpha=20)**") < text.index("SELECTED ON TEST")
     assert "on other features than mobilenet_v2" in text
@@ -248,7 +285,7 @@ def test_a_drivers_table_says_which_gamma_and_keeps_what_was_cut_off_apart():
     assert lines_with(text, "| **vsmr (alpha=20)** |", "nothing validated (--select last): γ = 0, the method's own")
     rows = [row(seed=s) for s in (0, 1)]
     rows += [row(seed=s, up=0.1, cut_off="7 of its 20 epochs", most_epochs=7) for s in (0, 1)]
-    standard, rest = table(rows).split("CUT OFF")
+    standard, rest = table(rows).split("CUT OFF", 1)
     assert lines_with(standard, "| **vsmr** | 70.5 ± 0.7 |") and "7 of its" not in standard
     assert lines_with(rest, "| **vsmr** | 80.5 ± 0.7 |", "cut off: 7 of its 20 epochs")
 
@@ -330,7 +367,83 @@ def test_a_row_counts_the_seeds_that_have_its_numbers():
     assert "| 30.0 ± 14.1 |" in line and "| 3 |" in line
 
 
-def test_the_docs_show_what_the_csv_says():
-    docs = Path(__file__).parent.parent / "docs"
-    tables = all_tables(read_summary(docs / "results.csv"), OverClassesTable(docs / "results_over_classes.csv"))
-    assert (docs / "results.md").read_text() == published(tables)
+@pytest.mark.parametrize("recipe", ["{}", json.dumps({"lr": 0.0006})])
+def test_no_figure_is_missing_where_the_label_carries_settings(tmp_path, recipe):
+    """With the real figures: two kinds of each, by class and by confusion, whatever vsmr's row is called."""
+    rows = [row(m, s, recipe=recipe if m == "vsmr" else "{}") for m in ("vsmr", "dazle") for s in (0, 1)]
+    write_report(left(tmp_path, rows))
+    made = sorted(f.name.partition("_CUB")[0] for f in (tmp_path / "figures").glob("*.png"))
+    assert made == ["calibration", "confusion", "forest", "per_class"]
+
+
+def test_each_of_several_rows_has_its_figures_and_the_missing_comparison_is_told(tmp_path, drawn, caplog):
+    rows = [row(recipe=json.dumps({"lr": lr})) for lr in (0.1, 0.2)] + [row("dazle")]
+    with caplog.at_level(logging.WARNING):
+        write_report(left(tmp_path, rows))
+    assert len(drawn["confusion"]) == len(drawn["per_class"]) == 2
+    says = {names for *_, names, _ in drawn["per_class"].values()}
+    assert says == {("vsmr (lr=0.1)", "dazle"), ("vsmr (lr=0.2)", "dazle")}
+    assert "several rows of vsmr" in caplog.text
+
+
+def test_a_label_with_settings_is_ours_and_a_variant_is_not():
+    assert all(map(is_ours, ("vsmr", "vsmr (lr=0.1)", "vsmr; 2 seeds")))
+    assert not any(map(is_ours, ("vsmr-staged", "vsmr2", "dazle", "vsmr-staged (lr=1)", "the vsmr")))
+
+
+def test_a_figures_name_is_a_files_name(tmp_path, drawn):
+    write_report(left(tmp_path, [row(dataset="../a|b", backbone="timm:vit/b 16", regions="7x7")]))
+    assert next(iter(drawn["calibration"])).startswith("calibration_..-a-b_timm-vit-b-16_7x7_")
+
+
+def test_what_is_no_equal_says_so_and_is_not_chosen(tmp_path, drawn):
+    rows = [row("vsmr", s, 0.1) for s in range(3)]
+    rows += [row("dazle", s) for s in range(2)] + [row("eszsl", s, -0.1) for s in range(3)]
+    rows += [row("transzero", s, 0.3, cut_off="20 of its 200 epochs") for s in range(3)]
+    rows += [row("msdn", s, -0.2, **NOT_VALIDATED) for s in range(3)]
+    write_report(left(tmp_path, rows))
+    ((ours, other, names, _),) = drawn["per_class"].values()
+    assert names == ("vsmr", "dazle; 2 seeds") and len(ours) == 3 and len(other) == 2
+    ((labels, _),) = drawn["calibration"].values()
+    told = ["transzero; cut off: 20 of its 200 epochs", "vsmr", "dazle; 2 seeds", "eszsl", "msdn; nothing validated"]
+    assert labels == told
+
+
+def test_the_same_method_with_and_without_validation_are_two(tmp_path, drawn):
+    rows = [row("vsmr", 0), row("vsmr", 0, 0.2, **NOT_VALIDATED), row("dazle", 0)]
+    write_report(left(tmp_path, rows))
+    ((labels, _),) = drawn["calibration"].values()
+    assert sorted(labels) == ["dazle", "vsmr", "vsmr; nothing validated"] and len(drawn["confusion"]) == 2
+    assert ours_among(with_lines(prepared(rows))).validated.all()
+
+
+def test_a_file_that_its_run_did_not_write_is_refused(tmp_path):
+    """Another run's scores under a run's name, and a number that was changed in summary.csv."""
+    rows = [row(m, s, up) for m, up in (("vsmr", 0.1), ("dazle", 0.0)) for s in (0, 1)]
+    summary = left(tmp_path, rows) / "summary.csv"
+    text = summary.read_text()
+    write_report(tmp_path)
+    frame = pd.read_csv(summary)
+    frame.loc[0, "T1"] += 0.01
+    frame.to_csv(summary, index=False)
+    with pytest.raises(UserError, match=r"says other numbers of seed 0 of vsmr .*--collect"):
+        write_report(tmp_path)
+    summary.write_text(text)
+    (tmp_path / "runs/2/scores.npz").write_bytes((tmp_path / "runs/0/scores.npz").read_bytes())
+    with pytest.raises(UserError, match=r"runs.2.scores\.npz is not what the run wrote"):
+        write_report(tmp_path)
+
+
+def test_intervals_over_classes_are_ours_minus_the_other_and_made_anew_where_the_scores_are(tmp_path):
+    one, two = row(folder="ours"), row("dazle", folder="other")
+    run_left(tmp_path / "ours", one)  # right everywhere
+    run_left(tmp_path / "other", two, right=False)
+    written = tmp_path / "over_classes.csv"
+    old = [f"ours minus other,{metric},0.5,0.4,0.6" for metric in METRICS]
+    written.write_text("\n".join(["pair,metric,mean_,low,high", *old, "gone minus other,T1,0,0,0"]))
+    pairs = prepared([one]), prepared([two])
+    known, there = OverClassesTable(written), OverClassesTable(written, tmp_path)
+    assert known(*pairs)["T1"] == Interval(mean=0.5, low=0.4, high=0.6)  # as written, where there are no run folders
+    assert there(*pairs)["T1"] == there(*pairs)["S"] == Interval(mean=1.0, low=1.0, high=1.0)
+    there.write(written)
+    assert "gone" not in written.read_text() and OverClassesTable(written)(*pairs) == there(*pairs)

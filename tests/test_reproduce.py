@@ -15,15 +15,14 @@ from core.experiments.results import row_of
 from core.features.regions import RegionFeatures
 from core.files.atomic import Lock
 from core.files.errors import UserError
-from core.reporting.rows import read_summary
-from core.reporting.tables import all_tables
+from core.reporting.tables import all_tables, read_summary
 from tests.helpers import ToyFeatures
 from tests.helpers_runs import SMALL, inputs_of
 
 
 @pytest.fixture
 def toy_plan(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(s, "_inputs", lambda *a: inputs_of(toy))
+    monkeypatch.setattr(s, "_inputs", lambda *a, **k: inputs_of(toy))
     small = dict(SMALL)
     small |= {"eszsl-prepared": SMALL["eszsl"], "dazle-prepared": SMALL["dazle"]}
     real = s.with_settings
@@ -37,8 +36,13 @@ def toy_plan(toy, tmp_path, monkeypatch):
     return s.Plan(datasets=("TOY",), methods=methods, seeds=(0, 1), out=tmp_path / "results", epochs=5)
 
 
+def swept(plan):
+    assert s.sweep(plan) == []
+    return s.collect(plan.out)
+
+
 def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypatch, capsys):
-    path = s.sweep(toy_plan)
+    path = swept(toy_plan)
     first = path.read_bytes()
     table = read_summary(path)
     assert len(table) == 2 * (5 + len(ABLATIONS))
@@ -50,7 +54,7 @@ def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypa
         raise AssertionError("a finished run was repeated")
 
     monkeypatch.setattr("core.experiments.run.train", forbidden)
-    assert s.sweep(toy_plan).read_bytes() == first
+    assert swept(toy_plan).read_bytes() == first
     text = all_tables(table)
     for words in ("**vsmr", "SELECTED ON TEST", "PUBLISHED PROCEDURE", "E by gradient", "sign-flip", "optimistic"):
         assert words in text
@@ -63,7 +67,7 @@ def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypa
 
 def test_the_summary_is_a_function_of_the_run_folders(toy_plan):
     plan = replace(toy_plan, methods=("eszsl",), ablation=False)
-    path = s.sweep(plan)
+    path = swept(plan)
     content = path.read_bytes()
     path.write_text(path.read_text().replace(",0.", ",0.9"))  # an edited summary never becomes a table
     assert main(None, ["--collect", "--out", str(plan.out)]) == 0
@@ -80,7 +84,7 @@ def test_the_summary_is_a_function_of_the_run_folders(toy_plan):
 def test_where_no_run_is_finished_an_old_summary_is_no_table(toy_plan, monkeypatch, capsys):
     (toy_plan.out).mkdir()
     (toy_plan.out / "summary.csv").write_text("dataset,method,seed\nCUB,made up,0\n")
-    monkeypatch.setattr(s, "execute", lambda *a: 1 / 0)
+    monkeypatch.setattr(s, "run", lambda *a, **k: 1 / 0)
     monkeypatch.setattr("core.commands.reproduce.from_flags", lambda *a, **k: replace(toy_plan, methods=("eszsl",)))
     for flags in ([], ["--collect"]):
         with pytest.raises(UserError, match="no finished run below"):
@@ -90,15 +94,15 @@ def test_where_no_run_is_finished_an_old_summary_is_no_table(toy_plan, monkeypat
 
 def test_other_data_never_share_a_folder_a_row_or_a_mean(toy_plan, toy, monkeypatch):
     plan = replace(toy_plan, methods=("eszsl",), ablation=False)
-    s.sweep(plan)
+    swept(plan)
     for changes in (
         {"features_sha256": "other"},
         {"provenance": {"backbone": "toy", "regions": "14x14", "name": "toy"}},
         {"vectors_sha256": "other"},
         {"split_sha256": "other"},
     ):
-        monkeypatch.setattr(s, "_inputs", lambda *a, changes=changes: replace(inputs_of(toy), **changes))
-        s.sweep(plan)
+        monkeypatch.setattr(s, "_inputs", lambda *a, changes=changes, **k: replace(inputs_of(toy), **changes))
+        swept(plan)
     table = read_summary(plan.out / "summary.csv")
     assert len(table) == 10 and table.folder.nunique() == 10
     order = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
@@ -124,29 +128,23 @@ def test_a_job_is_the_run_that_the_plan_names(toy, tmp_path, monkeypatch):
     """The data set's own recipe, the plan's epochs, precision and diagnostics, the job's seed, an ablation's change."""
     asked = []
     inputs = replace(inputs_of(toy), dataset="SUN")
-    monkeypatch.setattr(s, "_inputs", lambda *a: inputs)
-    for name in ("run", "validate"):
-        monkeypatch.setattr(s, name, lambda config, i, out, name=name, **k: asked.append((name, config, out, k)))
-    plan = s.Plan(datasets=("SUN",), out=tmp_path, precision="bfloat16", diagnostics=False)
-    sun = asdict(s.find_method("dazle").recipe("SUN"))
-    s.execute(plan, s.Job(dataset="SUN", method="dazle", seed=4), "cpu")
-    s.execute(
-        replace(plan, epochs=7, precision="float32", diagnostics=True),
-        s.Job(dataset="SUN", method="dazle", seed=4),
-        "cpu",
-    )
-    for (name, config, out, options), epochs, precision in zip(asked, (100, 7), ("bfloat16", "float32"), strict=True):
-        assert (name, config.method, config.seed, config.select) == ("run", "dazle", 4, "val")
-        assert (config.recipe, config.epochs, config.precision) == (sun, epochs, precision)
-        assert options == {"diagnostics": precision == "float32"}
+    monkeypatch.setattr(s, "_inputs", lambda *a, **k: inputs)
+    monkeypatch.setattr(s, "run", lambda config, i, out, **k: asked.append((config, out, k)))
+    job = s.Job(dataset="SUN", method="dazle", seed=4)
+    recipe = asdict(s.find_method("dazle").recipe("SUN"))
+    for changes, epochs in (({"precision": "bfloat16", "diagnostics": False}, 100), ({"epochs": 7}, 7)):
+        plan = s.Plan(datasets=("SUN",), out=tmp_path, **changes)
+        s.attempt(plan, job, "cpu")
+        config, out, options = asked.pop()
+        assert (config.method, config.seed, config.select, config.recipe) == ("dazle", 4, "val", recipe)
+        assert (config.epochs, config.precision) == (epochs, changes.get("precision", "float32"))
+        assert options == {"diagnostics": epochs == 7, "ablation": None}
         assert out == tmp_path / "SUN" / inputs.variant / "dazle" / "seed4"
-    asked.clear()
     whole = s.find_method("vsmr").recipe("SUN")
     for ablation, changes in ABLATIONS.items():
-        s.execute(plan, s.Job(dataset="SUN", method="vsmr", seed=2, ablation=ablation), "cpu")
-        name, config, out, options = asked.pop()
-        assert (name, options, config.seed) == ("validate", {"ablation": ablation}, 2)
-        assert config.epochs == changes.get("epochs", whole.epochs)
+        s.attempt(plan, replace(job, method="vsmr", ablation=ablation), "cpu")
+        config, out, options = asked.pop()
+        assert options["ablation"] == ablation and config.epochs == changes.get("epochs", 7)
         assert config.recipe == asdict(whole) | {k: v for k, v in changes.items() if k != "epochs"}
         assert out.parts[-3] == "ablation" and ablation.split()[0] in out.parts[-2]
 
@@ -154,8 +152,8 @@ def test_a_job_is_the_run_that_the_plan_names(toy, tmp_path, monkeypatch):
 def test_an_ablation_needs_no_test_image(toy_plan, toy, monkeypatch):
     source = ToyFeatures(toy)
     features = RegionFeatures(source, toy.trainval_loc, source.shape)
-    monkeypatch.setattr(s, "_inputs", lambda *a: inputs_of(toy, features))
-    s.execute(toy_plan, s.Job(dataset="TOY", method="vsmr", seed=1, ablation="no whitening"), "cpu")
+    monkeypatch.setattr(s, "_inputs", lambda *a, **k: inputs_of(toy, features))
+    assert not s.attempt(toy_plan, s.Job(dataset="TOY", method="vsmr", seed=1, ablation="no whitening"), "cpu")
     (path,) = toy_plan.out.rglob("validation.json")
     assert np.isfinite(json.loads(path.read_text())["chosen"]["validation"]["AUSUC"])
 
@@ -170,13 +168,6 @@ def test_seeds_in_processes_give_the_same_rows(tmp_path):
             datasets=("AWA2",), methods=("eszsl", "vsmr"), seeds=(0, 1), out=tmp_path / str(jobs), ablation=False,
             jobs=jobs, epochs=1, **tiny_features(tmp_path / f"data{jobs}"),
         )  # fmt: skip
-        frames.append(read_summary(s.sweep(plan)))
+        frames.append(read_summary(swept(plan)))
     same = [c for c in frames[0] if c not in ("seconds", "folder", "threads")]
     pd.testing.assert_frame_equal(frames[0][same], frames[1][same])
-
-
-def test_flags_that_do_not_fit(tmp_path):
-    with pytest.raises(UserError, match="single data set"):
-        main(None, ["--features", str(tmp_path / "f.hdf5")])
-    with pytest.raises(UserError, match="no finished run"):
-        main(None, ["--collect", "--out", str(tmp_path)])

@@ -1,10 +1,9 @@
 """Runs to their end: every file is left, killed and resumed runs end the same, other runs and damage are refused."""
 
+import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -14,12 +13,14 @@ import pandas as pd
 import pytest
 import torch
 
+import core.experiments.run as experiment
 import core.training.loop as loop
 from core.commands.verify import check
 from core.experiments.identity import run_config
-from core.experiments.results import read_history, read_scores
+from core.experiments.results import read_result, read_scores
 from core.experiments.run import run
 from core.features.regions import RegionFeatures
+from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.method import Batches, epochs_of
 from core.methods import find_method
@@ -45,17 +46,10 @@ def test_a_run_leaves_everything_and_is_read_back(toy, tmp_path, method):
     assert asdict(metrics_from_compact(scores, m["gamma"])) == {
         k: m[k] for k in ("T1", "U", "S", "H", "AUSUC", "gamma")
     }
-    history = read_history(tmp_path / "a")
-    assert history["validation"].val_AUSUC.max() == first["chosen"]["validation"]["AUSUC"]
-    assert history["refit"].epoch.iloc[-1] == first["chosen"]["epochs"]
+    history = first["history"]
+    assert max(row.get("val_AUSUC", 0) for row in history["validation"]) == first["chosen"]["validation"]["AUSUC"]
+    assert history["refit"][-1]["epoch"] == first["chosen"]["epochs"]
     assert first["environment"]["torch"] == torch.__version__ and first["environment"]["threads"] > 0
-
-
-def test_a_closed_form_is_a_line_of_the_log(toy, tmp_path, caplog):
-    with caplog.at_level("INFO"):
-        go("eszsl", toy, tmp_path, epochs=0)
-    assert len(caplog.messages) == 1 and "of 49 configurations" in caplog.text
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 49
 
 
 def test_scores_of_another_run_are_refused(toy, tmp_path):
@@ -70,7 +64,7 @@ def test_scores_of_another_run_are_refused(toy, tmp_path):
     path = tmp_path / "0" / "metrics.json"
     path.write_text(path.read_text().replace('"val_H": 0', '"val_H": 1', 1))
     with pytest.raises(UserError, match="damaged or was changed by hand"):
-        read_history(tmp_path / "0")
+        read_result(path)
     (tmp_path / "1" / "scores.npz").unlink()
     with pytest.raises(UserError, match="missing"):
         read_scores(tmp_path / "1")
@@ -86,38 +80,39 @@ def test_a_run_made_anew_holds_nothing_of_the_one_before(toy, tmp_path):
     assert {json.loads(line)["fold"] for line in lines} == {"refit"}
 
 
-def test_a_run_made_anew_takes_no_state_up(toy, tmp_path, monkeypatch):
+def interrupted(monkeypatch, stop, act):
+    """Do what ends with an interruption right after the ``stop``-th state is written; the names of those written."""
     real, written = loop._store, []
 
     def stopping(path, *a):
         real(path, *a)
         written.append(path.name)
-        if len(written) == 1:
+        if len(written) == stop:
             raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "_store", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        go("dazle", toy, tmp_path)
-    go("dazle", toy, tmp_path, resume=False)
-    assert written[1:].count("validation.state") == 2  # both epochs, though one was done
-
-
-def test_a_state_of_another_run_or_fold_is_not_taken_up(toy, tmp_path, monkeypatch):
-    real = loop._store
-
-    def stopping(*a):
-        real(*a)
-        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_store", stopping)
         with pytest.raises(KeyboardInterrupt):
-            go("dazle", toy, tmp_path)
+            act()
+    return written
+
+
+def test_a_state_of_another_run_or_fold_or_a_damaged_one_is_not_taken_up(toy, tmp_path, monkeypatch):
+    interrupted(monkeypatch, 1, lambda: go("dazle", toy, tmp_path))
     with pytest.raises(UserError, match=r"validation\.state belongs to a run with other seed"):
         go("dazle", toy, tmp_path, seed=1)
-    (tmp_path / "validation.state").rename(tmp_path / "refit.state")
+    state = (tmp_path / "validation.state").rename(tmp_path / "refit.state")
     with pytest.raises(UserError, match=r"refit\.state belongs to a run with other chosen, fold"):
         go("dazle", toy, tmp_path)
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(UserError, match=r"refit\.state is damaged"):
+        go("dazle", toy, tmp_path)
+    monkeypatch.setattr(experiment, "choose", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        go("dazle", toy, tmp_path, resume=False)
+    assert not state.exists()  # a run made anew takes no state up
 
 
 def test_a_choice_of_epochs_shortens_the_phase_it_is_of_and_no_other(toy):
@@ -147,34 +142,19 @@ CASES += [("vsmr-staged", 6)]
 @pytest.mark.parametrize(("method", "stop"), CASES)
 def test_stopped_and_resumed_is_bit_identical(toy, tmp_path, monkeypatch, method, stop):
     go_to_the_end(method, toy, tmp_path / "whole")
-    real, calls = loop._store, []
-
-    def stopping(path, *a, **k):
-        real(path, *a, **k)
-        calls.append(path.name)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "_store", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        go_to_the_end(method, toy, tmp_path / "cut")
+    written = interrupted(monkeypatch, stop, lambda: go_to_the_end(method, toy, tmp_path / "cut"))
     assert not (tmp_path / "cut/metrics.json").exists()
     in_refit = stop > (4 if method == "vsmr-staged" else 2)
-    assert calls[-1] == ("refit.state" if in_refit else "validation.state")
-    monkeypatch.setattr(loop, "_store", real)
+    assert written[-1] == ("refit.state" if in_refit else "validation.state")
     go_to_the_end(method, toy, tmp_path / "cut")
     same(tmp_path / "whole", tmp_path / "cut")
 
 
 def states(folder):
     """Name and time of every resumable state in a run's folder."""
-    found = set()
-    for path in folder.glob("*.state") if folder.exists() else ():
-        try:
-            found.add((path.name, path.stat().st_mtime_ns))
-        except FileNotFoundError:
-            continue  # the run has just removed it
-    return found
+    with contextlib.suppress(FileNotFoundError):  # the run has just removed it
+        return {(path.name, path.stat().st_mtime_ns) for path in folder.glob("*.state")}
+    return set()
 
 
 @pytest.mark.parametrize("method", ["dazle", "vsmr"])
@@ -196,17 +176,9 @@ def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path, method):
 
 
 def test_a_second_process_on_a_run_is_refused_and_a_dead_one_is_no_obstacle(toy, tmp_path):
-    script = (
-        "import sys, pathlib, time; from core.files.atomic import Lock;"
-        "lock = Lock(pathlib.Path(sys.argv[1]) / 'run'); print('held', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another process"):
+    with Lock(tmp_path / "run"), pytest.raises(UserError, match="another process"):
         go("eszsl", toy, tmp_path)
-    process.kill()
-    process.wait()
-    assert (tmp_path / "run.lock").exists()
+    (tmp_path / "run.lock").touch()  # of a process that was killed
     go("eszsl", toy, tmp_path)
     assert not (tmp_path / "run.lock").exists()
 
@@ -216,20 +188,18 @@ def test_every_flipped_byte_of_a_result_is_found(toy, tmp_path):
     go("eszsl", toy, out)
     assert check(out) == 1
     rng = np.random.default_rng(0)
-    for path in sorted(p for p in out.iterdir() if p.name != "log.jsonl"):
-        content = path.read_bytes()
+    for name in ("metrics.json", "scores.npz", "per_class.csv", "checkpoint.safetensors"):
+        content = (out / name).read_bytes()
         for position in rng.integers(0, len(content), 12):
             damaged = bytearray(content)
             damaged[position] ^= 1 << int(rng.integers(8))
-            path.write_bytes(damaged)
-            try:
-                same_content = json.loads(damaged) == json.loads(content) if path.name == "metrics.json" else False
-            except ValueError:
-                same_content = False
-            if not same_content:  # white space in JSON carries nothing
-                with pytest.raises(UserError):
-                    go("eszsl", toy, out)
-        path.write_bytes(content)
+            (out / name).write_bytes(damaged)
+            with contextlib.suppress(ValueError):
+                if name == "metrics.json" and json.loads(damaged) == json.loads(content):
+                    continue  # white space in JSON carries nothing
+            with pytest.raises(UserError):
+                go("eszsl", toy, out)
+        (out / name).write_bytes(content)
     assert go("eszsl", toy, out)["standard"]
     (out / "per_class.csv").unlink()
     with pytest.raises(UserError, match="missing"):

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from core.files.errors import UserError
-
 # of CLIP's own prompts for data sets like these; {} is the class name
 TEMPLATES = {"CUB": "a photo of a {}, a type of bird.", "AWA2": "a photo of a {}, a type of animal."}
 TEMPLATE = "a photo of a {}."
@@ -45,10 +43,7 @@ def prompts(source: str, class_names: Sequence[str], att: np.ndarray, attributes
 
 def embed(texts: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], np.ndarray]) -> np.ndarray:
     """(C,2,E) float32: the embedding of each class's first prompt, and the mean of those of its others."""
-    counts = [len(own) for own in texts]
-    rows = np.asarray(encode([text for own in texts for text in own]), dtype=np.float32)
-    if not np.isfinite(rows).all():
-        raise UserError("the text embeddings are not finite; are the weights damaged?")
-    parts = np.split(rows, np.cumsum(counts)[:-1])
+    rows = np.asarray(encode([text for own in texts for text in own]), dtype=np.float32)  # (n,E)
+    parts = np.split(rows, np.cumsum([len(own) for own in texts])[:-1])
     # a class without an attribute above the mean is known by its name alone
     return np.stack([np.stack([p[0], p[1:].mean(axis=0) if len(p) > 1 else p[0]]) for p in parts])

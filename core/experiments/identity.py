@@ -21,68 +21,48 @@ SOURCES = {path: path.read_bytes() for path in sorted(ROOT.rglob("*.py"))}
 # A run is what experiments/run.py imports, directly or not. Of that these cannot change a number: they word errors,
 # write files, or make what has a digest of its own (features, vectors, names). A file nobody thought of is counted.
 NUMBERLESS = (
-    "files/errors.py",
-    "files/atomic.py",
-    "files/kinds.py",
-    "features/settings.py",
-    "features/finetuned.py",
-    "datasets/names.py",
-    "datasets/text_vectors.py",
-    "fields.py",
-    "methods.py",
+    *("files/errors.py", "files/atomic.py", "files/kinds.py", "features/settings.py", "features/finetuned.py"),
+    *("datasets/names.py", "datasets/text_vectors.py", "fields.py", "methods.py"),
 )
 
 
 @functools.cache
 def code_digest() -> str:
     """Version, and a digest of the modules that a run of any method passes through."""
-    return f"{core.__version__}-{_sha256(_imported_from(ROOT / 'experiments/run.py'))[:12]}"
+    return f"{core.__version__}-{_sha256(_imported_from(ROOT / 'experiments/run.py'))}"
 
 
 @functools.cache
 def method_digest(name: str) -> str:
     """Digest of a method's file and of what it imports (DAZLE's attention, for most) besides the code of any run."""
-    return _sha256(_imported_from(find_method(name).file) - _imported_from(ROOT / "experiments/run.py"))[:12]
+    return _sha256(_imported_from(find_method(name).file) - _imported_from(ROOT / "experiments/run.py"))
 
 
-def _imported_from(start: Path) -> set[Path]:
+@functools.cache
+def _imported_from(start: Path) -> frozenset[Path]:
     """The file, and every file of core/ that it imports, directly or not, wherever in a file the import stands."""
-    left_out = {ROOT / name for name in NUMBERLESS}
     found: set[Path] = set()
     waiting = [start]
     while waiting:
-        if (path := waiting.pop()) in found | left_out:
+        if (path := waiting.pop()) in found | {ROOT / name for name in NUMBERLESS}:
             continue
         found.add(path)
-        waiting += _imports(path)
-    return found
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(SOURCES[path] if path in SOURCES else path.read_bytes())):
+            if isinstance(node, ast.ImportFrom):
+                names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        waiting += {ROOT.parent / f"{name.replace('.', '/')}.py" for name in names} & SOURCES.keys()
+    return frozenset(found)
 
 
-@functools.cache
-def _imports(path: Path) -> list[Path]:
-    """Files of core/ that a file names in its imports."""
-    names = set()
-    for node in ast.walk(ast.parse(_source(path))):
-        if isinstance(node, ast.ImportFrom):
-            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    below = [ROOT / f"{n.removeprefix('core.').replace('.', '/')}.py" for n in names if n.startswith("core.")]
-    return [file for file in below if file in SOURCES]
-
-
-@functools.cache
-def _source(path: Path) -> bytes:
-    """A file's content; of a method that lies outside core/ as it is when first asked for."""
-    return SOURCES[path] if path in SOURCES else path.read_bytes()
-
-
-def _sha256(files: set[Path]) -> str:
+def _sha256(files: frozenset[Path]) -> str:
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update((path.relative_to(ROOT).as_posix() if path in SOURCES else path.name).encode())
-        digest.update(_source(path))
-    return digest.hexdigest()
+        digest.update(SOURCES[path] if path in SOURCES else path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +92,7 @@ def run_config(
 ) -> RunConfig:  # fmt: skip
     """The identity of a run of a method on inputs; ``epochs`` None: the recipe's."""
     names = json.dumps([inputs.metadata.class_names, inputs.attribute_names])
+    digests = {name: getattr(inputs, name) for name in ("features_sha256", "vectors_sha256", "split_sha256")}
     return RunConfig(
         dataset=inputs.dataset,
         method=method,
@@ -120,9 +101,7 @@ def run_config(
         epochs=epochs_of(recipe) if epochs is None else epochs,
         recipe=asdict(recipe),
         features=dict(inputs.provenance),
-        features_sha256=inputs.features_sha256,
-        vectors_sha256=inputs.vectors_sha256,
-        split_sha256=inputs.split_sha256,
+        **digests,
         names_sha256=hashlib.sha256(names.encode()).hexdigest(),
         precision=precision,
         gamma_splits=gamma_splits if select == "val" else 1,

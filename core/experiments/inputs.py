@@ -45,10 +45,7 @@ class Inputs:
 
     @property
     def variant(self) -> str:
-        """Folder name of everything made from these data: backbone, grid of regions, and the digest of all three.
-
-        An image side other than 224 pixels and pooling are named too: they may lead to the same grid.
-        """
+        """Folder name of everything made from these data: backbone, image side and pooling, grid, digest of all."""
         digest = hashlib.sha256((self.features_sha256 + self.vectors_sha256 + self.split_sha256).encode()).hexdigest()
         size, pool = self.provenance.get("input_size", "224"), self.provenance.get("pool", "1")
         how = f"{f'-{size}px' * (size != '224')}{f'-pool{pool}' * (pool != '1')}"
@@ -67,41 +64,25 @@ def split_digest(m: Metadata) -> str:
 
 
 def find_features(dataset: DataSet, data_root: Path, given: Path | None, own: Metadata | None = None) -> Path:
-    """The feature file to use; of a folder of one's ``own`` the one of these very images.
-
-    Raises:
-        UserError: none or several; says where we looked and the command that makes one, or continues one.
-    """
-    command = extraction_command(dataset, data_root=data_root)
-    if given is not None:
-        if given.is_file():
-            return given
-        if given.is_dir():
-            raise UserError(f"--features {given} is a folder; name the feature file in it")
-        where = missing(given, "feature file")
-        raise UserError(f"{where}. {_unfinished([given])}Make one with: {command} --out {given}")
-    pattern = feature_pattern(data_root, own.image_files) if own else paths.feature_file(data_root, dataset, "*")
-    found = sorted(pattern.parent.glob(pattern.name))
-    if (usual := paths.feature_file(data_root, dataset)) in found:
+    """The feature file to use: the one named, else the data root's; of a folder of one's ``own`` that of its images."""
+    if given is not None and given.is_file():
+        return given
+    command = extraction_command(dataset, data_root=data_root, out=given)
+    pattern = given or paths.feature_file(data_root, dataset, "*")
+    if own and not given:
+        pattern = feature_pattern(data_root, own.image_files)
+    found = [] if given else sorted(pattern.parent.glob(pattern.name))
+    if not given and (usual := paths.feature_file(data_root, dataset)) in found:
         return usual
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
-    if own is None:
+    if not given and not own:
         paths.require(data_root, dataset)
-    begun = [p.with_name(p.name.split(".rows-")[0]) for p in pattern.parent.glob(f"{pattern.name}.rows-*.npy")]
-    raise UserError(
-        f"no feature file{' of these images' if own else ''}; looked for {pattern}. {_unfinished(begun)}"
-        f"Make one with: {command}, or name one with --features."
-    )
-
-
-def _unfinished(finals: list[Path]) -> str:
-    begun = [str(final) for final in finals if next(final.parent.glob(f"{final.name}.rows-*.npy"), None)]
-    if not begun:
-        return ""
-    return f"There is an unfinished {begun[0]}: run the command that began it again, and it continues. "
+    begun = next(pattern.parent.glob(f"{pattern.name}.*"), None)
+    unfinished = f"{begun} is of an unfinished one: run the command that began it again. " if begun else ""
+    raise UserError(f"{missing(pattern, 'feature file')}. {unfinished}Make one with: {command}")
 
 
 def _vectors(
@@ -117,10 +98,7 @@ def _vectors(
         return load_attribute_vectors(path, K, command), path
     if file.w2v_att is not None:
         return np.asarray(file.w2v_att, dtype=np.float32), None
-    raise UserError(
-        f"no attribute vectors: not at {path} and not in the feature file. Make them with: {command}, or name a file "
-        "with --w2v."
-    )
+    raise UserError(f"no attribute vectors at {path}; make them with: {command}, or name a file with --w2v")
 
 
 def _attribute_names(dataset: DataSet, root: Path, vectors: Path | None, K: int) -> list[str]:
@@ -137,25 +115,15 @@ def _attribute_names(dataset: DataSet, root: Path, vectors: Path | None, K: int)
 
 
 def load_inputs(
-    dataset_name: str,
-    *,
-    data_root: Path | None = None,
-    features: Path | None = None,
-    w2v: Path | None = None,
-    device: str = "cpu",
-    test: bool = True,
-    own: Choices | None = None,
-    budget: int | None = None,
-) -> Inputs:
+    dataset_name: str, *, data_root: Path | None = None, features: Path | None = None, w2v: Path | None = None,
+    device: str = "cpu", test: bool = True, own: Choices | None = None, budget: int | None = None,
+) -> Inputs:  # fmt: skip
     """Find, check and load a data set's features and vectors; ``test=False`` leaves the test images out.
 
     Args:
         data_root: decides what is read; None: data/, where a feature file named by ``features`` may stand alone.
         own: how a folder of one's own is split; None: as its files say.
         budget: bytes of features that are held in memory (None: as many as are free allow); 0 reads none of them now.
-
-    Raises:
-        UserError: anything missing, of another data set or split, or damaged.
     """
     dataset, root = DATASETS[dataset_name], data_root or paths.DEFAULT_ROOT
     if dataset.name == OWN.name:

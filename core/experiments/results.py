@@ -2,7 +2,7 @@
 
 metrics.json (the numbers, what was chosen, the history, all settings), scores.npz (what every curve, confusion and
 resampling follows from), per_class.csv, checkpoint.safetensors; log.jsonl is for watching. Whoever reads a run reads it
-through :func:`read_result`, :func:`read_scores` and :func:`read_history`, which compare checksums first.
+through :func:`read_result` and :func:`read_scores`, which compare checksums first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -31,54 +32,45 @@ from core.training.evaluation import per_class_accuracy, predictions
 from core.training.folds import Fold
 
 log = logging.getLogger(__name__)
+Watch = Callable[[str, dict[str, Any]], None] | None
 BACKBONE = (  # of a feature file's provenance, what a photograph's regions depend on
     *("backbone", "layer", "weights", "weights_sha256", "transform", "input_size", "pool", "flip", "dtype"),
     *("batch_size", "regions"),
 )
-SCORES = ("labels", "side", "best_seen", "best_unseen", "margin")  # of core.training.evaluation.compact, (N,) each
 
 
-def log_epoch(out: Path, config: RunConfig, fold: str, row: dict[str, Any]) -> None:
-    """Say how an epoch went: a line of the log, and one of OUT/log.jsonl, to be watched while the run goes on.
-
-    A closed form has no epochs, only settings: those stand in log.jsonl alone.
-    """
-    out.mkdir(parents=True, exist_ok=True)
+def log_epoch(out: Path, config: RunConfig, fold: str, row: dict[str, Any], watch: Watch) -> None:
+    """Say how an epoch went: to ``watch``, in a line of OUT/log.jsonl, and in one of the log, where a closed form's
+    settings would be too many and no number of the test sets is."""
+    if watch:
+        watch(fold, row)
     with open(out / "log.jsonl", "a", encoding="utf-8") as handle:
         handle.write(json.dumps({"fold": fold} | row) + "\n")
-    if not config.epochs:
-        return
-    parts = [f"loss {row['loss']:.4g}"] if "loss" in row else []
-    if fold == "validation":  # the test sets' numbers are not to be watched while anything is still running
-        parts += [f"{key} {100 * row[f'val_{key}']:.1f}" for key in ("AUSUC", "H") if f"val_{key}" in row]
-    settings = ", ".join(f"{k[4:]} {v:g}" for k, v in row.items() if k.startswith("set_"))
-    log.info(
-        "%s seed %d %s: epoch %d of %d%s %s",
-        *(config.method, config.seed, fold, row["epoch"], config.epochs, f" ({settings})" if settings else ""),
-        ", ".join(parts),
-    )
+    if config.epochs:
+        said = [f"loss {row['loss']:.4g}"] if "loss" in row else []
+        said += [f"{key} {100 * row[f'val_{key}']:.1f}" for key in ("AUSUC", "H") if f"val_{key}" in row]
+        said += [f"{key[4:]} {value:g}" for key, value in row.items() if key.startswith("set_")]
+        where = f"{config.method} seed {config.seed} {fold}: epoch {row['epoch']} of {config.epochs}"
+        log.info("%s %s", where, ", ".join(said))
 
 
 def seal(result: dict[str, Any]) -> dict[str, Any]:
     """The result with the SHA-256 of all else in it."""
     content = {k: v for k, v in result.items() if k != "sha256"}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return content | {"sha256": digest}
+    return content | {"sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}
 
 
 def write_json(path: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """Write a sealed result; returns it as it will be read back."""
+    """Write a sealed result, which ends the states of its run; returns it as it will be read back."""
     sealed = seal(json.loads(json.dumps(result)))
     write_bytes(path, json.dumps(sealed, indent=1).encode())
+    for state in path.parent.glob("*.state"):
+        state.unlink()
     return sealed
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A run's metrics.json or validation.json, compared with its own checksum.
-
-    Raises:
-        UserError: missing, not JSON, or changed since it was written.
-    """
+    """A run's metrics.json or validation.json, compared with its own checksum."""
     result = read_json(path)
     if not isinstance(result, dict) or "config" not in result or seal(result) != result:
         raise UserError(f"{path} is damaged or was changed by hand; delete it to run again")
@@ -86,52 +78,28 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_scores(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of a finished run's scores.npz, compared with the checksum in its metrics.json.
+    """A finished run's ``labels``, ``side``, ``best_seen``, ``best_unseen``, ``margin``, (N,) each, checked.
 
-    Returns:
-        ``labels``, ``side``, ``best_seen``, ``best_unseen``, ``margin``, (N,) each, as
-        :func:`core.training.evaluation.compact` made them: curve, confusion and every metric follow from these.
-
-    Raises:
-        UserError: missing, or not what the run wrote.
+    :func:`core.training.evaluation.compact` made them: curve, confusion and every metric follow from these.
     """
-    content = _checked(folder, "scores.npz", read_result(folder / "metrics.json")["files"].get("scores.npz", ""))
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in SCORES}
+    with np.load(io.BytesIO(verify_run(folder, "scores.npz")), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
-def read_history(folder: Path) -> dict[str, pd.DataFrame]:
-    """Rows of the epochs and settings of each fold, ``validation`` and ``refit``; of an ablation the former alone."""
-    name = "metrics.json" if (folder / "metrics.json").is_file() else "validation.json"
-    return {fold: pd.DataFrame(rows) for fold, rows in read_result(folder / name)["history"].items()}
-
-
-def verify_run(folder: Path) -> None:
-    """Compare every file of a finished run with its recorded checksum.
-
-    Raises:
-        UserError: the first file that is missing or differs.
-    """
-    for name, digest in read_result(folder / "metrics.json")["files"].items():
-        _checked(folder, name, digest)
-
-
-def _checked(folder: Path, name: str, sha256: str) -> bytes:
-    path, mend = folder / name, f"delete {folder / 'metrics.json'} to run again"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; {mend}")
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"{path} is not what the run wrote; {mend}")
+def verify_run(folder: Path, only: str = "") -> bytes:
+    """Compare every file of a finished run, or ``only`` one, with its recorded checksum; the last one's content."""
+    files = read_result(folder / "metrics.json")["files"]
+    content = b""
+    for path in (folder / name for name in ([only] if only else files)):
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != files.get(path.name):
+            said = "not what the run wrote" if path.is_file() else "missing"
+            raise UserError(f"{path} is {said}; delete {folder / 'metrics.json'} to run again")
     return content
 
 
 def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
-    """The result of a finished run of this identity; None where there is none, or it is to be made anew.
-
-    Raises:
-        UserError: it is of another run, or damaged.
-    """
+    """The result of a finished run of this identity; None where there is none, or it is to be made anew."""
     if not resume:
         for old in (path, path.with_name("log.jsonl"), *path.parent.glob("*.state")):
             old.unlink(missing_ok=True)
@@ -149,12 +117,12 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
     return result
 
 
-def write_run(
+def write_files(
     out: Path, method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold, condensed: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """Everything a run leaves; metrics.json last, since it marks the run as finished. Returns what it holds.
+) -> dict[str, str]:
+    """All that a run leaves besides its metrics.json, which comes last since it marks the run as finished; checksums.
 
-    Args: condensed is what core.training.evaluation.compact makes of the scores of the test images.
+    ``condensed`` is what core.training.evaluation.compact makes of the scores of the test images.
     """
     names, labels = inputs.metadata.class_names, condensed["labels"]
     seen, measured = fold.space.seen.numpy(), np.setdiff1d(fold.space.unseen.numpy(), fold.candidates)
@@ -169,12 +137,11 @@ def write_run(
         pd.DataFrame(table).to_csv(temporary, index=False)
     with atomic_path(out / "scores.npz") as temporary, open(temporary, "wb") as handle:
         np.savez(handle, allow_pickle=False, **condensed)
-    save_checkpoint(out / "checkpoint.safetensors", *checkpoint(method, result, inputs, fold))
-    files = {name: sha256_file(out / name) for name in ("per_class.csv", "scores.npz", "checkpoint.safetensors")}
-    return write_json(out / "metrics.json", result | {"files": files})
+    save_checkpoint(out / "checkpoint.safetensors", *_checkpoint(method, result, inputs, fold))
+    return {name: sha256_file(out / name) for name in ("per_class.csv", "scores.npz", "checkpoint.safetensors")}
 
 
-def checkpoint(method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold) -> tuple[dict[str, Any], Any]:
+def _checkpoint(method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold) -> tuple[dict[str, Any], Any]:
     """Tensors and meta of a checkpoint that needs nothing else but the backbone's weights to predict."""
     tensors = {f"model.{name}": value for name, value in method.model.state_dict().items()}
     parts = {name: getattr(fold.space, name) for name in ("att", "seen", "unseen", "w2v", "text")}
@@ -201,22 +168,27 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
     """A run as one flat row: val_* on the validation split, plain names on the test sets, test_* selected on test."""
     config, chosen, provenance = result["config"], result["chosen"], result["config"]["features"]
     registered = find_method(config["method"])
-    published = registered.recipe(config["dataset"])
-    planned = epochs_of(published)
-    changed = {k: v for k, v in config["recipe"].items() if asdict(published).get(k) != v}
-    row: dict[str, Any] = {"dataset": config["dataset"], "backbone": provenance.get("backbone", "unknown")}
-    row |= {"regions": provenance.get("regions", ""), "features": provenance.get("name", "")}
-    row |= {"method": config["method"], "ablation": result.get("ablation", ""), "seed": config["seed"]}
-    row |= result.get("standard") or {}
-    # epochs that were offered, that the published recipe has (more is a row of its own, fewer is cut off), and chosen
-    row |= {"most_epochs": config["epochs"], "recipe_epochs": planned, "epochs": chosen["epochs"]}
-    row |= {f"val_{k}": v for k, v in chosen.get("validation", {}).items()}
-    row |= {f"test_{k}": v for k, v in (result.get("selected_on_test") or {}).items()}
-    row |= {f"published_{k}": v for k, v in (result.get("published_procedure") or {}).items()}
-    row |= {
+    published = asdict(registered.recipe(config["dataset"]))
+    planned = epochs_of(registered.recipe(config["dataset"]))
+    measured = {"val": chosen.get("validation"), "test": result.get("selected_on_test")}
+    measured |= {"published": result.get("published_procedure")}
+    return {
+        "dataset": config["dataset"],
+        "backbone": provenance.get("backbone", "unknown"),
+        "regions": provenance.get("regions", ""),
+        "features": provenance.get("name", ""),
+        "method": config["method"],
+        "ablation": result.get("ablation", ""),
+        "seed": config["seed"],
+        **(result.get("standard") or {}),
+        # epochs that were offered, that the published recipe has (more is a row of its own, fewer is cut off), chosen
+        "most_epochs": config["epochs"],
+        "recipe_epochs": planned,
+        "epochs": chosen["epochs"],
+        **{f"{of}_{key}": value for of, found in measured.items() for key, value in (found or {}).items()},
         "configurations": chosen.get("configurations", 0),
         "chosen": json.dumps(chosen.get("recipe", {}), sort_keys=True),
-        "recipe": json.dumps(changed, sort_keys=True),
+        "recipe": json.dumps({k: v for k, v in config["recipe"].items() if published.get(k) != v}, sort_keys=True),
         "select": config["select"],
         "precision": config["precision"],
         "gamma_splits": config.get("gamma_splits", 1),  # runs made before there was a choice
@@ -231,4 +203,3 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
         "deviations": registered.deviations,
         "notes": " | ".join(result.get("notes", [])),
     }
-    return row

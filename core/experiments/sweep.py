@@ -16,7 +16,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -26,7 +25,7 @@ from core.experiments.ablations import ABLATIONS
 from core.experiments.identity import RunConfig, run_config
 from core.experiments.inputs import Inputs, load_inputs
 from core.experiments.results import read_result, row_of
-from core.experiments.run import run, validate
+from core.experiments.run import run
 from core.files.atomic import Lock, atomic_path, is_locked, write_bytes
 from core.files.errors import UserError
 from core.method import epochs_of, with_settings
@@ -85,16 +84,13 @@ def jobs_of(plan: Plan) -> list[Job]:
     return jobs
 
 
-@lru_cache(maxsize=1)
-def _inputs(
-    dataset: str, data_root: Path | None, features: Path | None, w2v: Path | None, device: str, budget: int | None
-) -> Inputs:
-    return load_inputs(dataset, data_root=data_root, features=features, w2v=w2v, device=device, budget=budget)
+_inputs = lru_cache(maxsize=1)(load_inputs)
 
 
-def _run_of(plan: Plan, job: Job, device: str, budget: int | None = None) -> tuple[RunConfig, Inputs, Path]:
+def run_of(plan: Plan, job: Job, device: str = "cpu", budget: int | None = 0) -> tuple[RunConfig, Inputs, Path]:
     """The identity of a job's run, its data (``budget`` as for :func:`load_inputs`), and its folder."""
-    inputs = _inputs(job.dataset, plan.data_root, plan.features, plan.w2v, device, budget)
+    where = {"data_root": plan.data_root, "features": plan.features, "w2v": plan.w2v}
+    inputs = _inputs(job.dataset, **where, device=device, budget=budget)
     recipe = find_method(job.method).recipe(job.dataset)
     changes = dict(ABLATIONS[job.ablation]) if job.ablation else {}
     epochs = changes.pop("epochs", epochs_of(recipe) if plan.epochs is None else plan.epochs)
@@ -103,33 +99,20 @@ def _run_of(plan: Plan, job: Job, device: str, budget: int | None = None) -> tup
     return config, inputs, plan.out.joinpath(job.dataset, inputs.variant, *job.parts)
 
 
-def execute(plan: Plan, job: Job, device: str) -> None:
-    """Do a run, or find it finished.
-
-    Raises:
-        UserError: what stopped it.
-    """
-    config, inputs, out = _run_of(plan, job, device)
-    if job.ablation:
-        validate(config, inputs, out, ablation=job.ablation)
-    else:
-        run(config, inputs, out, diagnostics=plan.diagnostics)
-
-
 def attempt(plan: Plan, job: Job, device: str) -> str | None:
-    """Do a run; None, or what stopped it, which is noted in the job's own file for :func:`status`."""
+    """Do a run, or find it finished; None, or what stopped it, which is noted in a file for :func:`status`."""
     try:
-        execute(plan, job, device)
-    except UserError as error:
-        failure = str(error)
+        config, inputs, out = run_of(plan, job, device, budget=None)
+        run(config, inputs, out, diagnostics=plan.diagnostics, ablation=job.ablation or None)
     except Exception as error:  # one run's fault does not end the others
-        log.exception("%s", job)
-        failure = f"{type(error).__name__}: {error}"
-    else:
-        _note(plan, job).unlink(missing_ok=True)
-        return None
-    write_bytes(_note(plan, job), failure.encode())
-    return failure
+        failure = str(error)
+        if not isinstance(error, UserError):
+            log.exception("%s", job)
+            failure = f"{type(error).__name__}: {error}"
+        write_bytes(_note(plan, job), failure.encode())
+        return failure
+    _note(plan, job).unlink(missing_ok=True)
+    return None
 
 
 def _note(plan: Plan, job: Job) -> Path:
@@ -137,36 +120,14 @@ def _note(plan: Plan, job: Job) -> Path:
     return plan.out / "jobs" / f"{'-'.join([job.dataset, *job.parts])}.failed"
 
 
-class FailedRuns(UserError):
-    """Some runs of a sweep failed; the others are done and collected."""
-
-
-def sweep(plan: Plan) -> Path:
-    """All runs of the plan on this machine; returns OUT/summary.csv, which holds every finished run there.
-
-    Raises:
-        FailedRuns: after all other runs are done, with what stopped those that failed.
-        UserError: no run is finished, or some that are there are damaged.
-    """
+def sweep(plan: Plan) -> list[str]:
+    """All runs of the plan on this machine; what stopped those that failed, while the others went on."""
     jobs, failures = jobs_of(plan), []
-    with tqdm(total=len(jobs), desc="runs", disable=None) as bar:
-        here = ((job, attempt(plan, job, plan.devices[k % len(plan.devices)])) for k, job in enumerate(jobs))
-        for job, failure in here if plan.jobs == 1 else _in_processes(plan, jobs):
-            if failure:
-                failures.append(f"{job}: {failure}")
-            log.info("%s: %s", job, "failed" if failure else "done")
-            bar.update()
-            bar.set_postfix_str(str(job))
-    said = "\n  ".join([f"{len(failures)} of {len(jobs)} runs did not finish:", *failures])
-    try:
-        path = collect(plan.out)
-    except UserError as error:
-        if not failures:
-            raise
-        raise UserError(f"{said}\n  {error}") from error
-    if failures:
-        raise FailedRuns(said)
-    return path
+    here = ((job, attempt(plan, job, plan.devices[k % len(plan.devices)])) for k, job in enumerate(jobs))
+    for job, failure in tqdm(here if plan.jobs == 1 else _in_processes(plan, jobs), "runs", len(jobs), disable=None):
+        failures += [f"{job}: {failure}"] if failure else []
+        log.info("%s: %s", job, f"failed: {failure}" if failure else "done")
+    return failures
 
 
 def _in_processes(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
@@ -175,18 +136,17 @@ def _in_processes(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | 
     A pool ends with any of its processes, and what is killed mostly lacked memory: the rest is then run one at a time.
     """
     waiting, processes = dict(enumerate(jobs)), plan.jobs
-    context = multiprocessing.get_context("spawn")
     while waiting:
         threads = max(1, torch.get_num_threads() // processes)
-        numbers: dict[Future[str | None], int] = {}
+        context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
+            numbers: dict[Future[str | None], int] = {}
             with contextlib.suppress(BrokenProcessPool):
                 for number, job in waiting.items():
-                    device = plan.devices[number % len(plan.devices)]
-                    numbers[pool.submit(attempt, plan, job, device)] = number
+                    numbers[pool.submit(attempt, plan, job, plan.devices[number % len(plan.devices)])] = number
             for future in as_completed(numbers):
-                if not isinstance(error := future.exception(), BrokenProcessPool):
-                    yield waiting.pop(numbers[future]), f"{type(error).__name__}: {error}" if error else future.result()
+                if not isinstance(future.exception(), BrokenProcessPool):
+                    yield waiting.pop(numbers[future]), future.result()
         if waiting and processes == 1:  # one process takes them in order: the first that is left was in it
             job = waiting.pop(min(waiting))
             write_bytes(_note(plan, job), KILLED.encode())
@@ -198,41 +158,39 @@ def status(plan: Plan) -> list[tuple[Job, str, Path | None]]:
     """Each job of a plan, its state (done, running, failed: why, interrupted, not begun), and where its log is.
 
     Done is a run of this very identity: other features, settings or code are another run.
-
-    Raises:
-        UserError: the data that tell which runs are meant are missing.
     """
-    return [(job, *_state(plan, job)) for job in jobs_of(plan)]
-
-
-def _state(plan: Plan, job: Job) -> tuple[str, Path | None]:
-    config, _, out = _run_of(plan, job, "cpu", budget=0)
-    result, journal = out / ("validation.json" if job.ablation else "metrics.json"), out / "log.jsonl"
-    if is_locked(out / "run"):
-        return "running", journal
-    if result.is_file():
-        try:
-            same = read_result(result)["config"] == json.loads(json.dumps(asdict(config)))
-        except UserError as error:
-            return f"failed: {error}", result
-        return ("done", journal) if same else (f"failed: {result} is of other settings or code", result)
-    if (note := _note(plan, job)).is_file():
-        return f"failed: {note.read_text('utf-8')}", note
-    return ("interrupted", journal) if journal.is_file() else ("not begun", None)
+    found: list[tuple[Job, str, Path | None]] = []
+    for job in jobs_of(plan):
+        config, _, out = run_of(plan, job)
+        result, journal, note = (
+            out / ("validation.json" if job.ablation else "metrics.json"),
+            out / "log.jsonl",
+            _note(plan, job),
+        )
+        state, where = ("interrupted", journal) if journal.is_file() else ("not begun", None)
+        if is_locked(out / "run"):
+            state, where = "running", journal
+        elif result.is_file():
+            try:
+                same = read_result(result)["config"] == json.loads(json.dumps(asdict(config)))
+                state, where = "done" if same else f"failed: {result} is of other settings or code", result
+            except UserError as error:
+                state, where = f"failed: {error}", result
+        elif note.is_file():
+            state, where = f"failed: {note.read_text('utf-8')}", note
+        found.append((job, state, where))
+    return found
 
 
 def collect(out: Path) -> Path:
     """Rebuild OUT/summary.csv from the run folders below OUT, and from nothing else.
 
-    Raises:
-        UserError: no finished run, or damaged ones (named; the table then holds the others).
+    Where some of them are damaged it raises an error that names them; the table then holds the others.
     """
     found = sorted(path for name in ("metrics.json", "validation.json") for path in out.rglob(name))
     if not found:
         raise UserError(f"no finished run below {out} (looked for metrics.json)")
-    rows: list[dict[str, Any]] = []
-    damaged: list[str] = []
-    summary = out / "summary.csv"
+    rows, damaged, summary = [], [], out / "summary.csv"
     with Lock(summary):  # a slower process would write what was there before a faster one's last run
         for path in found:
             try:

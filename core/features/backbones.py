@@ -8,10 +8,7 @@ network; a file in core/features/added/ adds another (docs/adding.md).
 
 from __future__ import annotations
 
-import hashlib
-import importlib
 import logging
-import pkgutil
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,13 +21,12 @@ from torch.nn import functional as F
 from core.datasets.class_text import class_words, embed, prompts
 from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
-from core.features import added
+from core.features import added, clip  # noqa: F401 (importing them registers their backbones)
 from core.features.images import Transform
 from core.features.trunks import BUILDERS, TIMM, Trunk
 from core.features.weights import is_weights_file, state_sha256
 from core.files.atomic import sha256_file
 from core.files.errors import UserError, first_line, is_out_of_memory
-from core.files.kinds import missing
 
 SAW_UNSEEN = ("no", "unknown", "yes")
 _SEED = 0  # of the weights "random"
@@ -40,17 +36,23 @@ _log = logging.getLogger(__name__)
 class Backbone(nn.Module):
     """A network in eval mode without gradients that returns a map of regions, (B,3,H,W) to (B,D,h,w)."""
 
-    def __init__(self, name: str, trunk: Trunk, sha256: str, size: int, layers: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, trunk: Trunk, sha256: str, size: int, layers: Sequence[str], pool: int, flip: bool
+    ) -> None:
         """Args are those of :func:`build_backbone`; trunk is the network at ``size`` pixels, sha256 of its weights."""
         super().__init__()
-        self.name, self.weights, self.sha256, self.pretraining = name, trunk.weights, sha256, trunk.pretraining
+        self.name, self.sha256, self.pretraining = name, sha256, trunk.pretraining
+        self.weights = Path(trunk.weights).name if is_weights_file(trunk.weights) else trunk.weights
         self.network = trunk.network.eval().requires_grad_(False)  # with its head, as the digest has it
         self.trunk = (trunk.maps or trunk.network).eval()
         self.transform: Transform = trunk.transform.at(size)
         self.input_size, self.layers, self.pool, self.flip = size, tuple(layers), 1, False
         self.layer = "+".join((trunk.layer, *layers))  # their names, the last first, for the record
         self.categories, self._encode = trunk.categories, trunk.encode
-        self.shape: tuple[int, int, int] = (0, 0, 0)  # (D,h,w); known after the first forward pass
+        D, h, w = self(torch.zeros(1, 3, size, size)).shape[1:]
+        if h % pool or w % pool:
+            raise UserError(f"--pool {pool}: {h}x{w} regions at {size} pixels; choose an --input-size that it divides")
+        self.pool, self.flip, self.shape = pool, flip, (D, h // pool, w // pool)
 
     def train(self, mode: bool = True) -> Backbone:
         """Stays in eval mode: it is frozen."""
@@ -63,26 +65,21 @@ class Backbone(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """:meth:`forward` outside of inference mode, for training and tracing."""
-        maps = self.last_map(images)
+        maps = self._of_one_view(images)
         if self.flip:
-            maps = (maps + self.last_map(images.flip(3)).flip(3)) / 2
+            maps = (maps + self._of_one_view(images.flip(3)).flip(3)) / 2
         return F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
 
-    def last_map(self, images: Tensor) -> Tensor:
+    def _of_one_view(self, images: Tensor) -> Tensor:
         """The last layer's map, and the earlier ones' averaged to its grid behind it."""
         found = self.trunk(images)
-        if isinstance(found, dict):  # in the order of their computation
-            found = [found[key] for key in ("last", *self.layers)]
-        last, *earlier = [found] if isinstance(found, Tensor) else found
-        for layer, other in zip(self.layer.split("+"), (last, *earlier), strict=True):
-            if other.ndim != 4 or other.shape[2] != other.shape[3] or other.shape[2] < last.shape[2]:
-                raise ValueError(f"the output of {layer} is {tuple(other.shape)}, no square grid of regions to average")
-        if not earlier:
-            return last
-        grid = (last.shape[2], last.shape[3])  # (h,w)
-        return torch.cat(
-            [last, *(m if m.shape[2:] == grid else F.adaptive_avg_pool2d(m, grid) for m in earlier)], dim=1
-        )
+        if isinstance(found, Tensor):
+            found = {"last": found}
+        maps = [found[key] for key in ("last", *self.layers)]
+        grid = maps[0].shape[2:]  # (h,w)
+        if any(m.ndim != 4 or m.shape[2] != m.shape[3] or m.shape[2] < grid[0] for m in maps):
+            raise ValueError(f"{self.layer} gives {[tuple(m.shape) for m in maps]}, no square grids of regions")
+        return torch.cat([m if m.shape[2:] == grid else F.adaptive_avg_pool2d(m, grid) for m in maps], dim=1)
 
     def class_text(self, metadata: Metadata, attributes: Sequence[str] = ()) -> np.ndarray | None:
         """(C,2,E) float32 embeddings of the classes' names, and of their names with attributes; None without text.
@@ -101,11 +98,9 @@ class Backbone(nn.Module):
     def saw_unseen(self, dataset: DataSet, unseen_classes: Sequence[str], declared: str | None = None) -> str:
         """Whether pretraining saw images of the unseen classes: no, unknown or yes.
 
-        Of torchvision's weights the categories are known by name. A category that is an unseen class, or a kind of it,
-        makes it "yes"; that none is proves little (ImageNet's horses are called sorrel), so it is "unknown" then.
-
-        Args:
-            declared: what a user says of own weights or timm's; torchvision's, the demo's and random ones are known.
+        Of torchvision's weights the categories are known by name. A category that ends in an unseen class's name makes
+        it "yes": the class, a kind of it, or a thing called so (ImageNet's mouse is a computer's). That none does
+        proves little (its horses are sorrels): "unknown". ``declared`` is what a user says of own weights or timm's.
         """
         if self.pretraining in ("nothing", "demo"):  # the demo's learns from seen classes only
             return "no" if self.pretraining == "nothing" or dataset.source == "DEMO" else "unknown"
@@ -114,7 +109,7 @@ class Backbone(nn.Module):
         known = [f" {class_words(category).lower()}" for category in self.categories]
         found = [name for name in unseen_classes if any(k.endswith(f" {class_words(name).lower()}") for k in known)]
         if found:
-            _log.info("pretraining saw %d of the unseen classes by name: %s", len(found), ", ".join(found[:9]))
+            _log.info("pretraining saw %d of the unseen classes, or things called so: %s", len(found), ", ".join(found))
         return "yes" if found else "unknown"
 
     def record(self) -> dict[str, str | int]:
@@ -152,42 +147,25 @@ def build_backbone(
         flip: average the maps of the image and of its mirror image, the latter's mirrored back.
     """
     given = None if weights is None else str(weights)
-    is_file = given is not None and is_weights_file(given)
-    if is_file and not Path(str(given)).is_file():
-        raise UserError(missing(str(given), "weights file"))
-    for module in pkgutil.iter_modules(added.__path__, f"{added.__name__}."):
-        importlib.import_module(module.name)
     prefix = max((p for p in BUILDERS if name.startswith(p)), key=len)
     with torch.random.fork_rng(devices=[]):  # initial weights are always the same, and the caller's numbers left alone
         torch.manual_seed(_SEED)
         trunk = BUILDERS[prefix](name.removeprefix(prefix), given, layers)
     # of the network as it was made, before its position embeddings are interpolated
-    digest = sha256_file(str(given)) if is_file else state_sha256(trunk.network)
+    digest = sha256_file(given) if given and is_weights_file(given) else state_sha256(trunk.network)
     size = input_size or trunk.transform.crop
     try:
         if trunk.resize is not None and size != trunk.transform.crop:
             trunk.resize(size)
-        backbone = Backbone(name, trunk, digest, size, layers)
-        _, *shape = backbone(torch.zeros(1, 3, size, size)).shape
+        return Backbone(name, trunk, digest, size, layers, pool, flip)
     except (RuntimeError, AssertionError, ValueError, IndexError, KeyError) as error:
         if is_out_of_memory(error):
             raise
         among = f" with --layers {','.join(layers)}" if layers else ""
         raise UserError(f"{name} cannot take images of {size} pixels{among} ({first_line(error)[:200]})") from error
-    if shape[1] % pool or shape[2] % pool:
-        raise UserError(
-            f"--pool {pool}: {name} at {size} pixels has {shape[1]}x{shape[2]} regions, which cannot be averaged by "
-            f"{pool}; choose another --input-size"
-        )
-    backbone.pool, backbone.flip = pool, flip
-    backbone.shape = (shape[0], shape[1] // pool, shape[2] // pool)
-    return backbone
 
 
 def file_form(name: str) -> str:
     """A backbone's name as feature files carry it: resnet101 -> ResNet_101 (DAZLE's), others as they are."""
     match = re.fullmatch(r"resnet(\d+)", name)
-    if match:
-        return f"ResNet_{match[1]}"
-    plain = re.sub(r"[^\w.+-]", "_", name.replace(TIMM, "timm_"))
-    return plain if len(plain) < 100 else plain[:80] + hashlib.sha256(plain.encode()).hexdigest()[:8]
+    return f"ResNet_{match[1]}" if match else re.sub(r"[^\w.+-]", "_", name.replace(TIMM, "timm_"))

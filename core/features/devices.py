@@ -18,10 +18,10 @@ def resolve_device(name: str) -> torch.device:
     import torch  # takes seconds, which --help does not need
 
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
-    there = ["cpu", *(["cuda"] if cuda else []), *(f"cuda:{i}" for i in range(cuda)), *(["mps"] if mps else [])]
+    there = ["cpu", *["cuda"] * bool(cuda), *(f"cuda:{i}" for i in range(cuda)), *["mps"] * mps]
+    other = {"auto": "cuda" if cuda else "cpu", "gpu": "cuda" if cuda else "mps"}
     wanted = name.strip().lower()
-    if wanted in ("auto", "gpu"):
-        wanted = "cuda" if cuda else "cpu" if wanted == "auto" else "mps"
+    wanted = other.get(wanted, wanted)
     if wanted in there:
         return torch.device(wanted)
     if not re.fullmatch(r"cuda(:\d+)?|mps", wanted):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.files.atomic import sha256_file
-from core.files.errors import UserError, is_out_of_memory
+from core.files.errors import UserError, first_line, is_out_of_memory
 from core.files.kinds import missing, unreadable
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
@@ -33,10 +32,9 @@ HEADS = (
     *("fc", "head", "heads", "head_dist", "classifier", "AuxLogits", "aux1", "aux2"),
     *("last_linear", "fc_norm", "attn_pool"),
 )
-_COUNTERS = ("num_batches_tracked", "n_averaged")
+_NOT_LEARNED = ("num_batches_tracked", "n_averaged", "position_ids", "attn_mask")  # some versions store them, some not
 # as torchvision's own loader does: the files of densenet are older than the rule against dots in module names
 _DENSE_LAYER = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
-_log = logging.getLogger(__name__)
 
 
 def is_weights_file(weights: str) -> bool:
@@ -54,27 +52,20 @@ def read_state(path: Path) -> dict[str, Tensor]:
         else:
             with torch.serialization.safe_globals([argparse.Namespace]):
                 content = torch.load(path, map_location="cpu", weights_only=True)
+        content = next((content[key] for key in _CONTAINERS if isinstance(content.get(key), Mapping)), content)
+        return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     except Exception as error:  # a damaged file raises nearly anything
         if is_out_of_memory(error):
             raise
         # PyTorch's own text advises to let the file run what it likes
         said = re.search(r"WeightsUnpickler error: ([^\n]+?)(\. |\n|$)", str(error))
-        raise unreadable(path, "weights file", said[1] if said else type(error).__name__) from error
-    for key in _CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            _log.info("%s: the weights under %r are taken", path.name, key)
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not any(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(
-            f"{path} holds no state dict (names to tensors); torch.save(model.state_dict(), FILE) makes one"
-        )
-    return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+        raise _refused(path, said[1] if said else first_line(error)) from error
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
     """Fit a weights file to a network. Heads, the file's and the network's, are left alone."""
-    state, own = _trunk(_without_prefix(network, read_state(path))), _trunk(network.state_dict())
+    own = _trunk(network.state_dict())
+    state = _trunk(_without_prefix(list(own), read_state(path)))
     found = {
         "missing": sorted(own.keys() - state.keys()),
         "unknown": sorted(state.keys() - own.keys()),
@@ -86,21 +77,27 @@ def load_weights(network: nn.Module, path: Path) -> None:
     try:  # as they will be stored: a float64 may be too large; sparse and meta tensors have no such numbers
         bad = [k for k, v in state.items() if not torch.isfinite(v.to(own[k].dtype)).all()]
         network.load_state_dict(state, strict=False)
-    except (RuntimeError, NotImplementedError) as error:
-        raise UserError(
-            f"{path}: sparse, quantized or meta tensors; save the network before it is converted"
-        ) from error
+    except RuntimeError as error:
+        raise _refused(path, first_line(error)) from error
     if bad:
         raise UserError(f"{path}: NaN or infinity in {', '.join(bad[:3])}; take an earlier checkpoint")
 
 
+def _refused(path: Path, why: str) -> UserError:
+    with path.open("rb") as handle:
+        zipped = handle.read(2) == b"PK"  # as torch.save writes files
+    why = f"{why[:200]}; torch.save(model.state_dict(), FILE) makes one"
+    return (
+        UserError(f"{path} is not a readable weights file ({why})") if zipped else unreadable(path, "weights file", why)
+    )
+
+
 def _trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {k: v for k, v in state.items() if k.split(".")[0] not in HEADS and k.rsplit(".", 1)[-1] not in _COUNTERS}
+    return {k: v for k, v in state.items() if k.split(".")[0] not in HEADS and not k.endswith(_NOT_LEARNED)}
 
 
-def _without_prefix(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a state dict that has most of the network's keys, without the prefix they have there."""
-    names = list(_trunk(network.state_dict()))
+def _without_prefix(names: list[str], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a state dict that has most of a network's names, without the prefix they have there."""
     prefixes = {key[: -len(names[0])] for key in state if key == names[0] or key.endswith("." + names[0])} or {""}
     best = max(sorted(prefixes, key=len), key=lambda p: sum(p + name in state for name in names))
     taken = {k.removeprefix(best): v for k, v in state.items() if k.startswith(best)}
@@ -110,17 +107,17 @@ def _without_prefix(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str
 def fetch_cached(url: str) -> Path:
     """The file of torch's cache that a weights address stands for, downloaded if it is not there, its hash compared."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    match = re.search(r"-([0-9a-f]{8,})\.\w+$", path.name)  # the first hex digits of its SHA-256
+    digest = path.stem.rsplit("-", 1)[-1]  # the first hex digits of its SHA-256
     if not path.exists():
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), match[1] if match else None)
+            torch.hub.download_url_to_file(url, str(path), digest)
         except (OSError, RuntimeError) as error:
             raise UserError(
                 f"the weights {path.name} could not be fetched ({error}). Download {url} elsewhere and put it into "
                 f"{path.parent}, or name it with --weights {path.name}"
             ) from error
-    if match and not sha256_file(path).startswith(match[1]):
+    if not sha256_file(path).startswith(digest):
         raise UserError(f"{path} is not what its name says; delete it, and the next run downloads it again: rm {path}")
     return path
 

@@ -116,14 +116,12 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
 
 def is_locked(final: Path) -> bool:
     """Whether a process holds the lock of ``final`` now."""
-    path = final.with_name(final.name + ".lock")
-    if not path.exists():
-        return False
     try:
-        with FileLock(path, timeout=0, thread_local=False):
-            return False
-    except (Timeout, OSError):
+        if final.with_name(final.name + ".lock").exists():
+            Lock(final).release()
+    except UserError:
         return True
+    return False
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:

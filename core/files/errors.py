@@ -7,12 +7,11 @@ that is not installed) raises :class:`UserError`; its docstring says so only whe
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 LONGEST = 200  # characters of one value in a message; a path may have more, but no piece of it
@@ -40,10 +39,11 @@ def first_line(error: BaseException) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def library(module: str, who: str, package: str) -> Any:
-    """A module of a package that not every installation has; ``who`` needs it."""
+@contextlib.contextmanager
+def library(who: str, package: str) -> Iterator[None]:
+    """Around the import of a package that not every installation has; ``who`` needs it."""
     try:
-        return importlib.import_module(module)
+        yield
     except ImportError as error:
         raise UserError(f"{who} needs {package}, which is not installed ({error}): pip install {package}") from error
 

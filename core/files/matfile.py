@@ -17,33 +17,27 @@ def read_mats(wanted: dict[Path, Collection[str]]) -> list[dict[str, Any]]:
 
     Numbers become arrays (sparse ones dense), text and cells lists of str and of such lists, in MATLAB's order.
     """
-    return [_read(path, names) for path, names in wanted.items()]
-
-
-def _read(path: Path, wanted: Collection[str]) -> dict[str, Any]:
     import scipy.io  # takes a second, which --help does not need
 
-    try:
-        path.open("rb").close()  # scipy hides why it cannot
-        content = scipy.io.loadmat(path, appendmat=False, variable_names=list(wanted))
-    except NotImplementedError as error:
-        raise UserError(
-            f"{path} is of MATLAB's version 7.3 (HDF5), which is not read here. In MATLAB: "
-            f"s = load('{path.name}'); save('{path.name}', '-struct', 's', '-v7')"
-        ) from error
-    except Exception as error:  # a damaged file raises nearly anything
-        raise unreadable(path, "MATLAB file", error) from error
-    return {name: _plain(f"{path}: {name}", content[name]) for name in wanted if name in content}
+    found = []
+    for path, names in wanted.items():
+        try:
+            path.open("rb").close()  # scipy hides why it cannot
+            content = scipy.io.loadmat(path, appendmat=False, variable_names=list(names))
+        except NotImplementedError as error:
+            raise UserError(f"{path} is of MATLAB's version 7.3; in MATLAB, save it with the option -v7") from error
+        except Exception as error:  # a damaged file raises nearly anything
+            raise unreadable(path, "MATLAB file", error) from error
+        found.append({name: _plain(f"{path}: {name}", content[name]) for name in names if name in content})
+    return found
 
 
 def _plain(where: str, value: Any) -> Any:
     value = value.toarray() if hasattr(value, "toarray") else value
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufUO":
-        kind = getattr(value, "dtype", type(value).__name__)
-        what = "a MATLAB struct" if getattr(kind, "names", None) else f"of {kind}"
         raise UserError(
-            f"{where} is {what}, where real numbers, text or cells are needed. In MATLAB, turn strings into a cell "
-            "array: names = cellstr(names)"
+            f"{where} is a MATLAB struct or object, where real numbers, text or cells are needed. In MATLAB, turn "
+            "strings into a cell array: names = cellstr(names)"
         )
     if value.dtype.kind == "U":
         return value.ravel().tolist()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from core.files.errors import UserError
-from core.files.kinds import missing, unreadable
+from core.files.kinds import unreadable
 
 _ARRAYS: dict[str, Any] = {
     "multiarray._reconstruct": np.ndarray.__reduce__(np.empty(0))[0],
@@ -38,8 +38,6 @@ class ArrayUnpickler(pickle.Unpickler):
 
 def load_array_pickle(path: Path | str) -> np.ndarray:
     """One numeric numpy array from a pickle, without running anything in it."""
-    if not Path(path).is_file():
-        raise UserError(missing(path, "pickled numpy array"))
     try:
         value = ArrayUnpickler(Path(path).read_bytes()).load()
     except UserError as error:
@@ -47,8 +45,5 @@ def load_array_pickle(path: Path | str) -> np.ndarray:
     except Exception as error:  # a damaged file raises nearly anything
         raise unreadable(path, "pickled numpy array", error) from error
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiu":
-        raise UserError(
-            f"{path} holds {getattr(value, 'dtype', type(value).__name__)}; one array of real numbers is needed: "
-            "pickle.dump(a.astype('float32'), file, protocol=2)"
-        )
+        raise UserError(f"{path} holds {getattr(value, 'dtype', type(value).__name__)}, not one array of real numbers")
     return value

@@ -78,9 +78,10 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
         UserError: a package is missing, the method cannot be exported, or the scores differ by more than 1e-4 of the
             largest.
     """
-    onnx, _, runtime = (
-        library(name, "--export", "onnx onnxscript onnxruntime") for name in ("onnx", "onnxscript", "onnxruntime")
-    )
+    with library("--export", "onnx onnxscript onnxruntime"):
+        import onnx
+        import onnxruntime as runtime
+        import onnxscript  # noqa: F401 (torch.onnx needs it)
     path, trained, rng = Path(path), predictor.trained, np.random.default_rng(0)
     if with_backbone:
         side = predictor.network.input_size

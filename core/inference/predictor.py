@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from core.features.backbones import Backbone
-from core.features.decoding import decoded
 from core.features.devices import resolve_device
-from core.features.extraction import memory_error, threads_of
+from core.features.extraction import decoded, memory_error, threads_of
 from core.features.images import Normaliser
 from core.features.regions import unit_regions
 from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig
@@ -145,13 +144,12 @@ class Predictor:
         """Images through the backbone, in their order, each once. Decoding runs in threads ahead of it."""
         paths, size = [Path(image) for image in images], self.config.batch_size
         rows = [np.arange(s, min(s + size, len(paths))) for s in range(0, len(paths), size)]
-        coming = decoded(
-            rows, paths, self.network.transform, pin=self.device.type == "cuda", threads=threads_of(self.config)
-        )
+        cuda = self.device.type == "cuda"
+        coming = decoded(rows, paths, self.network.transform, cuda, threads_of(self.config))
         with closing(coming):
             try:
-                for batch, errors in coming:
-                    yield RegionBatch(paths=[paths[i] for i in batch.rows], x=self.regions(batch.pixels), errors=errors)
+                for some, pixels, errors in coming:
+                    yield RegionBatch(paths=[paths[i] for i in some], x=self.regions(pixels), errors=errors)
             except (RuntimeError, MemoryError) as error:
                 raise memory_error(error, self.config) from error
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +25,13 @@ from core.features.images import load_image
 from core.files.errors import UserError
 from core.inference.names import shown_attribute, shown_class
 from core.inference.trained import grid_said, load_trained
-from core.reporting.canvas import canvas, drawing, printable, save
+from core.reporting.canvas import canvas, printable
 from core.training.evaluation import calibrated
 from core.training.loop import class_scores
 
 _COVER = 0.62  # of the map over the photograph
 _LETTERS = 28  # of a line of a title: more overlap the next column
 _SHOWN = 5  # attributes of an image
-_SIDE = 224  # pixels of a photograph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +48,8 @@ class Panel:
 
 
 def grid_of(R: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Rows and columns (h,w) of R regions; a square where ``grid`` does not say.
-
-    Raises:
-        UserError: no such grid.
-    """
-    side = round(R**0.5)
-    h, w = grid or (side, side)
+    """Rows and columns (h,w) of R regions; a square where ``grid`` does not say."""
+    h, w = grid or (round(R**0.5), round(R**0.5))
     if h * w != R:
         raise UserError(f"{R} regions do not form a grid of {h} x {w}; give the rows and columns of the feature map")
     return h, w
@@ -79,13 +74,11 @@ def best_median_worst(margins: np.ndarray) -> dict[str, int]:
 def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path) -> None:
     """Draw the best, the median and the worst test image of the unseen classes, by the margin of the true class.
 
-    Raises:
-        UserError: no attention, or no score by attributes; the images are not there, or one cannot be read.
+    A method without attention or scores by attributes is refused, as is an image that cannot be read.
     """
-    metadata, features = inputs.metadata, inputs.features
+    metadata, features, rows = inputs.metadata, inputs.features, inputs.metadata.test_unseen_loc
     trained = load_trained(run_folder, features.device)
-    model, method, z = trained.model, trained.config["method"], trained.z
-    rows = metadata.test_unseen_loc
+    model, z = trained.model, trained.z
     sides = (trained.space.seen.cpu().numpy(), trained.space.unseen.cpu().numpy())
     scores = calibrated(class_scores(model, features, rows), *sides, trained.gamma)
     labels, predicted = metadata.labels[rows], scores.argmax(axis=1)
@@ -94,13 +87,14 @@ def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path)
     for says, i in best_median_worst(margins).items():
         (path,), _ = resolve_images(image_folder(data_root, DATASETS[inputs.dataset]), [metadata.image_files[rows[i]]])
         try:
-            picture = load_image(path, _SIDE)
+            picture = load_image(path, 224)
         except ValueError as error:
             raise UserError(f"{path} cannot be drawn: {error}") from error
         x = features.batch(rows[i : i + 1])
         a = model.attend(x)
         evidence = None if a is None else model.evidence(x, a)
         if a is None or evidence is None or z is None:
+            method = trained.config["method"]
             raise UserError(f"{method} has no attention over regions to draw, or does not score by attributes")
         added = (evidence[0] * z[predicted[i]]).float().cpu().numpy()  # (K,) to the predicted class's score
         top = np.argsort(-added, kind="stable")[:_SHOWN]
@@ -116,79 +110,36 @@ def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path)
                 says=f"{says}, margin {margins[i]:+.2f}",
             )
         )
-    attention_figure(panels, out, title=f"{inputs.dataset}, {method}, test images of unseen classes")
+    attention_figure(panels, out, title=f"{inputs.dataset}, {trained.config['method']}, test images of unseen classes")
 
 
 def attention_figure(panels: Sequence[Panel], out: Path, *, title: str) -> None:
-    """A row a photograph, a column an attribute; one colour scale for all, from 0 to the largest share shown.
-
-    Args:
-        out: the PNG; the PDF stands beside it.
-    """
+    """A row a photograph, a column an attribute; one colour scale for all, from 0 to the largest share shown."""
     columns = 1 + max(len(panel.attributes) for panel in panels)
-    highest = max(float(panel.theta.max()) for panel in panels)
-    scale = Normalize(0, 100 * highest)
-    uniform = 100 / panels[0].theta[0].size
-    with drawing():
-        figure, axes = canvas(0.7 + 1.55 * columns, 0.75 + 1.95 * len(panels), len(panels), columns)
+    scale = Normalize(0, 100 * max(float(panel.theta.max()) for panel in panels))
+    small = {"fontsize": 6.5, "loc": "left"}
+    with canvas(out, 0.7 + 1.55 * columns, 0.75 + 1.95 * len(panels), len(panels), columns) as (figure, axes):
         for row, panel in zip(axes, panels, strict=True):
-            height, width = panel.picture.shape[:2]
             right = panel.true == panel.predicted
+            predicted = "the same" if right else printable(shown_class(panel.predicted), _LETTERS - 11)
+            said = f"{printable(panel.says, _LETTERS)}\ntrue: {printable(shown_class(panel.true), _LETTERS - 6)}"
             row[0].imshow(panel.picture)
-            row[0].set_title(
-                f"{printable(panel.says, _LETTERS)}\ntrue: {printable(shown_class(panel.true), _LETTERS - 6)}\n"
-                f"predicted: {'the same' if right else printable(shown_class(panel.predicted), _LETTERS - 11)}",
-                fontsize=6.5,
-                loc="left",
-                color="black" if right else "#B00020",
-            )
+            row[0].set_title(f"{said}\npredicted: {predicted}", color="black" if right else "#B00020", **small)
+            height, width = panel.picture.shape[:2]
             grey = np.repeat(panel.picture.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
-            for axis, name, value, heat in zip(
-                row[1:], panel.attributes, panel.contributions, panel.theta, strict=False
-            ):
+            shown = zip(row[1:], panel.attributes, panel.contributions, panel.theta, strict=False)
+            for axis, name, value, heat in shown:
                 axis.imshow(grey)
-                axis.imshow(
-                    100 * heat,
-                    cmap="viridis",  # equal steps look equal, in grey too
-                    norm=scale,
-                    alpha=_COVER,
-                    extent=(0, width, height, 0),
-                    interpolation="nearest",
-                )
-                h, w = heat.shape
-                axis.hlines(np.arange(1, h) * height / h, 0, width, color="white", linewidth=0.25, alpha=0.6)
-                axis.vlines(np.arange(1, w) * width / w, 0, height, color="white", linewidth=0.25, alpha=0.6)
-                axis.set_title(
-                    f"{printable(shown_attribute(name), _LETTERS)}\n{value:+.3g} · peak {100 * heat.max():.1f} %",
-                    fontsize=6.5,
-                    loc="left",
-                )
+                look = {"cmap": "viridis", "norm": scale, "alpha": _COVER, "interpolation": "nearest"}
+                axis.imshow(100 * heat, extent=(0, width, height, 0), **look)
+                peak = f"{value:+.3g} · peak {100 * heat.max():.1f} %"
+                axis.set_title(f"{printable(shown_attribute(name), _LETTERS)}\n{peak}", **small)
             for axis in row:
                 axis.set_axis_off()
-        bar = figure.colorbar(
-            ScalarMappable(scale, "viridis"),
-            ax=axes,
-            shrink=0.8,
-            aspect=30,
-            pad=0.01,
-            alpha=_COVER,
-            label="share of attention in a cell (%)",
-        )
-        bar.ax.tick_params(labelsize=7)
-        bar.ax.axhline(uniform, color="white", linewidth=1.2)
-        bar.ax.annotate(
-            "uniform",
-            (0, uniform),
-            xycoords=("axes fraction", "data"),
-            xytext=(-3, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontsize=6,
-            rotation=90,
-        )
+        label = f"share of attention in a cell (%); uniform: {100 / panels[0].theta[0].size:.1f}"
+        bar: dict[str, Any] = {"shrink": 0.8, "aspect": 30, "pad": 0.01, "alpha": _COVER, "label": label}
+        figure.colorbar(ScalarMappable(scale, "viridis"), ax=axes, **bar).ax.tick_params(labelsize=7)
         figure.suptitle(printable(title, 100), fontsize=9)
         rule = "images by the margin of the true class's calibrated score over the best other: highest, median, lowest"
         number = "signed number: what the attribute adds to the predicted class's score"
         figure.supxlabel(f"{rule}\n{number}", fontsize=6.5)
-        save(figure, out)

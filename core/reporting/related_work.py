@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 _AT_7 = "ResNet-101 frozen, 7x7"
 _AT_14 = "ResNet-101 frozen, 14x14"
 _TUNED = "ResNet-101 fine-tuned, 7x7"
@@ -41,11 +43,22 @@ RELATED_WORK = {
 }
 
 
-def related_work_table(dataset: str) -> list[str]:
-    """Markdown lines of the published results on ``dataset``, in percent; none where there are none."""
+def related_work(dataset: str, backbone: str, notes: Sequence[str]) -> list[str]:
+    """Markdown lines of the published results on ``dataset``, in percent, and why they do not compare."""
     if dataset not in RELATED_WORK:
         return []
-    lines = ["| as published | T1 | U | S | H | features | source |", "|---|---|---|---|---|---|---|"]
+    if any(note.startswith("a subset of") for note in notes):
+        return ["", f"Published rows of {dataset} are not shown: these are not all of its classes and images."]
+    why = ": selected on test where the source says so, and from the authors' own runs."
+    if backbone.lower() not in ("resnet101", "resnet_101"):
+        why = f", on other features than {backbone or 'unknown ones'}: they do not compare."
+    lines = [
+        "",
+        f"Published by others{why}",
+        "",
+        "| as published | T1 | U | S | H | features | source |",
+        "|---" * 7 + "|",
+    ]
     for method, *numbers, features, source in RELATED_WORK[dataset]:
         cells = " | ".join("-" if v is None else f"{v:.1f}" for v in numbers)
         lines.append(f"| {method} | {cells} | {features} | {source} |")

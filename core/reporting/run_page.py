@@ -17,31 +17,24 @@ from core.inference.trained import grid_said, load_trained
 
 
 def draw_page(run_folder: Path, inputs: Inputs, data_root: Path, out: Path) -> Path:
-    """Write the page for at most 200 test images, spread over the classes, and return its index.html.
-
-    Raises:
-        UserError: the images are not there, one cannot be read, or ``out`` holds something else.
-    """
+    """Write the page for at most 200 test images, spread over the classes, and return its index.html."""
     metadata, features = inputs.metadata, inputs.features
-    folder = image_folder(data_root, DATASETS[inputs.dataset])
-    transform = transform_of(inputs.provenance.get("transform", ""))
     rows = spread(np.concatenate([metadata.test_unseen_loc, metadata.test_seen_loc]), metadata.labels, IMAGES)
-    names = [metadata.image_files[row] for row in rows]
-    paths, missing = resolve_images(folder, names)
+    folder = image_folder(data_root, DATASETS[inputs.dataset])
+    paths, missing = resolve_images(folder, [metadata.image_files[row] for row in rows])
     if missing:
         raise UserError(f"{len(missing)} of {len(paths)} images are missing, the first is {paths[missing[0]]}")
-    items = []
-    for row, path in zip(rows, paths, strict=True):
-        x = features.batch(np.array([row]))[0]
-        items.append(Item(picture=path, x=x, truth=int(metadata.labels[row])))
-    return write_page(
+    labels = metadata.labels[rows]
+    items = [
+        Item(picture=path, x=features.batch(np.array([row]))[0], truth=int(label))
+        for row, path, label in zip(rows, paths, labels, strict=True)
+    ]
+    grid, transform = grid_said(inputs.provenance["regions"]), transform_of(inputs.provenance.get("transform", ""))
+    title, trained = (
+        f"{inputs.dataset}, {inputs.provenance['name']}, test images",
         load_trained(run_folder, features.device),
-        items,
-        out,
-        grid=grid_said(inputs.provenance["regions"]),
-        transform=transform,
-        title=f"{inputs.dataset}, {inputs.provenance['name']}, test images",
     )
+    return write_page(trained, items, out, grid=grid, transform=transform, title=title)
 
 
 def spread(rows: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:

@@ -1,12 +1,13 @@
 """Every Markdown table: rows of summary.csv in, one a run; a line a method out; what is no equal stands apart.
 
-A table holds runs on one data set, split, feature file, vectors and code; a line is the mean over runs that differ in
-nothing but their seed. Where there are several tables, each has its digests below.
+A table holds runs on one data set, split, feature file, vectors and code; runs of a line differ in their seed alone.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,21 @@ import pandas as pd
 from core.experiments.ablations import ABLATIONS, WHOLE
 from core.experiments.statistics import RESAMPLED, Interval, paired
 from core.files.errors import UserError
-from core.reporting.related_work import RELATED_WORK, related_work_table
-from core.reporting.rows import DIGESTS, METRICS, OURS, Entry, entries_of, prepared, tables_of
+from core.method import epochs_of
+from core.methods import methods
+from core.reporting.related_work import related_work
+
+OURS = "vsmr"  # the method that the others are compared with
+METRICS = ["T1", "U", "S", "H", "AUSUC"]
+DIGESTS = {"features_sha256": "features", "vectors_sha256": "vectors", "split_sha256": "split", "code": "code"}
+TABLE = ["dataset", "backbone", "regions", "input_size", "features", *DIGESTS]  # equal within a table
+# what a label says of columns in which a method's lines differ
+_SAID = {"method_code": "method code", "precision": "precision", "gamma_splits": "γ splits", "torch": "torch"}
+LINE = ["method", "recipe", "most_epochs", "validated", "cut_off", *_SAID]  # equal within a line, seeds apart
+_TEXT = [*TABLE, "method", "method_code", "recipe", "precision", "cut_off", "ablation", "notes", "deviations", "how"]
+_TEXT += ["pretraining_saw_unseen", "finetuned", "device", "torch"]
+_NUMBERS = ["configurations", *(p + metric for p in ("", "val_", "test_", "published_") for metric in METRICS)]
+_NUMBERS += ["gamma", "H_gamma0", "H_best", "seed", "epochs", "most_epochs", "recipe_epochs", "gamma_splits", "seconds"]
 
 LEGEND = (
     "T1: accuracy on images of unseen classes, among unseen classes only. U and S: accuracy on images of unseen and\n"
@@ -27,10 +41,79 @@ AUSUC = "AUSUC: area under the curve of S over U as γ runs through all values (
 _CUT_OFF = "CUT OFF: fewer epochs than the published recipe; not comparable as an equal:"
 _ON_TEST = "SELECTED ON TEST (epoch and γ), what most repositories print; not comparable with the above:"
 _PUBLISHED = "PUBLISHED PROCEDURE: transductive (unlabelled test images), plain sample average; not comparable:"
-_VALIDATION = "Validation splits (what was chosen on, so optimistic):"
+_BY_SEED = """\
+Paired over seeds, 95 % intervals (t): they cover seeds and their validation splits, not the draw of test
+classes. With n seeds p cannot be below 2^(1-n): {least:.3g} for {seeds}."""
+_BY_CLASS = """\
+Paired bootstrap over test classes, unseen and seen drawn apart, 95 % intervals; U, S and H at the γ of
+the highest H, chosen anew in every draw for either method."""
 
 # rows of the method compared with, rows of the other (the same seeds) -> metric -> difference; None: no stored scores
 OverClasses = Callable[[pd.DataFrame, pd.DataFrame], Mapping[str, Interval] | None]
+
+
+def read_summary(path: Path) -> pd.DataFrame:
+    """The rows of a summary.csv, :func:`prepared`."""
+    return prepared(pd.read_csv(path, dtype=str, keep_default_na=False))
+
+
+def prepared(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows with every column that a table asks for: texts are "" and numbers NaN where they are missing."""
+    frame = pd.DataFrame(rows)
+    frame = frame.reindex(columns=[*dict.fromkeys([*frame.columns, *_TEXT, *_NUMBERS])])
+    frame[_TEXT] = frame[_TEXT].map(_text)
+    frame[_NUMBERS] = frame[_NUMBERS].apply(pd.to_numeric)
+    frame["validated"] = frame.val_AUSUC.notna()
+    # rows of earlier versions know of no choice of γ splits, nor how many epochs the recipe has
+    frame["gamma_splits"] = frame.gamma_splits.fillna(1)
+    known = [(methods().get(method), dataset) for method, dataset in zip(frame.method, frame.dataset, strict=True)]
+    planned = [np.nan if method is None else epochs_of(method.recipe(dataset)) for method, dataset in known]
+    frame["recipe_epochs"] = frame.recipe_epochs.fillna(pd.Series(planned, index=frame.index, dtype=float))
+    return frame
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:g}"
+    return "" if value is None else " ".join(str(value).split())  # one line, whatever a name holds
+
+
+def tables_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows split into groups that may share a table, in the order of their first rows."""
+    return [part for _, part in frame.groupby(TABLE, sort=False)]
+
+
+def with_lines(part: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table by seed, with the number, label and remarks of the line that each belongs to."""
+    line = part.groupby(LINE, sort=False, dropna=False).ngroup()
+    part = part.assign(line=line, label="", remarks="").sort_values("seed", kind="stable")
+    if (twice := part.duplicated(["line", "seed"])).any():
+        row = part[twice].iloc[0]
+        twofold = f"{row.dataset}, {row.method}: seed {row.seed:.0f} is there twice"
+        raise UserError(f"{twofold}; rebuild the summary with: python reproduce_tables.py --collect")
+    several = part.groupby("method")[[*_SAID]].nunique() > 1
+    for number, runs in part.groupby("line"):
+        first = runs.iloc[0]
+        says = [f"{key}={value}" for key, value in json.loads(first.recipe or "{}").items()]
+        says += [f"{name} {_text(first[c]) or 'unknown'}" for c, name in _SAID.items() if several.loc[first.method, c]]
+        if 0 < first.recipe_epochs < first.most_epochs:  # fewer are said by its remark; closed forms have none
+            says.append(f"{first.most_epochs:g} epochs, recipe {first.recipe_epochs:g}")
+        label = first.method + (f" ({', '.join(says)})" if says else "")
+        part.loc[part.line == number, ["label", "remarks"]] = label, _remarks(runs)
+    return part
+
+
+def _remarks(runs: pd.DataFrame) -> str:
+    """What must be known wherever the line of these runs is printed."""
+    first = runs.iloc[0]
+    said = [f"pretraining saw unseen classes: {v}" for v in sorted({*runs.pretraining_saw_unseen} - {"", "no"})]
+    said += ["backbone fine-tuned"] * ("true" in {*runs.finetuned.str.lower()})
+    said += ["given vsmr's preparation"] * first.method.endswith("-prepared")
+    if not first.validated:
+        gammas = ", ".join(dict.fromkeys(f"{gamma:.3g}" for gamma in runs.gamma))
+        said.append(f"nothing validated (--select last): γ = {gammas}, the method's own")
+    said += [f"γ: mean over {first.gamma_splits:g} validation splits a seed"] * bool(first.gamma_splits > 1)
+    return "; ".join([*said, *[f"cut off: {first.cut_off}"] * bool(first.cut_off)])
 
 
 def all_tables(rows: pd.DataFrame | Iterable[Mapping[str, Any]], over_classes: OverClasses | None = None) -> str:
@@ -41,185 +124,133 @@ def all_tables(rows: pd.DataFrame | Iterable[Mapping[str, Any]], over_classes: O
 
 
 def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_classes: OverClasses | None) -> list[str]:
-    entries = entries_of(part[part.ablation == ""])
-    full, cut = [e for e in entries if not e.cut_off], [e for e in entries if e.cut_off]
-    notes = _notes(part)
-    lines = [
-        f"### {_heading(part)}{telling(part, groups)}",
-        "",
-        *(f"Note: {note}." for note in notes),
-        *[""] * bool(notes),
-    ]
-    if entries:
-        lines += [
+    runs = with_lines(part[part.ablation == ""])
+    notes = list(dict.fromkeys(note.rstrip(".") for text in part.notes for note in text.split(" | ") if note))
+    full, cut = runs[runs.cut_off == ""], runs[runs.cut_off != ""]
+    lines = [f"### {_heading(part)}{telling(part, groups)}", "", *(f"Note: {note}." for note in notes)]
+    if len(runs):
+        lines += [""] * bool(notes) + [
             "Inductive. Epochs, γ and thresholds are chosen on a class-disjoint validation split inside trainval (seed",
             f"k has split k); the test sets are read once. {AUSUC}",
         ]
-        lines += _metrics(full, "", "method, test sets", "")
-        lines += _related(part)
-        lines += comparison(full, "", over_classes)
-        lines += _metrics(full, "val_", "method, validation", _VALIDATION)
-        lines += comparison(full, "val_", None)
+        lines += _metrics(full, "", "method, test sets")
+        lines += related_work(part.dataset.iloc[0], part.backbone.iloc[0], notes)
+        lines += _comparison(full, "", over_classes)
+        lines += _metrics(full, "val_", "method, validation", "Validation splits (what was chosen on, so optimistic):")
+        lines += _comparison(full, "val_", None)
         lines += _metrics(cut, "", "method, test sets", _CUT_OFF)
         lines += _metrics(cut, "val_", "method, validation", _CUT_OFF)
-        lines += _metrics(entries, "test_", "method, selected on test", _ON_TEST)
-        lines += _metrics(entries, "published_", "method, published procedure", _PUBLISHED)
-    for version, runs in part[part.ablation != ""].groupby("torch"):
-        lines += _ablation(runs, f" (torch {version})" if part.torch.nunique() > 1 else "")
+        lines += _metrics(runs, "test_", "method, selected on test", _ON_TEST)
+        lines += _metrics(runs, "published_", "method, published procedure", _PUBLISHED)
+    for version, ablated in part[part.ablation != ""].groupby("torch"):
+        lines += _ablation(ablated, f" (torch {version})" if part.torch.nunique() > 1 else "")
     lines.append("")
-    if entries:
-        seconds = ", ".join(f"{e.label} {e.runs.seconds.median():.0f}" for e in entries)
-        epochs = [f"{e.label} {e.runs.most_epochs.max():.0f} ({_values(e.runs.epochs)})" for e in entries]
+    if len(runs):
+        own = [(own.label.iloc[0], own) for _, own in runs.groupby("line")]
+        seconds = [f"{label} {own.seconds.median():.0f}" for label, own in own]
+        epochs = [f"{label} {own.most_epochs.max():.0f} ({_values(own.epochs)})" for label, own in own]
         lines += [
-            f"Seconds a run (choose, refit, test; median): {seconds}.",
+            f"Seconds a run (choose, refit, test; median): {', '.join(seconds)}.",
             f"Most epochs offered to the selection (and chosen): {', '.join(epochs)}.",
             "Beside the published procedures: selection on validation rather than on test, γ validated rather than the"
             " margin alone, one model for T1 and H.",
         ]
-    for method, runs in part[part.deviations != ""].groupby("method"):
-        lines.append(f"{_escape(str(method))} differs from the published method: {_escape(_values(runs.deviations))}.")
+    for method, said in part[part.deviations != ""].groupby("method").deviations:
+        lines.append(f"{method} differs from the published method: {_values(said)}.")
     return [*lines, _digests(part)]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table that a driver prints of the seeds of one method (rows of core/experiments/results.py)."""
+    """The table that a driver prints of the seeds of one method (rows of core/experiments/results.py), and their γ."""
     groups, texts = tables_of(prepared(rows)), []
     for part in groups:
-        entries = entries_of(part)
-        full, cut = [e for e in entries if not e.cut_off], [e for e in entries if e.cut_off]
-        labels = ", ".join(e.label for e in entries)
-        lines = [f"## {_heading(part)}: {labels}{telling(part, groups)}", "", AUSUC]
-        lines += _metrics(full, "", "method, test sets, inductive", "", bold=entries[0].method)
-        lines += _metrics(cut, "", "method, test sets, inductive", _CUT_OFF)
-        lines += _metrics(entries, "test_", "method", _ON_TEST.partition(",")[0] + ": not comparable:")
-        lines += _metrics(entries, "published_", "method", _PUBLISHED)
-        lines += _related(part)
-        for e in entries:
-            epochs, gammas = ", ".join(f"{v:.0f}" for v in e.runs.epochs), ", ".join(f"{v:.3g}" for v in e.runs.gamma)
-            lines += ["", f"{e.label}: epochs {epochs}; γ {gammas}; chosen: {e.runs.how.iloc[0] or 'unknown'}."]
-            lines += [f"Time a seed: {e.runs.seconds.mean():.0f} s on {_values(e.runs.device)}."]
-        lines += [f"note: {note}." for note in _notes(part)]
-        texts.append("\n".join([*lines, "", LEGEND, "", _digests(part)]))
-    return "\n\n".join(texts)
+        runs = with_lines(part)
+        heading = f"## {_heading(part)}: {', '.join(runs.groupby('line').label.first())}{telling(part, groups)}"
+        lines = [heading, *_dataset_table(part, groups, None)[1:]]
+        for label, own in runs.groupby("label"):
+            gammas = ", ".join(f"{gamma:.3g}" for gamma in own.gamma)
+            lines.append(f"{label}: γ {gammas}; chosen: {own.how.iloc[0] or 'unknown'}.")
+        texts.append("\n".join(lines))
+    return "\n\n".join([*texts, LEGEND])
 
 
-def _metrics(entries: Sequence[Entry], prefix: str, header: str, title: str, bold: str = OURS) -> list[str]:
-    """A line an entry, best first; entries without these columns are left out, as are columns that no entry has."""
-    measured = {e: e.runs[e.runs[[prefix + k for k in METRICS]].notna().any(axis=1)] for e in entries}
-    measured = {e: runs for e, runs in measured.items() if len(runs)}  # the seeds that have such numbers
+def _metrics(runs: pd.DataFrame, prefix: str, header: str, title: str = "") -> list[str]:
+    """A line a method, best first, of the seeds that have such numbers; columns that hold nothing are left out."""
     columns = {k: prefix + k for k in METRICS}
-    if not prefix:
-        columns |= {"H, γ = 0": "H_gamma0", "H, best γ (chosen on test)": "H_best"}
-    columns = {k: c for k, c in columns.items() if any(runs[c].notna().any() for runs in measured.values())}
+    runs = runs[runs[[*columns.values()]].notna().any(axis=1)]
+    columns |= {} if prefix else {"H, γ = 0": "H_gamma0", "H, best γ (chosen on test)": "H_best"}
+    columns = {k: c for k, c in columns.items() if runs[c].notna().any()}
     if not columns:
         return []
-    last = prefix + [k for k in METRICS if k in columns][-1]
-    tried = any(runs.configurations.notna().any() for runs in measured.values())
-    remarks = any(e.remarks for e in measured)
     rows = []
-    for e in sorted(measured, key=lambda e: -measured[e][last].mean()):
-        runs, most = measured[e], measured[e].configurations.max()
-        cells = {name: _mean(runs[c]) for name, c in columns.items()}
-        cells |= {"configurations tried": "-" if np.isnan(most) else f"{most:.0f}"} if tried else {}
-        cells |= {"seeds": str(len(runs))} | ({"remarks": e.remarks} if remarks else {})
-        rows.append((e.label, cells, e.method == bold))
-    lines = _markdown(header, rows)
-    return ["", *[title, ""] * bool(title), *lines]
+    for _, own in runs.groupby("line"):
+        first, tried = own.iloc[0], own.configurations.max()
+        row = {header: f"**{first.label}**" if first.method == OURS else first.label}
+        row |= {name: _mean(own[c]) for name, c in columns.items()}
+        if runs.configurations.notna().any():
+            row["configurations tried"] = "-" if np.isnan(tried) else f"{tried:.0f}"
+        rows.append(row | {"seeds": len(own)} | ({"remarks": first.remarks} if runs.remarks.any() else {}))
+    last = columns[[k for k in METRICS if k in columns][-1]]
+    order = (-runs.groupby("line")[last].mean()).argsort(kind="stable")
+    return ["", *[title, ""] * bool(title), *_markdown([rows[i] for i in order])]
 
 
-def _related(part: pd.DataFrame) -> list[str]:
-    """Published rows where the data set is the benchmark itself, and why they do not compare."""
-    dataset, backbone = part.dataset.iloc[0], part.backbone.iloc[0]
-    if dataset not in RELATED_WORK:
-        return []
-    if any(note.startswith("a subset of") for note in _notes(part)):
-        return ["", f"Published rows of {dataset} are not shown: these are not all of its classes and images."]
-    why = "Published by others: selected on test where the source says so, and from the authors' own runs."
-    if backbone.lower() not in ("resnet101", "resnet_101"):
-        why = f"Published by others, on other features than {backbone or 'unknown ones'}: they do not compare."
-    return ["", why, "", *related_work_table(dataset)]
+def ours_among(runs: pd.DataFrame) -> pd.DataFrame | None:
+    """Runs of the line that the others are compared with; None: there is none, or several and none is as published."""
+    ours = runs[runs.method == OURS]
+    for wanted in (ours.label == OURS, ours.validated):
+        ours = ours[wanted.loc[ours.index]] if ours.line.nunique() > 1 else ours
+    return ours if ours.line.nunique() == 1 else None
 
 
-def ours_among(entries: Sequence[Entry]) -> Entry | None:
-    """The entry that the others are compared with; None where there is none, or several and none is as published."""
-    ours = [e for e in entries if e.method == OURS]
-    if len(ours) > 1:
-        ours = [e for e in ours if e.label == OURS]
-    if len(ours) > 1:
-        ours = [e for e in ours if e.runs.validated.all()]
-    return ours[0] if len(ours) == 1 else None
-
-
-def comparison(entries: Sequence[Entry], prefix: str, over_classes: OverClasses | None) -> list[str]:
+def _comparison(runs: pd.DataFrame, prefix: str, over_classes: OverClasses | None) -> list[str]:
     """Our method against every other: paired over the seeds that both have, and over classes; the strongest first."""
-    if (ours := ours_among(entries)) is None:
+    if (ours := ours_among(runs)) is None:
         return []
-    mine = ours.runs.set_index("seed", drop=False)
     columns = {k: prefix + k for k in ("T1", "H", "AUSUC")} | ({} if prefix else {"H, best γ": "H_best"})
-    columns = {k: c for k, c in columns.items() if mine[c].notna().all()}
-    if not (keys := [k for k in METRICS if k in columns]):
+    columns = {k: c for k, c in columns.items() if ours[c].notna().all()}
+    if not columns:
         return []
-    last, seeds, by_seed, by_class = keys[-1], 0, [], []
-    for e in sorted(entries, key=lambda e: -e.runs[columns[last]].mean()):
-        other = e.runs.set_index("seed", drop=False)
-        shared = mine.index.intersection(other.index)
-        if e is ours or other.loc[shared, [*columns.values()]].isna().any(axis=None):
+    last = [k for k in METRICS if k in columns][-1]
+    label, by_seed, by_class = ours.label.iloc[0], [], []
+    others = [own for line, own in runs.groupby("line") if line != ours.line.iloc[0]]
+    for own in sorted(others, key=lambda own: -own[columns[last]].mean()):
+        a, b = (side[side.seed.isin({*ours.seed} & {*own.seed})] for side in (ours, own))
+        if b[[*columns.values()]].isna().any(axis=None):
             continue
-        name = e.label + (f" ({e.remarks})" if e.remarks else "")
-        if over_classes and (drawn := over_classes(mine.loc[shared], other.loc[shared])):
-            by_class.append((name, {k: _difference(drawn[k], 100) for k in RESAMPLED}, False))
-        if len(shared) > 1:
-            found = {k: paired(100 * mine.loc[shared, c], 100 * other.loc[shared, c]) for k, c in columns.items()}
-            cells = {k: _difference(d) for k, d in found.items()}
-            cells |= {f"sign-flip p of {last}": f"{found[last].p:.3f}", "seeds": str(len(shared))}
-            by_seed.append((name, cells, False))
-            seeds = max(seeds, len(shared))
-    lines = []
-    if by_seed:
-        lines += ["", *_markdown(f"{ours.label} minus{' (validation)' if prefix else ''}", by_seed), ""]
-        lines += [
-            "Paired over seeds, 95 % intervals (t): they cover seeds and their validation splits, not the draw of test"
-        ]
-        lines += [f"classes. With n seeds p cannot be below 2^(1-n): {2.0 ** (1 - seeds):.3g} for {seeds}."]
-    if by_class:
-        lines += ["", *_markdown(f"{ours.label} minus, over classes", by_class), ""]
-        lines += [
-            "Paired bootstrap over test classes, unseen and seen drawn apart, 95 % intervals; U, S and H at the γ of"
-        ]
-        lines += ["the highest H, chosen anew in every draw for either method."]
-    return lines
+        name = own.label.iloc[0] + (f" ({own.remarks.iloc[0]})" if own.remarks.iloc[0] else "")
+        if over_classes and (drawn := over_classes(a, b)):
+            by_class.append({f"{label} minus, over classes": name} | {k: _difference(drawn[k], 100) for k in RESAMPLED})
+        if len(a) > 1:
+            found = {k: paired(100 * a[c], 100 * b[c]) for k, c in columns.items()}
+            row = {f"{label} minus{' (validation)' if prefix else ''}": name}
+            row |= {k: _difference(d) for k, d in found.items()}
+            by_seed.append(row | {f"sign-flip p of {last}": f"{found[last].p:.3f}", "seeds": len(a)})
+    seeds = max((row["seeds"] for row in by_seed), default=0)
+    lines = ["", *_markdown(by_seed), "", _BY_SEED.format(least=2.0 ** (1 - seeds), seeds=seeds)] if by_seed else []
+    return lines + (["", *_markdown(by_class), "", _BY_CLASS] if by_class else [])
 
 
 def _ablation(part: pd.DataFrame, of: str) -> list[str]:
     """The whole method and what is left without one ingredient, on validation splits, paired with the whole."""
     if not (part.ablation == WHOLE).any():
         return []
-    of_name = {str(name): entries_of(runs) for name, runs in part.groupby("ablation", sort=False)}
-    for name, found in of_name.items():
-        if len(found) > 1:
-            kinds = " and of ".join(e.label for e in found)
-            raise UserError(
-                f"ablation {name!r} of {part.dataset.iloc[0]}: its seeds are runs of {kinds}: they have no mean; give "
-                "either a folder of its own with --out"
-            )
-    whole, rows = of_name[WHOLE][0].runs.set_index("seed"), []
-    for name in [*(n for n in ABLATIONS if n in of_name), *(n for n in of_name if n not in ABLATIONS)]:
-        mine = of_name[name][0].runs.set_index("seed")
-        cells = {k: _mean(mine[f"val_{k}"]) for k in ("T1", "H", "AUSUC")}
-        cells |= {"difference": "", "95 % interval": "", "95 %": ""}
-        shared = whole.index.intersection(mine.index)
-        if name != WHOLE and len(shared) > 1:
-            d = paired(100 * mine.loc[shared, "val_AUSUC"], 100 * whole.loc[shared, "val_AUSUC"])
-            verdict = "significant" if d.significant else "not significant"
-            cells |= {
-                "difference": f"{d.mean:+.1f}",
-                "95 % interval": f"{d.low:+.1f} to {d.high:+.1f}",
-                "95 %": verdict,
-            }
-        rows.append((name, cells, False))
+    runs_of = {str(name): with_lines(runs) for name, runs in part.groupby("ablation", sort=False)}
+    whole, rows = runs_of[WHOLE], []
+    for name in sorted(runs_of, key=lambda name: [*ABLATIONS, name].index(name)):
+        mine = runs_of[name]
+        if mine.line.nunique() > 1:
+            kinds = f"ablation {name!r} of {part.dataset.iloc[0]}: its seeds are runs of {' and of '.join(mine.label)}"
+            raise UserError(f"{kinds}: they have no mean; give either a folder of its own with --out")
+        row = {"": name} | {k: _mean(mine[f"val_{k}"]) for k in ("T1", "H", "AUSUC")}
+        a, b = (100 * side.val_AUSUC[side.seed.isin({*mine.seed} & {*whole.seed})] for side in (mine, whole))
+        d = paired(a, b) if name != WHOLE and len(a) > 1 else None
+        row["difference"] = f"{d.mean:+.1f}" if d else ""
+        row["95 % interval"] = f"{d.low:+.1f} to {d.high:+.1f}" if d else ""
+        row["95 %"] = ("significant" if d.significant else "not significant") if d else ""
+        rows.append(row)
     title = f"Ablation on validation splits{of} (no test image is read); difference of AUSUC to the whole, paired over"
-    title += " seeds:"
-    return ["", title, "", *_markdown("", rows)]
+    return ["", f"{title} seeds:", "", *_markdown(rows)]
 
 
 def _digests(part: pd.DataFrame) -> str:
@@ -233,11 +264,10 @@ def _digests(part: pd.DataFrame) -> str:
 
 def _heading(part: pd.DataFrame) -> str:
     first = part.iloc[0]
-    size = f"{first.input_size} px" if first.input_size else ""
     # what extraction added to the name of the features (a layer, a mirror image) where there is more than the backbone
     variant = first.features if first.features != first.backbone else ""
-    shown = [v for v in (first.backbone or "unknown", first.regions, size, variant) if v]
-    return _escape(f"{first.dataset}, features {', '.join(shown)}")
+    shown = [first.backbone or "unknown", first.regions, first.input_size and f"{first.input_size} px", variant]
+    return f"{first.dataset}, features {', '.join(filter(None, shown))}"
 
 
 def telling(part: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> str:
@@ -249,21 +279,14 @@ def telling(part: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> str:
     return f" ({', '.join(f'{DIGESTS[c]} {part[c].iloc[0][:12]}' for c in differ)})"
 
 
-def _notes(part: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(note.rstrip(".") for text in part.notes for note in text.split(" | ") if note))
-
-
 def _values(values: pd.Series) -> str:
-    unique = sorted({v for v in values.dropna() if v != ""})
-    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in unique) or "unknown"
+    return ", ".join(_text(v) for v in sorted({*values.dropna()} - {""})) or "unknown"
 
 
 def _mean(values: pd.Series) -> str:
     """Mean ± standard deviation of shares, in percent."""
     v = 100 * values.dropna()
-    if v.empty:
-        return "-"
-    return f"{v.mean():.1f}" + (f" ± {v.std():.1f}" if len(v) > 1 else "")
+    return "-" if v.empty else f"{v.mean():.1f}" + (f" ± {v.std():.1f}" if len(v) > 1 else "")
 
 
 def _difference(d: Interval, scale: float = 1.0) -> str:
@@ -271,15 +294,8 @@ def _difference(d: Interval, scale: float = 1.0) -> str:
     return f"{scale * d.mean:+.1f} ({scale * d.low:+.1f} to {scale * d.high:+.1f}){verdict}"
 
 
-def _markdown(header: str, rows: Sequence[tuple[str, Mapping[str, str], bool]]) -> list[str]:
-    """Rows of a name, its cells and whether it is bold; all have the same columns."""
-    lines = [[header, *rows[0][1]]]
-    for name, cells, bold in rows:
-        lines.append([f"**{_escape(name)}**" if bold else _escape(name), *map(_escape, cells.values())])
-    text = ["|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|" for line in lines]
-    return [text[0], "|---" * len(lines[0]) + "|", *text[1:]]
-
-
-def _escape(text: str) -> str:
-    """Text that cannot leave its cell."""
-    return text.replace("|", "\\|")
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows with the same columns; no text can leave its cell."""
+    lines = [[*rows[0]], *([str(cell) for cell in row.values()] for row in rows)]
+    lines = [[f" {cell} ".replace("|", "\\|") if cell else " " for cell in line] for line in lines]
+    return [f"|{'|'.join(line)}|" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]]]

@@ -35,29 +35,19 @@ def save_checkpoint(path: Path | str, tensors: dict[str, Tensor], meta: dict[str
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and meta of a checkpoint.
-
-    Raises:
-        UserError: missing, not a checkpoint, or its content does not match its checksum.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; the run that writes it has not ended, or is elsewhere")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    """Tensors and meta of a checkpoint, compared with its checksum."""
     try:
         # from memory: the library opens no path that is not UTF-8, and its tensors would hold the file open
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"no checkpoint at {path} ({error.strerror}); the run that writes it has not ended") from error
+    try:
+        header = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][_KEY])
         tensors = load(content)
         intact = _digest(tensors, header["meta"]) == header["sha256"]
         meta: dict[str, Any] = json.loads(header["meta"])
     except Exception as error:  # safetensors raises its own kinds
-        raise UserError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}: {error}). Delete it to train again."
-        ) from error
+        raise UserError(f"{path} is not a readable checkpoint ({error}); delete it to train again") from error
     if not intact:
-        raise UserError(f"{path} is damaged: its content does not match its checksum. Delete it to train again.")
+        raise UserError(f"{path} is damaged: its content does not match its checksum; delete it to train again")
     return tensors, meta

@@ -1,1 +1,1 @@
-"""Backbones of one's own: every file here registers one with ``@build`` (docs/adding.md)."""
+"""Backbones besides those of core/features/trunks.py and clip.py: a file here is imported below."""
