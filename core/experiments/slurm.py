@@ -31,12 +31,15 @@ class Task:
 
     def checkpoint(self, job: Job) -> Any:
         """Called by submitit before the time is over or the node is taken."""
-        return library("submitit.helpers", "--engine slurm", "submitit").DelayedSubmission(self, job)
+        with library("--engine slurm", "submitit"):
+            from submitit.helpers import DelayedSubmission
+        return DelayedSubmission(self, job)
 
 
 def submit(plan: Plan, options: Mapping[str, str]) -> str:
     """Submit what is not done yet as one job array and return; says how to follow it. ``options`` are sbatch's own."""
-    submitit = library("submitit", "--engine slurm", "submitit")
+    with library("--engine slurm", "submitit"):
+        import submitit
     jobs = [job for job, state, _ in status(plan) if state not in ("done", "running")]
     if not jobs:
         return "every run is done or running; --collect makes the tables of those that are done\n"
