@@ -22,6 +22,7 @@ from core.features.extraction import estimate, extract
 from core.features.settings import BATCH_SIZE, DTYPES, STORES, ExtractionConfig
 from core.features.shards import Shard, local_rank, parse_shard, run_on_devices, shard_of_environment
 from core.features.trunks import DEFAULT_WEIGHTS
+from core.files.memory import keep_memory
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     dataset, parser = DATASETS[name], Parser(description)
     add_arguments(parser, dataset)
     args = parser.parse_args(argv)
+    keep_memory()
     layers = tuple(name.strip() for name in args.layers.split(",") if name.strip())
     config = from_flags(ExtractionConfig, args, layers=layers)
     if args.dry_run:

@@ -27,9 +27,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse found wrong, as a UserError."""
-        raise UserError(
-            f"{message.removeprefix('argument ')}; python {sys.argv[0]} {self.named}--help lists every flag"
-        )
+        command = sys.argv[0] if sys.argv[0].startswith("vsmr") else f"python {sys.argv[0]}"
+        raise UserError(f"{message.removeprefix('argument ')}; {command} {self.named}--help lists every flag")
 
 
 Settings = TypeVar("Settings")
