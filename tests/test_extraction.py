@@ -83,7 +83,8 @@ def test_damaged_and_bomb_images_are_value_errors(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("core.features.images.LARGE", 3000)
     with pytest.raises(ValueError, match="8100|90x90"):
         load_image(path, 32)
-    Image.new("RGB", (1, 3000)).save(path)
+    monkeypatch.undo()
+    Image.new("L", (1, 100_000)).save(path, "PNG")
     with pytest.raises(ValueError, match="too narrow"):
         load_image(path, 32)
 

@@ -19,6 +19,7 @@ from core.features.extraction import extract
 from core.features.settings import ExtractionConfig
 from core.fields import add_fields
 from core.files.errors import UserError
+from core.files.memory import keep_memory
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     dataset, parser = DATASETS[name], Parser(description)
     add_arguments(parser, dataset)
     args = parser.parse_args(argv)
+    keep_memory()
     config = from_flags(ExtractionConfig, args)
     shard = parse_shard(args.shard) if args.shard else shard_of_environment()
     if config.device in ("auto", "cuda", "gpu") and (rank := local_rank()) is not None and torch.cuda.is_available():

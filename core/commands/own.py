@@ -19,6 +19,7 @@ from core.datasets.vectors import attribute_vectors, write_attribute_vectors
 from core.datasets.word_vectors import FORMATS, MODELS
 from core.files.atomic import read_json, sha256_file
 from core.files.errors import UserError
+from core.files.memory import keep_memory
 from core.methods import find_method
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,7 @@ def parser(description: str | None, argv: Sequence[str] | None = ()) -> Parser:
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
     args = parser(description, argv).parse_args(argv)
+    keep_memory()
     if args.data_root is None:
         raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")
     root: Path = args.data_root

@@ -29,7 +29,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         said = message.removeprefix("argument ")
-        raise UserError(f"{said}; python {sys.argv[0]} {self.named}--help lists every flag")
+        command = sys.argv[0] if sys.argv[0].startswith("vsmr") else f"python {sys.argv[0]}"
+        raise UserError(f"{said}; {command} {self.named}--help lists every flag")
 
 
 def from_flags(kind: type[Settings], args: argparse.Namespace, **others: Any) -> Settings:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from core.commands.parser import DEVICE, Parser, whole
 from core.files.errors import UserError
+from core.files.memory import keep_memory
 
 if TYPE_CHECKING:
     from core.inference.page import Item
@@ -57,6 +58,7 @@ def _named(ending: str) -> Callable[[str], Path]:
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     args = parser(description).parse_intermixed_args(argv)
+    keep_memory()
     if args.with_backbone and args.export is None:
         raise UserError("--with-backbone belongs to --export FILE.onnx")
     # what parsing and --help do not need: torch takes seconds

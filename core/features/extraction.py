@@ -148,6 +148,7 @@ def _provenance(
         "dataset": dataset.source,
         **network.record(),
         "pretraining_saw_unseen": saw,
+        "opened": "as a viewer shows it",  # turned by EXIF, grey by its type; files without this: by neither
         **finetuned_provenance(config.weights),
         "dtype": config.dtype,
         "batch_size": config.batch_size,

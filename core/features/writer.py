@@ -34,7 +34,7 @@ from core.files.hdf5 import content_digest
 
 _RECORDED = {
     "weights", "pretraining_saw_unseen", "batch_size", "device", "torch_version", "word_vectors", "notes",
-    "format_version", "complete",
+    "format_version", "complete", "opened",
 }  # fmt: skip
 _OPTIONAL = ("image_files", "allclasses_names", "train_loc", "val_loc")  # left out where they are empty
 _HDF5 = ("v108", "v108")  # object headers with checksums, read since 2008; the bytes follow from the content
