@@ -292,7 +292,7 @@ def test_a_pipe_that_nobody_reads_and_closed_streams_are_no_error(tmp_path: Path
 def test_names_that_are_no_utf_8_or_hold_a_newline(place: Path) -> None:
     name = "w\udcff and\nlines.hdf5"
     os.rename(place / FEATURES, place / name)
-    code, _, err = run_here(place, DRIVER, *run("--select", "last", "--features", name, "--out", f"r{name}"))
+    code, _, err = run_apart(place, DRIVER, *run("--select", "last", "--features", name, "--out", f"r{name}"))
     assert code == 0, err
     (place / IMAGES / NAMES[0]).unlink()
-    refused(run_here(place, EXTRACT, *NO_FEATURES[:-1], "w\udcff/new.hdf5", "--device", "cpu"))
+    refused(run_apart(place, EXTRACT, *NO_FEATURES[:-1], "w\udcff/new.hdf5", "--device", "cpu"))
