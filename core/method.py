@@ -161,6 +161,9 @@ class Phase:
     pooled: bool = False  # the loss takes (B,D) means instead of (B,R,D) regions
     lr_at: Callable[[float], float] | None = None  # learning rate after that many epochs (a fraction within one)
     after_epoch: Callable[[], None] | None = None
+    # called with the training images when the phase begins, or is taken up again: what it is trained on in their place,
+    # x (M,·) and class numbers (M,); it must follow from the weights, the images and a generator of its own
+    made: Callable[[Images], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(kw_only=True)

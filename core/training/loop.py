@@ -7,7 +7,7 @@ bit-identical to an uninterrupted run.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,10 @@ def train(
                     start: dict[str, Any] = {"phase": phase.name, "epoch": 0}
                     on_epoch(start)
                     state.history.append(start)
+                made = phase.made(fold.train_images(features)) if phase.made and first < lengths[index] else None
                 for epoch in range(first, lengths[index]):
                     row: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1}
-                    row |= _epoch(method.model, phase, epoch, features, fold, generator, PRECISIONS[precision])
+                    row |= _epoch(method.model, phase, epoch, features, fold, generator, PRECISIONS[precision], made)
                     if on_epoch and phase.selectable:
                         on_epoch(row)
                     state.history.append(row)
@@ -100,13 +101,20 @@ def _epoch(
     fold: Fold,
     generator: np.random.Generator,
     autocast_dtype: torch.dtype | None,
+    made: tuple[Tensor, Tensor] | None,
 ) -> dict[str, float]:
     model.train()
     sums: dict[str, Tensor] = {}
-    drawn = list(phase.batches.epoch(fold.train_labels, generator))
-    rows = [fold.train_rows[positions] for positions in drawn]
-    xs = map(features.pooled, rows) if phase.pooled else features.batches(rows)
-    labels = on_device(torch.from_numpy(fold.train_labels[np.concatenate(drawn)]), features.device)
+    classes = fold.train_labels if made is None else made[1].cpu().numpy()
+    drawn = list(phase.batches.epoch(classes, generator))
+    rows = [fold.train_rows[positions] for positions in drawn] if made is None else []
+    if made is not None:
+        xs: Iterable[Tensor] = (made[0][positions] for positions in drawn)
+    elif phase.pooled:
+        xs = map(features.pooled, rows)
+    else:
+        xs = features.batches(rows)
+    labels = on_device(torch.from_numpy(classes[np.concatenate(drawn)]), features.device)
     batches = zip(xs, labels.split([len(positions) for positions in drawn]), strict=True)
     for step, (x, y) in enumerate(batches):
         if phase.lr_at:
