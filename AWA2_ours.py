@@ -7,10 +7,11 @@
     python AWA2_ours.py                                     # vsmr, one seed
     python AWA2_ours.py --method dazle --seeds 5            # mean ± std over five seeds
 
-The course of events is core/commands/train.py:drive; the method is core/VSMR.py on core/DAZLE.py.
+The course of events is core/commands/train.py:main; the method is core/VSMR.py on core/attention.py.
 """
 
+from core.commands.train import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli("core.commands.train", "AWA2", __doc__))
+    raise SystemExit(run_cli(main, "AWA2", __doc__))

@@ -6,12 +6,13 @@
         # names  -> w2v/CUB_attribute.pkl
     python CUB50_ours.py                                     # vsmr, one seed
     python CUB50_ours.py --method dazle --seeds 5            # mean ± std over five seeds
-    python CUB50_ours.py --split cub50               # the authors' 40+10 class subset
+    python CUB50_ours.py --split cub50                       # the authors' 40+10 class subset
 
-The course of events is core/commands/train.py:drive; the method is core/VSMR.py on core/DAZLE.py.
+The course of events is core/commands/train.py:main; the method is core/VSMR.py on core/attention.py.
 """
 
+from core.commands.train import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli("core.commands.train", "CUB", __doc__))
+    raise SystemExit(run_cli(main, "CUB", __doc__))

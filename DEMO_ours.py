@@ -10,11 +10,12 @@ vectors, trains, and prints the same table as the other drivers. Everything is m
 import sys
 import time
 
+from core.commands.train import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
     started = time.monotonic()
-    code = run_cli("core.commands.train", "DEMO", __doc__)
+    code = run_cli(main, "DEMO", __doc__)
     if code == 0:
         sys.stderr.write(f"{time.monotonic() - started:.0f} s in all\n")
     raise SystemExit(code)

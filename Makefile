@@ -29,11 +29,7 @@ test-lowest:
 	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e . -r requirements-dev.txt
 	$(LOWEST)/python -m pytest -n 2
 
-# longer: attention on the whole demo, the slow benchmarks, 30 kills and (as root) 30 power cuts of extraction and
-# training each, 20,000 damaged files for every reader (some hang the HDF5 library), two hours in a loop
+# longer: attention on the whole demo, the slow benchmarks, 30 kills of extraction and training each
 nightly: install
 	SLOW=1 $(BIN)/python -m pytest tests/test_localisation.py tests/test_benchmarks.py
 	KILLS=30 $(BIN)/python -m pytest tests/test_extraction.py tests/test_training.py -k "kill"
-	$(BIN)/python fuzz/power_loss.py --times 30 || test $$? = 2
-	$(BIN)/python fuzz/fuzz_readers.py --inputs 20000 --seconds 3
-	$(BIN)/python fuzz/soak.py --minutes 120

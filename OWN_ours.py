@@ -13,7 +13,8 @@ A class with a row and no photographs is a candidate: the model can name it. Eve
 docs/own-data.md tells the rest; the course of events is core/commands/own.py.
 """
 
+from core.commands.own import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli("core.commands.own", __doc__))
+    raise SystemExit(run_cli(main, __doc__))

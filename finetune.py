@@ -10,7 +10,8 @@ Images of validation classes, of unseen classes and of the test sets are never o
 goes on with it. docs/backbones.md says what the files of the several folds are for.
 """
 
+from core.commands.finetune import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli("core.commands.finetune", __doc__))
+    raise SystemExit(run_cli(main, __doc__))

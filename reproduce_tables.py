@@ -1,20 +1,20 @@
-"""Reproduce every table: data sets x methods x seeds -> results/summary.csv -> tables and figures.
+"""Reproduce every table: data sets x methods x seeds -> run folders -> results/summary.csv -> tables and figures.
 
     python reproduce_tables.py                                  # AWA2, CUB, SUN from data/
     python reproduce_tables.py --demo                           # the drawn data set, no download
     python reproduce_tables.py --data-root ROOT --datasets CUB  # any folder laid out like the data sets
-    python reproduce_tables.py --tables-only                    # only write the tables anew from the CSV
 
-    python reproduce_tables.py --plan                           # what it would take; runs nothing
     python reproduce_tables.py --status                         # done, running, failed, not begun
-    python reproduce_tables.py --engine slurm --slurm-partition gpu --slurm-gpus 1      # job array; needs submitit
-    python reproduce_tables.py --print-sbatch > sweep.sh        # the same without submitit; afterwards --collect
+    python reproduce_tables.py --engine slurm --slurm-partition=gpu --slurm-gpus=1  # job array; submitit
+    python reproduce_tables.py --print-sbatch > sweep.sh        # the same without submitit
+    python reproduce_tables.py --collect                        # tables of the runs that are done
 
 A finished run is never repeated: repeat the command after an interruption. --jobs runs that many at a time, spread over
 the GPUs with --device cuda. A run that fails is a line of the report, the others go on, and the exit code is 2.
 """
 
+from core.commands.reproduce import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli("core.commands.reproduce", __doc__))
+    raise SystemExit(run_cli(main, __doc__))

@@ -1,1 +1,1 @@
-"""What the fast code costs, as ratios against the textbook forms in :mod:`benchmarks.reference`."""
+"""What the fast code costs: each prints ratios that were taken within one run."""

@@ -1,12 +1,11 @@
-"""What every benchmark shares: rows of the table, interleaved timing, peak memory, problems of a shape."""
+"""What every benchmark shares: rows of the table, interleaved timing, peak memory, problems and photographs of a size.
+
+B images · R regions · D channels · K attributes · C classes · V word-vector size
+"""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import csv
 import gc
-import importlib
 import io
 import os
 import platform
@@ -14,19 +13,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+import scipy.io
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from PIL import Image
+from torch import Tensor, nn
 
-from benchmarks.reference import ReferenceDAZLE
+from core.datasets.registry import DEMO
 from core.DAZLE import DAZLE
-from core.method import ClassSpace, Method, epochs_of, find_method
+from core.method import ClassSpace, Method, epochs_of
+from core.methods import find_method
 from core.training.folds import Fold
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,36 +64,24 @@ class Shape:
 
 
 SHAPES = {s.name: s for s in (Shape("CUB", 312, 200, 50), Shape("AWA2", 85, 50, 10), Shape("SUN", 102, 717, 72))}
-TRIAL = {name: replace(shape, B=8, R=9, D=64, V=16) for name, shape in SHAPES.items()}
 
 
 def fold_of(shape: Shape, images: int = 0) -> Fold:
     """Random classes of a shape; ``images`` training rows, none to measure on."""
     rng = np.random.default_rng(0)
-    seen = np.arange(shape.C - shape.unseen)
+    seen, none = np.arange(shape.C - shape.unseen), np.empty(0, dtype=np.int64)
     space = ClassSpace(
         torch.from_numpy(rng.random((shape.C, shape.K), dtype=np.float32)),
         torch.from_numpy(seen),
         torch.arange(len(seen), shape.C),
         torch.from_numpy(rng.standard_normal((shape.K, shape.V), dtype=np.float32)),
     )
-    none = np.empty(0, dtype=np.int64)
-    return Fold(
-        space=space,
-        train_rows=np.arange(images),
-        train_labels=rng.integers(len(seen), size=images),
-        seen_rows=none,
-        seen_labels=none,
-        unseen_rows=none,
-        unseen_labels=none,
-    )
+    train = {"train_rows": np.arange(images), "train_labels": rng.integers(len(seen), size=images)}
+    return Fold(space=space, **train, seen_rows=none, seen_labels=none, unseen_rows=none, unseen_labels=none)
 
 
 class DrawnImages:
-    """Two random images of every seen class, for what a method computes before its first step.
-
-    The regions of an image are all alike: none of this is timed.
-    """
+    """Two random images of every seen class, for what a method computes before its first step, which is not timed."""
 
     def __init__(self, shape: Shape, device: str = "cpu") -> None:
         self.shape = shape
@@ -110,19 +100,39 @@ class DrawnImages:
         return 1.0
 
 
-def batch_of(shape: Shape, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """x (B,R,D) of unit regions and y (B,) seen classes."""
-    generator = torch.Generator().manual_seed(1)
-    x = F.normalize(torch.randn(shape.B, shape.R, shape.D, generator=generator), dim=2)
-    y = torch.randint(shape.C - shape.unseen, (shape.B,), generator=generator)
-    return x.to(device), y.to(device)
+class ReferenceDAZLE(nn.Module):
+    """DAZLE's step as its equations are written, each by one einsum over V, W and x; parameters are core's, copied.
+
+    What the original computes and never uses is left out, and the class scores are contracted at once.
+    """
+
+    def __init__(self, model: DAZLE) -> None:
+        super().__init__()
+        a = model.attention
+        assert a.W1 is not None and model.recipe.use_w and not a.normalize_vectors
+        # v (K,V); W1, W2 and W3 (V,D)
+        self.v, self.W1, self.W2, self.W3 = (nn.Parameter(w.detach().clone()) for w in (a.v, a.W1, a.W2, a.W3))
+        self.lambda_cal, self.z, self.unseen = model.recipe.lambda_cal, model.z, model.unseen
+        self.margin = -torch.ones(len(self.z), device=self.z.device)  # (C,) m: +1 unseen, -1 seen
+        self.margin[self.unseen] = 1
+
+    def loss(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy of s over all classes + λ self-calibration of s + m; x (B,R,D) of unit regions, y (B,)."""
+        S = torch.einsum("kv,vd,brd->bkr", self.v, self.W1, x)
+        theta = torch.einsum("kv,vd,brd->bkr", self.v, self.W2, x).softmax(dim=2)
+        h = torch.einsum("bkr,brd->bkd", theta, x)
+        e = torch.einsum("bkr,bkr->bk", theta, S)
+        w = torch.sigmoid(torch.einsum("kv,vd,bkd->bk", self.v, self.W3, h))
+        s = torch.einsum("bk,bk,ck->bc", w, e, self.z)
+        cal = -torch.log((s + self.margin).softmax(dim=1)[:, self.unseen].sum(dim=1).mean())
+        return {"loss": F.cross_entropy(s, y) + self.lambda_cal * cal}
 
 
-def our_method(shape: Shape, device: str = "cpu", method: str = "dazle", seed: int = 0) -> Method:
+def our_method(shape: Shape, device: str = "cpu", method: str = "dazle") -> Method:
     """core's model with the optimiser its recipe for CUB gives it, ready for its first step."""
     registered = find_method(method)
     recipe = registered.recipe("CUB")
-    made = registered.build(recipe, fold_of(shape).space, (shape.R, shape.D), seed, epochs_of(recipe))
+    made = registered.build(recipe, fold_of(shape).space, (shape.R, shape.D), 0, epochs_of(recipe))
     made.model.to(device)
     if made.begin:
         made.begin(DrawnImages(shape, device))
@@ -130,11 +140,7 @@ def our_method(shape: Shape, device: str = "cpu", method: str = "dazle", seed: i
 
 
 def step_of(
-    form: str,
-    shape: Shape,
-    device: str = "cpu",
-    autocast: torch.dtype | None = None,
-    warm_optimizer: bool = False,
+    form: str, shape: Shape, device: str = "cpu", autocast: torch.dtype | None = None, warm_optimizer: bool = False
 ) -> Callable[[], Tensor]:
     """One training step (forward, loss, backward, optimiser) of a method or of the "reference", on a fixed batch.
 
@@ -142,27 +148,23 @@ def step_of(
     is allocated before the first step.
     """
     method = our_method(shape, device, "dazle" if form == "reference" else form)
-    model, phase = method.model, method.phases[0]
-    loss, optimizer = phase.loss, phase.optimizer
+    model, loss, optimizer = method.model, method.phases[0].loss, method.phases[0].optimizer
     if form == "reference":
         assert isinstance(model, DAZLE)
-        recipe = model.recipe
-        reference = ReferenceDAZLE(model).to(device)
-        loss = reference.loss
-        optimizer = torch.optim.RMSprop(
-            reference.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
-        )
+        reference, r = ReferenceDAZLE(model).to(device), model.recipe
+        loss, parameters = reference.loss, reference.parameters()
+        optimizer = torch.optim.RMSprop(parameters, lr=r.lr, weight_decay=r.weight_decay, momentum=r.momentum)
     if warm_optimizer:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.zeros_like(parameter)
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    x, y = batch_of(shape, device)
-    kind = torch.device(device).type
+    generator = torch.Generator().manual_seed(1)
+    x = F.normalize(torch.randn(shape.B, shape.R, shape.D, generator=generator), dim=2).to(device)  # (B,R,D)
+    y = torch.randint(shape.C - shape.unseen, (shape.B,), generator=generator).to(device)
 
     def step() -> Tensor:
-        with torch.autocast(kind, autocast or torch.bfloat16, enabled=autocast is not None):
+        with torch.autocast(torch.device(device).type, autocast or torch.bfloat16, enabled=autocast is not None):
             value = loss(x, y)["loss"]
         optimizer.zero_grad(set_to_none=True)
         value.backward()
@@ -170,6 +172,40 @@ def step_of(
         return value.detach()
 
     return step
+
+
+def make_images(root: Path, n: int, width: int = 500, height: int = 375) -> Path:
+    """n JPEG files of a photograph's size (hard links to 64 different ones) and xlsa17's two .mat files.
+
+    Of six classes in turn 4 and 5 are unseen, and a third of the images of the seen ones is held out; n from 24 on.
+    """
+    folder, mats = root / DEMO.folders[0], root / "xlsa17" / "data" / DEMO.source
+    (folder / "images").mkdir(parents=True)
+    mats.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    names = [f"images/{i:06}.jpg" for i in range(n)]
+    for i, name in enumerate(names):
+        if i >= 64:
+            os.link(folder / names[i % 64], folder / name)
+            continue
+        pixels = np.zeros((height, width, 3), dtype=np.float32)
+        for scale in (4, 16, 64, 256):  # detail at every scale, as photographs have: about 100 kB at 500x375
+            coarse = Image.fromarray(rng.integers(0, 256, (scale, scale, 3), dtype=np.uint8))
+            pixels += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32) / scale**0.5
+        pixels = (pixels - pixels.min()) * (255 / np.ptp(pixels))
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        (folder / name).write_bytes(buffer.getvalue())
+    labels = np.arange(n) % 6
+    seen = np.flatnonzero(labels < 4)
+    held = seen[np.arange(len(seen)) // 4 % 3 == 0]
+    rows = {"trainval_loc": np.setdiff1d(seen, held), "test_seen_loc": held}
+    splits = {key: own[:, None] + 1 for key, own in (rows | {"test_unseen_loc": np.flatnonzero(labels >= 4)}).items()}
+    files = np.array([[f"/{DEMO.anchor}/{name}"] for name in names], dtype=object)
+    scipy.io.savemat(mats / "res101.mat", {"labels": labels[:, None] + 1, "image_files": files})
+    classes = np.array([[f"class{c}"] for c in range(6)], dtype=object)
+    scipy.io.savemat(mats / "att_splits.mat", {"att": rng.random((5, 6)), "allclasses_names": classes, **splits})
+    return root
 
 
 def interleaved(works: Mapping[str, Work], repeats: int, wait: Callable[[], None] = lambda: None) -> dict[str, float]:
@@ -185,11 +221,6 @@ def interleaved(works: Mapping[str, Work], repeats: int, wait: Callable[[], None
     return {name: median(times) for name, times in taken.items()}
 
 
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware."""
-    return any(flag in _cpu("flags", "Features").split() for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 class PeakMemory:
     """Bytes by which the resident memory of this process rose above its start, at most, within the block (Linux)."""
 
@@ -198,46 +229,24 @@ class PeakMemory:
     def __enter__(self) -> PeakMemory:
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        self._before = _status("VmRSS")
+        self._before = self._bytes("VmRSS")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.rise = _status("VmHWM") - self._before
+        self.rise = self._bytes("VmHWM") - self._before
+
+    def _bytes(self, key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 
-def _status(key: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
-
-
-# glibc otherwise keeps freed tensors for reuse, and what a step adds would depend on what was freed before it
-EXACT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-
-
-def in_fresh_process(module: str, *flags: object, environment: Mapping[str, str] | None = None) -> str:
-    """Last line that ``python -m benchmarks.<module> flags`` prints; ``environment`` is added to this one's.
-
-    A trial stays in this process: its figures mean nothing, and half of its time would go into importing PyTorch.
-    """
-    if "--trial" in flags and not environment:
-        return _in_this_process(module, *flags)
+def in_fresh_process(module: str, *flags: object) -> str:
+    """Last line that ``python -m benchmarks.<module> flags`` prints."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *map(str, flags)]
-    variables = {**os.environ, **(environment or {})}
+    # glibc otherwise keeps freed tensors for reuse, and what a step adds would depend on what was freed before it
+    variables = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, cwd=ROOT, env=variables, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout.strip().splitlines()[-1]
-
-
-def _in_this_process(module: str, *flags: object) -> str:
-    printed, kept = io.StringIO(), sys.argv
-    sys.argv = [module, *map(str, flags)]
-    try:
-        with contextlib.redirect_stdout(printed):
-            failed = importlib.import_module(f"benchmarks.{module}").main()
-    finally:
-        sys.argv = kept
-    if failed:
-        raise SystemExit(f"benchmarks.{module} ended with {failed}")
-    return printed.getvalue().strip().splitlines()[-1]
 
 
 def milliseconds(seconds: float) -> str:
@@ -253,67 +262,22 @@ def against(what: str, reference: float, ours: float, memory: str = "") -> Row:
     return Row(what, milliseconds(reference), milliseconds(ours), f"{reference / ours:.2f}x", memory)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The rows as one Markdown table."""
+def report(rows: Sequence[Row]) -> int:
+    """Print the rows as a Markdown table, and the machine they were measured on."""
     names = [field.name for field in fields(Row)]
-    lines = [names, ["---"] * len(names), *(list(asdict(row).values()) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """The rows as CSV."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-
-
-def read_csv(path: Path) -> list[Row]:
-    """What :func:`write_csv` wrote."""
-    with open(path, newline="", encoding="utf-8") as handle:
-        return [Row(**line) for line in csv.DictReader(handle)]
-
-
-def environment() -> str:
-    """Hardware and versions, one line."""
+    for line in (names, ["---"] * len(names), *(asdict(row).values() for row in rows)):
+        print(f"| {' | '.join(line)} |")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     memory = int(Path("/proc/meminfo").read_text().split()[1]) / 2**20
-    return (
-        f"{_cpu('model name', 'CPU implementer')}, {torch.get_num_threads()} threads, {memory:.0f} GiB, {gpu}; "
+    print(
+        f"\n{cpu_says('model name', 'CPU implementer')}, {torch.get_num_threads()} threads, {memory:.0f} GiB, {gpu}; "
         f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, PyTorch {torch.__version__}, "
         f"torchvision {version('torchvision')}, NumPy {np.__version__}"
     )
-
-
-def _cpu(*keys: str) -> str:
-    """First /proc/cpuinfo entry of one of these names."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() in keys:
-            return value.strip()
-    return "unknown CPU"
-
-
-def lacks_gpu(device: str) -> bool:
-    """Whether there is nothing to measure here, which is said: a GPU was asked for and none is there."""
-    lacks = device.startswith("cuda") and not torch.cuda.is_available()
-    if lacks:
-        print("no GPU: this PyTorch sees no CUDA device, so there is nothing to measure here")
-    return lacks
-
-
-def parser(description: str | None) -> argparse.ArgumentParser:
-    """The flags every benchmark has."""
-    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--trial", action="store_true", help="tiny sizes: does it run? The figures mean nothing")
-    made.add_argument("--csv", type=Path, default=None, help="write the rows there too (default: print only)")
-    return made
-
-
-def report(rows: Sequence[Row], args: argparse.Namespace) -> int:
-    """Print the table and write the CSV that was asked for."""
-    print(markdown(rows), f"\n\n{environment()}", sep="")
-    if args.csv is not None:
-        write_csv(args.csv, rows)
     return 0
+
+
+def cpu_says(*keys: str) -> str:
+    """First /proc/cpuinfo entry of one of these names."""
+    lines = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() in keys), "unknown CPU")

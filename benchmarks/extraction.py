@@ -1,4 +1,4 @@
-"""Throughput and memory of core's extraction, against the bare forward pass and against a plain loop.
+"""Throughput and memory of core's extraction, against the bare forward pass.
 
     python -m benchmarks.extraction                                          # ResNet-101, about 4 minutes on 2 cores
     python -m benchmarks.extraction --dtype bfloat16
@@ -20,122 +20,73 @@ import time
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 
-from benchmarks.common import Row, in_fresh_process, megabytes, parser, report
-from benchmarks.data import make_images
-from benchmarks.reference import plain_extraction
+from benchmarks.common import Row, in_fresh_process, make_images, megabytes, report
 from core.datasets.registry import DEMO
-from core.features.backbones import Backbone, build_backbone
+from core.features.backbones import build_backbone
 from core.features.extraction import extract
-from core.features.feature_file import FeatureFile
 from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig
 
 
-def arguments() -> argparse.ArgumentParser:
-    made = parser(__doc__)
-    add = made.add_argument
-    add("--backbone", default="resnet101", help="torchvision classifier or timm:NAME (default: %(default)s)")
-    add("--weights", default="random", help="as for the extraction (default: %(default)s, which cost the same)")
-    add("--dtype", choices=DTYPES, default="float32", help="arithmetic of core's extraction (default: %(default)s)")
-    add("--input-size", type=int, default=None, help="image side in pixels (default: the backbone's)")
-    add("--images", type=int, nargs=2, default=(200, 1000), help="the two data sets (default: 200 1000)")
-    add("--plain", type=int, default=96, help="images of the plain loop (default: %(default)s)")
-    add("--forwards", type=int, default=5, help="bare passes per turn, there are three (default: %(default)s)")
-    add("--run", type=Path, help=argparse.SUPPRESS)  # extract the images under this folder and print what it took
-    return made
-
-
-def extract_here(args: argparse.Namespace) -> str:
-    """Seconds and peak bytes of one extraction; call it in a fresh process."""
-    started = time.perf_counter()
-    extract(
-        DEMO,
-        data_root=args.run,
-        out=args.run / "features.hdf5",
-        config=ExtractionConfig(
-            backbone=args.backbone,
-            weights=args.weights,
-            input_size=args.input_size,
-            dtype=args.dtype,
-            device="cpu",
-            store="float32",
-        ),
-    )
-    return f"{time.perf_counter() - started} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}"
-
-
-def bare_forward(network: Backbone, size: int, dtype: torch.dtype, times: int) -> list[float]:
-    """Seconds of each forward pass of one batch, after one that does not count."""
-    images = torch.randn(BATCH_SIZE, 3, size, size).to(dtype).contiguous(memory_format=torch.channels_last)
-    taken = []
-    for _ in range(times + 1):
-        started = time.perf_counter()
-        network(images)
-        taken.append(time.perf_counter() - started)
-    return taken[1:]
-
-
 def rows(args: argparse.Namespace) -> list[Row]:
-    """Throughput against both references, agreement, memory at two sizes."""
+    """Throughput against the bare pass, memory at two sizes."""
     few, many = sorted(args.images)
     dtype = DTYPES[args.dtype]
-    network = build_backbone(args.backbone, args.weights, input_size=args.input_size)
+    network = build_backbone(args.backbone, "random", input_size=args.input_size)
     size = network.input_size
-    typed = build_backbone(args.backbone, args.weights, input_size=args.input_size)
-    typed.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    flags = ["--backbone", args.backbone, "--weights", args.weights, "--input-size", size, "--dtype", args.dtype]
-    flags += ["--trial"] if args.trial else []
-    taken: dict[int, float] = {}
-    peak: dict[int, float] = {}
+    network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = torch.randn(BATCH_SIZE, 3, size, size).to(dtype).contiguous(memory_format=torch.channels_last)
+    flags = ["--backbone", args.backbone, "--input-size", size, "--dtype", args.dtype]
+    bare, taken, peak = [], {}, {}
+
+    def time_bare() -> None:
+        network(batch)
+        for _ in range(args.forwards):
+            started = time.perf_counter()
+            network(batch)
+            bare.append(time.perf_counter() - started)
+
     with tempfile.TemporaryDirectory() as folder:
-        bare = bare_forward(typed, size, dtype, args.forwards)
+        time_bare()
         for n in (few, many):
             root = make_images(Path(folder) / str(n), n)
             taken[n], peak[n] = map(float, in_fresh_process("extraction", *flags, "--run", root).split())
-            bare += bare_forward(typed, size, dtype, args.forwards)
-        root = Path(folder) / str(few)
-        paths = sorted((root / DEMO.folders[0] / "images").iterdir())[: min(few, args.plain)]
-        started = time.perf_counter()
-        plain = plain_extraction(paths, network, size, BATCH_SIZE)
-        plain_speed = len(paths) / (time.perf_counter() - started)
-        with FeatureFile(root / "features.hdf5") as file:
-            ours = file.read(np.arange(len(paths)))
-    difference = np.abs(ours - plain.reshape(ours.shape)).max() / np.abs(plain).max()
-    if taken[many] <= taken[few]:
+            time_bare()
+    speed, bare_speed = (many - few) / (taken[many] - taken[few]), BATCH_SIZE / median(bare)
+    if speed < 0:
         print("the machine was too busy: more images took less time; start-up is counted in", file=sys.stderr)
         speed = many / taken[many]
-    else:
-        speed = (many - few) / (taken[many] - taken[few])
-    bare_speed = BATCH_SIZE / median(bare)
-    name = f"extraction, {args.backbone} {args.dtype}"
-
-    def row(against: str, reference: float, share: str, memory: str = "") -> Row:
-        return Row(f"{name}, against {against}", f"{reference:.1f} images/s", f"{speed:.1f} images/s", share, memory)
-
+    what, each = f"extraction, {args.backbone} {args.dtype}", (peak[many] - peak[few]) / (many - few) / 1024
+    speeds = f"{bare_speed:.1f} images/s", f"{speed:.1f} images/s", f"{speed / bare_speed:.1%}"
+    peaks = megabytes(peak[few]), megabytes(peak[many]), f"{peak[many] / peak[few]:.2f}x", f"{each:+.1f} KiB per image"
     return [
-        row("the bare forward pass", bare_speed, f"{speed / bare_speed:.1%}"),
-        row("the plain float32 loop", plain_speed, f"{speed / plain_speed:.2f}x"),
-        Row(f"{name}, largest difference from the plain loop", "", "", f"{difference:.1e} of the largest feature"),
-        Row(
-            f"{name}, peak memory at {few} and {many} images",
-            megabytes(peak[few]),
-            megabytes(peak[many]),
-            f"{peak[many] / peak[few]:.2f}x",
-            f"{(peak[many] - peak[few]) / (many - few) / 1024:+.1f} KiB per image",
-        ),
+        Row(f"{what}, against the bare forward pass", *speeds),
+        Row(f"{what}, peak memory at {few} and {many} images", *peaks),
     ]
 
 
 def main() -> int:
-    args = arguments().parse_args()
-    if args.trial:
-        args.backbone, args.input_size, args.images, args.plain, args.forwards = "mobilenet_v2", 64, (24, 64), 24, 1
-    if args.run is not None:
-        print(extract_here(args))
-        return 0
-    return report(rows(args), args)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--backbone", default="resnet101", help="torchvision classifier or timm:NAME (default: %(default)s)")
+    add("--dtype", choices=DTYPES, default="float32", help="arithmetic of core's extraction (default: %(default)s)")
+    add("--input-size", type=int, help="image side in pixels (default: the backbone's)")
+    add("--images", type=int, nargs=2, default=(200, 1000), help="the two data sets (default: 200 1000)")
+    add("--forwards", type=int, default=5, help="bare passes per turn, there are three (default: %(default)s)")
+    add("--run", type=Path, help=argparse.SUPPRESS)  # extract the images under this folder and print what it took
+    args = parser.parse_args()
+    if args.run is None:
+        return report(rows(args))
+    config = ExtractionConfig(
+        backbone=args.backbone, weights="random", input_size=args.input_size, dtype=args.dtype, device="cpu",
+        store="float32",
+    )  # fmt: skip
+    started = time.perf_counter()
+    extract(DEMO, data_root=args.run, out=args.run / "features.hdf5", config=config)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{time.perf_counter() - started} {peak}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,204 +1,113 @@
-"""The same questions on a GPU: step time, memory, share of the hardware's peak, a run of AWA2's size, extraction.
+"""The same questions on a GPU: step time, memory, a run of AWA2's size, extraction.
 
     python -m benchmarks.gpu                                      # needs about 8 GB of GPU memory; some 10 minutes
     python -m benchmarks.gpu --epochs 2 --images 2000             # a quick look
-    python -m benchmarks.gpu --device cpu --trial                 # tiny sizes on the CPU: does the script run?
 
-Peak bandwidth and peak FLOP/s are not read from a data sheet but measured here: copying a large array, multiplying
-large matrices of the same type. Without a GPU the script says so and ends with exit code 0.
+Without a GPU the script says so and ends with exit code 0.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.common import (
     SHAPES,
-    TRIAL,
     Row,
     Shape,
     against,
     fold_of,
     interleaved,
-    lacks_gpu,
     megabytes,
     milliseconds,
-    parser,
     report,
     step_of,
 )
-from benchmarks.whole_runs import Generated, whole_runs
 from core.datasets.registry import DATASETS
 from core.features.backbones import build_backbone
 from core.features.images import Normaliser
 from core.features.regions import RegionFeatures
-from core.method import Batches, Losses, Method, find_method
-from core.training.folds import Fold
+from core.methods import find_method
 from core.training.loop import class_scores, train
 
+DEVICE = "cuda"
+# float32 matmul precision and autocast: "highest" is float32, "high" is TF32
+TYPES = {"float32": ("highest", None), "TF32": ("high", None), "bf16 autocast": ("highest", torch.bfloat16)}
 
-def arguments() -> argparse.ArgumentParser:
-    made = parser(__doc__)
-    add = made.add_argument
-    add("--device", default="cuda", help="default: %(default)s")
-    add("--repeats", type=int, default=50, help="timed steps of each form (default: %(default)s)")
-    add("--epochs", type=int, default=20, help="of the AWA2-sized run (default: %(default)s)")
-    add("--images", type=int, default=37322, help="images of the extraction (default: %(default)s, all of AWA2)")
+
+class Generated:
+    """A feature source of any number of rows that needs the memory of 509, not negative, as a ReLU leaves them."""
+
+    def __init__(self, D: int, R: int) -> None:
+        values = np.random.default_rng(0).standard_normal((509, D, R), dtype=np.float32)
+        self.bank = np.maximum(values, 0).astype(np.float16)
+
+    def read(self, rows: np.ndarray) -> np.ndarray:
+        return self.bank[np.asarray(rows) % len(self.bank)]
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Nothing to fetch."""
+
+
+def step_rows(shape: Shape, repeats: int) -> list[Row]:
+    """Step time, and memory at its peak beyond what is allocated between steps, both forms in each type."""
+    made = []
+    for name, (precision, autocast) in TYPES.items():
+        torch.set_float32_matmul_precision(precision)
+        works = {form: step_of(form, shape, DEVICE, autocast) for form in ("reference", "dazle")}
+        times = interleaved(works, repeats, torch.cuda.synchronize)
+        extra = []
+        for work in works.values():
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            work()
+            torch.cuda.synchronize()
+            extra.append(megabytes(torch.cuda.max_memory_allocated() - before))
+        what = f"step, {shape}, {name}, both in that type"
+        made.append(against(what, times["reference"], times["dazle"], " -> ".join(extra)))
+    torch.set_float32_matmul_precision("highest")
     return made
 
 
-def waiter(device: str) -> Callable[[], None]:
-    """Blocks until the device has done what it was given."""
-    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-
-
-def extra_memory(step: Callable[[], object], device: str) -> int:
-    """Bytes a step needs at its peak beyond what is allocated between steps (0 on a CPU)."""
-    if not device.startswith("cuda"):
-        return 0
-    step()
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
-
-
-@contextlib.contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    """torch's float32 matmul precision: "highest" is float32, "high" is TF32."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def step_rows(shape: Shape, args: argparse.Namespace) -> list[Row]:
-    """Step time, memory and share of peak for float32, TF32 and bf16; the reference is float32 in the first row."""
-    wait, made = waiter(args.device), []
-    for name, precision, autocast in (
-        ("float32", "highest", None),
-        ("TF32", "high", None),
-        ("bf16 autocast", "highest", torch.bfloat16),
-    ):
-        with matmul_precision(precision):
-            works = {form: step_of(form, shape, args.device, autocast) for form in ("reference", "dazle")}
-            times = interleaved(works, args.repeats, wait)
-            memory = " -> ".join(megabytes(extra_memory(work, args.device)) for work in works.values())
-            what = f"step, {shape}, {name}"
-            made.append(against(f"{what}, both in that type", times["reference"], times["dazle"], memory))
-            made.append(peak_row(what, shape, times["dazle"], autocast or torch.float32, args))
-    return made
-
-
-def peak_row(what: str, shape: Shape, taken: float, dtype: torch.dtype, args: argparse.Namespace) -> Row:
-    """The step's large products (forward, and the gradient of the queries) as shares of what the device can do.
-
-    Counted are 2 x 2·BR·D·3K operations, and x read twice, the queries and their gradient, and the maps and theirs.
-    """
-    regions, queries = shape.B * shape.R, 3 * shape.K
-    operations = 4 * regions * shape.D * queries
-    moved = dtype.itemsize * (2 * regions * shape.D + 2 * queries * shape.D + 2 * regions * queries)
-    flops, bandwidth = peaks(dtype, args)
-    return Row(
-        f"{what}: share of measured peak",
-        f"{flops / 1e12:.1f} TFLOP/s, {bandwidth / 1e9:.0f} GB/s",
-        f"{operations / taken / 1e12:.2f} TFLOP/s, {moved / taken / 1e9:.0f} GB/s",
-        f"{operations / taken / flops:.1%} FLOP/s, {moved / taken / bandwidth:.1%} bandwidth",
-    )
-
-
-def peaks(dtype: torch.dtype, args: argparse.Namespace) -> tuple[float, float]:
-    """FLOP/s of a large product in this type (under the present precision), bytes/s of a large copy."""
-    side, length = (256, 1 << 20) if args.trial else (8192, 1 << 30)
-    a = torch.randn(side, side, device=args.device).to(dtype)
-    source = torch.empty(length, dtype=torch.uint8, device=args.device)
-    target = torch.empty_like(source)
-    works = {"product": lambda: a @ a, "copy": lambda: target.copy_(source)}
-    times = interleaved(works, 10, waiter(args.device))
-    return 2 * side**3 / times["product"], 2 * length / times["copy"]
-
-
-def run_rows(args: argparse.Namespace) -> list[Row]:
+def run_rows(epochs: int) -> list[Row]:
     """Training of AWA2's size from features resident in half precision, then scores of a third as many images."""
-    shape = (TRIAL if args.trial else SHAPES)["AWA2"]
-    counts = DATASETS["AWA2"].counts
+    shape, counts = SHAPES["AWA2"], DATASETS["AWA2"].counts
     assert counts is not None
-    fold = fold_of(shape, 500 if args.trial else counts.trainval)
-    wait = waiter(args.device)
+    fold = fold_of(shape, counts.trainval)
     started = time.perf_counter()
-    features = RegionFeatures(Generated(shape.D, shape.R), fold.rows, (shape.R, shape.D), args.device, budget=1 << 40)
-    wait()
-    loading = time.perf_counter() - started
+    features = RegionFeatures(Generated(shape.D, shape.R), fold.rows, (shape.R, shape.D), DEVICE, budget=1 << 40)
+    torch.cuda.synchronize()
+    loading = milliseconds(time.perf_counter() - started)
     assert features.resident is not None
-    size = features.resident.numel() * features.resident.element_size()
-    name = f"AWA2-sized run ({len(fold.train_rows)} x {shape.R} x {shape.D}, K={shape.K}, {args.epochs} epochs)"
-    made = [Row(f"{name}: features to memory, float16", "", milliseconds(loading), "", megabytes(size))]
-    made.append(waiting_row(name, dazle(shape, fold, args), features, fold))
-    if args.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
-    method = dazle(shape, fold, args)
-    steps = args.epochs * method.phases[0].batches.count(len(fold.train_rows))
+    size = megabytes(features.resident.numel() * features.resident.element_size())
+    name = f"AWA2-sized run ({len(fold.train_rows)} x {shape.R} x {shape.D}, K={shape.K}, {epochs} epochs)"
+    torch.cuda.reset_peak_memory_stats()
+    registered = find_method("dazle")
+    method = registered.build(registered.recipe("AWA2"), fold.space, (shape.R, shape.D), 0, epochs)
+    method.model.to(DEVICE)
     started = time.perf_counter()
     train(method, features, fold, seed=0)
     class_scores(method.model, features, fold.train_rows[::3])
-    taken = time.perf_counter() - started
-    peak = torch.cuda.max_memory_allocated() if args.device.startswith("cuda") else 0
-    made.append(Row(name, "", f"{taken:.1f} s", f"{taken / steps * 1e3:.2f} ms per step", megabytes(peak)))
-    return made
+    taken, peak = time.perf_counter() - started, megabytes(torch.cuda.max_memory_allocated())
+    each = taken / (epochs * method.phases[0].batches.count(len(fold.train_rows)))
+    return [
+        Row(f"{name}: features to memory, float16", "", loading, "", size),
+        Row(name, "", f"{taken:.1f} s", f"{each * 1e3:.2f} ms per step", peak),
+    ]
 
 
-def dazle(shape: Shape, fold: Fold, args: argparse.Namespace) -> Method:
-    """An untrained model of the fold's classes, on the device."""
-    registered = find_method("dazle")
-    method = registered.build(registered.recipe("AWA2"), fold.space, (shape.R, shape.D), 0, args.epochs)
-    method.model.to(args.device)
-    return method
-
-
-def waiting_row(name: str, method: Method, features: RegionFeatures, fold: Fold) -> Row:
-    """How often the host waits for the device in five steps of training; tests/test_device.py promises never."""
-    cuda, (phase,) = features.device.type == "cuda", method.phases
-    loss, modes = phase.loss, iter(["warn", *[None] * 4, "default"])
-
-    def watched(x: Tensor, y: Tensor) -> Losses:
-        """The loss; from the first step to the sixth every wait is a warning."""
-        if (mode := next(modes)) and cuda:
-            torch.cuda.set_sync_debug_mode(mode)
-        return loss(x, y)
-
-    phase.loss, phase.epochs = watched, 1
-    phase.batches = Batches(phase.batches.size, balanced=phase.batches.balanced, steps=6)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train(method, features, fold, seed=0)
-    waits = sum("synchroniz" in str(warning.message) for warning in caught)
-    return Row(f"{name}: the host waits in five steps", "0", str(waits) if cuda else "not seen on a CPU")
-
-
-def extraction_rows(args: argparse.Namespace) -> list[Row]:
-    """ResNet-101 from decoded images in (pinned) memory: core's way against plain float32, one copy at a time."""
-    name, size, batch = ("mobilenet_v2", 64, 8) if args.trial else ("resnet101", 224, 128)
-    device, wait = torch.device(args.device), waiter(args.device)
-    n = 2 * batch if args.trial else args.images
-    half = torch.float16 if device.type == "cuda" else torch.float32
-    pixels = torch.randint(0, 256, (4, batch, size, size, 3), dtype=torch.uint8)
-    if device.type == "cuda":
-        pixels = pixels.pin_memory()
+def extraction_rows(n: int, batch: int = 128) -> list[Row]:
+    """ResNet-101 from decoded images in pinned memory: core's way against plain float32, one copy at a time."""
+    pixels = torch.randint(0, 256, (4, batch, 224, 224, 3), dtype=torch.uint8).pin_memory()
+    device = torch.device(DEVICE)
 
     def speed(dtype: torch.dtype, layout: torch.memory_format, images: int) -> float:
-        network = build_backbone(name, "random")
+        network = build_backbone("resnet101", "random")
         network.to(device, dtype, memory_format=layout)  # type: ignore[call-overload]
         normalise = Normaliser(device, dtype)
 
@@ -214,23 +123,26 @@ def extraction_rows(args: argparse.Namespace) -> list[Row]:
             maps.cpu()  # of the batch before
             maps = coming
         maps.cpu()
-        wait()
         return batches * batch / (time.perf_counter() - started)
 
     plain = speed(torch.float32, torch.contiguous_format, max(batch, n // 10))
-    ours = speed(half, torch.channels_last, n)
-    what = f"{name}, {n} images from memory, {str(half)[6:]} channels_last against float32"
+    ours = speed(torch.float16, torch.channels_last, n)
+    what = f"resnet101, {n} images from memory, float16 channels_last against float32"
     return [Row(what, f"{plain:.0f} images/s", f"{ours:.0f} images/s", f"{ours / plain:.2f}x")]
 
 
 def main() -> int:
-    args = arguments().parse_args()
-    if lacks_gpu(args.device):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--repeats", type=int, default=50, help="timed steps of each form (default: %(default)s)")
+    add("--epochs", type=int, default=20, help="of the AWA2-sized run (default: %(default)s)")
+    add("--images", type=int, default=37322, help="images of the extraction (default: %(default)s, all of AWA2)")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("no GPU: this PyTorch sees no CUDA device, so there is nothing to measure here")
         return 0
-    if args.trial:
-        args.repeats, args.epochs = 2, 1
-    made = [row for shape in (TRIAL if args.trial else SHAPES).values() for row in step_rows(shape, args)]
-    return report([*made, *run_rows(args), *whole_runs(args.device, args.trial), *extraction_rows(args)], args)
+    made = [row for shape in SHAPES.values() for row in step_rows(shape, args.repeats)]
+    return report([*made, *run_rows(args.epochs), *extraction_rows(args.images)])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
     python -m benchmarks.growth                                   # about 4 minutes; images/benchmarks_growth.png
     python -m benchmarks.growth --only classes                    # one family: attributes, classes, regions or images
-    python -m benchmarks.growth --trial --out growth.png          # does it run?
 
 The exponent is the slope between the two largest sizes on logarithmic axes: 1 is linear, less is better. Channels are
 few and there is one thread (its processor time is counted), so that 20,000 classes and a million images fit into
@@ -14,33 +13,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
-from benchmarks.common import (
-    PeakMemory,
-    Row,
-    Shape,
-    Work,
-    fold_of,
-    megabytes,
-    milliseconds,
-    parser,
-    report,
-    step_of,
-)
+from benchmarks.common import PeakMemory, Row, Shape, Work, fold_of, megabytes, milliseconds, report, step_of
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as ESZSLRecipe
 from core.preparation import Mixing, prepared_attributes
-from core.reporting.figures import growth_figure
+from core.reporting.canvas import canvas, style
 from core.training.evaluation import ScoredImages, compact, evaluate, metrics_from_compact
 
 BASE = Shape("growth", K=64, C=200, unseen=50, B=16, R=16, D=64, V=32)
@@ -67,32 +54,24 @@ def step_with(method: str, field: str) -> Callable[[int], Work]:
     return make
 
 
-def scores_of(images: int, classes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Scores (N,C) and labels (N,) of as many images of seen classes, and of unseen ones."""
-    rng = np.random.default_rng(0)
-    seen, rest = np.arange(classes - classes // 4), np.arange(classes - classes // 4, classes)
-    scores = rng.standard_normal((images, classes), dtype=np.float32)
-    return scores, np.resize(seen, images), scores, np.resize(rest, images)
+def scored(images: int, classes: int) -> ScoredImages:
+    """Scores (N,C) and labels (N,) of as many images of seen classes, and of unseen ones; only those have images."""
+    scores = np.random.default_rng(0).standard_normal((images, classes), dtype=np.float32)
+    seen, rest = (np.resize(own, images) for own in np.split(np.arange(classes), [classes - classes // 4]))
+    own = {"seen": np.unique(seen), "unseen": np.unique(rest)}
+    return ScoredImages(scores_seen=scores, labels_seen=seen, scores_unseen=scores, labels_unseen=rest, **own)
 
 
 def evaluation_with_classes(classes: int) -> Work:
     """All metrics from scores of 1,000 images, whatever the number of classes."""
-    scores, of_seen, _, of_unseen = scores_of(500, classes)
-    seen, rest = np.unique(of_seen), np.unique(of_unseen)  # those that have images
-    images = ScoredImages(
-        scores_seen=scores, labels_seen=of_seen, scores_unseen=scores, labels_unseen=of_unseen, seen=seen, unseen=rest
-    )
+    images = scored(500, classes)
     return lambda: evaluate(images, None)
 
 
 def evaluation_with_images(images: int) -> Work:
     """All metrics of a stream of images: scores (n,C) come in blocks and only their reduced form is kept."""
-    classes, block = 200, 2500
-    scores, of_seen, _, of_unseen = scores_of(block, classes)
-    seen, rest = np.unique(of_seen), np.unique(of_unseen)
-    one = ScoredImages(
-        scores_seen=scores, labels_seen=of_seen, scores_unseen=scores, labels_unseen=of_unseen, seen=seen, unseen=rest
-    )
+    block = 2500
+    one = scored(block, classes=200)
 
     def work() -> object:
         parts = [compact(one) for _ in range(images // (2 * block))]
@@ -123,21 +102,6 @@ def eszsl_with_classes(classes: int) -> Work:
     return work
 
 
-def files_with_classes(classes: int) -> Work:
-    """The pairs of confusion.csv as a run writes them, ten images a class."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(classes), 10)
-    predicted = np.where(rng.random(len(labels)) < 0.7, labels, rng.integers(classes, size=len(labels)))
-    folder = tempfile.TemporaryDirectory()  # lives as long as the work
-
-    def work() -> None:
-        pairs, counts = np.unique(np.stack([labels, predicted], axis=1), axis=0, return_counts=True)
-        frame = pd.DataFrame({"class": pairs[:, 0], "predicted": pairs[:, 1], "images": counts})
-        frame.to_csv(Path(folder.name) / "confusion.csv", index=False)
-
-    return work
-
-
 CURVES = (
     Curve("training step of dazle", "attributes", (64, 256, 1024, 4096), step_with("dazle", "K")),
     Curve("training step of vsmr", "attributes", (64, 256, 1024, 4096), step_with("vsmr", "K")),
@@ -146,24 +110,15 @@ CURVES = (
     Curve("evaluation", "classes", CLASSES, evaluation_with_classes),
     Curve("encoder of vsmr", "classes", (2500, 5000, 10000, 20000), encoder_with_classes),
     Curve("closed form of eszsl", "classes", CLASSES, eszsl_with_classes),
-    Curve("confusion.csv", "classes", CLASSES, files_with_classes),
     Curve("training step of dazle", "regions", (49, 196, 512, 1024), step_with("dazle", "R")),
     Curve("training step of vsmr", "regions", (49, 196, 512, 1024), step_with("vsmr", "R")),
     Curve("evaluation, streamed", "images", (10_000, 100_000, 500_000, 1_000_000), evaluation_with_images),
 )
 
 
-def arguments() -> argparse.ArgumentParser:
-    made = parser(__doc__)
-    made.add_argument("--repeats", type=int, default=3, help="timed runs of each size (default: %(default)s)")
-    made.add_argument("--only", help="one family: attributes, classes, regions or images (default: all)")
-    made.add_argument("--out", type=Path, default=Path("images/benchmarks_growth.png"), help="default: %(default)s")
-    return made
-
-
-def measure(curve: Curve, sizes: Sequence[int], repeats: int) -> tuple[list[float], int]:
+def measure(curve: Curve, repeats: int) -> tuple[list[float], int]:
     """Least processor seconds at each size, and the bytes that the largest adds; the sizes take turns."""
-    works = {str(size): curve.work(size) for size in sizes}
+    works = {size: curve.work(size) for size in curve.sizes}
     least = dict.fromkeys(works, float("inf"))
     for turn in range(repeats + 1):
         for name, work in works.items():
@@ -171,34 +126,58 @@ def measure(curve: Curve, sizes: Sequence[int], repeats: int) -> tuple[list[floa
             work()
             if turn:
                 least[name] = min(least[name], time.process_time() - started)
-    taken = list(least.values())
     with PeakMemory() as memory:
-        works[str(sizes[-1])]()
-    return taken, memory.rise
+        works[curve.sizes[-1]]()
+    return list(least.values()), memory.rise
+
+
+def growth_figure(curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], out: Path) -> None:
+    """How often the cost of the smallest size a larger one takes, on logarithmic axes, beside linear growth.
+
+    Args:
+        curves: kind of size (a panel each) -> kind of work -> (sizes, costs in any unit), sizes ascending.
+    """
+    with canvas(out, 3.7 * len(curves), 4.0, columns=len(curves)) as (_, axes):
+        for axis, (family, lines) in zip(axes[0], curves.items(), strict=True):
+            sizes = sorted({size for line, _ in lines.values() for size in line})
+            axis.loglog(sizes, [s / sizes[0] for s in sizes], color="0.6", linewidth=3, alpha=0.6, label="linear")
+            for number, (what, (line, costs)) in enumerate(lines.items()):
+                axis.loglog(line, [c / costs[0] for c in costs], label=what, **style(number))
+            for side in (axis.xaxis, axis.yaxis):  # round numbers: the sizes themselves may lie too close for labels
+                side.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                side.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.set(xlabel=family, ylabel="times the smallest size")
+            axis.grid(color="0.92", linewidth=0.6)
+            # above the panel, where no curve can pass through it
+            axis.legend(fontsize=7.5, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))
 
 
 def main() -> int:
-    args = arguments().parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--repeats", type=int, default=3, help="timed runs of each size (default: %(default)s)")
+    add("--only", choices=sorted({curve.family for curve in CURVES}), help="one family (default: all)")
+    add("--out", type=Path, default=Path("images/benchmarks_growth.png"), help="default: %(default)s")
+    args = parser.parse_args()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    curves: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    curves: dict[str, dict[str, tuple[Sequence[int], list[float]]]] = {}
     rows = []
     for curve in CURVES:
         if args.only not in (None, curve.family):
             continue
-        sizes = [40, 80] if args.trial else list(curve.sizes)
-        sizes = [100 * 250, 100 * 500] if args.trial and curve.family == "images" else sizes
-        taken, memory = measure(curve, sizes, 1 if args.trial else args.repeats)
+        sizes = curve.sizes
+        taken, memory = measure(curve, args.repeats)
         print(f"{curve.what} with {curve.family}: {taken}, {memory >> 20} MiB", file=sys.stderr, flush=True)
         curves.setdefault(curve.family, {})[curve.what] = sizes, taken
-        exponent = log(taken[-1] / taken[-2]) / log(sizes[-1] / sizes[-2])
+        exponent = f"exponent {log(taken[-1] / taken[-2]) / log(sizes[-1] / sizes[-2]):.2f}"
         name = f"growth of {curve.what} with {curve.family}, {sizes[0]} to {sizes[-1]}"
-        rows.append(
-            Row(name, milliseconds(taken[0]), milliseconds(taken[-1]), f"exponent {exponent:.2f}", megabytes(memory))
-        )
+        rows.append(Row(name, milliseconds(taken[0]), milliseconds(taken[-1]), exponent, megabytes(memory)))
     torch.set_num_threads(threads)
     growth_figure(curves, args.out)
-    return report(rows, args)
+    return report(rows)
 
 
 if __name__ == "__main__":

@@ -18,104 +18,80 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import Row, parser, report
-from benchmarks.data import make_images
+from benchmarks.common import SHAPES, Row, fold_of, make_images, report
 from core.datasets.registry import DEMO
 from core.features.backbones import build_backbone
 from core.features.settings import BATCH_SIZE, ExtractionConfig
 from core.inference.predictor import Predictor, find_images
 from core.inference.trained import Trained, build_model
-from core.method import ClassSpace, find_method
-
-K, C, SEEN, V = 312, 200, 150, 300  # CUB's
+from core.methods import find_method
 
 
-def arguments() -> argparse.ArgumentParser:
-    made = parser(__doc__)
-    add = made.add_argument
-    add("--backbone", default="resnet101", help="torchvision classifier (default: %(default)s)")
-    add("--method", default="vsmr", help="(default: %(default)s)")
-    add("--images", type=int, default=1000, help="in the folder (default: %(default)s)")
-    add("--input-size", type=int, default=None, help="image side in pixels (default: the backbone's)")
-    return made
-
-
-def made_up(args: argparse.Namespace) -> Predictor:
+def made_up(backbone: str, method: str, input_size: int | None) -> Predictor:
     """A predictor whose model was not trained."""
-    network = build_backbone(args.backbone, "random", input_size=args.input_size)
+    network = build_backbone(backbone, "random", input_size=input_size)
     D, h, w = network.shape
-    generator = torch.Generator().manual_seed(0)
-    space = ClassSpace(
-        att=torch.rand(C, K, generator=generator),
-        seen=torch.arange(SEEN),
-        unseen=torch.arange(SEEN, C),
-        w2v=torch.randn(K, V, generator=generator),
-    )
-    config = {"dataset": "CUB", "method": args.method, "seed": 0, "epochs": 1}
-    recipe = asdict(find_method(args.method).recipe("CUB"))
+    space = fold_of(SHAPES["CUB"]).space
+    config = {"dataset": "CUB", "method": method, "seed": 0, "epochs": 1}
+    recipe = asdict(find_method(method).recipe("CUB"))
     trained = Trained(
         model=build_model(config, recipe, space, (h * w, D)).eval(),
         space=space,
         gamma=1.0,
-        classes=[f"class {c}" for c in range(C)],
-        attributes=[f"attribute {k}" for k in range(K)],
+        classes=[f"class {c}" for c in range(len(space.att))],
+        attributes=[f"attribute {k}" for k in range(space.att.shape[1])],
         config=config,
         recipe=recipe,
         shape=(h * w, D),
         backbone=network.record() | {"dtype": "float32", "store": "float16"},
     )
-    settings = ExtractionConfig(
-        backbone=args.backbone, weights="random", input_size=args.input_size, batch_size=BATCH_SIZE
-    )
+    settings = ExtractionConfig(backbone=backbone, weights="random", input_size=input_size, batch_size=BATCH_SIZE)
     return Predictor(trained, settings, torch.device("cpu"))
 
 
 def rows(args: argparse.Namespace) -> list[Row]:
     """Processor time and clock of both, by turns."""
+    model = made_up(args.backbone, args.method, args.input_size)
+    size = model.network.input_size
+    batch = torch.randn(BATCH_SIZE, 3, size, size).contiguous(memory_format=torch.channels_last)
+
+    def bare(some: list[Path]) -> int:
+        batches = -(-len(some) // BATCH_SIZE)
+        for _ in range(batches):
+            model.network(batch)
+        return batches * BATCH_SIZE
+
+    def ours(some: list[Path]) -> int:
+        return sum(not answer.error for answer in model.predict_all(some))
+
+    spent, done = {"bare": [0.0, 0.0], "ours": [0.0, 0.0]}, {"bare": 0, "ours": 0}
     with tempfile.TemporaryDirectory() as folder:
         root = make_images(Path(folder), max(24, args.images))
         images = find_images([root / DEMO.folders[0] / "images"])[: args.images]
-        model = made_up(args)
-        size = model.network.input_size
-        batch = torch.randn(BATCH_SIZE, 3, size, size).contiguous(memory_format=torch.channels_last)
         turn = max(BATCH_SIZE, len(images) // 4 // BATCH_SIZE * BATCH_SIZE)
-        spent = {"bare": [0.0, 0.0], "ours": [0.0, 0.0]}
-        done = {"bare": 0, "ours": 0}
         list(model.predict_all(images[:BATCH_SIZE]))  # what the first takes does not count
-
-        def bare(some: list[Path]) -> int:
-            batches = -(-len(some) // BATCH_SIZE)
-            for _ in range(batches):
-                model.network(batch)
-            return batches * BATCH_SIZE
-
-        def ours(some: list[Path]) -> int:
-            return sum(not answer.error for answer in model.predict_all(some))
-
         for start in range(0, len(images), turn):
             for name, work in (("bare", bare), ("ours", ours)):
                 clock, cpu = time.perf_counter(), time.process_time()
                 done[name] += work(images[start : start + turn])
                 spent[name][0] += time.perf_counter() - clock
                 spent[name][1] += time.process_time() - cpu
-    speed = {name: [done[name] / seconds for seconds in spent[name]] for name in spent}
     what = f"predict, {args.backbone} and {args.method}, {len(images)} images, against the bare forward pass"
-    return [
-        Row(
-            f"{what}, {kind}",
-            f"{speed['bare'][i]:.1f} images/s",
-            f"{speed['ours'][i]:.1f} images/s",
-            f"{speed['ours'][i] / speed['bare'][i]:.1%}",
-        )
-        for i, kind in ((1, "by processor time"), (0, "by the clock"))
-    ]
+    made = []
+    for i, kind in ((1, "by processor time"), (0, "by the clock")):
+        a, b = (done[name] / spent[name][i] for name in ("bare", "ours"))
+        made.append(Row(f"{what}, {kind}", f"{a:.1f} images/s", f"{b:.1f} images/s", f"{b / a:.1%}"))
+    return made
 
 
 def main() -> int:
-    args = arguments().parse_args()
-    if args.trial:
-        args.backbone, args.input_size, args.images = "mobilenet_v2", 64, 64
-    return report(rows(args), args)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--backbone", default="resnet101", help="torchvision classifier (default: %(default)s)")
+    add("--method", default="vsmr", help="(default: %(default)s)")
+    add("--images", type=int, default=1000, help="in the folder (default: %(default)s)")
+    add("--input-size", type=int, help="image side in pixels (default: the backbone's)")
+    return report(rows(parser.parse_args()))
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from core.method import (
     method,
     seeded,
 )
-from core.preparation import Describer
+from core.preparation import ClassEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,23 +60,16 @@ class Recipe:
 class APN(ZeroShotModel):
     """P and V (K,D)."""
 
-    z: Tensor
-    seen: Tensor
-    place: Tensor
-    length: Tensor
-
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe, groups: Sequence[Tensor] | None = None) -> None:
         """Args: groups: attribute numbers of each part, for |P|; None: no groups."""
         super().__init__()
         self.recipe, self.groups, z = recipe, groups, space.z
         self.P = nn.Parameter(2e-4 * torch.rand(z.shape[1], D))
         self.V = nn.Parameter(2e-4 * torch.rand(z.shape[1], D))
-        place = torch.full((len(z),), -1, dtype=torch.long)
-        place[space.seen] = torch.arange(len(space.seen))
-        self.register_buffer("z", z)  # (C,K)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("place", place)  # (C,) place of a seen class among the seen
-        self.register_buffer("length", torch.tensor(1.0))  # of a region, on average over the training images
+        self.z = nn.Buffer(z)  # (C,K)
+        self.seen = nn.Buffer(space.seen)
+        self.place = nn.Buffer(space.seen_index)  # (C,)
+        self.length = nn.Buffer(torch.tensor(1.0))  # of a region, on average over the training images
 
     def global_attributes(self, x: Tensor) -> Tensor:
         """g (B,K) of unit regions x (B,R,D)."""
@@ -93,8 +86,8 @@ class APN(ZeroShotModel):
         """g (B,K)."""
         return self.global_attributes(x)
 
-    def describer(self, space: ClassSpace) -> Describer:
-        return Describer.of(space.att, space.seen, root=False, centre=False)
+    def class_encoder(self, space: ClassSpace) -> ClassEncoder:
+        return ClassEncoder.of(space.att, space.seen, root=False, centre=False)
 
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) for unit regions x (B,R,D)."""

@@ -33,7 +33,7 @@ from core.method import (
     method,
     seeded,
 )
-from core.preparation import Describer
+from core.preparation import ClassEncoder
 from core.scaling import Scaling
 
 
@@ -54,10 +54,7 @@ class Recipe:
 class BiasAware(ZeroShotModel):
     """A network from pooled features into attribute space."""
 
-    of_means = True
-    z: Tensor
-    seen: Tensor
-    place: Tensor
+    uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__()
@@ -67,11 +64,9 @@ class BiasAware(ZeroShotModel):
             *(nn.Linear(D, 2 * h), nn.ReLU(), nn.Dropout(recipe.dropout), nn.Linear(2 * h, h), nn.ReLU()),
             nn.Linear(h, K),
         )
-        place = torch.full((len(space.att),), -1, dtype=torch.long)
-        place[space.seen] = torch.arange(len(space.seen))
-        self.register_buffer("z", space.z)  # (C,K)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("place", place)  # (C,) place of a seen class among the seen
+        self.z = nn.Buffer(space.z)  # (C,K)
+        self.seen = nn.Buffer(space.seen)
+        self.place = nn.Buffer(space.seen_index)  # (C,)
 
     def embedding(self, pooled: Tensor) -> Tensor:
         """f (B,K) of pooled features (B,D)."""
@@ -82,8 +77,8 @@ class BiasAware(ZeroShotModel):
         """f at unit length over the temperature (B,K), of regions x (B,R,D)."""
         return F.normalize(self.embedding(x.mean(dim=1)), dim=1) / self.temperature
 
-    def describer(self, space: ClassSpace) -> Describer:
-        return Describer.of(space.att, space.seen, root=False, centre=False)
+    def class_encoder(self, space: ClassSpace) -> ClassEncoder:
+        return ClassEncoder.of(space.att, space.seen, root=False, centre=False)
 
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) for regions x (B,R,D)."""

@@ -91,9 +91,7 @@ def ramp(epoch: float, start: float, end: float, top: float) -> float:
 class CADAVAE(ZeroShotModel):
     """Both autoencoders and the classifier of codes."""
 
-    of_means = True
-    z: Tensor
-    epoch: Tensor
+    uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__()
@@ -103,8 +101,8 @@ class CADAVAE(ZeroShotModel):
         self.attributes = VAE(z.shape[1], recipe.attribute_encoder, recipe.attribute_decoder, recipe.latent)
         self.classifier = nn.Linear(recipe.latent, len(z))
         _start(self.classifier)
-        self.register_buffer("z", z)  # (C,K)
-        self.register_buffer("epoch", torch.tensor(0))  # finished ones of the autoencoders
+        self.z = nn.Buffer(z)  # (C,K)
+        self.epoch = nn.Buffer(torch.tensor(0))  # finished ones of the autoencoders
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Of pooled features x (B,D) and their classes."""
@@ -167,7 +165,7 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
     count = _PER_SEEN * len(space.seen) + _PER_UNSEEN * len(space.unseen)
 
     def after_epoch() -> None:
-        model.epoch += 1
+        model.epoch.add_(1)
 
     return Method(
         model=model,

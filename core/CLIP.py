@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.files.errors import UserError
 from core.method import ClassSpace, Method, ZeroShotModel, hp, method
@@ -36,10 +36,9 @@ def text_of(space: ClassSpace, R: int, D: int, *, attributes: bool) -> Tensor:
     if space.text is None or space.text.shape[2] != D or R != 1:
         raise UserError(
             "this method compares image embeddings of a CLIP model with its text embeddings of the classes; these "
-            "features have none beside them. Make both, with one MODEL/PRETRAINED (for instance ViT-B-16/openai):\n"
+            "features hold none. Extract both at once (MODEL/PRETRAINED is for instance ViT-B-16/openai):\n"
             "  python extract_feature/extract_feature_map_ResNet_101_CUB.py --backbone open_clip:MODEL/PRETRAINED\n"
-            "  python extract_feature/extract_class_text.py CUB --model open_clip:MODEL/PRETRAINED\n"
-            "and name the features with --features"
+            "and name them with --features"
         )
     return space.text[:, int(attributes)]
 
@@ -47,11 +46,9 @@ def text_of(space: ClassSpace, R: int, D: int, *, attributes: bool) -> Tensor:
 class CLIP(ZeroShotModel):
     """Cosine of image and class text."""
 
-    text: Tensor
-
     def __init__(self, space: ClassSpace, R: int, D: int, recipe: Recipe) -> None:
         super().__init__()
-        self.register_buffer("text", text_of(space, R, D, attributes=recipe.attributes))  # (C,E)
+        self.text = nn.Buffer(text_of(space, R, D, attributes=recipe.attributes))  # (C,E)
 
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) for the one region of x (B,1,D), the unit image embedding."""

@@ -43,13 +43,10 @@ class Recipe:
 class ClassNorm(nn.Module):
     """cs: standardises units over classes, with running values for evaluation."""
 
-    mean: Tensor
-    var: Tensor
-
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("var", torch.ones(width))
+        self.mean = nn.Buffer(torch.zeros(width))
+        self.var = nn.Buffer(torch.ones(width))
 
     def forward(self, h: Tensor) -> Tensor:
         """h (n,width) of n classes."""
@@ -65,10 +62,7 @@ class ClassNorm(nn.Module):
 class CNZSL(ZeroShotModel):
     """Prototypes from attributes, compared by cosine."""
 
-    of_means = True
-    attributes: Tensor
-    seen: Tensor
-    place: Tensor
+    uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__()
@@ -81,11 +75,9 @@ class CNZSL(ZeroShotModel):
         last = self.network[6]
         assert isinstance(last, nn.Linear)
         nn.init.uniform_(last.weight, -bound, bound)
-        place = torch.full((len(space.att),), -1, dtype=torch.long)
-        place[space.seen] = torch.arange(len(space.seen))
-        self.register_buffer("attributes", K**0.5 * space.z)  # (C,K)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("place", place)  # (C,) place of a seen class among the seen
+        self.attributes = nn.Buffer(K**0.5 * space.z)  # (C,K)
+        self.seen = nn.Buffer(space.seen)
+        self.place = nn.Buffer(space.seen_index)  # (C,)
 
     def _scores(self, pooled: Tensor, classes: Tensor) -> Tensor:
         """(B,n) of pooled features (B,D) with some classes (n,K)."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.method import AttentionOutput, ClassSpace, Images, Method, ZeroShotModel, hp, method
-from core.preparation import Describer, prepared_attributes, signed_root
+from core.preparation import ClassEncoder, prepared_attributes, signed_root
 
 GRID = tuple(10.0**power for power in range(-3, 4))  # the paper's range
 _PART = 4096  # images that are held in double precision at a time: 64 MB of 2048 channels
@@ -34,20 +34,16 @@ class Recipe:
 class ESZSL(ZeroShotModel):
     """The closed form; :meth:`decompose` once, then :meth:`solve` for any γ and λ."""
 
-    of_means = True
-    z: Tensor
-    seen: Tensor
-    mean: Tensor
-    W: Tensor
+    uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__()
         self.recipe = recipe
         z = prepared_attributes(space.att, space.seen) if recipe.prepared else space.z
-        self.register_buffer("z", z)  # (C,K)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("mean", z.new_zeros(D))
-        self.register_buffer("W", z.new_zeros(D, z.shape[1]))
+        self.z = nn.Buffer(z)  # (C,K)
+        self.seen = nn.Buffer(space.seen)
+        self.mean = nn.Buffer(z.new_zeros(D))
+        self.W = nn.Buffer(z.new_zeros(D, z.shape[1]))
         self._parts: tuple[Tensor, ...] | None = None
 
     def inputs(self, pooled: Tensor) -> Tensor:
@@ -86,8 +82,8 @@ class ESZSL(ZeroShotModel):
         """(B,C) for regions x (B,R,D)."""
         return self.inputs(x.mean(dim=1)) @ self.W @ self.z.T
 
-    def describer(self, space: ClassSpace) -> Describer:
-        return Describer.of(space.att, space.seen, root=self.recipe.prepared, centre=self.recipe.prepared)
+    def class_encoder(self, space: ClassSpace) -> ClassEncoder:
+        return ClassEncoder.of(space.att, space.seen, root=self.recipe.prepared, centre=self.recipe.prepared)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """x W (B,K)."""

@@ -21,7 +21,7 @@ from math import log
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.CLIP import text_of
 from core.method import ClassSpace, Images, Method, ZeroShotModel, hp, method
@@ -40,22 +40,15 @@ class Recipe:
 class GDA(ZeroShotModel):
     """Texts, and a linear classifier a class."""
 
-    text: Tensor
-    seen: Tensor
-    unseen: Tensor
-    W: Tensor
-    b: Tensor
-    alpha: Tensor
-
     def __init__(self, space: ClassSpace, R: int, D: int) -> None:
         super().__init__()
         text = F.normalize(text_of(space, R, D, attributes=False), dim=1)
-        self.register_buffer("text", text)  # (C,D)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("unseen", space.unseen)
-        self.register_buffer("W", torch.zeros_like(text))
-        self.register_buffer("b", text.new_zeros(len(text)))
-        self.register_buffer("alpha", text.new_zeros(()))
+        self.text = nn.Buffer(text)  # (C,D)
+        self.seen = nn.Buffer(space.seen)
+        self.unseen = nn.Buffer(space.unseen)
+        self.W = nn.Buffer(torch.zeros_like(text))
+        self.b = nn.Buffer(text.new_zeros(len(text)))
+        self.alpha = nn.Buffer(text.new_zeros(()))
 
     @torch.no_grad()
     def fit(self, x: Tensor, y: Tensor) -> None:

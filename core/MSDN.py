@@ -30,10 +30,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.DAZLE import region_products
-from core.losses import classification_losses, margins
-from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, ZeroShotModel, hp, method, seeded
-from core.preparation import Describer
+from core.attention import AttributeClassifier, region_products
+from core.losses import classification_losses
+from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method, seeded
 
 
 @dataclass(frozen=True)
@@ -97,24 +96,16 @@ class Recipe:
     normalize_vectors: bool = hp(False, "keep word vectors at unit length while they are learned")
     lambda_cal: float = hp(0.1, "weight of the self-calibration loss of each branch", at_least=0)
     lambda_distill: float = hp(0.001, "weight of the distillation between the branches", at_least=0)
-    fusion: float = hp(0.9, "share of the first branch in the prediction", within=(0, 1))
+    fusion: float = hp(0.9, "share of the first branch in the prediction", at_least=0, at_most=1)
 
 
-class MSDN(ZeroShotModel):
+class MSDN(AttributeClassifier):
     """Both branches' class scores, trained with cross-entropy, self-calibration and mutual distillation."""
 
-    gamma = 2.0  # its own calibration: m_c = +1 for unseen, -1 for seen classes
-    z: Tensor
-    unseen: Tensor
-    margin: Tensor
-
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
-        super().__init__()
+        super().__init__(space)
         self.recipe = recipe
         self.attention = MutualAttention(space.w2v, D, normalize_vectors=recipe.normalize_vectors)
-        self.register_buffer("z", space.z)  # (C,K)
-        self.register_buffer("unseen", space.unseen)
-        self.register_buffer("margin", margins(len(space.att), space.unseen))  # (C,)
 
     def attend(self, x: Tensor) -> MutualAttentionOutput:
         """Both attentions of x (B,R,D)."""
@@ -131,9 +122,6 @@ class MSDN(ZeroShotModel):
         """(B,C), both branches fused, without the margin m: calibration is applied by the evaluation."""
         s1, s2 = self.branch_scores(x)
         return self.recipe.fusion * s1 + (1 - self.recipe.fusion) * s2
-
-    def describer(self, space: ClassSpace) -> Describer:
-        return Describer.of(space.att, space.seen, root=False, centre=False)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """Both branches' attribute scores, fused: (B,K)."""

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.method import AttentionOutput, ClassSpace, Images, Method, ZeroShotModel, hp, method
-from core.preparation import Describer
+from core.preparation import ClassEncoder
 
 GRID = tuple(0.005 * 2.0**power for power in range(21))  # what the published grids of the three data sets span
 
@@ -38,16 +38,13 @@ class Recipe:
 class SAE(ZeroShotModel):
     """The closed form; :meth:`decompose` once, then :meth:`solve` for any λ."""
 
-    of_means = True
-    z: Tensor
-    W: Tensor
-    to_features: Tensor
+    uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int) -> None:
         super().__init__()
-        self.register_buffer("z", space.z)  # (C,K)
-        self.register_buffer("W", space.z.new_zeros(space.z.shape[1], D))
-        self.register_buffer("to_features", torch.tensor(True))
+        self.z = nn.Buffer(space.z)  # (C,K)
+        self.W = nn.Buffer(space.z.new_zeros(space.z.shape[1], D))
+        self.to_features = nn.Buffer(torch.tensor(True))
         self._parts: tuple[Tensor, ...] | None = None
 
     @torch.no_grad()
@@ -77,8 +74,8 @@ class SAE(ZeroShotModel):
         """(B,K) unit rows W̃ x."""
         return F.normalize(x.mean(dim=1) @ F.normalize(self.W, dim=1).T, dim=1)
 
-    def describer(self, space: ClassSpace) -> Describer | None:
-        return None if self.to_features else Describer.of(space.att, space.seen, root=False, centre=False)
+    def class_encoder(self, space: ClassSpace) -> ClassEncoder | None:
+        return None if self.to_features else ClassEncoder.of(space.att, space.seen, root=False, centre=False)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:
         """W̃ x (B,K) at unit length; in feature space a class's length mixes its attributes, and there is none."""

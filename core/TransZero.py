@@ -36,10 +36,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.attention import AttributeClassifier
 from core.files.errors import UserError
-from core.losses import classification_losses, margins
-from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, ZeroShotModel, hp, method, seeded
-from core.preparation import Describer
+from core.losses import classification_losses
+from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method, seeded
 
 _FREQUENCIES = 8  # of the sinusoids of each of the four numbers of a pair of regions
 _WAVELENGTH = 1000.0  # ratio of the longest to the shortest (Hu et al.)
@@ -99,12 +99,10 @@ class FeedForward(nn.Module):
 class RegionEncoder(nn.Module):
     """One transformer layer over the regions of a square grid, which their relative geometry tells apart."""
 
-    geometry: Tensor
-
     def __init__(self, side: int, recipe: Recipe) -> None:
         super().__init__()
         d = recipe.width
-        self.register_buffer("geometry", relative_geometry(side), persistent=False)  # (R,R,64)
+        self.geometry = nn.Buffer(relative_geometry(side), persistent=False)  # (R,R,64)
         self.w_g = nn.Linear(8 * _FREQUENCIES, 1)
         self.q, self.k, self.v, self.o = (nn.Linear(d, d) for _ in range(4))
         for layer in (self.q, self.k, self.v, self.o):
@@ -168,17 +166,12 @@ class AttributeDecoder(nn.Module):
         return theta, self.ffn(t)
 
 
-class TransZero(ZeroShotModel):
+class TransZero(AttributeClassifier):
     """Encoder, decoder and class scores, with cross-entropy, self-calibration and attribute regression."""
-
-    gamma = 2.0  # its own calibration: m_c = +1 for unseen, -1 for seen classes
-    z: Tensor
-    unseen: Tensor
-    margin: Tensor
 
     def __init__(self, space: ClassSpace, R: int, D: int, recipe: Recipe) -> None:
         """Raises: UserError: R, the regions of an image row by row, is not a square number (49, 196, ...)."""
-        super().__init__()
+        super().__init__(space)
         side = math.isqrt(R)
         if side * side != R:
             raise UserError(f"{R} regions do not form a square; TransZero needs a grid such as 7x7 or 14x14")
@@ -190,9 +183,6 @@ class TransZero(ZeroShotModel):
         self.encoder = RegionEncoder(side, recipe)
         self.decoder = AttributeDecoder(recipe)
         self.W = nn.Parameter(torch.randn(V, recipe.width))
-        self.register_buffer("z", space.z)  # (C,K)
-        self.register_buffer("unseen", space.unseen)
-        self.register_buffer("margin", margins(len(space.att), space.unseen))  # (C,)
 
     def attend(self, x: Tensor) -> AttentionOutput:
         """θ of the decoder and ψ of x (B,R,D); w is 1: attributes count alike."""
@@ -202,26 +192,14 @@ class TransZero(ZeroShotModel):
         psi = (features * (v @ self.W)).sum(dim=2)  # (B,K)
         return AttentionOutput(theta.transpose(1, 2), torch.ones_like(psi), psi)
 
-    def attribute_scores(self, x: Tensor) -> Tensor:
+    def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """ψ (B,K)."""
-        psi = self.attend(x).e
-        assert psi is not None
-        return psi
-
-    def describer(self, space: ClassSpace) -> Describer:
-        return Describer.of(space.att, space.seen, root=False, centre=False)
-
-    def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:
-        """ψ (B,K)."""
-        return None if a is None else a.e
-
-    def class_scores(self, x: Tensor) -> Tensor:
-        """(B,C) without the margin m: calibration is applied by the evaluation."""
-        return self.attribute_scores(x) @ self.z.T
+        assert a is not None and a.e is not None
+        return a.e
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy, self-calibration and attribute regression; x (B,R,D), y (B,) class numbers."""
-        psi = self.attribute_scores(x)  # (B,K)
+        psi = self.evidence(x, self.attend(x))  # (B,K)
         ce, cal = classification_losses(psi @ self.z.T, y, self.unseen, self.margin)
         reg = F.mse_loss(psi, self.z[y])
         loss = ce + self.recipe.lambda_cal * cal + self.recipe.lambda_reg * reg

@@ -4,7 +4,7 @@ The parts are those of Zhang, Chen, Yu and Hu (J. Electron. Imaging 33(5) 053041
 scores and weights, visual class prototypes, an encoder of attributes into visual space. Here they are trained together
 so that each direction corrects the other, and what has a closed form is not left to gradient descent.
 
-How to read it. θ, S, e, w are the dense attribute attention's (core/DAZLE.py), z̃ the prepared class attributes:
+How to read it. θ, S, e, w are the dense attribute attention's (core/attention.py), z̃ the prepared class attributes:
     visual -> semantic   s1[b,c] = α cos(w∘e, z̃_c)                     attributes seen, against attributes described
     semantic -> visual   ρ[b,r] = ½/R + ½ Σ_i w_i θ_ir / Σ_i w_i       where the attributes that count are looked for
                          f[b]   = P (root(Σ_r ρ x_r) - μ)              image feature in whitened space
@@ -38,8 +38,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.attention import DenseAttention, region_saliency
 from core.closed_forms import closed_form_W1, closed_form_W2
-from core.DAZLE import DenseAttention, region_saliency
 from core.method import (
     AttentionOutput,
     Batches,
@@ -53,7 +53,7 @@ from core.method import (
     method,
     seeded,
 )
-from core.preparation import Describer, Mixing, prepared_attributes, shrunk_whitening, signed_root
+from core.preparation import ClassEncoder, Mixing, prepared_attributes, shrunk_whitening, signed_root
 
 _START = 0.05  # root mean square of W1 at the start; s1 does not depend on it, only how far a step of AdamW moves W1
 _HUBNESS = (0.15, 0.0)  # what validation chooses among, by T1; the first where the two are equal
@@ -77,7 +77,7 @@ class Recipe:
     seen_expert: float = hp(0.025, "share κ of the discriminant of seen classes in their scores", at_least=0)
     width: int = hp(512, "width of the whitened visual space", at_least=1)
     shrinkage: float = hp(10.0, "shrinkage r of the whitening, in mean eigenvalues", above=0)
-    mean_share: float = hp(0.5, "share of the plain mean in the pooling; the rest is the saliency ρ", within=(0, 1))
+    mean_share: float = hp(0.5, "share of the plain mean in the pooling, beside the saliency ρ", at_least=0, at_most=1)
     root_attributes: bool = hp(True, "square root of class attributes (ablation switch)")
     centre_attributes: bool = hp(True, "mean of the seen classes taken from class attributes (ablation switch)")
     root_features: bool = hp(True, "signed square root of pooled features (ablation switch)")
@@ -92,24 +92,6 @@ class Recipe:
 class VSMR(ZeroShotModel):
     """Joint visual-semantic model; :meth:`fit_closed_form` must see the training images before the first step."""
 
-    z: Tensor
-    seen: Tensor
-    unseen: Tensor
-    seen_index: Tensor
-    x_mean: Tensor
-    phi_mean: Tensor
-    P: Tensor
-    landmarks: Tensor
-    mixing_A: Tensor
-    class_means: Tensor
-    encoded: Tensor
-    hub: Tensor
-    expert: Tensor
-    expert_bias: Tensor
-    epoch_sums: Tensor
-    epoch_counts: Tensor
-    epoch_scatter: Tensor
-
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__()
         r = self.recipe = recipe
@@ -120,24 +102,24 @@ class VSMR(ZeroShotModel):
         z = prepared_attributes(space.att, space.seen, root=r.root_attributes, centre=r.centre_attributes)
         seen_index = torch.full((C,), -1, dtype=torch.long, device=z.device)
         seen_index[space.seen] = torch.arange(S, device=z.device)
-        self.register_buffer("z", z)  # (C,K)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("unseen", space.unseen)
-        self.register_buffer("seen_index", seen_index)  # (C,) place of a seen class among the seen
+        self.z = nn.Buffer(z)  # (C,K)
+        self.seen = nn.Buffer(space.seen)
+        self.unseen = nn.Buffer(space.unseen)
+        self.seen_index = nn.Buffer(seen_index)  # (C,) place of a seen class among the seen
         mixing = Mixing.solve(z[space.seen], ridge=r.ridge, width=r.kernel_width)
-        self.register_buffer("landmarks", mixing.landmarks, persistent=False)  # (m,K); both follow from z
-        self.register_buffer("mixing_A", mixing.A, persistent=False)  # (m,S)
-        self.register_buffer("x_mean", z.new_zeros(D))  # mean pooled feature of the training images
-        self.register_buffer("phi_mean", z.new_zeros(D))  # μ
-        self.register_buffer("P", z.new_zeros(d, D))
-        self.register_buffer("class_means", z.new_zeros(S, D))  # M
-        self.register_buffer("encoded", z.new_zeros(C, d))  # E(z̃) where it is ridge regression: it changes with M only
-        self.register_buffer("hub", z.new_zeros(C))  # cosine of a prototype with the nearest seen mean
-        self.register_buffer("expert", z.new_zeros(S, d))  # the discriminant of seen classes,
-        self.register_buffer("expert_bias", z.new_zeros(S))  # and its constant
-        self.register_buffer("epoch_sums", z.new_zeros(S, D))  # of φ over this epoch's batches
-        self.register_buffer("epoch_counts", z.new_zeros(S))
-        self.register_buffer("epoch_scatter", z.new_zeros(d, d))  # of P φ over this epoch's batches
+        self.landmarks = nn.Buffer(mixing.landmarks, persistent=False)  # (m,K); both follow from z
+        self.mixing_A = nn.Buffer(mixing.A, persistent=False)  # (m,S)
+        self.x_mean = nn.Buffer(z.new_zeros(D))  # mean pooled feature of the training images
+        self.phi_mean = nn.Buffer(z.new_zeros(D))  # μ
+        self.P = nn.Buffer(z.new_zeros(d, D))
+        self.class_means = nn.Buffer(z.new_zeros(S, D))  # M
+        self.encoded = nn.Buffer(z.new_zeros(C, d))  # E(z̃) where it is ridge regression: it changes with M only
+        self.hub = nn.Buffer(z.new_zeros(C))  # cosine of a prototype with the nearest seen mean
+        self.expert = nn.Buffer(z.new_zeros(S, d))  # the discriminant of seen classes,
+        self.expert_bias = nn.Buffer(z.new_zeros(S))  # and its constant
+        self.epoch_sums = nn.Buffer(z.new_zeros(S, D))  # of φ over this epoch's batches
+        self.epoch_counts = nn.Buffer(z.new_zeros(S))
+        self.epoch_scatter = nn.Buffer(z.new_zeros(d, d))  # of P φ over this epoch's batches
 
     @property
     def mixing(self) -> Mixing:
@@ -260,7 +242,7 @@ class VSMR(ZeroShotModel):
         e = a.e - self.attention.v @ (self.attention.W1 @ self.x_mean)  # (B,K)
         return self.recipe.alpha * F.normalize(a.w * e, dim=1)
 
-    def resemblance(self, x: Tensor, a: AttentionOutput | None) -> tuple[Tensor, Tensor] | None:
+    def seen_class_evidence(self, x: Tensor, a: AttentionOutput | None) -> tuple[Tensor, Tensor] | None:
         """s2 as a sum over seen classes: h_s = β α f·P M_s, mixture_cs = weights_cs / |Σ_s weights_cs P M_s|."""
         if self.E is not None:
             return None
@@ -271,12 +253,12 @@ class VSMR(ZeroShotModel):
         length = (weights @ means).norm(dim=1, keepdim=True).clamp_min(1e-12)  # (C,1)
         return self.recipe.beta * self.recipe.alpha * f @ means.T, weights / length
 
-    def describer(self, space: ClassSpace) -> Describer | None:
+    def class_encoder(self, space: ClassSpace) -> ClassEncoder | None:
         """Descriptions become z̃ and a mixture as the class attributes did; E learned by gradient does not split."""
         if self.E is not None:
             return None
         r, means = self.recipe, self.projected_means()
-        plain = Describer.of(space.att, space.seen, root=r.root_attributes, centre=r.centre_attributes)
+        plain = ClassEncoder.of(space.att, space.seen, root=r.root_attributes, centre=r.centre_attributes)
         return replace(plain, mixing=self.mixing, gram=means @ means.T, hubness=r.beta * r.alpha * self.hubness)
 
     @torch.no_grad()

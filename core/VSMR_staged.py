@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.DAZLE import DenseAttention, region_saliency
+from core.attention import DenseAttention, region_saliency
 from core.method import (
     AttentionOutput,
     Batches,
@@ -62,7 +62,7 @@ class StagedRecipe:
 
     predictor_lr: float = hp(1e-5, "learning rate of the attribute predictor (stage 0)", above=0)
     predictor_epochs: int = hp(20, "epochs of the attribute predictor (stage 0)", at_least=0)
-    threshold: float | None = hp(0.45, "of the predicted mask; none: chosen on validation", within=(0, 1))
+    threshold: float | None = hp(0.45, "of the predicted mask; none: chosen on validation", at_least=0, at_most=1)
     visual_momentum: float = hp(0.9, "momentum of RMSprop (stage 1)", at_least=0, below=1)
     visual_iterations: int = hp(40, f"most steps of stage 1, {STEP} to an epoch", at_least=1)
     train_vectors: bool = hp(False, "learn word vectors (stage 1)")
@@ -84,13 +84,6 @@ class VSMRStaged(ZeroShotModel):
     """The five published stages; training them is the loop's, :meth:`fit_prototypes` stages 2 and 3."""
 
     gamma = 0.0  # no calibration was published
-    A: Tensor
-    presence: Tensor
-    seen: Tensor
-    unseen: Tensor
-    prototypes: Tensor
-    threshold: Tensor
-    region_norm: Tensor
 
     def __init__(self, space: ClassSpace, D: int, recipe: StagedRecipe, seed: int) -> None:
         super().__init__()
@@ -98,23 +91,17 @@ class VSMRStaged(ZeroShotModel):
         self.recipe = recipe
         self.seed = seed
         self.predictor = nn.Linear(D, K)
-        self.attention = DenseAttention(
-            space.w2v,
-            D,
-            scores=False,
-            train_vectors=recipe.train_vectors,
-            normalize_vectors=recipe.normalize_vectors,
-            zero_attention=False,
-        )
+        learned = {"train_vectors": recipe.train_vectors, "normalize_vectors": recipe.normalize_vectors}
+        self.attention = DenseAttention(space.w2v, D, scores=False, zero_attention=False, **learned)
         self.E = nn.Sequential(nn.Linear(K, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, D))
         self.D = nn.Sequential(nn.Linear(D, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, K))
-        self.register_buffer("A", space.att)
-        self.register_buffer("presence", (space.att > 0).float())  # (C,K)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("unseen", space.unseen)
-        self.register_buffer("prototypes", torch.zeros(len(space.att), D))  # (C,D)
-        self.register_buffer("threshold", torch.tensor(0.5 if recipe.threshold is None else recipe.threshold))
-        self.register_buffer("region_norm", torch.ones(()))  # of the training images, before regions were unit vectors
+        self.A = nn.Buffer(space.att)
+        self.presence = nn.Buffer((space.att > 0).float())  # (C,K)
+        self.seen = nn.Buffer(space.seen)
+        self.unseen = nn.Buffer(space.unseen)
+        self.prototypes = nn.Buffer(torch.zeros(len(space.att), D))  # (C,D)
+        self.threshold = nn.Buffer(torch.tensor(0.5 if recipe.threshold is None else recipe.threshold))
+        self.region_norm = nn.Buffer(torch.ones(()))  # of the training images, before regions were unit vectors
 
     def presence_logits(self, pooled: Tensor) -> Tensor:
         """(B,K) of pooled unit regions (B,D)."""
@@ -143,8 +130,7 @@ class VSMRStaged(ZeroShotModel):
 
     def visual_loss(self, x: Tensor, y: Tensor) -> Losses:
         """Stage 1: L_PS + L_PP over the classes in the batch."""
-        f = self.image_features(x, self.presence[y])  # (B,D)
-        return visual_losses(f, y)
+        return visual_losses(self.image_features(x, self.presence[y]), y)
 
     def semantic_loss(self, classes: Tensor, targets: Tensor) -> Tensor:
         """Stage 3: 0.1 MSE(E(A_c), P_c) + MSE(D(E(A_c)), A_c) of some classes, for targets P (C,D)."""
@@ -256,20 +242,11 @@ RECIPES = {
     "*": replace(_CUB50, threshold=None),
     "CUB50": _CUB50,
     "AWA2": StagedRecipe(
-        predictor_lr=1e-3,
-        predictor_epochs=10,
-        threshold=0.5,
-        visual_momentum=0.0,
-        visual_iterations=470,
-        train_vectors=True,
-        normalize_vectors=True,
-        hidden=1850,
-        semantic_lr=1e-3,
-        semantic_epochs=180,
-        neighbours=30,
+        predictor_lr=1e-3, predictor_epochs=10, threshold=0.5, visual_momentum=0.0, visual_iterations=470,
+        train_vectors=True, normalize_vectors=True, hidden=1850, semantic_lr=1e-3, semantic_epochs=180, neighbours=30,
     ),
     "DEMO": replace(_CUB50, threshold=None, predictor_lr=1e-3, images_per_class=20, semantic_epochs=100),
-}
+}  # fmt: skip
 _DEVIATIONS = (
     "epochs of stage 1 and γ are chosen on validation; the attribute predictor takes the mean of unit regions at the "
     "scale of raw ones where the authors take the mean of raw ones; no recipe was published for CUB and SUN"

@@ -15,7 +15,8 @@ def load(run: Path | str, **options: Any) -> Predictor:
     """A finished run, put to use: ``load("results/.../seed0").predict("photo.jpg")``.
 
     Args:
-        run: the folder of one seed. options: those of :meth:`core.inference.predictor.Predictor.load`.
+        run: the folder of one seed, or any above it that holds no other run.
+        options: those of :meth:`core.inference.predictor.Predictor.load`.
 
     Raises:
         UserError: no finished run there, or its checkpoint is damaged.

@@ -59,6 +59,7 @@ def closed_form_W2(images: Images, seen_index: Tensor, z: Tensor, v: Tensor) -> 
     k, D = centres.shape
     q = _shares(regions, centres)  # (n,k)
     P = torch.linalg.solve(_shrunk((regions.T @ regions).double(), 0.1), (regions.T @ q).double()).T  # (k,D)
+    del regions
     chosen = torch.linspace(0, len(z) - 1, min(len(z), _CLASSES), dtype=torch.float64).round().long().to(z.device)
     place = torch.full((len(z),), -1, dtype=torch.long, device=z.device)
     place[chosen] = torch.arange(len(chosen), device=z.device)
@@ -80,19 +81,22 @@ def sampled_regions(images: Images) -> Tensor:
 
     They are drawn by a generator of its own: the same images give the same regions, in blocks of any size.
     """
-    N, drawn, before = len(images.labels), [], 0
+    N, before = len(images.labels), 0
     step = -(-N // _SAMPLE)
-    picks: Tensor | None = None
+    drawn: Tensor | None = None  # filled in place: pieces that stay between blocks that go would scatter the memory
     for x, _ in images.blocks():
         _, R, D = x.shape
-        if picks is None:
+        if drawn is None:
             random = torch.rand(-(-N // step), R, generator=torch.Generator().manual_seed(0))
             picks = random.topk(max(1, min(R, _SAMPLE // N)), dim=1).indices.to(x.device)
+            drawn = x.new_empty(*picks.shape, D)
         own = x[-before % step :: step]
-        mine = picks[-(-before // step) :][: len(own)]
+        first = -(-before // step)
+        here = slice(first, first + len(own))
+        torch.gather(own, 1, picks[here].unsqueeze(2).expand(-1, -1, D), out=drawn[here])
         before += len(x)
-        drawn.append(own.gather(1, mine.unsqueeze(2).expand(-1, -1, D)).flatten(0, 1))
-    return torch.cat(drawn)
+    assert drawn is not None
+    return drawn.flatten(0, 1)
 
 
 def region_kinds(regions: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 A method is one file. It holds the equations (its docstring), the model (a :class:`ZeroShotModel`), the recipe (a
 dataclass of :func:`hp` fields, where every default stands once) and a function under :func:`method` that puts them
-together. Flags, help texts, ranges and their messages come from the fields. docs/adding.md shows the smallest one.
+together. Flags, help texts, ranges and their messages come from the fields (core/fields.py); core/methods.py names the
+files. docs/adding.md shows the smallest one.
 
 B images · R regions · D channels · K attributes · C classes (S seen + U unseen) · V word-vector size
 """
@@ -10,14 +11,10 @@ B images · R regions · D channels · K attributes · C classes (S seen + U uns
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
-import math
-import types
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,8 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.datasets.registry import DATASETS
+from core.fields import check
+from core.fields import hp as hp  # part of the contract, as with_settings is
+from core.fields import with_settings as with_settings
 from core.files.errors import UserError
-from core.preparation import Describer
+from core.preparation import ClassEncoder
 
 Losses = dict[str, Tensor]
 
@@ -47,6 +47,13 @@ class ClassSpace:
     def z(self) -> Tensor:
         """(C,K) class attributes with rows of unit length."""
         return F.normalize(self.att, dim=1)
+
+    @property
+    def seen_index(self) -> Tensor:
+        """(C,) place of a seen class among the seen ones, -1 of an unseen one."""
+        index = torch.full((len(self.att),), -1, dtype=torch.long, device=self.seen.device)
+        index[self.seen] = torch.arange(len(self.seen), device=self.seen.device)
+        return index
 
 
 class Images(Protocol):
@@ -78,12 +85,13 @@ class ZeroShotModel(nn.Module, ABC):
     """Scores classes it has no training image of. All state that must survive a checkpoint is a parameter or a buffer.
 
     ``gamma`` is the model's own calibration, added to the scores of unseen classes where none was validated
-    (``--select last``): DAZLE's margin of +1 and -1 is 2, a model without one has 0. ``of_means``: scores depend on
-    regions through their mean alone; evaluation gives that as the one region, and reads an image once for all settings.
+    (``--select last``): DAZLE's margin of +1 and -1 is 2, a model without one has 0. With ``uses_pooled_features``
+    scores depend on regions through their mean alone; evaluation gives that as the one region, and reads an image once
+    for all settings.
     """
 
     gamma: float = 0.0
-    of_means: bool = False
+    uses_pooled_features: bool = False
 
     @abstractmethod
     def class_scores(self, x: Tensor) -> Tensor:
@@ -101,7 +109,7 @@ class ZeroShotModel(nn.Module, ABC):
         """g (B,K) from what :meth:`attend` found: Σ_i g_i z_ci is what attributes add to class c; None: no split."""
         return None
 
-    def resemblance(self, x: Tensor, a: AttentionOutput | None) -> tuple[Tensor, Tensor] | None:
+    def seen_class_evidence(self, x: Tensor, a: AttentionOutput | None) -> tuple[Tensor, Tensor] | None:
         """h (B,S) and mixture (C,S): Σ_s h_s mixture_cs is what seen classes add to class c; None: nothing."""
         return None
 
@@ -109,7 +117,7 @@ class ZeroShotModel(nn.Module, ABC):
         """(B,C) what class scores hold besides these two parts; None: nothing."""
         return None
 
-    def describer(self, space: ClassSpace) -> Describer | None:
+    def class_encoder(self, space: ClassSpace) -> ClassEncoder | None:
         """What gives classes described anew the z and mixture of the two parts; None where scores do not split."""
         return None
 
@@ -198,79 +206,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def hp(
-    default: Any,
-    help: str,
-    *,
-    above: float | None = None,
-    at_least: float | None = None,
-    below: float | None = None,
-    within: tuple[float, float] | None = None,
-    flag: bool = True,
-) -> Any:
-    """A field of a recipe: its default, its help text and the range it must lie in. ``flag`` False: it has no flag."""
-    metadata = {"help": help, "above": above, "at_least": at_least, "below": below, "within": within, "flag": flag}
-    return field(default=default, metadata=metadata)
-
-
-def flag_of(name: str) -> str:
-    """weight_decay -> --weight-decay"""
-    return f"--{name.replace('_', '-')}"
-
-
-def range_of(f: Field[Any]) -> str:
-    """The range of a field in words; empty where any value of its type will do."""
-    m, words = f.metadata, []
-    if m.get("within") is not None:
-        words.append(f"between {m['within'][0]:g} and {m['within'][1]:g}")
-    for key, word in (("above", "above"), ("at_least", "at least"), ("below", "below")):
-        if m.get(key) is not None:
-            words.append(f"{word} {m[key]:g}")
-    return " and ".join(words)
-
-
-def check_value(f: Field[Any], value: Any) -> None:
-    """Refuse a value outside its field's range.
-
-    Raises:
-        UserError: with the flag, the value and the range.
-    """
-    if value is None or isinstance(value, bool | str):
-        return
-    low, high = (m := f.metadata).get("within") or (-math.inf, math.inf)
-    inside = math.isfinite(value) and low <= value <= high and (m.get("at_least") is None or value >= m["at_least"])
-    inside = inside and (m.get("above") is None or value > m["above"])
-    inside = inside and (m.get("below") is None or value < m["below"])
-    if not inside:
-        raise UserError(f"{flag_of(f.name)} {value}: {f.metadata['help']} must be {range_of(f) or 'a finite number'}")
-
-
-def parse_value(recipe: type[Any], name: str, text: str) -> Any:
-    """What a user typed for a field of a recipe, in its type and range.
-
-    Raises:
-        UserError: with the flag, the text and what was expected.
-    """
-    hint = typing.get_type_hints(recipe)[name]
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    (kind,) = (o for o in options if o is not type(None))
-    optional = len(options) > 1
-    if optional and text.lower() == "none":
-        return None
-    if kind is bool:
-        known = dict.fromkeys(("1", "on", "true", "yes"), True) | dict.fromkeys(("0", "off", "false", "no"), False)
-        if text.lower() not in known:
-            raise UserError(f"{flag_of(name)} {text}: on or off is needed")
-        return known[text.lower()]
-    try:
-        value = kind(text)
-    except ValueError:
-        word = ("a whole number" if kind is int else "a number") + " is needed" + (" (or none)" if optional else "")
-        raise UserError(f"{flag_of(name)} {text}: {word}") from None
-    check_value(next(f for f in fields(recipe) if f.name == name), value)
-    return value
-
-
 Build = Callable[[Any, ClassSpace, tuple[int, int], int, int], Method]
 
 
@@ -300,97 +235,39 @@ def epochs_of(recipe: Any) -> int:
     return int(getattr(recipe, "epochs", 0))
 
 
-_REGISTRY: dict[str, Registered] = {}
+REGISTRY: dict[str, Registered] = {}
 
 
-def method(
-    name: str,
-    *,
-    recipes: Mapping[str, Any],
-    deviations: str = "",
-    given_preparation: bool = False,
-    needs_text: bool = False,
-) -> Callable[[Build], Build]:
+def method(name: str, *, recipes: Mapping[str, Any], **about: Any) -> Callable[[Build], Build]:
     """Register ``build(recipe, space, shape (R,D), seed, epochs) -> Method`` under a name.
 
     Args:
         recipes: data set -> recipe; "*" is needed, it serves data sets nobody has heard of.
-        deviations: where the method differs from what was published; printed below its tables.
-        given_preparation: it is a baseline that is given vsmr's inputs (core/preparation.py).
-        needs_text: it takes ``space.text``; it is run where it is named, not where all methods are.
+        about: ``deviations``, ``given_preparation`` and ``needs_text`` of :class:`Registered`.
 
     Raises:
         UserError: at import, with the file: another method has the name, no recipe for "*", a recipe for a data set
-            that is not registered, recipes of several types, a field without :func:`hp`, a default out of its range.
+            that is not registered, a field without :func:`hp`, a default out of its range.
     """
 
     def register(build: Build) -> Build:
         file = Path(inspect.getfile(build)).resolve()
         where = f"{file}, method {name!r}"
-        known = _REGISTRY.get(name)
+        known = REGISTRY.get(name)
         if known is not None and (known.file, known.build.__qualname__) != (file, build.__qualname__):
             raise UserError(f"{where}: {known.file} has a method of that name already; choose another name")
         if "*" not in recipes:
             raise UserError(f'{where}: recipes lacks "*", the recipe for data sets that are not named')
         if strangers := [d for d in recipes if d != "*" and d not in DATASETS]:
             raise UserError(f"{where}: a recipe for {strangers[0]!r}, which is no registered data set")
-        if len({type(r) for r in recipes.values()}) != 1 or not is_dataclass(recipes["*"]):
-            raise UserError(f"{where}: the recipes must be of one dataclass")
         for dataset, recipe in recipes.items():
-            for f in fields(recipe):
-                if "help" not in f.metadata or f.default is MISSING:
-                    raise UserError(f"{where}: the field {f.name!r} of {type(recipe).__name__} must be made with hp()")
-                try:
-                    check_value(f, getattr(recipe, f.name))
-                except UserError as error:
-                    raise UserError(f"{where}, recipe of {dataset}: {error}") from None
-        _REGISTRY[name] = Registered(
-            name=name,
-            recipes=dict(recipes),
-            build=build,
-            file=file,
-            deviations=deviations,
-            given_preparation=given_preparation,
-            needs_text=needs_text,
-        )
+            if plain := [f.name for f in fields(recipe) if "help" not in f.metadata]:
+                raise UserError(f"{where}: {plain[0]!r} of {type(recipe).__name__} must be made with hp()")
+            try:
+                check(recipe)
+            except UserError as error:
+                raise UserError(f"{where}, recipe of {dataset}: {error}") from None
+        REGISTRY[name] = Registered(name=name, recipes=dict(recipes), build=build, file=file, **about)
         return build
 
     return register
-
-
-def methods() -> dict[str, Registered]:
-    """Every method by name, the headline first. Each file directly under core/ is imported, which registers it.
-
-    Raises:
-        UserError: a file there defines a model and registers no method.
-    """
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem == "__init__":
-            continue
-        module = importlib.import_module(f"core.{path.stem}")
-        own = [o for o in vars(module).values() if inspect.isclass(o) and o.__module__ == module.__name__]
-        models = [o for o in own if issubclass(o, ZeroShotModel) and not inspect.isabstract(o)]
-        if models and all(r.file != path.resolve() for r in _REGISTRY.values()):
-            raise UserError(f"{path} defines a model but registers no method: put @method(...) above its build")
-    order = sorted(_REGISTRY, key=lambda name: (name != "vsmr", _REGISTRY[name].given_preparation, name))
-    return {name: _REGISTRY[name] for name in order}
-
-
-def find_method(name: str) -> Registered:
-    """The method of that name.
-
-    Raises:
-        UserError: there is none; names those there are.
-    """
-    known = methods()
-    if name not in known:
-        raise UserError(f"no method {name!r}; there are {', '.join(known)}")
-    return known[name]
-
-
-def with_settings(recipe: Any, settings: Mapping[str, Any]) -> Any:
-    """The recipe with some fields replaced, each within its range."""
-    for f in fields(recipe):
-        if f.name in settings:
-            check_value(f, settings[f.name])
-    return replace(recipe, **settings)

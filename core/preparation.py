@@ -18,7 +18,7 @@ _SMALL = 1e-2  # keeps the root's slope finite at 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Describer:
+class ClassEncoder:
     """How a description becomes class attributes as a model takes them, and a mixture of seen classes.
 
     It holds for classes without training images: a changed description of a seen class would change the ridge itself.
@@ -31,7 +31,7 @@ class Describer:
     hubness: float = 0.0  # taken from a class's score, times the cosine of its mixture with the nearest seen mean
 
     @classmethod
-    def of(cls, att: Tensor, seen: Tensor, *, root: bool, centre: bool) -> Describer:
+    def of(cls, att: Tensor, seen: Tensor, *, root: bool, centre: bool) -> ClassEncoder:
         """The one that makes what :func:`prepared_attributes` does of class attributes att (C,K)."""
         plain = cls(root=root, centre=att.new_zeros(att.shape[1]))
         return replace(plain, centre=plain.rooted(att[seen]).mean(dim=0)) if centre else plain
@@ -67,7 +67,7 @@ def prepared_attributes(att: Tensor, seen: Tensor, *, root: bool = True, centre:
         att: (C,K) class attributes; of negative ones the root is -√|a|.
         seen: (S,) class numbers whose mean is taken away; unseen classes do not enter it.
     """
-    plain = Describer.of(att, seen, root=root, centre=centre)
+    plain = ClassEncoder.of(att, seen, root=root, centre=centre)
     return plain.prepare(att)
 
 
@@ -83,7 +83,8 @@ def shrunk_whitening(phi: Tensor, width: int, shrinkage: float) -> Tensor:
     Row j is √r (λ_j/λ̄ + r)^-½ q_jᵀ for the eigenpairs (λ_j, q_j) of the covariance and r = ``shrinkage``: r → 0
     whitens fully, r → ∞ only rotates.
     """
-    covariance = phi.T.double() @ phi.double() / len(phi)
+    exact = phi.double()
+    covariance = exact.T @ exact / len(phi)
     values, axes = torch.linalg.eigh(covariance)  # ascending
     values, axes = values.clamp_min(0).flip(0), axes.flip(1)
     scale = (shrinkage / (values / values.mean() + shrinkage)).sqrt()

@@ -41,7 +41,7 @@ from core.method import (
     method,
     seeded,
 )
-from core.preparation import Describer
+from core.preparation import ClassEncoder
 from core.scaling import Scaling
 
 
@@ -60,11 +60,7 @@ class Recipe:
 class Bilinear(ZeroShotModel):
     """x W z_c, of the best of M maps; :meth:`loss` is one image's."""
 
-    of_means = True
-    z: Tensor
-    seen: Tensor
-    place: Tensor
-    beta: Tensor
+    uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__()
@@ -76,12 +72,10 @@ class Bilinear(ZeroShotModel):
             start = F.normalize(torch.rand(recipe.maps, D, K), dim=1)
         self.W = nn.Parameter(start.to(z))  # (M,D,K)
         self.scaling = Scaling(recipe.inputs, z, D)
-        place = torch.full((len(z),), -1, dtype=torch.long)
-        place[space.seen] = torch.arange(S)
-        self.register_buffer("z", z)  # (C,K)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("place", place)  # (C,) place of a seen class among the seen
-        self.register_buffer("beta", F.pad((1 / torch.arange(1, S, dtype=z.dtype)).cumsum(0), (1, 0)))  # (S,) from β_0
+        self.z = nn.Buffer(z)  # (C,K)
+        self.seen = nn.Buffer(space.seen)
+        self.place = nn.Buffer(space.seen_index)  # (C,)
+        self.beta = nn.Buffer(F.pad((1 / torch.arange(1, S, dtype=z.dtype)).cumsum(0), (1, 0)))  # (S,) from β_0
 
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) for regions x (B,R,D)."""
@@ -91,8 +85,8 @@ class Bilinear(ZeroShotModel):
         """x W (B,K); of several maps each class takes its own, and there is none."""
         return self.scaling(x.mean(dim=1)) @ self.W[0] if len(self.W) == 1 else None
 
-    def describer(self, space: ClassSpace) -> Describer | None:
-        return Describer.of(space.att, space.seen, root=False, centre=False) if len(self.W) == 1 else None
+    def class_encoder(self, space: ClassSpace) -> ClassEncoder | None:
+        return ClassEncoder.of(space.att, space.seen, root=False, centre=False) if len(self.W) == 1 else None
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Of one image: pooled x (1,D) and class y (1,)."""

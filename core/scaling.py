@@ -15,16 +15,13 @@ class Scaling(nn.Module):
     Statistics are those of the training images (:meth:`fit`); a channel that never varies is shifted and left as it is.
     """
 
-    shift: Tensor
-    scale: Tensor
-
     def __init__(self, kind: str, like: Tensor, D: int) -> None:
         super().__init__()
         if kind not in KINDS:
             raise ValueError(f"{kind!r}: one of {', '.join(KINDS)} is needed")
         self.kind = kind
-        self.register_buffer("shift", like.new_zeros(D))
-        self.register_buffer("scale", like.new_ones(D))
+        self.shift = nn.Buffer(like.new_zeros(D))
+        self.scale = nn.Buffer(like.new_ones(D))
 
     @torch.no_grad()
     def fit(self, pooled: Tensor) -> None:

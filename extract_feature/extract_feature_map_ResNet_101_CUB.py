@@ -11,7 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # this clone's core, whatever else is installed
 
+from core.commands.extract import main
 from core.files.errors import run_cli
 
 if __name__ == "__main__":
-    raise SystemExit(run_cli("core.commands.extract", "CUB", __doc__))
+    raise SystemExit(run_cli(main, "CUB", __doc__))

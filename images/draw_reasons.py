@@ -17,7 +17,7 @@ from PIL import Image
 
 import core
 from core.inference.explain import explain
-from core.reporting.names import shown_attribute, shown_class
+from core.inference.names import shown_attribute, shown_class
 
 INK, GREY, UNSEEN, SEEN, AGAINST = "#1f2933", "#5b6773", "#2670ae", "#9aa7b4", "#c2680f"
 SHOWN = 5  # bars of a group
@@ -45,9 +45,9 @@ def main() -> None:
     args = p.parse_args()
     model = core.load(args.run, weights=args.weights, device="cpu")
     answer = model.predict(args.photograph, top=SHOWN)
-    ((_, x),) = model.regions_of([args.photograph])
+    (batch,) = model.batches([args.photograph])
     trained = model.trained
-    found = explain(trained, x[None])
+    found = explain(trained, batch.x)
     c = trained.classes.index(answer.classes[0].name)
     attributes, seen = found.attributes(0, c), found.seen_classes(0, c)
     assert seen is not None and found.own is not None and answer.classes[0].side == "unseen"

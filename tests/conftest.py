@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from core.datasets.xlsa17 import read_mat_files
 from core.DAZLE import ClassSpace
-from core.files import sandbox
 from tests import helpers_xlsa17 as xlsa17
 from tests.helpers import (
     TOY,
@@ -24,7 +22,6 @@ from tests.helpers import (
     ToyFeatures,
     V,
     extraction,
-    forked_child,
     run_here,
     toy_mats,
     weights_file,
@@ -74,31 +71,9 @@ def shared() -> Path:
     return SHARED
 
 
-def in_process(request: bytes, timeout: float) -> tuple[int, bytes, bytes]:
-    """In place of sandbox.run where a test reads many intact files: a child takes 0.2 s each."""
-    function, arguments, *_ = json.loads(request)
-    return 0, b"".join(sandbox.answer_to(function, arguments)), b""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_child() -> Iterator[None]:
-    """What reads strangers' files is forked; a test of the real one takes ``real_child``."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sandbox, "run", forked_child)
-        yield
-
-
-_RUN = sandbox.run
-
-
 @pytest.fixture
-def real_child(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "run", _RUN)
-
-
-@pytest.fixture
-def no_child(monkeypatch):
-    monkeypatch.setattr(sandbox, "run", in_process)
+def no_child() -> None:
+    """Of the time when strangers' files were read in a child process."""
 
 
 @pytest.fixture

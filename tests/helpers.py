@@ -8,11 +8,8 @@ import logging
 import multiprocessing
 import os
 import runpy
-import selectors
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +19,6 @@ import scipy.io
 from safetensors.torch import save_file
 
 from core.datasets.registry import Counts, DataSet
-from core.files import sandbox
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -128,44 +124,6 @@ def forked(work: Callable[..., object], *arguments: object) -> multiprocessing.p
     process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
     process.start()
     return process
-
-
-def forked_child(request: bytes, timeout: float) -> tuple[int, bytes, bytes]:
-    """``sandbox.run`` with the same child, forked from this process: a fresh one takes seconds to import PyTorch."""
-    pipes = [os.pipe(), os.pipe()]
-    if not (pid := os.fork()):
-        code = 1
-        with contextlib.suppress(BaseException):
-            for descriptor, (_, end) in enumerate(pipes, start=1):
-                os.dup2(end, descriptor)
-            sys.stdin = io.StringIO(request.decode())
-            try:
-                sandbox.child()
-                code = 0
-            except BaseException as error:
-                os.write(2, f"{type(error).__name__}: {error}".encode())
-        os._exit(code)
-    said: dict[int, bytes] = {}
-    with selectors.DefaultSelector() as selector:
-        for end, other in pipes:
-            os.close(other)
-            said[end] = b""
-            selector.register(end, selectors.EVENT_READ)
-        until = time.monotonic() + timeout
-        while selector.get_map():
-            if not (ready := selector.select(max(0, until - time.monotonic()))):
-                os.kill(pid, signal.SIGKILL)
-            for key, _ in ready:
-                said[key.fd] += (piece := os.read(key.fd, 1 << 20))
-                if not piece:
-                    selector.unregister(key.fd)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    for end in said:
-        os.close(end)
-    if time.monotonic() > until:
-        raise subprocess.TimeoutExpired("the child", timeout)
-    answer, log = said.values()
-    return status, answer, log
 
 
 def refused(result: Ended, *said: str) -> str:

@@ -9,8 +9,10 @@ import scipy.io
 from PIL import Image
 
 from core.datasets.metadata import Metadata
+from core.features.layout import FeatureFileMetadata
 from core.features.settings import ExtractionConfig
-from core.features.writer import FeatureFileMetadata, Writer
+from core.features.writer import Writer
+from tests.helpers import toy_mats
 
 SHAPE = (8, 7, 7)
 TINY = ExtractionConfig(backbone="squeezenet1_1", weights="random", device="cpu", batch_size=4, input_size=64)
@@ -77,4 +79,17 @@ def make_data(root: Path, n: int = 36) -> Path:
             "test_unseen_loc": np.flatnonzero(labels >= 4)[:, None] + 1,
         },
     )
+    return root
+
+
+def make_toy(root: Path) -> Path:
+    """Nine classes of ten small pictures, coloured by their class, and xlsa17's files of TOY."""
+    toy_mats(root / "xlsa17" / "data" / "TOY")
+    rng, folder = np.random.default_rng(0), root / "TOY" / "TOY_images"
+    for c in range(1, 10):
+        (folder / f"c{c}").mkdir(parents=True)
+        colour = rng.integers(0, 200, 3)
+        for i in range(10):
+            pixels = (colour + rng.integers(0, 56, (40, 48, 3))).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"c{c}" / f"{10 * (c - 1) + i}.jpg")
     return root

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from core.inference.page import Item
 from core.inference.trained import Trained
-from core.method import ClassSpace, find_method, with_settings
+from core.method import ClassSpace, with_settings
+from core.methods import find_method
 
 D, R, B = 24, 9, 6
 
@@ -45,7 +46,6 @@ def made(name="vsmr", names=None, n=12, **settings):
             picture=rng.integers(0, 255, (64, 64, 3), dtype=np.uint8),
             x=x[i % len(x)].roll(i, 0),
             truth=i % 11 if i % 5 else None,
-            points=[("beak", 0.5, 0.2), ("tail", 0.9, 0.9)] if i % 2 else [],
             name=names[i % 11] if names else f"image {i}",
         )
         for i in range(n)

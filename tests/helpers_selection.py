@@ -45,12 +45,10 @@ class Source:
         N = len(m.labels)
         hard = np.zeros(N)
         v, f = validation_fold(m, W2V, 0), final_fold(m, W2V)
-        for rows, labels in (
-            (v.seen_rows, v.seen_labels),
-            (v.unseen_rows, v.unseen_labels),
-            (f.seen_rows, f.seen_labels),
-            (f.unseen_rows, f.unseen_labels),
-        ):
+        sides = [
+            (rows, y) for f in (v, f) for rows, y in ((f.seen_rows, f.seen_labels), (f.unseen_rows, f.unseen_labels))
+        ]
+        for rows, labels in sides:
             for c in np.unique(labels):  # evenly spread within every class: a share of 0.5 is half of each class
                 mine = rows[labels == c]
                 hard[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
@@ -101,21 +99,19 @@ class Scripted(ZeroShotModel):
     def __init__(self, space, recipe, shown) -> None:
         super().__init__()
         self.recipe, self.shown, self.drift, self.late = recipe, shown, lambda epoch: 0.0, 0
+        self.shift = max(0.0, recipe.tuned)  # what a setting adds to the scores of seen classes
         self.weight = torch.ones(1, D)
         self.dummy = torch.nn.Parameter(torch.zeros(()))
-        self.register_buffer("att", space.att)
-        self.register_buffer("seen", space.seen)
-        self.register_buffer("unseen", space.unseen)
-        self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
-        self.register_buffer("setting", torch.tensor(float(recipe.setting)))
+        self.att, self.seen, self.unseen = map(torch.nn.Buffer, (space.att, space.seen, space.unseen))
+        self.epoch = torch.nn.Buffer(torch.zeros((), dtype=torch.long))
+        self.setting = torch.nn.Buffer(torch.tensor(float(recipe.setting)))
 
     def loss(self, x, y):
         _, rows, _ = decode(x)
         assert self.training
         self.shown.setdefault("trained", set()).update(rows.tolist())
-        self.shown.setdefault("steps", []).append(
-            (rows.tolist(), float(torch.rand(())), (self.weight @ x[:1, 0].T).dtype)
-        )
+        step = rows.tolist(), float(torch.rand(())), (self.weight @ x[:1, 0].T).dtype
+        self.shown.setdefault("steps", []).append(step)
         return {"loss": self.dummy + 1}  # its gradient is 1: after training it is minus the sum of the rates
 
     def share(self):
@@ -134,5 +130,5 @@ class Scripted(ZeroShotModel):
         shifted[:, self.seen] = s[:, self.seen].roll(1, dims=1)
         shifted[:, self.unseen] = s[:, self.unseen].roll(1, dims=1)
         s = torch.where(right[:, None], s, shifted)
-        s[:, self.seen] += LEAD[len(self.att)][int(self.epoch)] + self.drift(int(self.epoch))
+        s[:, self.seen] += LEAD[len(self.att)][int(self.epoch)] + self.drift(int(self.epoch)) + self.shift
         return s

@@ -248,7 +248,8 @@ def write_attribute_names(root: Path, name: str) -> Path:
 def tiny_features(root: Path, D: int = 16, grid: tuple[int, int] = (2, 2)) -> dict[str, Path]:
     """A drawn AWA2 with random features and vectors on disk: what a run needs, as arguments of a plan."""
     from core.datasets.xlsa17 import read_metadata
-    from core.features.writer import FeatureFileMetadata, Writer
+    from core.features.layout import FeatureFileMetadata
+    from core.features.writer import Writer
 
     draw(root, "AWA2", PARTS["AWA2"].images)
     metadata = read_metadata(root, DATASETS["AWA2"])

@@ -1,4 +1,4 @@
-"""Classes by description alone on a trained run: added, renamed, removed; what is refused."""
+"""Classes by description alone on a trained run: what is added, and what is refused."""
 
 from __future__ import annotations
 
@@ -37,28 +37,14 @@ def test_a_class_by_description_scores_as_if_it_had_been_known(there: Made, meth
     assert model.trained.of_side("unseen").tolist()[-3:] == [C, C + 1, C + 2]
 
 
-def test_an_added_class_is_predicted_renamed_and_removed(there: Made, photo: Path) -> None:
-    model = there.load("vsmr")
-    first = model.predict(photo, among="unseen").name
-    model.remove_classes([first])
-    assert first not in {c.name for c in model.predict(photo, top=99).classes}
-    other = there.load("vsmr")
+def test_an_added_class_is_predicted(there: Made, photo: Path) -> None:
+    model, other = there.load("vsmr"), there.load("vsmr")
+    first = other.predict(photo, among="unseen").classes[0]
     # in percent, where the run has rows of unit length
-    model.add_classes(described(other, {first: "mine"}, scale=100))
-    found = model.predict(photo, among="unseen", top=99)
-    assert found.name == "mine" and found.classes[0].side == "unseen"
-    expected = other.predict(photo, among="unseen").classes[0].score
-    assert found.classes[0].score == pytest.approx(expected, rel=1e-5)
-    model.rename({"mine": first})
-    assert model.predict(photo, among="unseen").name == first
-    model.remove_classes([first])
-    model.add_classes(described(other, {first: first}))  # the name is free again
-    seen = [model.trained.classes[c] for c in model.trained.space.seen.tolist()]
-    model.remove_classes(seen)
-    with pytest.raises(UserError, match="no seen class left"):
-        model.predict(photo, among="seen")
-    with pytest.raises(UserError, match="no  class left|no class"):
-        model.remove_classes([model.trained.classes[c] for c in model.trained.offered])
+    model.add_classes(described(other, {first.name: "mine"}, scale=100))
+    found = model.predict(photo, among="unseen", top=2).classes
+    assert {c.name for c in found} == {first.name, "mine"} and {c.side for c in found} == {"unseen"}
+    assert found[0].score == pytest.approx(first.score, rel=1e-5) == pytest.approx(found[1].score, rel=1e-5)
 
 
 @pytest.mark.parametrize("unit", [1.0, 3.0])
@@ -93,10 +79,6 @@ def test_classes_that_cannot_be_added(there: Made) -> None:
     zero[model.trained.attributes] = 0.0
     with pytest.raises(UserError, match="all attributes are 0"):
         model.add_classes(zero)
-    with pytest.raises(UserError, match="no class 'nowhere'"):
-        model.remove_classes(["nowhere"])
-    with pytest.raises(UserError, match="exists already"):
-        model.rename({unseen: model.trained.classes[0] if model.trained.classes[0] != unseen else "x"})
     assert len(model.trained.classes) == 50
 
 

@@ -5,23 +5,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
-import torch
 from PIL import Image
-from torch import nn
 
 import core.method as contract
 from core.commands import extract, train
 from core.datasets import registry
 from core.experiments.identity import method_digest
 from core.features import trunks
-from core.features.images import Transform
-from core.features.weights import load_weights
+from core.methods import methods
 from tests.helpers import ROOT, cells
 
 PAGE = (ROOT / "docs" / "adding.md").read_text()
@@ -39,8 +37,7 @@ def load(path: Path):
 @pytest.fixture
 def added(tmp_path, monkeypatch):
     """The three of the page, registered for one test."""
-    monkeypatch.setattr(contract, "_REGISTRY", {m.name: m for m in contract.methods().values()})
-    monkeypatch.setattr(registry, "_PLACES", dict(registry._PLACES))
+    monkeypatch.setattr(contract, "REGISTRY", {m.name: m for m in methods().values()})
     for known in (registry.DATASETS, trunks.BUILDERS):
         for name in ("FLO", "tiny"):
             monkeypatch.setitem(known, name, None)
@@ -49,9 +46,9 @@ def added(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "Linear", None)
     load(tmp_path / "Linear.py")
     exec(BLOCKS["core/datasets/registry.py"], {"register": registry.register, "DataSet": registry.DataSet})
-    names = {"backbone": trunks.backbone, "Trunk": trunks.Trunk, "Transform": Transform, "nn": nn, "torch": torch}
-    with torch.random.fork_rng(devices=[]):
-        exec(BLOCKS["core/features/trunks.py"], names | {"load_weights": load_weights, "Path": Path})
+    (tmp_path / "tiny.py").write_text(BLOCKS["core/features/added/tiny.py"])
+    monkeypatch.setitem(sys.modules, "tiny", None)
+    load(tmp_path / "tiny.py")
     yield tmp_path
     method_digest.cache_clear()
 
@@ -94,10 +91,29 @@ def test_a_driver_runs_with_the_method_data_set_and_backbone_of_the_page(added, 
 
 def test_help_knows_them(added, capsys):
     with pytest.raises(SystemExit):
-        train.main("FLO", "FLO", ["--help"])
+        train.main("FLO", "FLO", ["--method", "linear", "--help"])
     text = capsys.readouterr().out
-    assert re.search(r"linear:\n  --ridge +penalty of the ridge regression \(1\.0; above 0\)", text)
+    assert re.search(
+        r"settings of linear:.*\n  --ridge VALUE +penalty of the ridge regression \(1\.0; above 0\)", text, re.S
+    )
     assert "feature_map_*_FLO.hdf5" in text
+
+
+@pytest.mark.parametrize("name", ["core/Linear.py", "FLO_ours.py"])
+def test_the_page_passes_lint_and_types(tmp_path, name):
+    """As `make test` would have it once it is a file of the repository."""
+
+    def passes(*command):
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=ROOT, input=BLOCKS[name], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    passes("ruff", "check", "--no-cache", "--stdin-filename", str(ROOT / name), "-")
+    passes("ruff", "format", "--check", "--no-cache", "--stdin-filename", str(ROOT / name), "-")
+    (tmp_path / "page.py").write_text(BLOCKS[name])
+    # what it imports is taken as it is: the types of PyTorch alone take most of a minute
+    passes("mypy", "--follow-imports=skip", "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "page.py"))
 
 
 def test_a_change_of_the_added_method_changes_its_digest(added):

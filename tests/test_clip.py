@@ -5,51 +5,46 @@ A tiny model with random weights and the tokenizer that open_clip ships; the fir
 
 from __future__ import annotations
 
-import importlib
 import itertools
-import json
-import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
-from core.commands import class_text as command
-from core.datasets.class_text import attribute_phrase, class_words, embed, load_class_text, prompts, write_class_text
-from core.datasets.paths import class_text_file
+from core.datasets.class_text import attribute_phrase, class_words, embed, prompts
 from core.datasets.registry import DATASETS
 from core.datasets.vectors import attribute_vectors, write_attribute_vectors
 from core.experiments.identity import run_config
 from core.experiments.inputs import load_inputs, split_digest
 from core.experiments.run import run
 from core.experiments.sweep import Plan, jobs_of
-from core.features.backbones import build_backbone, file_form
+from core.features.backbones import build_backbone
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
 from core.features.settings import ExtractionConfig
 from core.files.errors import UserError
 from core.inference.trained import load_trained
-from core.method import ClassSpace, find_method, methods
+from core.method import ClassSpace
+from core.methods import find_method, methods
 from core.training.folds import final_fold, validation_fold
-from tests.helpers import TOY, toy_mats
+from tests.helpers import TOY
+from tests.helpers_features import make_toy
 
 try:
     import open_clip
-
-    from core.features.clip import load_clip
 except ImportError:
     open_clip = None
 needs_open_clip = pytest.mark.skipif(open_clip is None, reason="open_clip is not installed")
 NAME, E = "open_clip:tiny-test/random", 24
-W2V = np.ones((8, 3), np.float32)
+W2V, NAMES = np.ones((8, 3), np.float32), [f"has_part::kind_{k}" for k in range(8)]
 
 
 @pytest.fixture
-def tiny(tmp_path, monkeypatch):
+def tiny(monkeypatch):
     """A CLIP of two small towers, known to open_clip by name."""
     towers = {"layers": 2, "width": 32}
     config = {
@@ -57,44 +52,24 @@ def tiny(tmp_path, monkeypatch):
         "vision_cfg": towers | {"image_size": 32, "patch_size": 8, "head_width": 16},
         "text_cfg": towers | {"context_length": 77, "vocab_size": 49408, "heads": 2},
     }
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/tiny-test.json").write_text(json.dumps(config))
-    from open_clip import factory
-
-    for state in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
-        monkeypatch.setattr(factory, state, type(getattr(factory, state))(getattr(factory, state)))
-    open_clip.add_model_config(tmp_path / "configs")
-    yield
-    monkeypatch.undo()
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "tiny-test", config)
 
 
 @pytest.fixture
-def root(tmp_path, no_child, monkeypatch) -> Path:
-    """Nine classes of ten pictures, with the names of their attributes and vectors."""
+def root(tmp_path, monkeypatch) -> Path:
+    """Pictures with the names of their attributes and vectors."""
     monkeypatch.setitem(DATASETS, "TOY", TOY)
-    toy_mats(tmp_path / "xlsa17" / "data" / "TOY")
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "TOY/TOY_images"
-    for c in range(1, 10):
-        (folder / f"c{c}").mkdir(parents=True)
-        for i in range(10):
-            pixels = rng.integers(0, 256, (40, 48, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"c{c}" / f"{10 * (c - 1) + i}.jpg")
-    names = [f"has_part::kind_{k}" for k in range(8)]
-    (folder / "attributes.txt").write_text("".join(f"{k} {n}\n" for k, n in enumerate(names, 1)))
+    (make_toy(tmp_path) / "TOY/TOY_images/attributes.txt").write_text(
+        "".join(f"{k} {n}\n" for k, n in enumerate(NAMES, 1))
+    )
     np.save(tmp_path / "v.npy", W2V)
     (tmp_path / "w2v").mkdir()
-    made = attribute_vectors(str(tmp_path / "v.npy"), names)
+    made = attribute_vectors(str(tmp_path / "v.npy"), NAMES)
     write_attribute_vectors(tmp_path / "w2v/TOY_attribute.pkl", made, "", None)
     return tmp_path
 
 
-def features_of(root: Path) -> Path:
-    return extract(TOY, data_root=root, config=ExtractionConfig(backbone=NAME, device="cpu"))
-
-
-# --------------------------------------------------------------------------------------------------- without open_clip
-def test_prompts_say_names_and_telling_attributes():
+def test_prompts_say_names_and_telling_attributes_which_are_averaged():
     assert class_words("001.Black_footed_Albatross") == "Black footed Albatross"
     assert class_words("blue+whale") == "blue whale"
     assert attribute_phrase("has_bill_shape::curved_(up_or_down)") == "which has curved bill shape"
@@ -106,14 +81,9 @@ def test_prompts_say_names_and_telling_attributes():
         ["a photo of a C, a type of bird.", "a photo of a C, which has blue y."],
     ]
     assert prompts("OWN", ["d"], att[:1], ["x", "y", "z"]) == [["a photo of a d."]]
-
-
-def test_attributes_are_averaged_over_the_prompts_of_a_class():
     known = {"a": [1.0, 0.0], "b": [0.0, 1.0], "c": [0.6, 0.8], "d": [0.0, -1.0]}
     text = embed([["a", "b", "c"], ["d"]], lambda texts: np.array([known[t] for t in texts]))
     np.testing.assert_allclose(text, [[[1, 0], [0.3, 0.9]], [[0, -1], [0, -1]]], rtol=1e-6)
-    with pytest.raises(UserError, match="not finite"):
-        embed([["a"]], lambda texts: np.full((1, 2), np.nan))
 
 
 def test_scores_are_cosines_of_image_and_text():
@@ -127,25 +97,8 @@ def test_scores_are_cosines_of_image_and_text():
         expected = [[torch.dot(i[0], t[kind]).item() / i[0].norm().item() for t in text] for i in x]
         torch.testing.assert_close(model.class_scores(x), torch.tensor(expected))
     for bad, shape in ((replace(space, text=None), (1, 5)), (space, (49, 5)), (space, (1, 6))):
-        with pytest.raises(UserError, match=r"extract_class_text.py CUB --model open_clip:MODEL/PRETRAINED"):
+        with pytest.raises(UserError, match=r"--backbone open_clip:MODEL/PRETRAINED"):
             find_method("clip").build(find_method("clip").recipe("*"), bad, shape, 0, 0)
-
-
-def test_texts_of_other_weights_or_classes_are_refused(tmp_path):
-    path, text = tmp_path / "t.safetensors", np.arange(12, dtype=np.float32).reshape(3, 2, 2)
-    write_class_text(path, text, ["a", "b", "c"], {"model": "m", "weights_sha256": "12"})
-    np.testing.assert_array_equal(load_class_text(path, ["c", "a"], "12"), text[[2, 0]])
-    with pytest.raises(UserError, match="of other weights than the features"):
-        load_class_text(path, ["a"], "13")
-    with pytest.raises(UserError, match=r"lacks the classes \['d'\]"):
-        load_class_text(path, ["a", "d"], "12")
-    for content in (b"", b"x" * 99, path.read_bytes()[:-4]):
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="not a readable file of class texts"):
-            load_class_text(path, ["a"], "12")
-    save_file({"text": torch.zeros(3, 2)}, path, {"class_text": '{"class_names": ["a"], "weights_sha256": "12"}'})
-    with pytest.raises(UserError, match="not a readable file of class texts"):
-        load_class_text(path, ["a"], "12")
 
 
 def test_each_fold_has_the_texts_of_its_own_classes(toy):
@@ -167,16 +120,6 @@ def test_clip_runs_where_it_is_named_alone():
     assert {job.method for job in jobs_of(Plan(datasets=("CUB",), methods=("clip",), seeds=(0,)))} == {"clip"}
 
 
-def test_what_is_missing_is_one_sentence(monkeypatch):
-    def missing(name):
-        raise ImportError(f"No module named {name!r}")
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(UserError, match=r"pip install open_clip_torch"):
-        build_backbone("open_clip:ViT-B-16/openai")
-
-
-# ------------------------------------------------------------------------------------------------------ with open_clip
 @needs_open_clip
 def test_features_are_the_models_own_image_embeddings(tiny):
     backbone = build_backbone(NAME)
@@ -189,30 +132,37 @@ def test_features_are_the_models_own_image_embeddings(tiny):
         expected = model.encode_image(x, normalize=True)
         texts = model.encode_text(open_clip.get_tokenizer("tiny-test")(["a bird", "a whale"]), normalize=True)
     torch.testing.assert_close(backbone(x)[:, :, 0, 0], expected)
-    clip = load_clip(NAME)
-    np.testing.assert_allclose(clip.encode(["a bird", "a whale"]), texts, atol=1e-6)
-    assert clip.sha256 == backbone.sha256  # by which class texts and features know each other
+    np.testing.assert_allclose(backbone.network.encode(["a bird", "a whale"]), texts, atol=1e-6)
 
 
 @needs_open_clip
-def test_a_weights_file_is_read_without_running_it_and_must_fit(tiny, tmp_path):
-    clip = load_clip(NAME)
-    state = {k: v + 1 if k == "logit_scale" else v for k, v in clip.images.model.state_dict().items()}
-    path = tmp_path / "w.safetensors"
+def test_a_weights_file_must_fit(tiny, tmp_path):
+    model, path = build_backbone(NAME).network.model, tmp_path / "w.safetensors"
+    state = {k: v + 1 if k == "logit_scale" else v for k, v in model.state_dict().items()}
     save_file(state, path)
-    other = load_clip(NAME, str(path))
-    assert other.weights == "w.safetensors" and other.sha256 != clip.sha256
-    assert other.images.model.logit_scale == clip.images.model.logit_scale + 1
-    assert build_backbone(NAME, path).sha256 == other.sha256
-    save_file({k: v for k, v in state.items() if k != "text_projection"}, path)
-    with pytest.raises(UserError, match=r"does not fit the model: 1 missing \(text_projection\)"):
-        load_clip(NAME, str(path))
-    with pytest.raises(UserError, match="no weights file at"):
-        load_clip(NAME, str(tmp_path / "nothing.safetensors"))
+    other = build_backbone(NAME, path)
+    assert other.weights == "w.safetensors" and other.network.model.logit_scale == model.logit_scale + 1
+    del state["text_projection"]
+    save_file(state, path)
+    with pytest.raises(UserError, match=r"does not fit the network: 1 missing \(text_projection\)"):
+        build_backbone(NAME, path)
 
 
 @needs_open_clip
-def test_activation_and_transform_are_the_pretrained_tags(monkeypatch):
+def test_class_texts_are_of_the_backbones_own_text_tower(tiny, toy):
+    backbone = build_backbone(NAME)
+    text = backbone.class_text(toy, NAMES)
+    assert text.shape == (9, 2, E) and text.dtype == np.float32
+    said = prompts(toy.name, toy.class_names, toy.att, NAMES)[3]
+    np.testing.assert_allclose(text[3, 0], backbone.network.encode(said[:1])[0], atol=1e-6)
+    np.testing.assert_allclose(text[3, 1], backbone.network.encode(said[1:]).mean(axis=0), atol=1e-6)
+    unnamed = backbone.class_text(toy)  # no attribute has a name
+    np.testing.assert_array_equal(unnamed[:, 0], unnamed[:, 1])
+    assert build_backbone("squeezenet1_1", "random", input_size=64).class_text(toy) is None
+
+
+@needs_open_clip
+def test_activation_transform_and_weights_are_the_pretrained_tags(monkeypatch):
     asked = []
 
     def create(name, **how):
@@ -220,45 +170,43 @@ def test_activation_and_transform_are_the_pretrained_tags(monkeypatch):
         raise OSError("no network\nmore")
 
     monkeypatch.setattr(open_clip, "create_model", create)
-    with pytest.raises(UserError, match=r"could not be made with its weights \(no network\)\. Offline\?"):
-        load_clip("open_clip:ViT-B-16/openai")
-    name, how = asked[0]
-    assert name == "ViT-B-16" and how["pretrained"] == "openai" and how["force_quick_gelu"] is True
+    # a run records openai as the weights, and predict asks for them so
+    for tag, weights in (("openai", None), ("openai", "openai"), ("laion2b_s34b_b88k", None)):
+        with pytest.raises(UserError, match=r"could not be made with its weights \(no network\)\. Offline\?"):
+            build_backbone(f"open_clip:ViT-B-16/{tag}", weights)
+    (name, how), again, other = asked
+    assert again == (name, how) and name == "ViT-B-16" and how["pretrained"] == "openai"
+    assert how["force_quick_gelu"] is True and other[1]["force_quick_gelu"] is False
     assert how["force_preprocess_cfg"]["interpolation"] == "bicubic" and how["force_preprocess_cfg"]["mean"][0] > 0.48
-    with pytest.raises(UserError):
-        load_clip("open_clip:ViT-B-16/laion2b_s34b_b88k")
-    assert asked[1][1]["force_quick_gelu"] is False
 
 
 @needs_open_clip
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("open_clip:ViT-B-17/openai", "no model 'ViT-B-17' in open_clip .* try .*ViT-B-16"),
-        ("open_clip:ViT-B-16", r"name the weights too, open_clip:ViT-B-16/PRETRAINED with one of openai, .*random"),
-        ("open_clip:ViT-B-16/mine", r"name the weights too"),
-    ],
-)
-def test_what_open_clip_does_not_have_is_said(name, said):
-    with pytest.raises(UserError, match=said):
-        build_backbone(name)
+def test_what_open_clip_does_not_have_is_said(monkeypatch):
+    with pytest.raises(UserError, match="no model 'ViT-B-17' in open_clip"):
+        build_backbone("open_clip:ViT-B-17/openai")
+    with pytest.raises(
+        UserError, match=r"name the weights too, open_clip:ViT-B-16/PRETRAINED with one of openai, .*random"
+    ):
+        build_backbone("open_clip:ViT-B-16")
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(UserError, match=r"pip install open_clip_torch"):
+        build_backbone("open_clip:ViT-B-16/openai")
 
 
 @needs_open_clip
 @pytest.mark.parametrize("method", ["clip", "clip-attributes"])
 def test_a_run_is_scored_like_every_other(tiny, root, tmp_path, method):
-    features = features_of(root)
+    features = extract(TOY, data_root=root, config=ExtractionConfig(backbone=NAME, device="cpu"))
     assert features.name == "feature_map_open_clip_tiny-test_random_TOY.hdf5"
     with FeatureFile(features) as file:
         assert file.shape == (90, E, 1) and file.provenance["pretraining_saw_unseen"] == "no"  # random weights
     inputs = load_inputs("TOY", data_root=root, features=features)
     config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=0)
-    with pytest.raises(UserError, match=r"extract_class_text.py"):
-        run(config, inputs, tmp_path / "without")
-    assert command.main(None, ["TOY", "--data-root", str(root), "--model", NAME]) == 0
-    inputs = load_inputs("TOY", data_root=root, features=features)
+    if inputs.metadata.class_text is None:  # of a feature file without them
+        with pytest.raises(UserError, match=r"--backbone open_clip"):
+            run(config, inputs, tmp_path / "without")
+        inputs.metadata.class_text = build_backbone(NAME).class_text(inputs.metadata, NAMES)
     text = inputs.metadata.class_text
-    assert text.shape == (9, 2, E)
     config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=0)
     result = run(config, inputs, tmp_path / "run")
     assert result["chosen"]["configurations"] == 1 and 0 <= result["standard"]["H"] <= 1
@@ -270,22 +218,3 @@ def test_a_run_is_scored_like_every_other(tiny, root, tmp_path, method):
     nearest = m.unseen[(x @ text[m.unseen, kind].T).argmax(1)]
     right = [(nearest[m.labels[m.test_unseen_loc] == c] == c).mean() for c in m.unseen]
     assert result["standard"]["T1"] == pytest.approx(np.mean(right))
-
-
-@needs_open_clip
-def test_class_texts_of_another_model_are_refused(tiny, root):
-    features = features_of(root)
-    path = class_text_file(root, TOY, file_form(NAME))
-    write_class_text(path, np.ones((9, 2, E), np.float32), [f"class{c}" for c in range(9)], {"weights_sha256": "0"})
-    with pytest.raises(UserError, match="of other weights than the features"):
-        load_inputs("TOY", data_root=root, features=features)
-    with pytest.raises(UserError, match="--model timm:x: choose open_clip:MODEL/PRETRAINED"):
-        command.main(None, ["TOY", "--data-root", str(root), "--model", "timm:x"])
-
-
-@needs_open_clip
-def test_a_picture_made_square_in_training_is_said(tiny, caplog, monkeypatch):
-    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda *a: {"resize_mode": "squash"})
-    with caplog.at_level(logging.WARNING):
-        load_clip(NAME)
-    assert "trained on pictures made square" in caplog.text

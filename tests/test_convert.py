@@ -117,7 +117,7 @@ def test_names_come_from_the_data_sets_own_files(tmp_path: Path, maps: np.ndarra
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"labels": np.zeros(3, int)}, "3 labels, but feature_map"), ({"att": np.full((9, 8), "a", "S1")},
-      "att is not what feature files hold"),
+      "a matrix of numbers is needed"),
      ({"trainval_loc": np.array([0, 900])}, "trainval_loc")],
 )  # fmt: skip
 def test_what_is_no_feature_file_leaves_nothing(tmp_path: Path, maps: np.ndarray, change: dict, said: str) -> None:
@@ -132,5 +132,5 @@ def test_axes_that_cannot_be(tmp_path: Path, maps: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"4 axes, --layout tokens is \(N,T,D\)"):
         convert(source, tmp_path / "f.hdf5", layout="tokens")
     (tmp_path / "junk.hdf5").write_bytes(b"<html>")
-    with pytest.raises(UserError, match=r"junk\.hdf5 is damaged or not a feature file"):
+    with pytest.raises(UserError, match=r"junk\.hdf5 is not a readable feature file"):
         convert(tmp_path / "junk.hdf5", tmp_path / "f.hdf5", layout="tokens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -49,10 +50,6 @@ def test_layout(root: Path) -> None:
     parts = [line.split()[1] for line in (folder / "parts" / "parts.txt").read_text().splitlines()]
     assert tuple(parts) == demo_drawing.PARTS
     assert not list(root.glob(".demo*"))
-
-
-def test_validation_classes_are_disjoint_and_the_file_s_own(root: Path) -> None:
-    m = read_metadata(root, DEMO)
     assert "of the split file; 0 of its images lie outside" in " ".join(m.notes)
     assert not np.intersect1d(m.labels[m.train_loc], m.labels[m.val_loc]).size
     assert len(np.unique(m.labels[m.val_loc])) == 2  # a quarter of the seen classes
@@ -65,25 +62,22 @@ def test_same_seed_same_bytes_other_seed_other_images(root: Path, tmp_path: Path
     assert _digests(tmp_path) != _digests(root)
 
 
-def test_processes_do_not_change_the_drawing() -> None:
-    rng = np.random.default_rng(0)
-    signature = demo.draw_signatures(8, 2, rng)[0][0]
-    first, second = (demo_drawing.draw_creature(signature, np.random.default_rng(5)) for _ in range(2))
-    assert first.image.tobytes() == second.image.tobytes() and np.array_equal(first.part_locs, second.part_locs)
+def test_the_drawn_birds_are_those_that_the_committed_numbers_are_of() -> None:
+    """Signatures, and with them the look-alike pairs, exactly; pictures as far as every version of Pillow agrees."""
+    known, new = demo.draw_signatures(24, 8, np.random.default_rng([0, 1]))
+    assert hashlib.sha256(json.dumps([known, new]).encode()).hexdigest().startswith("f4f44b4a782c2ee1")
+    assert all(sum(a[t] != b[t] for t in a) == demo.SIBLING_CHANGES for a, b in zip(new[::2], new[1::2], strict=True))
+    drawings = [demo_drawing.draw_creature(new[i], np.random.default_rng([0, i])) for i in range(3)]
+    colours = [np.asarray(d.image, float).mean(axis=(0, 1)) for d in drawings]
+    np.testing.assert_allclose(colours, [[173, 169, 137], [129, 118, 89], [219, 176, 178]], atol=1)
+    assert [int(d.part_locs[:, 2].sum()) for d in drawings] == [9, 9, 9]
 
 
-def test_complete_is_kept_and_damaged_is_redone(root: Path, tmp_path: Path) -> None:
-    shutil.copytree(root, tmp_path / "copy")
-    copy = tmp_path / "copy"
-    image = next((copy / DEMO.folders[0] / "images").rglob("*.jpg"))
-    image.touch()
+def test_complete_is_kept(root: Path) -> None:
+    image = next((root / DEMO.folders[0] / "images").rglob("*.jpg"))
     stamp = image.stat().st_mtime_ns
-    demo.render_demo(copy, seed=3, **SIZES)
+    demo.render_demo(root, seed=3, **SIZES)
     assert image.stat().st_mtime_ns == stamp
-    image.unlink()
-    (copy / "xlsa17" / "data" / "DEMO" / "att_splits.mat").write_bytes(b"")
-    demo.render_demo(copy, seed=3, **SIZES)
-    assert _digests(copy) == _digests(root)
 
 
 def test_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +99,7 @@ def test_a_stranger_s_folder_is_not_deleted(tmp_path: Path) -> None:
     assert mine.read_text() == "keep"
 
 
-@pytest.mark.parametrize(("seen", "unseen"), [(24, 8), (8, 2), (4, 1)])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("seen", "unseen", "seed"), [(24, 8, 0), (24, 8, 1), (8, 2, 0), (4, 1, 0)])
 def test_unseen_classes_are_new_combinations_of_seen_values(seen: int, unseen: int, seed: int) -> None:
     known, new = demo.draw_signatures(seen, unseen, np.random.default_rng(seed))
     assert (len(known), len(new)) == (seen, unseen)
@@ -125,31 +118,14 @@ def test_part_locations_lie_on_the_part() -> None:
         plain = signature | {"wing_pattern": "solid", "breast_pattern": "solid"}
         drawing = demo_drawing.draw_creature(plain, rng, occlusion=False, lighting=False)
         pixels = np.asarray(drawing.image, dtype=float)
-        for part, (x, y, visible) in zip(demo_drawing.PARTS, drawing.part_locs, strict=True):
+        for part, (x, y, visible) in zip(demo_drawing.PARTS, drawing.part_locs.astype(int), strict=True):
             if not visible or part in ("leg", "bill"):  # too thin for a whole pixel of pure colour
                 continue
             wanted = np.array(demo_drawing.COLOURS[plain[f"{part}_color"]])
-            near = pixels[max(int(y) - 1, 0) : int(y) + 2, max(int(x) - 1, 0) : int(x) + 2].reshape(-1, 3)
+            near = pixels[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].reshape(-1, 3)
             assert np.abs(near - wanted).max(axis=1).min() < 75, (part, near, wanted)
             checked += 1
     assert checked > 60
-
-
-def test_occlusion_hides_parts() -> None:
-    signature = demo.draw_signatures(8, 2, np.random.default_rng(0))[0][0]
-    both = [
-        sum(
-            demo_drawing.draw_creature(signature, np.random.default_rng(s), occlusion=o).part_locs[:, 2].sum()
-            for s in range(25)
-        )
-        for o in (False, True)
-    ]
-    assert both[1] < both[0]
-
-
-def test_too_small_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="at least 4 seen"):
-        demo.render_demo(tmp_path, seen=2)
 
 
 def test_backbone_trains_on_train_alone(root: Path, tmp_path: Path) -> None:
@@ -178,13 +154,5 @@ def test_backbone_trains_on_train_alone(root: Path, tmp_path: Path) -> None:
 def test_backbone_refuses_a_leak(root: Path, leak: str) -> None:
     m = read_metadata(root, DEMO)
     m.train_loc = np.concatenate([m.train_loc, getattr(m, leak)[:1]])
-    with pytest.raises((UserError, AssertionError)):
+    with pytest.raises(UserError):
         demo_backbone._training_images(m)
-
-
-def test_backbone_file_errors(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.safetensors"):
-        build_backbone("demo", tmp_path / "none.safetensors")
-    (tmp_path / "bad.safetensors").write_bytes(b"x" * 100)
-    with pytest.raises(UserError, match=r"bad\.safetensors"):
-        build_backbone("demo", tmp_path / "bad.safetensors")

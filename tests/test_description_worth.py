@@ -1,16 +1,15 @@
 """What a description is worth: with its own prototypes the model scores as ever; only unseen classes are replaced."""
 
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.description_worth import main, observed, replaced, scores, table
-from benchmarks.validation import best_on_fold, config_of
 from core.datasets.registry import DATASETS
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
 from core.training.folds import validation_fold
+from studies.description_worth import main, observed, replaced, scores
+from studies.validation import best_on_fold, config_of
 from tests.helpers_runs import inputs_of
 from tests.helpers_xlsa17 import tiny_features
 
@@ -42,19 +41,6 @@ def test_with_the_descriptions_prototypes_scores_are_the_models_own(toy):
     torch.testing.assert_close(torch.from_numpy(others[:, c]), by_hand)
 
 
-def test_a_table_by_hand():
-    rows = pd.DataFrame(
-        {
-            "split": [0, 0, 1, 1],
-            "source": ["description", "1 photograph"] * 2,
-            "T1": [50.0, 40.0, 60.0, 44.0],
-            "AUSUC": [30.0, 26.0, 40.0, 38.0],
-        }
-    )
-    assert "| description | 55.0 ± 5.0 | 35.0 ± 5.0 |  |" in table(rows)
-    assert "| 1 photograph | 42.0 ± 2.0 | 32.0 ± 6.0 | -3.0 ± 1.0 |" in table(rows)
-
-
 def test_from_features_to_the_table_without_a_test_image(tmp_path, monkeypatch, capsys):
     given = tiny_features(tmp_path)
     read: set[int] = set()
@@ -68,7 +54,5 @@ def test_from_features_to_the_table_without_a_test_image(tmp_path, monkeypatch, 
         m = file.to_metadata(DATASETS["AWA2"])
     assert read and not read & {*m.test_seen_loc.tolist(), *m.test_unseen_loc.tolist()}
     assert (tmp_path / "out" / "description_worth.md").read_text() == capsys.readouterr().out
-    monkeypatch.setattr("benchmarks.validation.train", None)  # nothing is trained again
-    assert main(flags) == 0
     with pytest.raises(UserError, match="--methods dazle: only vsmr"):
         main([*flags, "--methods", "dazle"])

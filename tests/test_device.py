@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from core.features.regions import RegionFeatures
-from core.method import find_method
+from core.methods import find_method
 from core.training.folds import final_fold
-from core.training.loop import class_scores, train
+from core.training.loop import train
 from tests.helpers import ToyFeatures
 from tests.helpers_runs import SMALL, W2V, recipe_of
 
@@ -41,49 +41,24 @@ def features(toy):
     return RegionFeatures(source, np.arange(len(toy.labels)), source.shape, "meta")
 
 
-def built(name, fold, features):
-    """A method on the meta device, with two epochs."""
-    method = find_method(name).build(recipe_of(name), fold.space, (features.R, features.D), 0, 2)
-    method.model.to("meta")
-    return method
-
-
-class Stop(Exception):
-    """Enough steps were seen."""
-
-
 @pytest.mark.parametrize("name", [m for m in SMALL if m != "eszsl" and m not in SYNCHRONOUS])
 def test_no_step_makes_the_host_wait_for_the_device(toy, features, name):
     """Two steps of an epoch of three, from one call of the loss to the next; at an epoch's end the losses are read."""
     fold = final_fold(toy, W2V)
-    method, places, crossings, counts = built(name, fold, features), [], Crossings(), []
-    method.begin = None
+    method = find_method(name).build(recipe_of(name), fold.space, (features.R, features.D), 0, 2)
+    method.model.to("meta")
+    method.begin, places, crossings, counts = None, [], Crossings(), []
     phase, loss = method.phases[0], method.phases[0].loss
 
     def counting(x, y):
         places.append((x.device.type, y.device.type))
         counts.append(len(crossings.seen))
         if len(places) == 3:
-            raise Stop
+            raise InterruptedError  # enough steps were seen
         return loss(x, y)
 
     phase.loss = counting
-    with crossings, pytest.raises(Stop):
+    with crossings, pytest.raises(InterruptedError):
         train(method, features, fold, seed=0)
     assert counts[0] == counts[2], crossings.seen
     assert places == [("meta", "meta")] * 3
-
-
-def test_a_crossing_is_seen(features):
-    with Crossings() as crossings:
-        features.batch(np.arange(3))
-        torch.ones(3, device="meta") * 2.0
-    assert crossings.seen == ["aten._to_copy.default"]  # the row numbers
-
-
-def test_scores_are_brought_back_in_one_piece(toy, features):
-    model = built("dazle", final_fold(toy, W2V), features).model
-    features.block = 16
-    with Crossings() as crossings, pytest.raises(NotImplementedError, match="no data"):  # the first one back
-        class_scores(model, features, np.arange(90))
-    assert crossings.seen == ["aten._to_copy.default"]  # the row numbers, of all batches

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from core.inference.explain import describer_of, explain
+from core.inference.explain import Explainer, explain
 from core.inference.trained import Trained
-from core.method import ClassSpace, find_method
+from core.method import ClassSpace
+from core.methods import find_method
 from tests.helpers_page import D, R, regions, trained_on
 
 
@@ -91,13 +92,13 @@ def test_known_classes_are_described_by_their_own_attributes(space):
     seen = found.scores[:, space.seen] - found.described(space.att)[:, space.seen]
     assert torch.allclose(seen.sum(dim=1), torch.zeros(len(seen), dtype=seen.dtype), atol=1e-8)
     assert seen.abs().max() > 1e-3
-    assert torch.allclose(describer_of(trained).prepare(space.att), trained.model.z, atol=1e-12)
+    assert torch.allclose(Explainer(trained).class_encoder.prepare(space.att), trained.model.z, atol=1e-12)
 
 
 def test_the_mixture_has_both_signs_and_unit_length(space):
     found = explain(trained_on(space, kernel_width=None), regions())
     assert (found.mixture > 0).any() and (found.mixture < 0).any()
-    lengths = ((found.mixture @ found.describer.gram) * found.mixture).sum(dim=1)
+    lengths = ((found.mixture @ found.class_encoder.gram) * found.mixture).sum(dim=1)
     assert torch.allclose(lengths, torch.ones(len(lengths), dtype=lengths.dtype))
 
 
@@ -106,7 +107,7 @@ def test_a_method_whose_scores_do_not_split_has_its_map_alone(space):
     model = registered.build(registered.recipe("*"), space, (R, D), 0, 1).model
     trained = Trained(model=model.float().eval(), space=space, gamma=0.0, classes=[], attributes=[], config={})
     found = explain(trained, regions(torch.float32))
-    assert found.g is None and found.h is None and found.describer is None
+    assert found.g is None and found.h is None and found.class_encoder is None
     assert torch.equal(found.theta, model.attend(regions(torch.float32)).theta)
     with pytest.raises(ValueError, match="description alone"):
         found.described(space.att)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import time
 from contextlib import suppress
@@ -10,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -23,13 +23,15 @@ from core.commands.extract import main
 from core.commands.parser import DEVICE
 from core.datasets.registry import CUB, DEMO
 from core.datasets.xlsa17 import read_metadata
-from core.features.backbones import build_backbone, file_form
+from core.features.backbones import Backbone, build_backbone, file_form
 from core.features.devices import NAMES, resolve_device
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
 from core.features.images import Normaliser, load_image
 from core.features.settings import ExtractionConfig
+from core.features.shards import Shard
 from core.files.errors import UserError
+from core.files.progress import Progress
 from tests.helpers import forked
 from tests.helpers_features import TINY, make_data
 
@@ -129,7 +131,7 @@ def test_bad_images_are_listed_and_a_rerun_continues(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 of 36 images") as caught:
         extract(DEMO, data_root=data, out=out, config=TINY)
     assert "005.png" in str(caught.value) and "020.png" in str(caught.value) and not out.exists()
-    report = tmp_path / "f.hdf5.partial.bad_images.txt"
+    report = tmp_path / "f.hdf5.rows-0-36.bad_images.txt"
     assert len(report.read_text().splitlines()) == 2
     for name, content in kept.items():
         (images / name).write_bytes(content)
@@ -149,15 +151,14 @@ def test_no_image_at_all_is_said_at_once(tmp_path: Path) -> None:
         extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY)
 
 
-def test_killed_and_restarted_equals_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("core.features.writer._FLUSH_ROWS", 8)
+def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 150)
     clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
-    out, journal, new = (tmp_path / f"f.hdf5{end}" for end in ("", ".partial.rows", ".partial.new"))
+    out = tmp_path / "f.hdf5"
     work = partial(extract, DEMO, data_root=data, out=out, config=TINY)
 
     def written() -> list[tuple[int, int]]:
-        return [(p.stat().st_size, p.stat().st_mtime_ns) for p in (journal, new) if p.exists()]
+        return [(p.stat().st_size, p.stat().st_mtime_ns) for p in tmp_path.glob("f.hdf5.rows-*") if p.exists()]
 
     rng = np.random.default_rng(0)
     killed = 0
@@ -186,7 +187,7 @@ def test_mobilenet_on_real_photographs(tmp_path: Path) -> None:
     data, out = SHARED / "mini_cub", tmp_path / "f.hdf5"
     config = ExtractionConfig(backbone="mobilenet_v2", weights=str(weights), device="cpu", batch_size=8)
     partial = extract(CUB, data_root=data, out=out, config=config, limit=8)
-    assert partial.name == "f.hdf5.partial" and not out.exists()
+    assert partial.suffix == ".npy" and not out.exists()
     files = read_metadata(data, CUB).image_files[:8]
     steps = transforms.Compose(
         [
@@ -202,8 +203,7 @@ def test_mobilenet_on_real_photographs(tmp_path: Path) -> None:
     backbone = build_backbone("mobilenet_v2", weights)
     assert backbone.layer == "features"
     expected = backbone(x).numpy()
-    with h5py.File(partial) as file:
-        got = file["feature_map"][:8].astype(np.float32)
+    got = np.load(partial)["maps"][:8].astype(np.float32)
     np.testing.assert_allclose(got, expected, atol=5e-3, rtol=2e-3)
 
 
@@ -217,13 +217,14 @@ def test_to_metadata_of_another_data_set_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_limit_is_what_the_progress_counts_and_changes_no_byte(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     data, out = make_data(tmp_path / "data"), tmp_path / "f.hdf5"
     clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
-    capsys.readouterr()
-    assert extract(DEMO, data_root=data, out=out, config=TINY, limit=6).name == "f.hdf5.partial"  # a batch and a half
-    assert "6/6" in (said := capsys.readouterr().err) and "/36" not in said
+    caplog.set_level("INFO")
+    caplog.clear()
+    assert extract(DEMO, data_root=data, out=out, config=TINY, limit=6).suffix == ".npy"  # a batch and a half
+    assert "6 of 6 images" in caplog.text and "of 36" not in caplog.text
     assert extract(DEMO, data_root=data, out=out, config=TINY) == out
     assert out.read_bytes() == clean.read_bytes()
 
@@ -306,7 +307,7 @@ def test_too_large_a_batch_is_told_from_other_errors(tmp_path: Path, monkeypatch
         return real(self, pixels)
 
     monkeypatch.setattr(Normaliser, "__call__", full)
-    with pytest.raises(UserError, match=r"--batch-size 8\): run again with --batch-size 4 or --dtype bfloat16"):
+    with pytest.raises(UserError, match=r"--image-batch-size 8\): .* --image-batch-size 4 or --dtype bfloat16"):
         extract(DEMO, data_root=data, out=out, config=replace(TINY, batch_size=8))
     assert (
         extract(DEMO, data_root=data, out=out, config=TINY) == out
@@ -374,3 +375,65 @@ def test_features_are_those_of_a_plain_loop_to_the_bit(tmp_path: Path, name: str
     with FeatureFile(out) as file:
         got = file.read(np.arange(24))
     np.testing.assert_array_equal(got, torch.cat(kept).flatten(2).numpy())
+
+
+def test_what_makes_no_other_features_refuses_no_finished_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another version of PyTorch, another batch size, a renamed weights file: finished, begun, and in shards."""
+    data, out = make_data(tmp_path / "data"), tmp_path / "f.hdf5"
+    for name in ("a.safetensors", "b.safetensors"):
+        save_file(build_backbone("squeezenet1_1", "random").network.state_dict(), tmp_path / name)
+    begun = replace(TINY, weights=str(tmp_path / "a.safetensors"))
+    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=begun).read_bytes()
+    extract(DEMO, data_root=data, out=out, config=begun, limit=16)
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    now = replace(begun, weights=str(tmp_path / "b.safetensors"), batch_size=8)
+    assert extract(DEMO, data_root=data, out=out, config=now) == out
+    assert extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=now).read_bytes() == clean
+    with FeatureFile(out) as file:
+        assert file.provenance["torch_version"] == "9.9.9"
+    for other in (replace(now, flip=True), replace(now, store="float32"), replace(now, pretraining_saw_unseen="yes")):
+        with pytest.raises(UserError, match="exists and was made with other settings") as caught:
+            extract(DEMO, data_root=data, out=out, config=other)
+        assert "rm " not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [[], ["--limit", "8"]])
+def test_word_vectors_made_meanwhile_change_nothing(tmp_path: Path, limit: list[str]) -> None:
+    data, out = make_data(tmp_path / "data"), tmp_path / "f.hdf5"
+    flags = ["--data-root", str(data), "--out", str(out), "--backbone", "squeezenet1_1", "--weights", "random"]
+    flags += ["--input-size", "64", "--batch-size", "4", "--device", "cpu"]
+    assert main("DEMO", None, [*flags, *limit]) == 0
+    (data / "w2v").mkdir()
+    (data / "w2v" / "DEMO_attribute.pkl").write_bytes(pickle.dumps(np.ones((5, 3), np.float32)))
+    assert main("DEMO", None, flags) == 0
+    with FeatureFile(out) as file:
+        assert file.shape == (36, 512, 9)
+
+
+def test_texts_of_the_classes_are_stored_beside_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, text = make_data(tmp_path / "data"), np.random.default_rng(0).random((6, 2, 4)).astype(np.float32)
+    plain = extract(DEMO, data_root=data, out=tmp_path / "plain.hdf5", config=TINY)
+    monkeypatch.setattr(Backbone, "class_text", lambda self, metadata: text[: len(metadata.class_names)])
+    for index in (1, 0):
+        made = extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY, shard=Shard(index, 2))
+    with FeatureFile(made) as file, FeatureFile(plain) as without:
+        np.testing.assert_array_equal(file.class_text, text)
+        assert without.class_text is None and without.digest() != file.digest()
+    text += 1  # new prompts
+    with pytest.raises(UserError, match="class_text is not the same"):
+        extract(DEMO, data_root=data, out=made, config=TINY)
+
+
+def test_a_redirected_log_has_a_line_for_each_tenth(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    with Progress(1000, "f.hdf5", "image", 500) as bar:
+        for _ in range(500):
+            bar.update()
+    assert [r.message.split(",")[0] for r in caplog.records] == [f"f.hdf5: {n}00 of 1000 images" for n in range(6, 11)]
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with Progress(1000, "f.hdf5", "image") as bar:
+        bar.update(1000)
+    assert "1000/1000" in capsys.readouterr().err

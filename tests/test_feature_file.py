@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from core.datasets.registry import DEMO
 from core.features import feature_file
 from core.features.feature_file import FeatureFile, verify
 from core.features.writer import Writer
+from core.files.atomic import Busy
 from core.files.errors import UserError
 from tests.helpers import forked
 from tests.helpers_features import SHAPE, content, maps, metadata, write
@@ -46,7 +49,7 @@ def test_written_file_reads_back_through_h5py_and_reader(tmp_path: Path) -> None
     path = write(tmp_path / "f.hdf5")
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["feature_map"][()], maps())
-        assert file["feature_map"].chunks is None and file.attrs["format_version"] == 3
+        assert file["feature_map"].chunks is None and file.attrs["format_version"] == 4
         assert file["row_crc32"][5] == zlib.crc32(maps()[5].tobytes())
     with FeatureFile(path) as file:
         rows = np.array([5, 0, 59, 5])
@@ -80,8 +83,7 @@ def test_a_row_that_the_disk_lost_is_done_again(tmp_path: Path) -> None:
     path = tmp_path / "f.hdf5"
     with Writer(path, content(), SHAPE) as writer:
         writer.write(np.arange(20), maps()[:20])
-        writer.flush()
-        os.pwrite(writer._data, b"\0" * 16, writer.row_offset(7))
+        os.pwrite(writer._data, b"\0" * 16, writer._offset + 7 * writer._record.itemsize)
     with Writer(path, content(), SHAPE) as writer:
         assert writer.done.sum() == 19 and not writer.done[7]
 
@@ -89,7 +91,7 @@ def test_a_row_that_the_disk_lost_is_done_again(tmp_path: Path) -> None:
 def test_other_settings_a_second_writer_and_nan_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "f.hdf5"
     with Writer(path, content(), SHAPE) as writer:
-        with pytest.raises(UserError, match="another process"):
+        with pytest.raises(Busy, match="another process"):
             Writer(path, content(), SHAPE)
         with pytest.raises(UserError, match="row 3"):
             writer.write(np.array([3]), np.full((1, *SHAPE), 1e6, np.float32))
@@ -105,14 +107,12 @@ def _write_row_by_row(path: Path) -> None:
     with Writer(path, content(600), SHAPE) as writer:
         for row in np.flatnonzero(~writer.done):
             writer.write(np.array([row]), values[[row]])
-            if row % 16 == 0:
-                writer.flush()
         writer.finish()
 
 
 def test_killed_at_random_moments_equals_one_run(tmp_path: Path) -> None:
     path = tmp_path / "f.hdf5"
-    partial = tmp_path / "f.hdf5.partial"
+    partial = tmp_path / "f.hdf5.rows-0-600.npy"
     killed = 0
     for wait in (0.0, 0.02, 0.04):
         before = partial.stat().st_mtime_ns if partial.exists() else 0
@@ -312,3 +312,80 @@ def test_worker_processes_read_what_the_parent_reads(
             for seed, (a, b) in enumerate(zip(expected, found, strict=True)):
                 assert np.array_equal(a, b), seed
                 assert np.array_equal(a, _read(file, seed))  # the parent reads meanwhile
+
+
+def test_a_healthy_file_on_a_disk_without_locks_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What h5py says there; shared/cases/01 makes such a disk with a library put in front."""
+    path, real = write(tmp_path / "f.hdf5"), h5py.File
+
+    def lockless(*args: object, locking: object = None, **options: object) -> h5py.File:
+        if locking is not False:
+            raise OSError(errno.ENOLCK, "unable to lock file, errno = 37, error message = 'No locks available'")
+        return real(*args, locking=locking, **options)
+
+    monkeypatch.setattr(h5py, "File", lockless)
+    verify(path)
+
+
+@pytest.mark.parametrize("make", ["group", "words", "fractions", "nothing stored"])
+def test_labels_that_are_none_are_refused(tmp_path: Path, make: str) -> None:
+    path, m = tmp_path / "f.hdf5", metadata()
+    with h5py.File(path, "w") as file:
+        for key in ("att", "trainval_loc", "test_seen_loc", "test_unseen_loc"):
+            file[key] = getattr(m, key)
+        file["feature_map"] = maps().astype(np.float32)
+        if make == "group":
+            file.create_group("labels")
+        elif make == "nothing stored":
+            file.create_dataset("labels", (60,), "i8", chunks=(10,))
+        else:
+            file["labels"] = ["a"] * 60 if make == "words" else m.labels + 0.5
+    with pytest.raises(UserError, match=r"f\.hdf5"):
+        FeatureFile(path)
+
+
+def test_one_flipped_byte_is_named_or_changes_nothing(tmp_path: Path) -> None:
+    """HDF5's headers have gaps that nobody reads; everything else is under a checksum."""
+    path = write(tmp_path / "f.hdf5")
+    good, expected = path.read_bytes(), maps().reshape(60, 8, 49)
+    with FeatureFile(path) as file:
+        rows, digest = file.row_offset(0), file.digest()
+    refused = 0
+    for at in [*range(0, rows, 37), *range(rows, len(good), 997), *range(len(good) - 20, len(good))]:
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
+        with suppress(UserError):
+            refused += 1
+            with FeatureFile(path) as file:
+                assert np.array_equal(file.read(np.arange(60)), expected) and file.digest() == digest
+            refused -= 1
+    assert refused > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "after"),
+    [("posix_fallocate", 0), ("posix_fallocate", 1), ("pwrite", 0), ("pwrite", 31), ("fsync", 0), ("fsync", 4)],
+)
+def test_a_full_disk_leaves_what_the_next_run_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: int
+) -> None:
+    path, real = tmp_path / "f.hdf5", getattr(os, name)
+    calls = []
+
+    def full(*args: object) -> object:
+        calls.append(args)
+        if len(calls) > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, full)
+        with pytest.raises(UserError, match="No space left"):
+            write(path)
+    assert not path.exists()
+    with Writer(path, content(), SHAPE) as writer:
+        assert writer.done.sum() == {"pwrite": after, "posix_fallocate": 60 * after, "fsync": 15 * after}[name]
+        writer.write(np.flatnonzero(~writer.done), maps()[~writer.done])
+        writer.finish()
+    (tmp_path / "other").mkdir()
+    assert path.read_bytes() == write(tmp_path / "other" / "f.hdf5").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["f.hdf5", "other"]

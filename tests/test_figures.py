@@ -1,86 +1,80 @@
 """Figures: drawn without pyplot, equal bytes for equal input, names that no font holds. How they look was looked at."""
 
 import itertools
-import sys
 import warnings
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from core.experiments.run import run
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
+from core.inference.names import shown_class, shown_classes
+from core.inference.trained import load_trained
 from core.reporting import attention
-from core.reporting.attention import attention_figure, best_median_worst, grid_of, margins_of, panel_of
+from core.reporting.attention import Panel, attention_figure, best_median_worst, draw_attention, grid_of, margins_of
 from core.reporting.canvas import MISSING, printable, wrapped
 from core.reporting.figures import (
-    Curve,
+    Outcome,
     _along_rays,
-    _confused,
     calibration_figure,
+    confused,
     confusion_figure,
-    draw_per_class,
     forest_figure,
-    growth_figure,
-    learning_curves_figure,
     per_class_figure,
-    read_curve,
+    read_outcome,
 )
+from tests.helpers_reporting import row, run_left
+from tests.helpers_runs import config_of, inputs_of
 
 HOSTILE = ["鳥 $\\frac{", "_hidden\nb\u202e", "x" * 300 + "%&#{}~^\\"]
 
 
-def curve_of(seed):
+def outcome(seed, names):
     rng = np.random.default_rng(seed)
     u, s = np.sort(rng.random(8)) * 0.7, np.sort(rng.random(8))[::-1] * 0.8
-    return Curve(U=np.append(0, u), S=np.append(0.85, np.append(s[:-1], 0)), chosen=(u[4], s[4]))
+    a, b, c = names[:3]
+    images = {
+        "class": [a, b, c],
+        "predicted": [b, b, c],
+        "seen": [False, False, True],
+        "predicted_seen": [False, False, True],
+    }
+    curve = {"U": np.append(0, u), "S": np.append(0.85, np.append(s[:-1], 0))}
+    return Outcome(**curve, chosen=(u[4], s[4]), images=pd.DataFrame(images))
 
 
 def panels_of(names):
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    theta = rng.dirichlet(np.ones(12), 6).T  # (R,K)
-    given = {"theta": theta, "contributions": rng.normal(size=6), "names": [*names, *names], "grid": (3, 4)}
-    return [panel_of(picture, **given, true=names[0], predicted=names[i], says="best") for i in (0, 1)]
-
-
-def run_of(folder, confusion, seen):
-    """The folder of a run that confused classes so: (class, predicted, images)."""
-    folder.mkdir(exist_ok=True)
-    frame = pd.DataFrame(confusion, columns=["class", "predicted", "images"])
-    frame.to_csv(folder / "confusion.csv", index=False)
-    names = sorted(set(frame["class"]) | set(seen))
-    sides = ["seen" if name in seen else "unseen" for name in names]
-    pd.DataFrame({"class": names, "side": sides}).to_csv(folder / "per_class.csv", index=False)
-    return folder
+    theta = rng.dirichlet(np.ones(12), 5).reshape(5, 3, 4)
+    given = {"theta": theta, "contributions": rng.normal(size=5), "attributes": [*names, *names][:5]}
+    return [Panel(picture=picture, **given, true=names[0], predicted=names[i], says="best") for i in (0, 1)]
 
 
 def draw_all(folder, names=HOSTILE):
     interval = Interval(mean=1.0, low=-1.0, high=2.0)
-    shares = pd.Series(np.linspace(0.1, 1, len(names)), names)
-    frame = pd.DataFrame(
-        [{"method": m, "n": n, "AUSUC": 0.4, "seed": s} for m in names for n in (5, 9) for s in (0, 1)]
-    )
-    calibration_figure({m: [curve_of(i), curve_of(i + 1)] for i, m in enumerate(names)}, folder / "a.png", names[0])
-    draw_per_class(shares, shares[::-1], names=("vsmr", names[0]), out=folder / "b.png", title=names[0])
-    forest_figure(
-        {m: {"T1": interval, "H": interval} for m in names}, folder / "c.png", title=names[0], paired=names[1]
-    )
-    learning_curves_figure(frame, folder / "d.png", x="n", title=names[0])
-    growth_figure({n: {n: ((10, 100), (1.0, 9.0))} for n in names[:2]}, folder / "e.png")
-    attention_figure(panels_of(names), folder / "f.png", title=names[0])
-    run_of(folder.parent / "run", [(names[0], names[1], 2), (names[1], names[1], 1)], seen=names[2:])
-    confusion_figure([folder.parent / "run"] * 2, folder / "g.png", title=names[0])
+    runs = {m: [outcome(i, names), outcome(i + 1, names)] for i, m in enumerate(names)}
+    one, other = list(runs.values())[:2]
+    calibration_figure(runs, folder / "a.png", names[0])
+    per_class_figure(one, other, names=("vsmr", names[0]), out=folder / "b.png", title=names[0])
+    differences = {m: {"T1": interval, "H": interval} for m in names}
+    forest_figure(differences, folder / "c.png", title=names[0], paired=names[1])
+    attention_figure(panels_of(names), folder / "d.png", title=names[0])
+    confusion_figure(one, folder / "e.png", title=names[0])
 
 
 def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(attention, "save", lambda figure, out: drawn.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, out, **_: (drawn.append(figure), out.write_bytes(b"")))
     names = [f"{colour}_crowned_Brownwing_of_the_north" for colour in ("Black", "Red", "Yellow")]
-    attention_figure(panels_of(names), tmp_path)
-    (figure,) = drawn
+    attention_figure(panels_of(names), tmp_path / "a.png", title="")
+    figure, _ = drawn
     figure.draw_without_rendering()
     titled = [axis for axis in figure.axes if axis.get_title(loc="left")]  # row by row
     pairs = [
@@ -91,38 +85,23 @@ def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
         assert axis._left_title.get_window_extent().x1 < following.get_window_extent().x0
 
 
-def test_every_figure_repeats_to_the_byte_and_bears_any_name(tmp_path):
+def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_matplotlib_alone(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a glyph that is missing, an axis that collapses
-        draw_all(tmp_path / "one")
-        draw_all(tmp_path / "two")
-    files = sorted((tmp_path / "one").iterdir())
-    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcdefg" for kind in ("pdf", "png")]
+        draw_all(tmp_path / "plain")
+    with matplotlib.rc_context({"font.size": 31.0, "axes.facecolor": "red", "text.usetex": True}):
+        before = dict(matplotlib.rcParams)
+        draw_all(tmp_path / "loud")
+        assert dict(matplotlib.rcParams) == before
+    files = sorted((tmp_path / "plain").iterdir())
+    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcde" for kind in ("pdf", "png")]
     for file in files:
-        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+        assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
         if file.suffix == ".png":
             with Image.open(file) as image:
                 assert min(image.size) > 200 and not image.info.get("Software")
         else:
             assert b"CreationDate" not in file.read_bytes()
-
-
-def test_the_callers_matplotlib_is_left_alone(tmp_path):
-    """Neither pyplot nor a backend is loaded for a figure, and settings of the caller change neither it nor them."""
-    draw_all(tmp_path / "plain")
-    with matplotlib.rc_context({"font.size": 31.0, "axes.facecolor": "red", "text.usetex": True}):
-        before = dict(matplotlib.rcParams)
-        draw_all(tmp_path / "loud")
-        assert dict(matplotlib.rcParams) == before
-    for file in (tmp_path / "plain").iterdir():
-        assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
-
-
-def test_no_pyplot_is_imported():
-    import subprocess
-
-    code = "import sys, core.reporting.figures, core.reporting.attention; sys.exit('matplotlib.pyplot' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_names_that_a_font_lacks_are_replaced_where_one_sees_it():
@@ -139,106 +118,11 @@ def test_a_long_text_is_wrapped_and_no_formula_appears_at_a_break():
     assert len(lines) == 3 and all(line.replace(r"\$", "").strip("…") == "" for line in lines)
 
 
-def test_accuracy_by_class_says_what_is_left_of_the_seen_ones(tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr("core.reporting.figures.draw_per_class", lambda *_, names, **__: given.append(names))
-    for method, s in (("a", 0.5), ("b", 0.9)):
-        (tmp_path / method).mkdir()
-        table = pd.DataFrame(
-            {"class": ["u", "s", "t"], "side": ["unseen", "seen", "seen"], "accuracy": [0.1, s, s - 0.2]}
-        )
-        table.to_csv(tmp_path / method / "per_class.csv")
-    per_class_figure([tmp_path / "a"], [tmp_path / "b"], names=("vsmr", "dazle"), out=tmp_path / "p.png", title="t")
-    assert given == [("vsmr (S 40 %)", "dazle (S 80 %)")]
-
-
 def test_rays_meet_the_curve_where_it_is():
     # S 0.8 until U 0.6, then straight down
-    curve = Curve(U=np.array([0.0, 0.6, 0.6]), S=np.array([0.8, 0.8, 0.0]))
+    curve = Outcome(U=np.array([0.0, 0.6, 0.6]), S=np.array([0.8, 0.8, 0.0]), chosen=(0, 0), images=pd.DataFrame())
     found = _along_rays(curve, np.array([0.0, np.arctan2(0.8, 0.6), np.pi / 2]))
     assert found == pytest.approx([0.6, 1.0, 0.8])
-
-
-def test_figures_read_what_a_run_left(tmp_path):
-    for method in ("vsmr", "dazle"):
-        folder = tmp_path / method
-        folder.mkdir()
-        pd.DataFrame({"gamma": [-1, 0], "U": [0.0, 0.5], "S": [0.9, 0.0]}).to_csv(folder / "curve.csv")
-        (folder / "metrics.json").write_text('{"standard": {"U": 0.4, "S": 0.3}}')
-        table = pd.DataFrame(
-            {"class": ["a", "b", "c"], "side": ["unseen", "unseen", "seen"], "accuracy": [0.2, 0.4, 1.0]}
-        )
-        table.to_csv(folder / "per_class.csv")
-    assert read_curve(tmp_path / "vsmr").chosen == (0.4, 0.3)
-    runs = {m: [tmp_path / m] for m in ("vsmr", "dazle")}
-    calibration_figure(runs, tmp_path / "c.png", "t")
-    per_class_figure(*runs.values(), names=("vsmr", "dazle"), out=tmp_path / "p.png", title="t")
-    assert (tmp_path / "c.png").stat().st_size > 0 and (tmp_path / "p.pdf").stat().st_size > 0
-
-
-def test_confused_pairs_by_hand(tmp_path):
-    one = run_of(tmp_path / "a", [("1", "1", 5), ("1", "2", 3), ("1", "9", 2), ("2", "2", 4), ("9", "1", 7)], ["9"])
-    two = run_of(tmp_path / "b", [("1", "1", 5), ("1", "2", 5), ("2", "2", 3), ("2", "9", 1), ("9", "9", 7)], ["9"])
-    pairs, seen = _confused([one, two], 9)
-    assert seen == {"9"}  # a name, not a number
-    shares = {pair: list(row) for pair, row in zip(pairs.index, pairs.to_numpy(), strict=True)}
-    assert shares == {("1", "2"): [0.3, 0.5], ("2", "9"): [0.0, 0.25], ("1", "9"): [0.2, 0.0]}
-    assert list(shares) == [("1", "2"), ("2", "9"), ("1", "9")]
-    assert list(_confused([one, two], 1)[0].index) == [("1", "2")]
-    with pytest.raises(UserError, match=r"c.confusion\.csv cannot be read .*repeat the run"):
-        confusion_figure([one, tmp_path / "c"], tmp_path / "c.png", "t")
-
-
-def test_figures_tell_classes_apart_that_read_alike(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("core.reporting.figures.save", lambda figure, out: drawn.append(figure))
-    run = run_of(tmp_path / "a", [("001.Tern", "002.Tern", 5), ("003.Gull", "001.Tern", 1)], ["002.Tern"])
-    confusion_figure([run], tmp_path / "c.png", "t")
-    accuracies = pd.Series({"001.Tern": 0.2, "002.Tern": 0.4, "003.Gull": 0.6})
-    draw_per_class(accuracies, accuracies, names=("a", "b"), out=tmp_path / "p.png", title="t")
-    texts = [[t.get_text() for t in figure.axes[0].get_yticklabels()] for figure in drawn]
-    assert sorted(texts[0]) == ["001.Tern → 002.Tern", "Gull → 001.Tern"]
-    assert texts[1] == ["001.Tern", "002.Tern", "Gull", "mean of classes"]
-
-
-def test_a_run_without_mistakes_has_a_figure(tmp_path):
-    run = run_of(tmp_path / "a", [("1", "1", 5), ("9", "9", 1)], ["9"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # an axis that collapses
-        confusion_figure([run], tmp_path / "c.png", "t")
-    assert (tmp_path / "c.pdf").stat().st_size > 0
-
-
-def test_growth_is_relative_and_its_ticks_can_be_read(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("core.reporting.figures.save", lambda figure, out: drawn.append(figure))
-    sizes = (10_000, 100_000, 500_000, 1_000_000)  # the last two lie too close for labels of their own
-    curves = {"images": {"a": (sizes, (3.0, 30.0, 120.0, 240.0))}}
-    growth_figure(curves | {kind: {"a": (sizes[:2], (1.0, 2.0))} for kind in "bcd"}, tmp_path / "g.png")
-    figure = drawn[0]
-    figure.draw_without_rendering()
-    panel = figure.axes[0]
-    assert [line.get_ydata().tolist() for line in panel.lines] == [[1, 10, 50, 100], [1, 10, 40, 80]]
-    for axis, along in ((panel.xaxis, "x"), (panel.yaxis, "y")):
-        ticks = [tick.label1 for tick in axis.get_major_ticks() if tick.label1.get_text()]
-        low, high = axis.get_view_interval()
-        places = [t.get_window_extent() for t in ticks if low <= t.get_position()["xy".index(along)] <= high]
-        ends = [(getattr(box, f"{along}0"), getattr(box, f"{along}1")) for box in places]
-        assert len(ends) >= 4 and all(a[1] < b[0] for a, b in itertools.pairwise(ends)), along
-    assert "100k" in [tick.label1.get_text() for tick in panel.xaxis.get_major_ticks()]
-
-
-def test_ticks_of_learning_curves_do_not_touch(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr("core.reporting.figures.save", lambda figure, out: drawn.append(figure))
-    sizes = (275, 550, 1100, 1180, 1187)  # the last three lie too close for labels of their own
-    frame = pd.DataFrame([{"method": "vsmr", "n": n, "AUSUC": 0.4, "split": 0} for n in sizes])
-    learning_curves_figure(frame, tmp_path / "l.png", x="n", title="t")
-    drawn[0].draw_without_rendering()
-    labels = [tick.label1 for tick in drawn[0].axes[0].xaxis.get_major_ticks() if tick.label1.get_text()]
-    assert [label.get_text() for label in labels] == ["275", "550", "1,187"]
-    ends = [(box.x0, box.x1) for box in (label.get_window_extent() for label in labels)]
-    assert all(a[1] < b[0] for a, b in itertools.pairwise(ends))
 
 
 def test_the_rule_that_picks_images():
@@ -247,14 +131,78 @@ def test_the_rule_that_picks_images():
     scores = np.array([[1.0, 3.0, 2.5], [1.0, 3.0, 2.5]])
     assert margins_of(scores, np.array([1, 0])).tolist() == [0.5, -2.0]
     assert scores[0, 1] == 3.0  # as it was
-
-
-def test_a_panel_shows_the_highest_contributions_on_a_grid_that_need_not_be_square():
-    theta = np.zeros((6, 3))
-    theta[4, 2] = 1.0  # row 1, column 1 of 2 x 3
-    given = {"theta": theta, "contributions": np.array([0.1, -9.0, 0.5]), "names": ["a", "b", "c"], "attributes": 2}
-    panel = panel_of(np.zeros((4, 4, 3), np.uint8), **given, true="x", predicted="y", says="best", grid=(2, 3))
-    assert panel.attributes == ["c", "a"] and panel.contributions.tolist() == [0.5, 0.1]
-    assert panel.theta.shape == (2, 2, 3) and panel.theta[0, 1, 1] == 1.0
     with pytest.raises(UserError, match="6 regions do not form a grid of 2 x 2"):
         grid_of(6)
+
+
+def test_confused_pairs_by_hand_from_a_runs_files(tmp_path):
+    """Classes 1 and 2 are unseen; of five images of class 1 two are right, one is taken for a seen class."""
+    labels, best = [0, 3, 1, 1, 1, 1, 1, 2, 2], [0, 3, 1, 1, 2, 2, 3, 2, 2]
+    one = read_outcome(run_left(tmp_path / "a", row(), labels, best))
+    two = read_outcome(run_left(tmp_path / "b", row(), labels, [0, 3, 1, 1, 1, 1, 2, 1, 2]))
+    pairs = confused([one, two], 9)
+    shares = {pair: list(r) for pair, r in zip(pairs.index, pairs.to_numpy(), strict=True)}
+    assert shares == {
+        ("NA", "003.New_b", False): [0.4, 0.2],
+        ("003.New_b", "NA", False): [0.0, 0.5],
+        ("NA", "2", True): [0.2, 0.0],
+    }
+    assert list(confused([one, two], 1).index) == [("NA", "003.New_b", False)]  # equal means: the first name
+    assert one.chosen == (0.5, 0.6)  # of metrics.json
+    assert one.S.max() == 1.0 and one.U[0] == 0.0  # of scores.npz
+
+
+def test_figures_of_classes_and_what_is_left_of_the_seen_ones(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, out, **_: (drawn.append(figure), out.write_bytes(b"")))
+    names = ["009.Gull", "001.Tern", "002.Tern", "3"]
+    ours = [read_outcome(run_left(tmp_path / "a", row(), [0, 0, 3, 3, 1, 1, 2], [0, 3, 3, 3, 1, 2, 2], names=names))]
+    other = [read_outcome(run_left(tmp_path / "b", row(), [0, 0, 3, 3, 1, 1, 2], [0, 0, 3, 3, 2, 2, 0], names=names))]
+    per_class_figure(ours, other, names=("vsmr", "dazle"), out=tmp_path / "p.png", title="t")
+    confusion_figure(other, tmp_path / "c.png", "t")
+    ticks = [[t.get_text() for t in figure.axes[0].get_yticklabels()] for figure in drawn[::2]]  # PNG, then PDF
+    assert ticks == [["001.Tern", "002.Tern", "mean of classes"], ["001.Tern → 002.Tern", "002.Tern → Gull"]]
+    assert [t.get_text() for t in drawn[0].legends[0].get_texts()] == ["vsmr (S 75 %)", "dazle (S 100 %)"]
+    assert [bar.get_width() for bar in drawn[0].axes[0].patches] == [50, 100, 75]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # an axis that collapses
+        confusion_figure([read_outcome(run_left(tmp_path / "right", row()))], tmp_path / "right.png", "t")
+
+
+def test_attributes_are_ranked_by_what_predict_says_they_add(toy, tmp_path, monkeypatch):
+    """The demo's five attributes of a photograph are those of the model's evidence, not of w·e·z, which differ."""
+    inputs = inputs_of(toy)
+    run(config_of("vsmr", inputs), inputs, tmp_path / "run", diagnostics=False)
+    model = load_trained(tmp_path / "run").model
+    drawn = []
+    monkeypatch.setattr(attention, "attention_figure", lambda panels, *_, **__: drawn.extend(panels))
+    monkeypatch.setattr(attention, "resolve_images", lambda folder, names: ([folder / names[0]], []))
+    monkeypatch.setattr(attention, "image_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(attention, "load_image", lambda *_: np.zeros((4, 4, 3), np.uint8))
+    monkeypatch.setitem(attention.DATASETS, "TOY", None)
+    draw_attention(tmp_path / "run", inputs, tmp_path, tmp_path / "attention.png")
+    rows = toy.test_unseen_loc
+    x = inputs.features.batch(rows)
+    a = model.attend(x)
+    evidence = model.evidence(x, a).detach()
+    assert len(drawn) == 3 and not torch.allclose(evidence, a.w * a.e)
+    for panel in drawn:
+        c = toy.class_names.index(panel.predicted)
+        places = [inputs.attribute_names.index(name) for name in panel.attributes]
+        added = (evidence * model.z[c])[:, places].detach().numpy()
+        i = np.abs(added - panel.contributions).max(axis=1).argmin()
+        np.testing.assert_allclose(panel.contributions, added[i], atol=1e-5)
+        assert panel.contributions.tolist() == sorted(panel.contributions, reverse=True)
+        assert panel.contributions[0] == pytest.approx((evidence[i] * model.z[c]).max().item(), abs=1e-5)
+        maps = a.theta[i].T[places].detach().numpy()
+        np.testing.assert_allclose(panel.theta.reshape(maps.shape), maps, atol=1e-5)
+
+
+def test_class_names_as_a_person_reads_them():
+    """A number of CUB's goes, other numbers, signs at an end and what would leave nothing stay."""
+    shown = {"110.Geococcyx": "Geococcyx", "009.Brewer_Blackbird": "Brewer Blackbird", "grizzly+bear": "grizzly bear"}
+    shown |= {"access_road": "access road", "鳥_犬": "鳥 犬"}
+    shown |= {name: name for name in ("12.thing", "1234.thing", "110.5", "C++", "_hidden_", "110", "110.", "")}
+    assert {name: shown_class(name) for name in shown} == shown
+    names = ["001.Red_wing", "002.Red_wing", "003.Blue_wing", "red+wing"]
+    assert shown_classes(names) == ["001.Red wing", "002.Red wing", "Blue wing", "red wing"]

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 
 from core.commands import finetune as command
@@ -18,7 +17,7 @@ from core.datasets.xlsa17 import read_metadata
 from core.experiments.identity import run_config
 from core.experiments.inputs import load_inputs
 from core.experiments.results import row_of
-from core.experiments.run import run, validate
+from core.experiments.run import run
 from core.features import finetune as module
 from core.features.backbones import build_backbone
 from core.features.extraction import extract
@@ -26,9 +25,10 @@ from core.features.feature_file import FeatureFile
 from core.features.finetuned import finetuned_record, pack_rows, refuse_finetuned, unpack_rows
 from core.features.settings import ExtractionConfig, default_out
 from core.files.errors import UserError
-from core.method import find_method
+from core.methods import find_method
 from core.training.folds import validation_fold
-from tests.helpers import TOY, toy_mats
+from tests.helpers import TOY
+from tests.helpers_features import make_toy
 
 SMALL = [
     *("--backbone", "mobilenet_v2", "--weights", "random", "--input-size", "64", "--batch-size", "16"),
@@ -38,18 +38,9 @@ W2V = np.ones((8, 3), np.float32)
 
 
 @pytest.fixture
-def root(tmp_path, no_child, monkeypatch) -> Path:
-    """Nine classes of ten small pictures, coloured by their class."""
+def root(tmp_path, monkeypatch) -> Path:
     monkeypatch.setitem(DATASETS, "TOY", TOY)
-    toy_mats(tmp_path / "xlsa17" / "data" / "TOY")
-    rng = np.random.default_rng(0)
-    for c in range(1, 10):
-        (tmp_path / "TOY/TOY_images" / f"c{c}").mkdir(parents=True)
-        colour = rng.integers(0, 200, 3)
-        for i in range(10):
-            pixels = (colour + rng.integers(0, 56, (40, 48, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "TOY/TOY_images" / f"c{c}" / f"{10 * (c - 1) + i}.jpg")
-    return tmp_path
+    return make_toy(tmp_path)
 
 
 def tune(root: Path, *flags: str, split: str = "0") -> Path:
@@ -58,26 +49,19 @@ def tune(root: Path, *flags: str, split: str = "0") -> Path:
     return root / "TOY" / f"finetuned_mobilenet_v2_{name}.safetensors"
 
 
-def opened(monkeypatch) -> set[Path]:
-    """Every image that is read from now on."""
-    seen: set[Path] = set()
-    real = module.load_image
+@pytest.mark.parametrize("split", ["1", "final"])
+def test_no_image_of_another_class_or_of_a_test_set_is_opened(root, monkeypatch, split):
+    opened, real = set(), module.load_image
 
     def spy(path, *a):
-        seen.add(path)
+        opened.add(path)
         return real(path, *a)
 
     monkeypatch.setattr(module, "load_image", spy)
-    return seen
-
-
-@pytest.mark.parametrize("split", ["0", "1", "final"])
-def test_no_image_of_another_class_or_of_a_test_set_is_opened(root, monkeypatch, split):
-    seen = opened(monkeypatch)
     out = tune(root, "--epochs", "1", split=split)
     m = read_metadata(root, TOY)
     paths, _ = resolve_images(image_folder(root, TOY), m.image_files)
-    rows = np.array([i for i, p in enumerate(paths) if p in seen])
+    rows = np.array([i for i, p in enumerate(paths) if p in opened])
     if split == "final":
         assert set(rows) == set(m.trainval_loc)
     else:
@@ -90,23 +74,21 @@ def test_no_image_of_another_class_or_of_a_test_set_is_opened(root, monkeypatch,
 
 
 def test_held_out_images_are_of_every_class_and_not_trained_on(root, monkeypatch):
-    m = read_metadata(root, TOY)
+    m, trained, real = read_metadata(root, TOY), [], module._Run._batches
     rows = m.trainval_loc
     train, held = module.held_out(rows, np.unique(m.labels[rows], return_inverse=True)[1], 0)
     assert set(train) | set(held) == set(rows) and not set(train) & set(held)
     assert set(m.labels[held]) == set(m.labels[train]) == set(m.seen)
-    batches, real = [], module._Run._training_batches
-    monkeypatch.setattr(module._Run, "_decoded", lambda self, rows, load: batches.extend(rows) or iter(()))
-    run = module._Run.__new__(module._Run)
-    run.backbone = build_backbone("mobilenet_v2", "random", input_size=64)
-    run.train_rows, run.config, run.epoch = train, module.FinetuneConfig(batch_size=7), 3
-    list(real(run))
-    first = np.concatenate(batches)
-    assert sorted(first) == sorted(train)
-    batches.clear()
-    run.epoch = 4
-    list(real(run))
-    assert sorted(np.concatenate(batches)) == sorted(train) and (np.concatenate(batches) != first).any()
+
+    def spy(self, rows, generator=None):
+        if generator is not None:
+            trained.append((set(rows), generator.bit_generator.state["state"]["state"]))
+        return real(self, rows, generator)
+
+    monkeypatch.setattr(module._Run, "_batches", spy)
+    tune(root, "--epochs", "2", split="final")
+    assert [rows for rows, _ in trained] == [set(train)] * 2
+    assert trained[0][1] != trained[1][1]  # every epoch draws its own order and crops
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(root, monkeypatch):
@@ -121,7 +103,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(root, monkeypatch):
     monkeypatch.setattr(module._Run, "store", spy)
     whole = tune(root, "--epochs", "3", "--patience", "3")
     expected, last = whole.read_bytes(), states[-1]
-    assert [s["epoch"] for s in states] == [1, 2, 3]
     whole.unlink()
 
     def killed(self, path, record):
@@ -136,7 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(root, monkeypatch):
     with pytest.raises(UserError, match="other settings"):
         tune(root, "--epochs", "2", "--patience", "3")
     assert tune(root, "--epochs", "3", "--patience", "3").read_bytes() == expected
-    assert [s["epoch"] for s in states[3:]] == [1, 2, 3]
+    assert [s["reached"][0] for s in states] == [1, 2, 3, 1, 2, 3]
     for key, value in last["network"].items():
         assert torch.equal(value, states[-1]["network"][key]), key
     assert not list(whole.parent.glob("*.state"))
@@ -177,19 +158,17 @@ def test_features_say_that_they_are_fine_tuned_and_are_refused_on_classes_they_k
     assert known["finetuned"] == "true" and known["finetuned_fold"] == "split0_val"
     assert known["pretraining_saw_unseen"] == "no"  # of random weights, which saw nothing, and of these rows
     np.save(tmp_path / "v.npy", W2V)
+    write_attribute_vectors(tmp_path / "v.pkl", attribute_vectors(str(tmp_path / "v.npy"), list("abcdefgh")), "", None)
 
     def experiment(split: str, seed: int, select: str = "val"):
-        made = attribute_vectors(str(tmp_path / "v.npy"), list("abcdefgh"))
-        write_attribute_vectors(tmp_path / "v.pkl", made, "", None)
         inputs = load_inputs("TOY", data_root=root, features=files[split], w2v=tmp_path / "v.pkl")
         return run_config(inputs, "eszsl", find_method("eszsl").recipe("TOY"), seed=seed, select=select), inputs
 
-    result = run(*experiment("0", 0), tmp_path / "a")
-    row = row_of(result)
+    row = row_of(run(*experiment("0", 0), tmp_path / "a"))
     assert row["finetuned"] == "true" and "fine-tuned on images of seen classes (TOY, split0_val)" in row["notes"]
     for split, seed in (("0", 1), ("final", 0)):
         with pytest.raises(UserError, match=r"fine-tuned on .* python finetune.py TOY --split <seed>"):
-            validate(*experiment(split, seed), tmp_path / f"b{split}")
+            run(*experiment(split, seed), tmp_path / f"b{split}", ablation="")
     run(*experiment("final", 0, "last"), tmp_path / "c")
 
 
@@ -207,29 +186,7 @@ def test_rows_travel_and_are_compared():
         refuse_finetuned(known, "CUB", labels, np.array([5, 7]), np.array([8]))
 
 
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        (["--split", "x"], "--split x: the number of a validation split"),
-        (["--lr", "0"], "not a number above 0"),
-        (["--out", "here.pth"], "ends in .safetensors"),
-        (["--backbone", "resnet1"], "no backbone 'resnet1'"),
-    ],
-)
-def test_what_does_not_fit_is_one_sentence(root, flags, said):
-    with pytest.raises(UserError, match=said):
-        command.main(None, ["TOY", "--data-root", str(root), *SMALL, *flags])
-
-
-def test_missing_and_damaged_images_are_named(root):
-    image = root / "TOY/TOY_images/c1/0.jpg"
-    rows, paths = np.array([0, 1, 2]), [image.with_name(f"{i}.jpg") for i in range(90)]
-    config = module.FinetuneConfig(backbone="mobilenet_v2", weights="random", input_size=64, device="cpu")
-    image.write_bytes(b"nothing")
-    m, out = read_metadata(root, TOY), root / "w.safetensors"
+def test_a_damaged_image_is_named(root):
+    (root / "TOY/TOY_images/c1/0.jpg").write_bytes(b"nothing")
     with pytest.raises(UserError, match="0.jpg could not be read"):
-        module.finetune(TOY, m, rows, paths=paths, fold="final", out=out, config=config)
-    image.unlink()
-    with pytest.raises(UserError, match="1 of the 3 images"):
-        module.finetune(TOY, m, rows, paths=paths, fold="final", out=out, config=config)
-    assert not out.exists()
+        tune(root, split="final")

@@ -18,7 +18,8 @@ from core.CADA_VAE import Recipe as VAERecipe
 from core.CNZSL import CNZSL
 from core.CNZSL import Recipe as CNZSLRecipe
 from core.GDA import GDA
-from core.method import ClassSpace, ZeroShotModel, find_method
+from core.method import ClassSpace, ZeroShotModel
+from core.methods import find_method
 from core.ranking import Bilinear
 from core.SAE import SAE
 from core.training.evaluation import per_class_accuracy

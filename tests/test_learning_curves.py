@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.learning_curves import main, sizes_of, subset, table
-from benchmarks.validation import METRICS, best_on_fold, config_of
 from core.experiments.identity import run_config
 from core.experiments.run import choose
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
-from core.method import find_method
+from core.methods import find_method
 from core.training.folds import validation_fold
+from studies.learning_curves import main, subset
+from studies.validation import METRICS, best_on_fold, config_of
 from tests.helpers_runs import inputs_of
 from tests.helpers_xlsa17 import tiny_features
 
@@ -56,26 +56,11 @@ def test_smaller_folds_lie_within_larger_ones_and_leave_validation_alone(toy, se
         subset(whole, S + 1, seed)
 
 
-def test_fewer_images_lie_within_more_and_every_class_keeps_some(toy, fold):
-    before: set[int] = set()
-    for images in (1, 2, 4, None):
-        small = subset(fold, 3, 1, images)
-        assert before < set(small.train_rows)
-        before = set(small.train_rows)
-        _, counts = np.unique(small.train_labels, return_counts=True)
-        assert len(counts) == 3 and (images is None or counts.max() <= images)
-        assert np.array_equal(small.seen_rows, subset(fold, 3, 1).seen_rows)
-
-
-def test_splits_draw_other_classes(toy, fold):
-    assert len({tuple(subset(fold, 2, seed).train_rows) for seed in range(6)}) > 1
-
-
 @pytest.mark.parametrize("method", ["vsmr", "eszsl-prepared", "dazle", "vsmr-staged"])
 def test_a_method_is_chosen_as_a_run_chooses_it(toy, tmp_path, method):
     inputs = inputs_of(toy)
     config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=1, epochs=2)
-    chosen = choose(config, inputs, tmp_path)
+    chosen, _ = choose(config, inputs, tmp_path)
     best = best_on_fold(config, inputs, validation_fold(toy, inputs.w2v, 1))
     assert best.metrics == pytest.approx(chosen["validation"])
     assert best.epoch == chosen["epochs"]
@@ -92,27 +77,6 @@ def test_what_is_kept_is_the_best_not_the_last(toy, method):
     best = best_on_fold(config_of(method, inputs, 1, 2, "float32"), inputs, fold)
     again = evaluate(_scored(best.method, inputs, fold), None)
     assert {m: getattr(again, m) for m in METRICS} == pytest.approx(best.metrics)
-
-
-def test_sizes():
-    assert sizes_of(None, None, 40) == [(10, None), (20, None), (40, None)]
-    assert sizes_of([20, 10], [5, 2], 40) == [(10, None), (20, None), (20, 2), (20, 5)]
-    assert sizes_of(None, [5], 40) == [(40, None), (40, 5)]
-
-
-def test_the_lead_is_paired_over_splits():
-    rows = pd.DataFrame(
-        [
-            {"classes": 4, "images_per_class": None, "images": 9, "split": split, "method": method}
-            | dict.fromkeys(METRICS, value)
-            for method, values in {"vsmr": (0.5, 0.7), "dazle": (0.4, 0.5)}.items()
-            for split, value in enumerate(values)
-        ]
-    )
-    lines = table(rows, "vsmr").splitlines()
-    assert "| 4 | all | 9 | dazle | 45.0 ± 5.0 | 45.0 ± 5.0 | 45.0 ± 5.0 | +15.0 ± 5.0 |" in lines
-    assert "| 4 | all | 9 | vsmr | 60.0 ± 10.0 | 60.0 ± 10.0 | 60.0 ± 10.0 |  |" in lines
-    assert "optimistic" in lines[1] + lines[0] + lines[2] and "easier" in " ".join(lines)
 
 
 def test_the_command_reads_no_test_image(tmp_path, monkeypatch, capsys):
@@ -135,10 +99,12 @@ def test_the_command_reads_no_test_image(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "learning_curves.md").read_text() == capsys.readouterr().out
     for kind in ("png", "pdf"):
         assert (tmp_path / "out" / f"learning_curves_classes.{kind}").stat().st_size > 1000
-    before = {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    monkeypatch.setattr("benchmarks.validation.train", None)  # nothing is trained again
+    monkeypatch.setattr("studies.validation.train", None)  # nothing is trained again
+    (tmp_path / "out" / "learning_curves.md").unlink()
     assert main([*flags, "--classes", "10", "20", "--images-per-class", "1", "--out", str(tmp_path / "out")]) == 0
-    assert {p.name: p.read_bytes() for p in (tmp_path / "out").rglob("*") if p.is_file()} == before
+    assert capsys.readouterr().out == (tmp_path / "out" / "learning_curves.md").read_text()
+    with pytest.raises(TypeError):  # for another precision it is
+        main([*flags, "--classes", "10", "--precision", "bfloat16", "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match="--classes 9999: the validation splits have"):
         main([*flags, "--classes", "9999", "--out", str(tmp_path / "out")])
 

@@ -15,7 +15,7 @@ from core.demo.dataset import attribute_parts
 from core.demo.drawing import PARTS, SIZE
 from core.experiments.inputs import load_inputs
 from core.inference.trained import load_trained
-from core.reporting.localisation import attention_on_parts
+from studies.part_measures import attention_on_parts
 from tests.helpers import part_locations
 
 

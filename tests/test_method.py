@@ -1,16 +1,18 @@
-"""The contract of a method: fields of a recipe, what is refused at import, and the registry."""
+"""The contract of a method: fields of a recipe and their flags, what is refused at import, and the registry."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 
 import pytest
 
 import core.method as contract
 from core.commands import flags
-from core.commands.parser import Parser
+from core.commands.parser import Parser, from_flags
+from core.fields import add_fields
 from core.files.errors import UserError
-from core.method import hp, method, methods, parse_value, with_settings
+from core.method import hp, method, with_settings
+from core.methods import find_method, methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,17 +20,20 @@ class Recipe:
     """Fields of every kind."""
 
     lr: float = hp(0.1, "learning rate", above=0)
-    share: float = hp(0.5, "a share", within=(0, 1))
+    share: float = hp(0.5, "a share", at_least=0, at_most=1)
     momentum: float = hp(0.9, "momentum", at_least=0, below=1)
     epochs: int = hp(3, "epochs", at_least=0)
     on: bool = hp(False, "a switch")
-    threshold: float | None = hp(None, "a threshold", within=(0, 1))
-    hidden: bool = hp(True, "no flag", flag=False)
+    threshold: float | None = hp(None, "a threshold", at_least=0, at_most=1)
+    scale: float = hp(1.0, "a scale")
+    hidden: int = hp(1, "no flag", flag=False)
 
 
-@pytest.fixture
-def registry(monkeypatch):
-    monkeypatch.setattr(contract, "_REGISTRY", {m.name: m for m in methods().values()})
+def typed(*argv, of=None):
+    """The recipe of what a user types."""
+    parser = Parser()
+    add_fields(parser, of or Recipe(hidden=7))
+    return from_flags(Recipe, parser.parse_args(argv))
 
 
 def build(recipe, space, shape, seed, epochs):
@@ -39,44 +44,53 @@ def other(recipe, space, shape, seed, epochs):
     """Never called."""
 
 
-def test_what_a_user_types_becomes_a_value():
-    typed = {"lr": "1e-3", "share": "1", "epochs": "0", "on": "ON", "threshold": "none"}
-    values = {name: parse_value(Recipe, name, text) for name, text in typed.items()}
-    assert values == {"lr": 1e-3, "share": 1.0, "epochs": 0, "on": True, "threshold": None}
-    assert isinstance(values["share"], float) and isinstance(values["epochs"], int)
-    assert parse_value(Recipe, "on", "0") is False and parse_value(Recipe, "threshold", "0.25") == 0.25
+def test_what_a_user_types_becomes_a_value_and_all_else_stays():
+    assert typed() == Recipe(hidden=7)
+    argv = ["--lr", "1e-3", "--share", "1", "--epochs", "0", "--on", "ON", "--threshold", "0.25"]
+    assert typed(*argv) == Recipe(lr=1e-3, share=1.0, epochs=0, on=True, threshold=0.25, hidden=7)
+    assert typed("--threshold", "none", "--on", "0", of=Recipe(threshold=0.5, on=True)) == Recipe()
+    with pytest.raises(UserError, match="unrecognized arguments: --hidden"):
+        typed("--hidden", "3")
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("flag", "text", "said"),
     [
-        ("lr", "0", "--lr 0.0: learning rate must be above 0"),
-        ("lr", "nan", "--lr nan"),
-        ("lr", "inf", "--lr inf"),
-        ("lr", "fast", "--lr fast: a number is needed"),
-        ("share", "7", "--share 7.0: a share must be between 0 and 1"),
-        ("share", "-0.1", "between 0 and 1"),
-        ("momentum", "1", "at least 0 and below 1"),
-        ("epochs", "-3", "--epochs -3: epochs must be at least 0"),
-        ("epochs", "2.5", "--epochs 2.5: a whole number is needed"),
-        ("on", "2", "--on 2: on or off is needed"),
-        ("threshold", "x", "a number is needed (or none)"),
+        ("--lr", "0", "--lr 0.0: learning rate must be above 0"),
+        ("--lr", "nan", "--lr nan: learning rate must be"),
+        ("--scale", "inf", "--scale inf: a scale must be a finite number"),
+        ("--share", "7", "--share 7.0: a share must be at least 0 and at most 1"),
+        ("--share", "-0.1", "at least 0 and at most 1"),
+        ("--momentum", "1", "at least 0 and below 1"),
+        ("--epochs", "2.5", "--epochs: '2.5': a whole number is needed"),
+        ("--on", "2", "--on: '2': on or off is needed"),
+        ("--threshold", "x", "a number (or none) is needed"),
+        # an empty variable of a shell: it is no way to ask for the default
+        ("--lr", "", "--lr: '': a number is needed"),
+        ("--epochs", "", "--epochs: '': a whole number is needed"),
+        ("--on", "", "--on: '': on or off is needed"),
+        ("--threshold", "", "--threshold: '': a number (or none) is needed"),
     ],
 )
-def test_values_outside_their_range_are_a_sentence_with_flag_value_and_range(name, text, said):
+def test_values_outside_their_range_are_a_sentence_with_flag_value_and_range(flag, text, said):
     with pytest.raises(UserError) as error:
-        parse_value(Recipe, name, text)
+        typed(f"{flag}={text}")
     assert said in str(error.value)
 
 
 def test_settings_are_checked_too():
     assert with_settings(Recipe(), {"share": 0.25}).share == 0.25
-    with pytest.raises(UserError, match="between 0 and 1"):
+    with pytest.raises(UserError, match="--share 2.0: a share must be at least 0 and at most 1"):
         with_settings(Recipe(), {"share": 2.0})
 
 
-@pytest.mark.usefixtures("registry")
-def test_what_is_refused_at_import_names_the_file():
+def test_what_is_refused_at_import_names_the_file(monkeypatch):
+    monkeypatch.setattr(contract, "REGISTRY", dict(methods()))
+
+    @dataclass(frozen=True, kw_only=True)
+    class Plain:
+        lr: float = 0.1
+
     method("fine", recipes={"*": Recipe(), "CUB": Recipe(lr=0.2)})(build)
     assert methods()["fine"].recipe("CUB").lr == 0.2 and methods()["fine"].recipe("any other").lr == 0.1
     method("fine", recipes={"*": Recipe()})(build)  # the same file imported anew
@@ -84,61 +98,42 @@ def test_what_is_refused_at_import_names_the_file():
         ("fine", {"*": Recipe()}, other, "has a method of that name already"),
         ("dazle", {"*": Recipe()}, build, "has a method of that name already"),
         ("half", {"CUB": Recipe()}, build, 'lacks "*"'),
-        ("half", {}, build, 'lacks "*"'),
         ("half", {"*": Recipe(), "CUP": Recipe()}, build, "'CUP', which is no registered data set"),
         ("half", {"*": Recipe(lr=-1.0)}, build, "--lr -1.0: learning rate must be above 0"),
-        ("half", {"*": {"lr": 1}}, build, "must be of one dataclass"),
+        ("half", {"*": Plain()}, build, "'lr' of Plain must be made with hp"),
     ):
         with pytest.raises(UserError, match=r"test_method\.py") as error:
             method(name, recipes=recipes)(function)
         assert said in str(error.value)
     assert "half" not in methods()
+    with pytest.raises(UserError, match="no method 'half'; there are vsmr, "):
+        find_method("half")
 
 
-@pytest.mark.usefixtures("registry")
-def test_a_field_that_is_no_hp_is_refused():
-    @dataclass(frozen=True, kw_only=True)
-    class Plain:
-        lr: float = 0.1
-        width: int = field(default=3)
-
-    with pytest.raises(UserError, match=r"test_method\.py.*'lr' of Plain must be made with hp"):
-        method("half", recipes={"*": Plain()})(build)
-
-
-def test_a_file_that_defines_a_model_and_registers_no_method_is_refused(monkeypatch):
-    known = {m.name: m for m in methods().values() if m.file.name != "ESZSL.py"}
-    monkeypatch.setattr(contract, "_REGISTRY", known)
-    with pytest.raises(UserError, match=r"ESZSL\.py defines a model but registers no method"):
-        methods()
-
-
-def test_every_field_of_every_method_has_help_and_its_defaults_are_in_range():
-    for m in methods().values():
-        for recipe in m.recipes.values():
-            with_settings(recipe, {f.name: getattr(recipe, f.name) for f in fields(recipe)})
-            assert all(f.metadata["help"] for f in fields(recipe))
-
-
-def test_flags_of_another_method_are_refused_by_name():
-    parser = Parser("x")
-    flags.add_recipes(parser)
-    args = parser.parse_args(["--beta", "3", "--lr", "0.5"])
-    recipe, epochs = flags.recipe_from(args, methods()["vsmr"], "CUB")
-    assert (recipe.beta, recipe.lr, epochs) == (3.0, 0.5, recipe.epochs)
-    with pytest.raises(UserError, match="--beta is no setting of dazle; its settings are --lr"):
-        flags.recipe_from(args, methods()["dazle"], "CUB")
+def test_a_method_has_its_own_flags_and_no_others():
+    parser, name = flags.method_first(None, "CUB", ["--method", "dazle", "--split", "cub50"])
+    assert name == "CUB50"
+    args = parser.parse_args(["--method", "dazle", "--lr", "0.5"])
+    assert from_flags(find_method("dazle").recipe_type, args) == with_settings(
+        find_method("dazle").recipe("*"), {"lr": 0.5}
+    )
+    with pytest.raises(UserError, match=r"unrecognized arguments: --beta 3; .* --method dazle --help lists"):
+        parser.parse_args(["--beta", "3"])
+    for argv in (["--method", "dazle-prepared"], ["--method", "vsmr-staged", "--split", "cub50"]):
+        parser, name = flags.method_first(None, "CUB", argv)
+        known = find_method(argv[1])
+        assert from_flags(known.recipe_type, parser.parse_args(argv)) == known.recipe(name)  # that of the data set
 
 
 def test_abbreviations_are_not_taken():
-    parser = Parser("x")
+    parser, _ = flags.method_first(None, "CUB", [])
     flags.add_seeds(parser, 1)
-    flags.add_recipes(parser)
     assert flags.seeds_of(parser.parse_args(["--seed", "3"])) == (3,)
     assert flags.seeds_of(parser.parse_args(["--seeds", "3"])) == (0, 1, 2)
     for wrong, said in (
         (["--bet", "1"], "unrecognized arguments: --bet"),
         (["--seeds", "0"], "'0' is not a whole number of at least 1"),
+        (["--seeds", ""], "'' is not a whole number of at least 1"),
         (["--seed", "18446744073709551616"], "'18446744073709551616' is more than 2147483647"),
         (["--seed", "-1"], "at least 0"),
         (["--seeds", "2", "--seed", "1"], "not allowed with"),

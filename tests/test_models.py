@@ -1,4 +1,4 @@
-"""The fast attention and DAZLE against the textbook forms, in float64; batches by hand."""
+"""What DAZLE's parts and every method share: the attention's products, calibration, preparation, starts, batches."""
 
 from dataclasses import replace
 
@@ -6,49 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from core.DAZLE import DAZLE, Recipe, build, region_products
-from core.features.regions import RegionFeatures
+from core.attention import region_products
+from core.DAZLE import DAZLE, Recipe, build
 from core.losses import classification_losses, margins, self_calibration
-from core.method import Batches, find_method, seeded
+from core.method import Batches
+from core.methods import find_method, methods
 from core.preparation import prepared_attributes
-from tests import reference
 from tests.helpers import K
 
-B, R, D = 6, 9, 16
-
-
-@pytest.fixture
-def batch():
-    g = torch.Generator().manual_seed(1)
-    x = torch.nn.functional.normalize(torch.randn(B, R, D, generator=g, dtype=torch.float64), dim=2)
-    return x, torch.tensor([0, 1, 3, 5, 0, 1])
-
-
-# ---- DAZLE
-
-
-@pytest.mark.parametrize("use_w", [True, False])
-@pytest.mark.parametrize("normalize", [True, False])
-def test_dazle_equals_textbook_in_scores_loss_and_gradients(space, batch, use_w, normalize):
-    x, y = batch
-    model = DAZLE(space, D, Recipe(use_w=use_w, normalize_vectors=normalize)).double()
-    a = model.attention
-    with torch.no_grad():  # away from the zero start, so that every path carries gradient
-        a.W2.normal_()
-        a.W3.normal_()
-        a.v.mul_(1.7)
-    losses = model.loss(x, y)
-    losses["loss"].backward()
-    fast = [p.grad.clone() for p in (a.v, a.W1, a.W2) + ((a.W3,) if use_w else ())]
-    model.zero_grad()
-    v = torch.nn.functional.normalize(a.v, dim=1) if normalize else a.v
-    s = reference.dazle_forward(x, v, a.W1, a.W2, a.W3, space.z, use_w)
-    expected = reference.dazle_loss(s, y, space.unseen, 0.1)
-    torch.testing.assert_close(model.class_scores(x), s)
-    torch.testing.assert_close(losses["loss"], expected)
-    expected.backward()
-    for got, parameter in zip(fast, (a.v, a.W1, a.W2, a.W3), strict=False):
-        torch.testing.assert_close(got, parameter.grad)
+R, D = 9, 16
+NAMES = [name for name, m in methods().items() if not m.needs_text]
 
 
 def test_dazle_starts_as_published(space):
@@ -66,34 +33,38 @@ def test_self_calibration_by_hand():
     expected = -np.log((1.0 / 1.5 + 1.8 / 1.9) / 2)
     assert self_calibration(s, torch.tensor([1, 2]), margin).item() == pytest.approx(expected)
     assert margins(4, torch.tensor([1, 3])).tolist() == [-1, 1, -1, 1]
-
-
-def test_calibration_has_the_margin_and_cross_entropy_has_not():
-    unseen = torch.tensor([2])
-    ce, cal = classification_losses(torch.zeros(1, 3), torch.tensor([0]), unseen, margins(3, unseen))
-    assert ce.item() == pytest.approx(np.log(3))
+    ce, cal = classification_losses(
+        torch.zeros(1, 3), torch.tensor([0]), torch.tensor([2]), margins(3, torch.tensor([2]))
+    )
+    assert ce.item() == pytest.approx(np.log(3))  # without the margin
     assert cal.item() == pytest.approx(-np.log(np.e / (np.e + 2 / np.e)))
+
+
+def test_a_methods_own_calibration_is_what_was_published(space):
+    """Taken where none is validated (--select last): +1 and -1 are 2 apart; VSMR published none."""
+    margin = {"dazle": 2.0, "dazle-prepared": 2.0, "msdn": 2.0, "transzero": 2.0}
+    for name in margin.keys() | {"vsmr", "vsmr-staged", "eszsl", "eszsl-prepared"}:
+        known = find_method(name)
+        assert known.build(known.recipe("*"), space, (R, D), 0, 1).model.gamma == margin.get(name, 0.0), name
 
 
 def test_building_a_model_leaves_the_callers_random_numbers_alone(space):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    with seeded(1):
-        DAZLE(space, D, Recipe())
     build(Recipe(), space, (R, D), 1, 2)
     assert torch.equal(torch.rand(1), expected)
 
 
-@pytest.mark.parametrize("name", ["dazle", "msdn", "transzero", "vsmr-staged", "vsmr"])
+@pytest.mark.parametrize("name", [name for name in NAMES if "eszsl" not in name])
 def test_the_seed_decides_the_start(space, name):
     known = find_method(name)
 
     def start(seed):
         model = known.build(known.recipe("CUB"), space, (R, D), seed, 2).model
-        return torch.cat([p.detach().double().flatten() for p in model.parameters()])
+        return torch.cat([torch.ones(1).double(), *(p.detach().double().flatten() for p in model.parameters())])
 
-    assert torch.equal(start(1), start(1)) and not torch.equal(start(1), start(2))
+    assert torch.equal(start(1), start(1)) and (not torch.equal(start(1), start(2)) or len(start(1)) == 1)
 
 
 @pytest.mark.parametrize("columns", [33, 700])  # a convolution below the width where that pays, a product above
@@ -108,67 +79,29 @@ def test_region_products_are_a_matrix_product(columns):
     (gradient,) = torch.autograd.grad((got * mark).sum(), q)
     (expected,) = torch.autograd.grad(((x @ q.T) * mark).sum(), q)
     torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-4)
-    torch.testing.assert_close(region_products(x.transpose(0, 1).contiguous().transpose(0, 1), q), got)
 
 
-# ---- what models are given
-
-
-class TwoImages:
-    """Raw maps (n,D,R) of two images: regions (3,4) and (0,2), and (0,-5) and (8,6)."""
-
-    maps = np.array([[[3, 0], [4, 2]], [[0, 8], [-5, 6]]], dtype=np.float16)
-
-    def read(self, rows):
-        return self.maps[rows]
-
-    def expect(self, rows):
-        pass
-
-
-def test_pooled_features_are_means_of_unit_regions_by_hand():
-    """(.6,.8) and (0,1) have the mean (.3,.9); (0,-1) and (.8,.6) have (.4,-.2)."""
-    features = RegionFeatures(TwoImages(), np.array([0, 1]), (2, 2))
-    expected = torch.tensor([[0.4, -0.2], [0.3, 0.9]])
-    torch.testing.assert_close(features.pooled(np.array([1, 0])), expected, atol=1e-3, rtol=0)
-
-
-# ---- what "-prepared" gives
-
-
-@pytest.mark.parametrize("dataset", ["CUB", "AWA2", "SUN", "CUB50", "one nobody knows"])
 @pytest.mark.parametrize("name", ["dazle", "eszsl"])
-def test_prepared_rows_get_the_preparation_and_plain_ones_do_not(space, name, dataset):
+def test_prepared_rows_get_the_preparation_and_plain_ones_do_not(space, name):
     x = torch.nn.functional.normalize(torch.rand(8, R, D, dtype=torch.float64), dim=2)
     y = torch.tensor([0, 1, 3, 5, 0, 1, 3, 5])
-
-    def model(which):
-        known = find_method(which)
-        built = known.build(known.recipe(dataset), space, (R, D), 0, 1).model.double()
-        if name == "eszsl":
-            built.decompose(x.mean(1), y)
-        return known, built
-
-    (plain, without), (prepared, with_) = model(name), model(f"{name}-prepared")
-    torch.testing.assert_close(without.z, space.z)
-    torch.testing.assert_close(with_.z, prepared_attributes(space.att, space.seen))
-    assert (without.z - with_.z).abs().max() > 0.1
-    assert prepared.given_preparation and not plain.given_preparation
+    for dataset in ("CUB", "AWA2", "SUN", "CUB50", "one nobody knows"):
+        built = []
+        for known in (find_method(name), find_method(f"{name}-prepared")):
+            built.append(known.build(known.recipe(dataset), space, (R, D), 0, 1).model.double())
+            assert known.given_preparation == (len(built) == 2)
+        torch.testing.assert_close(built[0].z, space.z)
+        torch.testing.assert_close(built[1].z, prepared_attributes(space.att, space.seen))
+        for model in built:  # classes described anew become what the model was trained on
+            torch.testing.assert_close(model.class_encoder(space).prepare(space.att), model.z)
     if name == "eszsl":  # the features too: roots, and the training mean taken away
+        for model in built:
+            model.decompose(x.mean(1), y)
         unit = x.mean(1) / x.mean(1).norm(dim=1, keepdim=True)
-        torch.testing.assert_close(without.inputs(x.mean(1)), unit)
+        torch.testing.assert_close(built[0].inputs(x.mean(1)), unit)
         root = (unit * 4 + 0.01).sqrt() - 0.1  # √D is 4
         root = root - root.mean(0)
-        torch.testing.assert_close(with_.inputs(x.mean(1)), root / root.norm(dim=1, keepdim=True))
-
-
-def test_the_root_of_a_negative_attribute_is_negative():
-    """Unit rows (.6,-.8), (0,1), (-1,0); roots with their sign; the mean of the first two taken away."""
-    att = torch.tensor([[3.0, -4.0], [0.0, 2.0], [-5.0, 0.0]], dtype=torch.float64)
-    roots = torch.tensor([[0.6**0.5, -(0.8**0.5)], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
-    rows = roots - roots[:2].mean(0)
-    found = prepared_attributes(att, torch.tensor([0, 1]))
-    torch.testing.assert_close(found, rows / rows.norm(dim=1, keepdim=True))
+        torch.testing.assert_close(built[1].inputs(x.mean(1)), root / root.norm(dim=1, keepdim=True))
 
 
 def test_a_setting_that_is_given_is_not_chosen_anew(space):
@@ -180,7 +113,6 @@ def test_a_setting_that_is_given_is_not_chosen_anew(space):
     powers = [10.0**k for k in range(-3, 4)]
     assert [tuple(s.values()) for s in grid()] == [(x, z) for x in powers for z in powers]
     assert [tuple(s.values()) for s in grid(regularise_x=5.0)] == [(5.0, z) for z in powers]
-    assert [tuple(s.values()) for s in grid(regularise_z=5.0)] == [(x, 5.0) for x in powers]
     assert grid(regularise_x=2.0, regularise_z=5.0) == ({"regularise_x": 2.0, "regularise_z": 5.0},)
 
 
@@ -200,20 +132,15 @@ def test_plain_batches_take_every_image_once_an_epoch():
     assert any((a != b).any() for a, b in zip(drawn, batches(Batches(5), seed=1), strict=True))
 
 
-@pytest.mark.parametrize(("size", "held"), [(3, 3), (5, 5), (40, 5)])
+@pytest.mark.parametrize(("size", "held"), [(3, 3), (40, 5)])
 def test_balanced_batches_take_one_image_of_each_of_so_many_classes(size, held):
-    rule = Batches(size, balanced=True, steps=300)
-    drawn = batches(rule)
+    drawn = batches(Batches(size, balanced=True, steps=300))
     assert all(len(b) == held == len(np.unique(LABELS[b])) for b in drawn)
     classes = np.bincount(LABELS[np.concatenate(drawn)])[[1, 2, 4, 7, 9]]
     assert classes.sum() == 300 * held and (abs(classes - 60 * held) < 0.2 * 60 * held).all()  # all alike
     of_class_4 = np.bincount(np.concatenate(drawn), minlength=12)[:4]
     assert (of_class_4 > 0.15 * of_class_4.sum()).all()  # and all images of a class
-
-
-def test_a_balanced_epoch_is_as_long_as_a_plain_one():
-    assert len(batches(Batches(5, balanced=True))) == 3
-    assert Batches(50, balanced=True).count(23527) == 471  # AWA2
+    assert Batches(50, balanced=True).count(23527) == 471  # AWA2: as many as plain ones
 
 
 def test_batches_of_classes_hold_so_many_images_of_each():

@@ -1,7 +1,6 @@
 """The page that explains: what it writes and what it refuses (test_page_browser.py: how it behaves)."""
 
 import json
-import logging
 import re
 
 import numpy as np
@@ -11,8 +10,8 @@ from PIL import Image
 
 from core.files.errors import UserError
 from core.inference import page as page_module
-from core.inference.page import Item, check_replaceable, parts_of, script_json, text, write_page
-from core.reporting.run_page import on_crop, part_points, spread, transform_of
+from core.inference.page import Item, check_replaceable, script_json, text, write_page
+from core.reporting.run_page import spread
 from tests.helpers_page import HOSTILE, made
 
 
@@ -42,12 +41,6 @@ def test_attention_that_looks_everywhere_alike_is_the_middle_of_the_scale(tmp_pa
 
 def data_of(folder):
     return json.loads((folder / "data.js").read_text().partition("= ")[2].rstrip().rstrip(";"))
-
-
-def test_classes_that_would_read_alike_are_told_apart(tmp_path):
-    trained, items = made(names=["001.Red_wing", "002.Red_wing", *(f"{c:03}.Class_{c}" for c in range(3, 12))])
-    write_page(trained, items, tmp_path / "p")
-    assert data_of(tmp_path / "p")["shown"][:3] == ["001.Red wing", "002.Red wing", "Class 3"]
 
 
 def test_data_are_ascii_and_hold_no_markup(tmp_path):
@@ -101,53 +94,15 @@ def test_what_fails_leaves_the_old_page(tmp_path):
         write_page(trained, [], tmp_path / "page")
 
 
-def test_a_page_is_bounded_in_images_and_bytes(tmp_path, monkeypatch, caplog):
+def test_a_page_is_bounded_in_images(tmp_path, monkeypatch, caplog):
     trained, items = made(n=9)
     monkeypatch.setattr(page_module, "IMAGES", 6)
-    monkeypatch.setattr(page_module, "SIZE", 300_000)
-    with caplog.at_level(logging.INFO):
-        write_page(trained, items, tmp_path / "page")
-    assert "first 6 of 9 images" in caplog.text
-    files = [p for p in (tmp_path / "page").rglob("*") if p.is_file()]
-    assert len(list((tmp_path / "page/images").glob("*.jpg"))) == 6
-    assert sum(p.stat().st_size for p in files) < 300_000
-    monkeypatch.setattr(page_module, "SIZE", 200_000)
     write_page(trained, items, tmp_path / "page")
-    assert '"kept":0' in (tmp_path / "page/data.js").read_text()  # maps give way first
-
-
-def test_key_points_belong_to_attributes_by_their_names():
-    parts = ["beak", "belly", "left leg", "right leg", "tail", "left wing"]
-    assert parts_of("has_bill_color::red", parts) == [0]
-    assert parts_of("has_leg_color::tail", parts) == [2, 3]  # the value names no part
-    assert parts_of("has_underparts_color::grey", parts) == [1]
-    assert parts_of("has_size::large", parts) == []
+    assert "first 6 of 9 images" in caplog.text
+    assert len(list((tmp_path / "page/images").glob("*.jpg"))) == 6
 
 
 def test_test_images_are_spread_over_classes():
     labels = np.array([0] * 50 + [1] * 3 + [2] * 20)
     rows = spread(np.arange(73), labels, 12)
     assert np.bincount(labels[rows]).tolist() == [5, 3, 4]
-
-
-def test_key_points_land_where_the_backbone_saw_them(tmp_path):
-    Image.new("RGB", (400, 200)).save(tmp_path / "a.png")
-    how = transform_of("Resize(256, bilinear) CenterCrop(224) mean (0.4,) std (0.2,)")
-    assert (how.resize, how.crop, how.interpolation) == (256, 224, "bilinear")
-    assert on_crop([("eye", 200, 100), ("tail", 10, 100)], tmp_path / "a.png", how) == [("eye", 0.5, 0.5)]
-    ((_, x, y),) = on_crop([("eye", 250, 100)], tmp_path / "a.png", how)
-    assert x == pytest.approx((250 * 256 / 200 - (512 - 224) / 2) / 224) and y == 0.5
-
-
-def test_part_files_are_read_or_refused_with_the_line(tmp_path):
-    (tmp_path / "parts").mkdir()
-    assert part_points(tmp_path) == {}
-    (tmp_path / "images.txt").write_text("1 a/b.jpg\n2 c.jpg\n")
-    (tmp_path / "parts/parts.txt").write_text("1 back\n2 left leg\n")
-    locations = tmp_path / "parts/part_locs.txt"
-    locations.write_text("1 1 5.0 6.0 1\n1 2 0.0 0.0 0\n2 2 7.5 8 1\n")
-    assert part_points(tmp_path) == {"a/b.jpg": [("back", 5.0, 6.0)], "c.jpg": [("left leg", 7.5, 8.0)]}
-    for bad in ("1 1 5.0 6.0\n", "3 1 1 1 1\n", "1 1 x 1 1\n"):
-        locations.write_text("1 1 5.0 6.0 1\n" + bad)
-        with pytest.raises(UserError, match=r"part_locs.txt, line 2"):
-            part_points(tmp_path)

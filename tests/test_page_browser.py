@@ -94,13 +94,6 @@ def test_bars_add_up_to_the_models_score(opened, name, settings):
         assert sum(parts) == pytest.approx(number(browser, "#ahead"), abs=1e-3)
 
 
-def test_shares_are_written_as_people_read_them(opened):
-    browser = opened(*made())
-    shares = [0.0204, 0.16, 0.994, 0.996, 1]
-    written = browser.execute_script("return arguments[0].map(percent)", shares)
-    assert written == ["2.0 %", "16 %", "99 %", "100 %", "100 %"]
-
-
 @pytest.mark.parametrize("name", ["vsmr", "dazle"])
 def test_the_slider_flips_the_decision_where_the_page_says(opened, name):
     trained, items = made(name)
@@ -219,31 +212,6 @@ def test_it_saves_figures_and_numbers(opened):
     best = browser.execute_script("return [state.chosen.name, Model.score(state.image, state.chosen)]")
     added = [float(line.split(",")[-1]) for line in lines[1:] if '"score"' not in line]
     assert sum(added) == pytest.approx(best[1], abs=1e-3) and f'"{best[0]}"' in lines[1]
-
-
-def test_class_names_are_shown_for_people_and_saved_as_in_the_data(opened):
-    trained, items = made(names=[f"{c + 1:03d}.Some_{'abcdefghijk'[c]}+bird" for c in range(11)])
-    browser = opened(trained, items)
-    shown = browser.execute_script("return document.body.textContent")
-    assert "Some a bird" in shown and "Some k bird" in shown and "_b+" not in shown  # but for the title, which is given
-    lines = download(browser, "csv").decode("utf-8-sig").splitlines()
-    names = {line.split(",")[3].strip('"') for line in lines if '"class"' in line.split(",")[2]}
-    assert {name for name in names if name} == {name for name in trained.classes[:7]}
-    assert all(line.split(",")[1].strip('"') in trained.classes for line in lines[1:])
-
-
-def test_key_points_are_hit_or_missed(opened):
-    trained, items = made()
-    browser = opened(trained, items)
-    click(browser, '[data-image="1"]')
-    browser.execute_script("point(0)")  # bill color
-    theta = explain(trained, items[1].x[None]).theta[0, :, 0]
-    row, column = divmod(int(theta.argmax()), 3)
-    hit = abs((column + 0.5) / 3 - 0.5) <= 0.5 and abs((row + 0.5) / 3 - 0.2) <= 0.5
-    cells = [cell.text for cell in browser.find_elements("css selector", "#hits tbody td")]
-    assert cells[1] == ("hit" if hit else "miss") and cells[4] == "hits 67 %"
-    browser.execute_script("point(3)")
-    assert "names no part" in browser.find_element("id", "parts").text
 
 
 def test_a_method_that_does_not_split_shows_its_ranking(opened):

@@ -4,13 +4,10 @@ import numpy as np
 import pytest
 
 from core.files.errors import UserError
-from core.reporting.localisation import (
+from studies.part_measures import (
     Parts,
-    attention_on_parts,
-    centres,
     hits,
     localisation_table,
-    part_prior,
     predicted_points,
 )
 
@@ -19,24 +16,6 @@ def parts(points, groups=((0,),), size=(1.0, 1.0), labels=None):
     points = np.asarray(points, dtype=float)
     size = np.tile(size, (len(points), 1))
     return Parts(points=points, groups=groups, size=size, labels=np.arange(len(points)) if labels is None else labels)
-
-
-def test_attention_on_a_grid_that_is_not_square():
-    theta = np.zeros((1, 8, 2))  # 2 x 4 cells
-    theta[0, 0, 0] = 1.0  # upper left
-    theta[0, 7, 1] = 1.0  # lower right
-    locations = np.array([[[0.1, 0.2, 1.0], [0.9, 0.9, 0.0]]])  # the second is hidden
-    table = attention_on_parts(theta, locations, np.array([0, 1]), np.ones((1, 2)), grid=(2, 4))
-    # x 0.1 is near the columns at 0.125 and 0.375 (reach 0.375), y 0.2 near both rows (reach 0.75): 4 of 8 cells
-    assert table.loc[0, ["own", "chance", "others"]].tolist() == [1.0, 0.5, 0.0]
-    assert table.pairs.tolist() == [1, 0] and np.isnan(table.own[1])
-    with pytest.raises(UserError, match="grid"):
-        attention_on_parts(theta, locations, np.array([0, 1]), np.ones((1, 2)))
-
-
-def test_centres_go_row_by_row():
-    assert centres((1, 2)).tolist() == [[0.25, 0.5], [0.75, 0.5]]
-    assert centres((2, 1)).tolist() == [[0.5, 0.25], [0.5, 0.75]]
 
 
 def test_the_attribute_of_the_highest_value_speaks_for_its_group():
@@ -74,13 +53,6 @@ def test_the_nearest_visible_key_point_is_the_target():
     )
     found = hits(np.array([0.9, 0.9]), two, radius=0.1)["pointing"][:, 0]
     assert found[:2].tolist() == [1, 0] and np.isnan(found[2])
-
-
-def test_part_prior_is_the_mean_of_visible_points():
-    training = parts([[[0.2, 0.4, 1], [0.9, 0.9, 0]], [[0.4, 0.8, 1], [0.6, 0.6, 1]]], ((0, 1),))
-    assert part_prior(training) == pytest.approx(np.array([[0.4, 0.6]]))
-    with pytest.raises(UserError, match="group 0 is visible in no training image"):
-        part_prior(parts([[[0.2, 0.4, 0]]]))
 
 
 def test_the_table_by_hand():

@@ -8,24 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-import benchmarks.localisation as command
-from benchmarks.localisation import main
-from benchmarks.validation import Best
+import studies.localisation as command
 from core.datasets.registry import CUB
 from core.datasets.xlsa17 import read_metadata
 from core.features.images import Transform
-from core.features.writer import FeatureFileMetadata, Writer
+from core.features.layout import FeatureFileMetadata
+from core.features.writer import Writer
 from core.files.errors import UserError
 from core.method import AttentionOutput, Method, ZeroShotModel
-from core.reporting.part_places import (
-    attribute_groups,
-    group_of,
-    own_and_others,
-    ratio_of,
-    read_parts,
-    shown_groups,
-)
-from core.reporting.parts_figure import side_by_side
+from core.reporting.run_page import transform_of
+from studies.localisation import main
+from studies.part_measures import own_and_others, ratio_of
+from studies.part_places import attribute_groups, group_of, read_parts, shown_groups
+from studies.validation import Best
 from tests.helpers_xlsa17 import draw, paint
 
 KEY_POINTS = ["back", "beak", "left eye", "left wing", "right wing", "tail"]
@@ -78,28 +73,10 @@ def test_places_are_shares_of_what_the_backbone_saw(one):
     assert half.size[0] == pytest.approx([1.6, 0.8])
 
 
-def test_lists_that_are_missing_or_damaged_are_named(one):
-    folder, read = one
-    for text in ("1 2 3\n", "7 0 0 10 10\n", "1 0 0 -5 10\n", "1 0 0 nan 10\n"):
-        (folder / "bounding_boxes.txt").write_text(text)
-        with pytest.raises(UserError, match=r"bounding_boxes.txt: "):
-            read()
-    (folder / "bounding_boxes.txt").write_text("")
-    (folder / "parts/part_locs.txt").write_text("1 1 3 3 0\n")
-    with pytest.raises(UserError, match="shows no part of any of these 1 images"):
-        read()
-    (folder / "parts/part_locs.txt").unlink()
-    with pytest.raises(UserError, match="part_locs.txt"):
-        read()
-
-
 def test_names_say_the_part():
-    assert [group_of(n) for n in ("left eye", "has_bill_length::about_the_same_as_head", "has_size::small")] == [
-        "head",
-        "head",
-        None,
-    ]
-    assert group_of("has_upper_tail_color::blue") == "tail" and group_of("has_underparts_color::blue") is None
+    assert group_of("left eye") == group_of("has_bill_length::about_the_same_as_head") == "head"
+    assert group_of("has_size::small") is None is group_of("has_underparts_color::blue")
+    assert group_of("has_upper_tail_color::blue") == "tail"
     names = ["has_tail_shape::x", "has_size::y", "has_wing_color::z", "has_leg_color::z"]
     assert shown_groups(names, KEY_POINTS) == ["wing", "tail"]
     assert attribute_groups(names, ["wing", "tail"]).tolist() == [1, -1, 0, -1]
@@ -107,22 +84,20 @@ def test_names_say_the_part():
         shown_groups(["has_size::y"], KEY_POINTS)
 
 
-def own_over_others(*given):
-    return ratio_of([own_and_others(*given)])
-
-
 def test_own_over_others_by_hand(one):
-    _, read = one
+    parts = one[1]()
     theta = np.full((1, 100, 3), 0.01)
-    attribute_group = np.array([0, 1, -1])  # head, back, no part
-    present = np.ones((1, 3), bool)
-    assert own_over_others(theta, read(), attribute_group, present, (10, 10)) == pytest.approx(1)
+
+    def ratio():  # attributes of head, back and of no part
+        return ratio_of([own_and_others(theta, parts, np.array([0, 1, -1]), np.ones((1, 3), bool), (10, 10))])
+
+    assert ratio() == pytest.approx(1)
     theta[0, :, :2] = 0
     theta[0, [98, 21], [0, 1]] = 1  # beak at (0.9, 0.9) and back at (0.1, 0.2), each its own
     theta[0, 55, :2] += 0.5
     # own 1 at both; others have nothing at the beak or back, half and half at the wing, which no attribute is of
     with np.errstate(divide="ignore"):
-        assert own_over_others(theta, read(), attribute_group, present, (10, 10)) == np.inf
+        assert ratio() == np.inf
 
 
 class Knowing(ZeroShotModel):
@@ -188,31 +163,10 @@ def test_a_model_that_looks_at_the_part_is_found_to(drawn, tmp_path, monkeypatch
     assert max(pointing["random cell"], pointing["image centre"], pointing["part prior"]) < 0.6
     assert rows.own_over_others["vsmr"].iloc[0] > 2
     assert (tmp_path / "out/localisation.md").read_text() == capsys.readouterr().out
-    assert (tmp_path / "out/localisation.png").stat().st_size > 5000
-
-
-def test_a_whole_run(drawn, tmp_path):
-    assert main(flags(drawn, tmp_path, "--methods", "vsmr", "dazle", "--epochs", "0")) == 0
-    rows = pd.read_csv(tmp_path / "localisation.csv")
-    assert {"vsmr", "dazle"} < set(rows.point) and rows.share.between(0, 1).all()
-    assert rows.own_over_others[rows.point == "dazle"].notna().all()
-
-
-def test_blocks_of_any_size_give_the_same_and_nothing_is_measured_twice(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "best_on_fold", knowing)
-    largest, real = [], command.predicted_points
-    monkeypatch.setattr(command, "predicted_points", lambda theta, *a: (largest.append(len(theta)), real(theta, *a))[1])
-    for batch in ("3", "1000"):
-        assert main(flags(drawn, tmp_path / batch, "--methods", "vsmr", "--batch", batch, "--splits", "2")) == 0
-    assert sorted(set(largest))[0] <= 3 and max(largest[: len(largest) - 2]) <= 3  # θ of no more images is held
-    one, other = (pd.read_csv(tmp_path / batch / "localisation.csv") for batch in ("3", "1000"))
-    pd.testing.assert_frame_equal(one, other, rtol=1e-5)
-    before = {p.name: p.read_bytes() for p in (tmp_path / "3").rglob("*") if p.is_file()}
-    monkeypatch.setattr(command, "best_on_fold", None)
-    assert main(flags(drawn, tmp_path / "3", "--methods", "vsmr", "--splits", "2")) == 0
-    assert {p.name: p.read_bytes() for p in (tmp_path / "3").rglob("*") if p.is_file()} == before
-    with pytest.raises(UserError, match="with other precision"):
-        main(flags(drawn, tmp_path / "3", "--methods", "vsmr", "--precision", "bfloat16"))
+    monkeypatch.setattr(command, "BATCH", 3)  # blocks of any size give the same
+    assert main(flags(drawn, tmp_path / "blocks", "--methods", "vsmr")) == 0
+    blocks = pd.read_csv(tmp_path / "blocks/localisation.csv").set_index(["point", "measure"])
+    pd.testing.assert_frame_equal(blocks, rows, rtol=1e-5)
 
 
 def test_what_cannot_be_measured_is_refused(drawn, tmp_path):
@@ -225,14 +179,16 @@ def test_what_cannot_be_measured_is_refused(drawn, tmp_path):
         main(flags(bare, tmp_path / "out"))
 
 
-def test_features_of_an_unknown_transform_are_refused(drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "transform_of", lambda said: None)
-    with pytest.raises(UserError, match="does not record how images were resized and cropped"):
-        main(flags(drawn, tmp_path))
+def test_how_images_were_resized_is_read_from_the_feature_file():
+    how = transform_of("Resize(256, bilinear) CenterCrop(224) mean (0.4,) std (0.2,)")
+    assert (how.resize, how.crop, how.interpolation) == (256, 224, "bilinear")
 
 
-def test_predictions_of_one_cell_stand_apart():
-    points = np.array([[0.5, 0.5], [0.5, 0.5], [0.1, 0.1]])
-    moved = side_by_side(points)
-    assert len(np.unique(moved.round(6), axis=0)) == 3 and moved[2].tolist() == [0.1, 0.1]
-    assert np.abs(moved - points).max() < 0.06
+def test_damaged_lists_are_refused_with_the_line(one):
+    folder, read = one
+    for name, bad in [("part_locs", b) for b in ("1 1 5.0 6.0", "3 1 1 1 1", "1 1 x 1 1")] + [("boxes", "1 5 5 nan 9")]:
+        path = folder / ("parts/part_locs.txt" if name == "part_locs" else "bounding_boxes.txt")
+        path.write_text(f"1 1 5.0 6.0 1\n{bad}\n")
+        with pytest.raises(UserError, match=rf"{path.name}, line 2"):
+            read()
+        path.write_text("1 1 5.0 6.0 1\n")

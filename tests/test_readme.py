@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import torchvision
 from safetensors.torch import save_file
 
 from core.demo.dataset import TRAITS, draw_signatures
 from core.demo.drawing import draw_creature
 from core.features import trunks
-from core.reporting import run_attention
+from core.reporting import attention
 from tests.helpers import ROOT, run_here
 
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -78,10 +79,11 @@ def small_network(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, weights = torchvision.models.get_model, place / "weights.safetensors"
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, **options: real("resnet18", **options))
     if not weights.exists():
-        with trunks.seeded_weights():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
             save_file(real("resnet18", weights=None).state_dict(), weights)
     monkeypatch.setattr(trunks, "fetch_cached", lambda url: weights)
-    monkeypatch.setattr(run_attention, "draw_attention", lambda *_: None)  # as long as all the rest, and not README's
+    monkeypatch.setattr(attention, "draw_attention", lambda *_: None)  # as long as all the rest, and not README's
 
 
 def words_of(line: str, place: Path) -> list[str]:

@@ -1,19 +1,33 @@
-"""Tables: what may share a row, what stands apart, which labels are printed. Numbers are made up."""
+"""Tables and figures of runs: what may share a row, what stands apart, which labels are printed; made-up numbers."""
 
 import json
+import logging
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 
 from core.experiments.results import row_of
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
-from core.reporting.figures import forest_figure
+from core.reporting import report
+from core.reporting.figures import is_ours
 from core.reporting.report import OverClassesTable, published, write_report
-from core.reporting.rows import as_frame, read_summary
-from core.reporting.tables import AUSUC, LEGEND, all_tables, table
-from tests.helpers_reporting import METRICS, row
+from core.reporting.tables import (
+    AUSUC,
+    DIGESTS,
+    LEGEND,
+    TABLE,
+    all_tables,
+    ours_among,
+    prepared,
+    read_summary,
+    table,
+    with_lines,
+)
+from tests.helpers_reporting import METRICS, row, run_left
+
+NOT_VALIDATED = {f"val_{k}": None for k in METRICS}
 
 
 def lines_with(text, *words):
@@ -22,6 +36,40 @@ def lines_with(text, *words):
 
 def two_methods(**changes):
     return [row(m, s, up, **changes) for m, up in (("vsmr", 0.1), ("dazle", 0.0)) for s in range(3)]
+
+
+def left(out, rows):
+    """OUT as a sweep leaves it: summary.csv, and of every row a run folder with what figures read."""
+    for number, one in enumerate(rows):
+        one["folder"] = f"runs/{number}"
+        run_left(out / one["folder"], one, right=one["method"] == "vsmr")
+    prepared(rows).to_csv(out / "summary.csv", index=False)
+    return out
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is drawn, by kind: file's stem -> what the figure was given."""
+    found = {"calibration": {}, "per_class": {}, "confusion": {}}
+
+    def calibration(runs, out, title):
+        found["calibration"][out.stem] = (list(runs), title)
+
+    def per_class(ours, other, *, names, out, title):
+        found["per_class"][out.stem] = (ours, other, names, title)
+
+    def confusion(runs, out, title):
+        found["confusion"][out.stem] = (runs, title)
+
+    for name, stand_in in (("calibration", calibration), ("per_class", per_class), ("confusion", confusion)):
+        monkeypatch.setattr(report, f"{name}_figure", stand_in)
+    return found
+
+
+def test_the_docs_show_what_the_csv_says():
+    docs = Path(__file__).parent.parent / "docs"
+    tables = all_tables(read_summary(docs / "results.csv"), OverClassesTable(docs / "results_over_classes.csv"))
+    assert (docs / "results.md").read_text() == published(tables)
 
 
 def test_a_table_by_hand():
@@ -37,66 +85,23 @@ def test_a_table_by_hand():
     assert "Digests: features f1; vectors v1; split s1; code c1; method code" in text
 
 
-def test_the_gamma_of_several_splits_is_said_where_its_numbers_stand():
-    rows = [row("vsmr", s, H_all_seeds=0.625, gamma_splits=5) for s in range(2)] + [row("dazle", 0)]
-    text = all_tables(rows)
-    (line,) = lines_with(text, "| **vsmr** |", "| 62.5 ± 0.0 | 31.0 ± 0.0 | 58.0 ± 0.0 |")
-    assert "γ: mean over 5 validation splits a seed" in line
-    (other, *_) = lines_with(text, "| dazle |")
-    assert "| 55.0 | 40.0 | - | 31.0 |" in other and "mean over" not in other
-    assert len(lines_with(text, "H, γ of all seeds: at the mean of the γ")) == 1
-    assert "γ of all seeds" not in all_tables([row("vsmr", 0)])
-    assert "62.5 ± 0.0" in table(rows[:2]) and "mean over 5" in table(rows[:2])
-
-
-@pytest.mark.parametrize(
-    "column",
-    ["features_sha256", "vectors_sha256", "split_sha256", "code", "regions", "backbone", "input_size", "features"],
-)
-def test_runs_on_different_things_share_no_table_and_no_mean(column):
-    rows = two_methods() + [r | {column: "other"} for r in two_methods(T1=0.1)]
+@pytest.mark.parametrize("column", TABLE[1:])
+def test_runs_on_different_things_share_no_table_no_mean_and_no_figure(tmp_path, drawn, column):
+    rows = [row("vsmr", s, 0.1) for s in range(3)] + [row("vsmr", s, 0.1, T1=0.1) | {column: "other"} for s in range(3)]
     text = all_tables(rows)
     headings = lines_with(text, "### CUB")
-    assert len(headings) == 2 and headings[0] != headings[1]
+    assert len(headings) == len(set(headings)) == 2 and len(lines_with(text, "Digests:")) == 2
     assert len(lines_with(text, "| **vsmr** | 81.0 ± 1.0 |")) == 3  # twice validation, once test
     assert len(lines_with(text, "| **vsmr** | 10.0 ± 0.0 |")) == 1
-    assert len(lines_with(text, "Digests:")) == 2
-
-
-@pytest.mark.parametrize(
-    ("changes", "label"),
-    [
-        ({"recipe": json.dumps({"alpha": 30})}, "vsmr (alpha=30)"),
-        ({"method_code": "mx"}, "vsmr (method code mx)"),
-        ({"precision": "bfloat16"}, "vsmr (precision bfloat16)"),
-        ({"most_epochs": 7}, "vsmr (epochs 7)"),
-        ({"gamma_splits": 5}, "vsmr (γ splits 5)"),
-    ],
-)
-def test_a_method_of_two_kinds_has_two_rows(changes, label):
-    text = all_tables([row(seed=s) for s in range(2)] + [row(seed=s, up=0.2, **changes) for s in range(2)])
-    assert len(lines_with(text, f"| **{label}** | 90.5 ± 0.7 |")) == 2, text
-    assert len(lines_with(text, "** | 70.5 ± 0.7 |")) == 2
+    write_report(left(tmp_path, rows))
+    assert len(drawn["calibration"]) == len(drawn["confusion"]) == 2
+    titles = [title for _, title in drawn["calibration"].values()]
+    assert column not in DIGESTS or titles[0] != titles[1]  # the name is a digest, so the title says what differs
 
 
 def test_a_seed_that_is_there_twice_is_refused():
-    with pytest.raises(UserError, match=r"vsmr: seed 0 is there twice .*--collect"):
+    with pytest.raises(UserError, match=r"vsmr: seed 0 is there twice; .*--collect"):
         all_tables([row(), row(T1=0.1)])
-
-
-def test_an_ablation_of_two_codes_is_refused():
-    rows = [row(seed=s, ablation=a, method_code=f"{a}{s}") for a in ("vsmr", "no whitening") for s in range(2)]
-    with pytest.raises(UserError, match="ablation 'vsmr' of CUB: its seeds differ in method_code"):
-        all_tables(rows)
-
-
-def test_ablation_by_hand():
-    rows = [row(seed=s, up=u, ablation=a) for a, u in (("vsmr", 0), ("no whitening", -0.05)) for s in range(3)]
-    rows += [row(seed=s, ablation="E by gradient", val_AUSUC=0.4 + 0.01 * s + 0.1 * (-1) ** s) for s in range(3)]
-    text = all_tables(rows)
-    assert lines_with(text, "| no whitening | 66.0 ± 1.0 |", "| -5.0 | -5.0 to -5.0 | significant |")
-    assert lines_with(text, "| E by gradient |", "| +3.3 |", "| not significant |")
-    assert "noise" not in text and "test sets |" not in text
 
 
 def test_what_is_no_equal_stands_under_its_own_heading():
@@ -147,17 +152,12 @@ def test_published_rows_only_where_the_data_set_is_the_benchmark():
         assert "TransZero" not in all_tables([row(dataset=name)])
 
 
-def test_missing_columns_and_numbers_are_no_obstacle(tmp_path):
+def test_missing_columns_are_no_obstacle_and_digests_stay_text(tmp_path):
     few = {"dataset": "X", "method": "eszsl", "seed": 0, "T1": 0.5, "AUSUC": 0.25, "val_AUSUC": 0.3}
     text = all_tables([few])
     assert lines_with(text, "| eszsl | 50.0 | 25.0 |") and "code unknown" in text
-    as_frame(two_methods()).to_csv(tmp_path / "summary.csv", index=False)
-    assert all_tables(read_summary(tmp_path / "summary.csv")) == all_tables(two_methods())
-
-
-def test_digests_stay_text(tmp_path):
-    as_frame([row(code="12e5", features_sha256="00123")]).to_csv(tmp_path / "s.csv", index=False)
-    assert "features 00123;" in all_tables(read_summary(tmp_path / "s.csv"))
+    prepared([r | {"features_sha256": "00123"} for r in two_methods()]).to_csv(tmp_path / "summary.csv", index=False)
+    assert "features 00123;" in all_tables(read_summary(tmp_path / "summary.csv"))
 
 
 def test_intervals_over_classes_are_asked_for_the_seeds_in_common():
@@ -177,80 +177,39 @@ def test_differences_over_classes_are_drawn_in_points(tmp_path, monkeypatch):
     """One forest a data set, from intervals as they were written down; ours and what was cut off have no line."""
     seeds = {"vsmr": (0, 1), "dazle": (1, 2), "eszsl": (0, 1), "transzero": (0, 1)}
     rows = [row(m, s, folder=f"{m}{s}", cut_off="few" * (m == "transzero")) for m in seeds for s in seeds[m]]
-    as_frame(rows).to_csv(tmp_path / "summary.csv", index=False)
+    prepared(rows).to_csv(tmp_path / "summary.csv", index=False)
     lines = ["pair,metric,mean_,low,high"]
     for pair, mean in (("vsmr1 minus dazle1", 0.02), ("vsmr0+vsmr1 minus transzero0+transzero1", 0.5)):
         lines += [f"{pair},{metric},{mean},-0.01,0.05" for metric in METRICS]
     (tmp_path / "over_classes.csv").write_text("\n".join(lines))
     asked = []
-
-    def draw(found, out, **words):
-        asked.append(found)
-        forest_figure(found, out, **words)
-
-    monkeypatch.setattr("core.reporting.report.forest_figure", draw)
+    monkeypatch.setattr(report, "forest_figure", lambda found, out, **words: asked.append(found))
     write_report(tmp_path)
-    assert {f.suffix for f in (tmp_path / "figures").glob("forest_CUB_ResNet_101_49-regions_*")} == {".png", ".pdf"}
     difference = Interval(mean=2.0, low=-1.0, high=5.0)
     assert asked == [{"dazle; 1 seed": {"T1": difference, "H, best γ": difference, "AUSUC": difference}}]
 
 
-def test_the_p_value_is_that_of_the_last_measure_over_the_seeds_in_common():
-    """AUSUC is ahead, behind, ahead by the same: all signs are as far from 0. T1 is ahead everywhere: 2 of 8."""
-    ours = [row(seed=s, AUSUC=0.5, T1=0.9) for s in (0, 1, 2)]
-    other = [row("dazle", s, AUSUC=0.5 + 0.1 * (-1) ** s, T1=0.7) for s in (0, 1, 2)]
-    text = all_tables([*ours, *other])
-    assert lines_with(text, "| dazle | +20.0 (+20.0 to +20.0)", "| 1.000 | 3 |")
-    assert "sign-flip p of AUSUC" in text and "0.25 for 3." in text
-    text = all_tables([*ours, *other[1:]])
-    assert lines_with(text, "| dazle | +20.0 (+20.0 to +20.0)", "| 2 |") and "0.5 for 2." in text
-
-
-def test_the_most_configurations_that_any_seed_tried_are_shown():
-    text = all_tables([row(seed=0, configurations=3), row(seed=1, configurations=5)])
-    assert len(lines_with(text, "| **vsmr** |", "| 5 | 2 |")) == 2
-
-
-def test_a_number_that_a_seed_lacks_is_left_out_of_the_mean():
-    rows = [row(seed=s, H_gamma0=v) for s, v in ((0, 0.2), (1, float("nan")), (2, 0.4))]
-    (line, _) = lines_with(all_tables(rows), "| **vsmr** |")
-    assert "| 30.0 ± 14.1 |" in line and "| 3 |" in line
-
-
 def test_runs_that_differ_in_what_they_may_be_compared_with_share_no_mean():
     """With and without validation, cut off and not; a remark of any seed is the row's."""
-    unvalidated = {f"val_{k}": None for k in METRICS}
-    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, **unvalidated) for s in (2, 3)])
+    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, **NOT_VALIDATED) for s in (2, 3)])
     assert lines_with(text, "| **vsmr** | 70.5 ± 0.7 |") and lines_with(text, "| 82.5 ± 0.7 |", "nothing validated")
-    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, cut_off="few epochs") for s in (2, 3)])
-    standard, rest = text.split("CUT OFF", 1)
-    assert lines_with(standard, "| **vsmr** | 70.5 ± 0.7 |") and lines_with(rest, "| 82.5 ± 0.7 |", "cut off: few")
     text = all_tables([row(seed=0), row(seed=1, pretraining_saw_unseen="yes", finetuned=True)])
     assert len(lines_with(text, "| **vsmr** |", "pretraining saw unseen classes: yes; backbone fine-tuned")) == 2
-
-
-def test_intervals_over_classes_are_ours_minus_the_other_and_made_anew_where_the_scores_are(tmp_path):
-    labels = np.array([0, 0, 1, 1])  # class 0 seen, class 1 unseen; ours is right everywhere, the other nowhere
-    for folder, right in (("ours", True), ("other", False)):
-        (tmp_path / folder).mkdir()
-        best = {"best_seen": np.full(4, 0 if right else 2), "best_unseen": np.full(4, 1 if right else 3)}
-        margin = np.array([1.0, 1.0, -1.0, -1.0])
-        np.savez(tmp_path / folder / "scores.npz", labels=labels, side=np.array([0, 0, 1, 1]), margin=margin, **best)
-    written = tmp_path / "over_classes.csv"
-    old = [f"ours minus other,{metric},0.5,0.4,0.6" for metric in METRICS]
-    written.write_text("\n".join(["pair,metric,mean_,low,high", *old, "gone minus other,T1,0,0,0"]))
-    pairs = as_frame([row(folder="ours")]), as_frame([row("dazle", folder="other")])
-    known, there = OverClassesTable(written), OverClassesTable(written, tmp_path)
-    assert known(*pairs)["T1"] == Interval(mean=0.5, low=0.4, high=0.6)  # as written, where there are no run folders
-    assert there(*pairs)["T1"] == there(*pairs)["S"] == Interval(mean=1.0, low=1.0, high=1.0)
-    there.write(written)
-    assert "gone" not in written.read_text() and OverClassesTable(written)(*pairs) == there(*pairs)
 
 
 def test_hostile_names_stay_in_their_cell():
     text = all_tables([row(dataset="a|b\n| c", method="x|y\nz", notes="n|m")])
     assert lines_with(text, "| x\\|y z |")
     assert not [line for line in text.splitlines() if line.startswith(("| c", "z"))]
+
+
+def test_ablation_by_hand():
+    rows = [row(seed=s, up=u, ablation=a) for a, u in (("vsmr", 0), ("no whitening", -0.05)) for s in range(3)]
+    rows += [row(seed=s, ablation="E by gradient", val_AUSUC=0.4 + 0.01 * s + 0.1 * (-1) ** s) for s in range(3)]
+    text = all_tables(rows)
+    assert lines_with(text, "| no whitening | 66.0 ± 1.0 |", "| -5.0 | -5.0 to -5.0 | significant |")
+    assert lines_with(text, "| E by gradient |", "| +3.3 |", "| not significant |")
+    assert "noise" not in text and "test sets |" not in text
 
 
 def result(select="val", gamma=0.5, **standard):
@@ -316,34 +275,175 @@ def test_a_row_of_the_summary_says_what_the_run_says():
     assert row_of(short)["cut_off"] == ""
 
 
-def test_a_drivers_table_says_which_gamma():
+def test_a_drivers_table_says_which_gamma_and_keeps_what_was_cut_off_apart():
     text = table([row_of(result())])
-    assert "H of vsmr (alpha=20): 33.8 at γ = 0; 55.0 at the validated γ." in text
-    assert LEGEND in text and AUSUC in text and "note: a note." in text and "code c1" in text
+    assert LEGEND in text and AUSUC in text and "Note: a note." in text and "code c1" in text
+    assert lines_with(text, "| **vsmr (alpha=20)** |", "| 55.0 | 40.0 | 33.8 |")
     assert "SELECTED ON TEST" in text and text.index("**vsmr (alpha=20)**") < text.index("SELECTED ON TEST")
     assert "on other features than mobilenet_v2" in text
     text = table([row_of(result("last", 0.0, H=0.338))])
-    assert "33.8 at γ = 0, the method's own (--select last validates none)" in text
-    assert lines_with(text, "| **vsmr (alpha=20)** |", "γ = 0, the method's own")
-    assert "validated γ" not in text
-    assert "TransZero" not in table([row_of(result()) | {"dataset": "my_birds"}])
+    assert lines_with(text, "| **vsmr (alpha=20)** |", "nothing validated (--select last): γ = 0, the method's own")
+    rows = [row(seed=s) for s in (0, 1)]
+    rows += [row(seed=s, up=0.1, cut_off="7 of its 20 epochs", most_epochs=7) for s in (0, 1)]
+    standard, rest = table(rows).split("CUT OFF", 1)
+    assert lines_with(standard, "| **vsmr** | 70.5 ± 0.7 |") and "7 of its" not in standard
+    assert lines_with(rest, "| **vsmr** | 80.5 ± 0.7 |", "cut off: 7 of its 20 epochs")
 
 
-def test_a_drivers_table_keeps_what_was_cut_off_apart():
-    rows = [row(seed=s) for s in (0, 1)] + [
-        row(seed=s, up=0.1, cut_off="7 of its 20 epochs", most_epochs=7) for s in (0, 1)
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({"recipe": json.dumps({"alpha": 30})}, ("vsmr", "vsmr (alpha=30)")),
+        ({"method_code": "mx"}, ("vsmr (method code m-vsmr)", "vsmr (method code mx)")),
+        ({"precision": "bfloat16"}, ("vsmr (precision float32)", "vsmr (precision bfloat16)")),
+        ({"most_epochs": 40}, ("vsmr", "vsmr (40 epochs, recipe 20)")),
+        ({"gamma_splits": 5}, ("vsmr (γ splits 1)", "vsmr (γ splits 5)")),
+        ({"torch": "3"}, ("vsmr (torch 2)", "vsmr (torch 3)")),
+    ],
+)
+def test_a_method_of_two_kinds_has_two_rows(changes, labels):
+    text = all_tables([row(seed=s) for s in range(2)] + [row(seed=s, up=0.2, **changes) for s in range(2)])
+    for label, mean in zip(labels, ("70.5", "90.5"), strict=True):
+        assert len(lines_with(text, f"| **{label}** | {mean} ± 0.7 |")) == 2, text
+
+
+def test_more_epochs_than_the_recipe_has_are_said_in_the_row_where_the_file_is_older_than_the_column():
+    rows = [row("dazle", s, most_epochs=40, recipe_epochs=None) for s in (0, 1)]  # CUB: 20
+    assert len(lines_with(all_tables(rows), "| dazle (40 epochs, recipe 20) | 70.5 ± 0.7 |")) == 2
+    assert "dazle (" not in all_tables([row("dazle", most_epochs=20, recipe_epochs=None)])
+    assert "x (" not in all_tables([row("x", most_epochs=40, recipe_epochs=None)])  # not registered
+    assert "eszsl (" not in all_tables([row("eszsl", most_epochs=40, recipe_epochs=0)])  # a closed form has no epochs
+
+
+def test_an_ablation_of_two_codes_is_refused_and_of_two_versions_of_torch_is_two():
+    rows = [row(seed=s, ablation=a, method_code=f"{a}{s}") for a in ("vsmr", "no whitening") for s in range(2)]
+    with pytest.raises(
+        UserError, match=r"ablation 'vsmr' of CUB: its seeds are runs of vsmr \(method code vsmr0\) and"
+    ):
+        all_tables(rows)
+    rows = [
+        row(seed=s, ablation=a, torch=t, up=float(t) / 10)
+        for a in ("vsmr", "no whitening")
+        for t in "12"
+        for s in range(2)
     ]
-    text = table(rows)
-    standard, rest = text.split("CUT OFF")
-    assert len(lines_with(standard, "| **vsmr (epochs 20)** | 70.5 ± 0.7 |")) == 1 and "7 of its" not in standard
-    assert lines_with(rest, "| **vsmr (epochs 7)** | 80.5 ± 0.7 |", "cut off: 7 of its 20 epochs")
+    text = all_tables(rows)
+    assert [line.partition(" (no")[0] for line in lines_with(text, "Ablation on")] == [
+        "Ablation on validation splits (torch 1)",
+        "Ablation on validation splits (torch 2)",
+    ]
+    assert len(lines_with(text, "| vsmr | 80.5 ± 0.7 |")) == len(lines_with(text, "| vsmr | 90.5 ± 0.7 |")) == 1
 
 
-def test_a_drivers_table_takes_rows_too():
-    assert lines_with(table(two_methods()[:3]), "| **vsmr** | 81.0 ± 1.0 |")
+def test_the_p_value_is_that_of_the_measure_it_names():
+    """AUSUC is ahead, behind, ahead by the same: all signs are as far from 0. T1 is ahead everywhere: 2 of 8."""
+    ours = [row(seed=s, AUSUC=0.5, T1=0.9) for s in (0, 1, 2)]
+    other = [row("dazle", s, AUSUC=0.5 + 0.1 * (-1) ** s, T1=0.7) for s in (0, 1, 2)]
+    text = all_tables([*ours, *other])
+    assert lines_with(text, "| dazle | +20.0 (+20.0 to +20.0)", "| 1.000 | 3 |")
+    assert "sign-flip p of AUSUC" in text and "0.25 for 3." in text
+    # without the T1 of one seed there is no column of it, and the p is still that of AUSUC: H_best is ahead everywhere
+    ours[0]["T1"] = None
+    text = all_tables([r | {"H_best": 0.9 if r["method"] == "vsmr" else 0.5} for r in [*ours, *other]])
+    (line,) = lines_with(text, "| dazle |", "+40.0")
+    assert line.endswith("| 1.000 | 3 |"), line
 
 
-def test_the_docs_show_what_the_csv_says():
-    docs = Path(__file__).parent.parent / "docs"
-    tables = all_tables(read_summary(docs / "results.csv"), OverClassesTable(docs / "results_over_classes.csv"))
-    assert (docs / "results.md").read_text() == published(tables)
+def test_seeds_are_paired_by_their_number():
+    """The second and third seed of ours are the first two of the other; the files are in any order."""
+    ours = [row(seed=s, up=s / 10) for s in (2, 0, 1)]
+    other = [row("dazle", s, up=s / 10 - 0.05) for s in (3, 1, 2)]
+    text = all_tables([*ours, *other])
+    assert lines_with(text, "| dazle | +5.0 (+5.0 to +5.0)", "| 2 |") and "0.5 for 2." in text
+
+
+def test_a_row_counts_the_seeds_that_have_its_numbers():
+    rows = [row(seed=s, configurations=s + 3, **({"test_H": 0.6, "test_T1": 0.7} if s else {})) for s in range(3)]
+    text = all_tables(rows)
+    assert len(lines_with(text, "| **vsmr** |", "| 5 | 3 |")) == 2  # most configurations, seeds
+    assert lines_with(text[text.index("SELECTED ON TEST") :], "| **vsmr** | 70.0 ± 0.0 | 60.0 ± 0.0 | 5 | 2 |")
+    rows = [row(seed=s, H_gamma0=v) for s, v in ((0, 0.2), (1, float("nan")), (2, 0.4))]
+    (line, _) = lines_with(all_tables(rows), "| **vsmr** |")
+    assert "| 30.0 ± 14.1 |" in line and "| 3 |" in line
+
+
+@pytest.mark.parametrize("recipe", ["{}", json.dumps({"lr": 0.0006})])
+def test_no_figure_is_missing_where_the_label_carries_settings(tmp_path, recipe):
+    """With the real figures: two kinds of each, by class and by confusion, whatever vsmr's row is called."""
+    rows = [row(m, s, recipe=recipe if m == "vsmr" else "{}") for m in ("vsmr", "dazle") for s in (0, 1)]
+    write_report(left(tmp_path, rows))
+    made = sorted(f.name.partition("_CUB")[0] for f in (tmp_path / "figures").glob("*.png"))
+    assert made == ["calibration", "confusion", "forest", "per_class"]
+
+
+def test_each_of_several_rows_has_its_figures_and_the_missing_comparison_is_told(tmp_path, drawn, caplog):
+    rows = [row(recipe=json.dumps({"lr": lr})) for lr in (0.1, 0.2)] + [row("dazle")]
+    with caplog.at_level(logging.WARNING):
+        write_report(left(tmp_path, rows))
+    assert len(drawn["confusion"]) == len(drawn["per_class"]) == 2
+    says = {names for *_, names, _ in drawn["per_class"].values()}
+    assert says == {("vsmr (lr=0.1)", "dazle"), ("vsmr (lr=0.2)", "dazle")}
+    assert "several rows of vsmr" in caplog.text
+
+
+def test_a_label_with_settings_is_ours_and_a_variant_is_not():
+    assert all(map(is_ours, ("vsmr", "vsmr (lr=0.1)", "vsmr; 2 seeds")))
+    assert not any(map(is_ours, ("vsmr-staged", "vsmr2", "dazle", "vsmr-staged (lr=1)", "the vsmr")))
+
+
+def test_a_figures_name_is_a_files_name(tmp_path, drawn):
+    write_report(left(tmp_path, [row(dataset="../a|b", backbone="timm:vit/b 16", regions="7x7")]))
+    assert next(iter(drawn["calibration"])).startswith("calibration_..-a-b_timm-vit-b-16_7x7_")
+
+
+def test_what_is_no_equal_says_so_and_is_not_chosen(tmp_path, drawn):
+    rows = [row("vsmr", s, 0.1) for s in range(3)]
+    rows += [row("dazle", s) for s in range(2)] + [row("eszsl", s, -0.1) for s in range(3)]
+    rows += [row("transzero", s, 0.3, cut_off="20 of its 200 epochs") for s in range(3)]
+    rows += [row("msdn", s, -0.2, **NOT_VALIDATED) for s in range(3)]
+    write_report(left(tmp_path, rows))
+    ((ours, other, names, _),) = drawn["per_class"].values()
+    assert names == ("vsmr", "dazle; 2 seeds") and len(ours) == 3 and len(other) == 2
+    ((labels, _),) = drawn["calibration"].values()
+    told = ["transzero; cut off: 20 of its 200 epochs", "vsmr", "dazle; 2 seeds", "eszsl", "msdn; nothing validated"]
+    assert labels == told
+
+
+def test_the_same_method_with_and_without_validation_are_two(tmp_path, drawn):
+    rows = [row("vsmr", 0), row("vsmr", 0, 0.2, **NOT_VALIDATED), row("dazle", 0)]
+    write_report(left(tmp_path, rows))
+    ((labels, _),) = drawn["calibration"].values()
+    assert sorted(labels) == ["dazle", "vsmr", "vsmr; nothing validated"] and len(drawn["confusion"]) == 2
+    assert ours_among(with_lines(prepared(rows))).validated.all()
+
+
+def test_a_file_that_its_run_did_not_write_is_refused(tmp_path):
+    """Another run's scores under a run's name, and a number that was changed in summary.csv."""
+    rows = [row(m, s, up) for m, up in (("vsmr", 0.1), ("dazle", 0.0)) for s in (0, 1)]
+    summary = left(tmp_path, rows) / "summary.csv"
+    text = summary.read_text()
+    write_report(tmp_path)
+    frame = pd.read_csv(summary)
+    frame.loc[0, "T1"] += 0.01
+    frame.to_csv(summary, index=False)
+    with pytest.raises(UserError, match=r"says other numbers of seed 0 of vsmr .*--collect"):
+        write_report(tmp_path)
+    summary.write_text(text)
+    (tmp_path / "runs/2/scores.npz").write_bytes((tmp_path / "runs/0/scores.npz").read_bytes())
+    with pytest.raises(UserError, match=r"runs.2.scores\.npz is not what the run wrote"):
+        write_report(tmp_path)
+
+
+def test_intervals_over_classes_are_ours_minus_the_other_and_made_anew_where_the_scores_are(tmp_path):
+    one, two = row(folder="ours"), row("dazle", folder="other")
+    run_left(tmp_path / "ours", one)  # right everywhere
+    run_left(tmp_path / "other", two, right=False)
+    written = tmp_path / "over_classes.csv"
+    old = [f"ours minus other,{metric},0.5,0.4,0.6" for metric in METRICS]
+    written.write_text("\n".join(["pair,metric,mean_,low,high", *old, "gone minus other,T1,0,0,0"]))
+    pairs = prepared([one]), prepared([two])
+    known, there = OverClassesTable(written), OverClassesTable(written, tmp_path)
+    assert known(*pairs)["T1"] == Interval(mean=0.5, low=0.4, high=0.6)  # as written, where there are no run folders
+    assert there(*pairs)["T1"] == there(*pairs)["S"] == Interval(mean=1.0, low=1.0, high=1.0)
+    there.write(written)
+    assert "gone" not in written.read_text() and OverClassesTable(written)(*pairs) == there(*pairs)

@@ -1,26 +1,25 @@
-"""Extraction in shards: the merged file has the bytes of a single pass, and unfit parts are refused by name."""
+"""Extraction in shards: the file has the bytes of a single pass, and unfit parts are refused by name."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
 
 from core.commands.extract import main as command
-from core.commands.merge import main as merge_command
+from core.commands.merge import main as merge
 from core.datasets.registry import DEMO
+from core.features import writer
 from core.features.extraction import extract
-from core.features.feature_file import FeatureFile
-from core.features.merge import merge
 from core.features.shards import Shard, local_rank, parse_shard, shard_of_environment
-from core.files.atomic import Lock
+from core.features.writer import Part, finish, parts_of
+from core.files.atomic import Busy, Lock
 from core.files.errors import UserError
 from tests.helpers import forked
 from tests.helpers_features import TINY, make_data
@@ -45,8 +44,18 @@ def shards(root: Path, final: Path, count: int, *which: int, config=TINY) -> Pat
     return path
 
 
+@pytest.fixture
+def three(root, tmp_path) -> Path:
+    """Three finished parts of which no file is made: another process holds its lock."""
+    final = tmp_path / "f.hdf5"
+    with Lock(final):
+        shards(root, final, 3)
+    assert not final.exists() and len(parts_of(final)) == 3
+    return final
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_the_merged_file_is_that_of_a_single_pass(root, single, tmp_path, count) -> None:
+def test_the_file_is_that_of_a_single_pass(root, single, tmp_path, count) -> None:
     final = tmp_path / "f.hdf5"
     assert shards(root, final, count) == final
     assert final.read_bytes() == single
@@ -55,148 +64,119 @@ def test_the_merged_file_is_that_of_a_single_pass(root, single, tmp_path, count)
 
 def test_in_any_order_and_again(root, single, tmp_path) -> None:
     final = tmp_path / "f.hdf5"
-    assert shards(root, final, 3, 2, 0) == Shard(0, 3).part(final)
-    assert shards(root, final, 3, 0) == Shard(0, 3).part(final)  # finished: read back
+    part = shards(root, final, 3, 2, 0)
+    assert part.name == "f.hdf5.rows-0-12.npy"
+    assert shards(root, final, 3, 0) == part  # finished: read back
     assert shards(root, final, 3, 1) == final and final.read_bytes() == single
-    assert shards(root, final, 3, 1) == final  # after the merge too
+    assert shards(root, final, 3, 1) == final
+
+
+@pytest.mark.parametrize("then", [(1, 0), (4, 0), (2, 1)])
+def test_parts_of_another_division_are_taken_over(root, single, tmp_path, monkeypatch, then) -> None:
+    """Two of three shards are done, and another number of processes goes on: their rows are not computed again."""
+    final, (count, first) = tmp_path / "f.hdf5", then
+    shards(root, final, 3, 0, 2)
+    computed = []
+    real = writer.Writer.write
+    monkeypatch.setattr(
+        writer.Writer, "write", lambda self, rows, maps: (computed.extend(rows), real(self, rows, maps))
+    )
+    shards(root, final, count, *[(first + i) % count for i in range(count)])
+    assert sorted(computed) == [*range(12, 24)]
+    assert final.read_bytes() == single and [p.name for p in tmp_path.iterdir()] == ["f.hdf5"]
 
 
 def test_a_killed_shard_is_repeated(root, single, tmp_path) -> None:
     final = tmp_path / "f.hdf5"
     flags = [*FLAGS, "--data-root", str(root), "--out", str(final), "--device", "cpu", "--shard", "0/2"]
-    partial = tmp_path / "f.hdf5.shard-0-of-2.partial"
+    part = Part(tmp_path / "f.hdf5.rows-0-16.npy", range(16))
     process = forked(command, "DEMO", None, flags)
     deadline = time.time() + 60
-    while time.time() < deadline and process.is_alive() and not (partial.exists() and crcs(partial).any()):
+    while time.time() < deadline and process.is_alive() and not (part.path.exists() and part.stored["crc32"].any()):
         time.sleep(0.002)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
     shards(root, final, 2, 1)
-    with pytest.raises(UserError, match="shard 0/2 is not finished|shard 0/2 is missing"):
-        merge(final)
+    with pytest.raises(UserError, match="rows of .* are missing still.*the same --shard"):
+        merge([str(final)])
     assert shards(root, final, 2, 0) == final and final.read_bytes() == single
 
 
-def crcs(path: Path) -> np.ndarray:
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return file["row_crc32"][()]
-    except (OSError, KeyError):
-        return np.zeros(0)
+@pytest.mark.parametrize("moment", ["copying", "renaming", "removing"])
+def test_killed_while_finishing_ends_the_same(root, single, three, monkeypatch, moment) -> None:
+    kept = [part.path.name for part in parts_of(three)]
 
-
-def test_an_interrupted_merge_goes_on(root, single, tmp_path, monkeypatch) -> None:
-    from core.features.merge import Part
-
-    final = tmp_path / "f.hdf5"
-    real, calls = Part.read, []
-
-    def dying(self, first, count):
-        calls.append(count)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(self, first, count)
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Part, "read", dying)
+        if moment == "copying":
+            patch.setattr(writer, "content_digest", killed)
+        elif moment == "renaming":
+            patch.setattr("core.files.atomic.os.replace", killed)
+        else:
+            patch.setattr(writer, "_remove", killed)
         with pytest.raises(KeyboardInterrupt):
-            shards(root, final, 3)
-    assert not final.exists()
-    assert merge_command([str(final), "--keep"]) == 0
-    assert final.read_bytes() == single and Shard(2, 3).part(final).is_file()
+            finish(three)
+    assert three.exists() == (moment == "removing") and [part.path.name for part in parts_of(three)] == kept
+    assert shards(root, three, 3, 1) == three and three.read_bytes() == single
+    assert [p.name for p in three.parent.iterdir()] == ["f.hdf5"]
 
 
-@pytest.fixture
-def three(root, tmp_path, monkeypatch) -> Path:
-    """Three finished parts that are not merged."""
-    final = tmp_path / "f.hdf5"
-    lock = Lock(final.with_name(final.name + ".merge"))
-    assert shards(root, final, 3) == Shard(2, 3).part(final)  # the last one leaves it to whoever holds the lock
-    lock.release()
-    return final
+def test_two_that_finish_at_once(three, single) -> None:
+    with Lock(three), pytest.raises(Busy, match="another process"):
+        finish(three)
+    assert merge([str(three)]) == 0 and three.read_bytes() == single
+    with pytest.raises(UserError, match="is there already, and no part of it"):
+        merge([str(three)])
+    with pytest.raises(UserError, match=r"no part of .*other\.hdf5"):
+        merge([str(three.with_name("other.hdf5"))])
 
 
-def test_missing_doubled_and_foreign_parts_are_refused_by_name(root, single, three) -> None:
-    first, second = (Shard(i, 3).part(three) for i in range(2))
-    kept = second.read_bytes()
+def test_a_full_disk_while_finishing_keeps_every_part(three, single, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, os.strerror(28))
 
-    second.unlink()
-    with pytest.raises(UserError, match=r"shard 1/3 is missing: .*f.hdf5.shard-1-of-3.* --shard 1/3"):
-        merge(three)
-    shutil.copy(first, second)
-    with pytest.raises(UserError, match="shard-1-of-3 holds shard 0/3, not 1/3"):
-        merge(three)
-    second.unlink()
-    other = three.with_name("other.hdf5")
-    lock = Lock(other.with_name(other.name + ".merge"))
-    shards(root, other, 3, config=replace(TINY, flip=True))
-    lock.release()
-    shutil.move(Shard(1, 3).part(other), second)
-    with pytest.raises(UserError, match=r"shard-1-of-3 is of another extraction .*flip: 'average of both views' there"):
-        merge(three)
-    with pytest.raises(UserError, match="shard-1-of-3 was made with other settings"):
-        shards(root, three, 3, 1)
-    second.write_bytes(kept)
-    Shard(0, 2).part(three).write_bytes(kept)
-    with pytest.raises(UserError, match="divisions into 2, 3 shards"):
-        merge(three)
-    with pytest.raises(UserError, match="of an extraction in 2 shards"):
-        shards(root, three, 3, 0)
-    Shard(0, 2).part(three).unlink()
-    with pytest.raises(UserError, match="of an extraction in 3 shards, and this one would be without --shard"):
-        extract(DEMO, data_root=root, out=three, config=TINY)
-    assert not three.exists()
-    assert merge(three).read_bytes() == single
-    with pytest.raises(UserError, match="no part of"):
-        merge(three)
-
-
-@pytest.mark.parametrize("start", [8, 16])
-def test_parts_that_overlap_or_leave_rows_out_are_refused_by_name(root, three, monkeypatch, start) -> None:
-    Shard(1, 3).part(three).unlink()
-    lock = Lock(three.with_name(three.name + ".merge"))
     with monkeypatch.context() as patch:
-        patch.setattr(Shard, "rows", lambda *_: range(start, 24))
-        shards(root, three, 3, 1)
-    lock.release()
-    with pytest.raises(UserError, match=rf"shard-1-of-3 holds rows {start} to 23, but 12 is the next.*--shard 1/3"):
-        merge(three)
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(UserError, match=r"No space left.*It takes 0\.00 GiB.*run the same command again"):
+            finish(three)
+    assert len(parts_of(three)) == 3 and not three.exists()
+    assert finish(three) == 0 and three.read_bytes() == single
+
+
+def test_parts_of_other_settings_are_refused_by_name(root, three) -> None:
+    other = three.with_name("other.hdf5")
+    with Lock(other):
+        shards(root, other, 3, config=replace(TINY, flip=True))
+    with pytest.raises(UserError, match=r"rows-0-12\.npy was begun with other settings.*flip: 'average of both .*rm "):
+        shards(root, other, 3, 1)
+    for path in other.parent.glob("other.hdf5.rows-12-24.*"):  # brought together by hand
+        shutil.move(path, three.with_name(path.name.replace("other", "f")))
+    with pytest.raises(
+        UserError, match=r"rows-12-24\.npy is of another extraction than f\.hdf5\.rows-0-12\.npy .*flip"
+    ):
+        finish(three)
     assert not three.exists()
 
 
-@pytest.mark.parametrize("where", ["row", "metadata", "end"])
-def test_a_damaged_part_is_refused_and_mended(root, single, three, where) -> None:
-    path = Shard(1, 3).part(three)
-    data = bytearray(path.read_bytes())
-    with h5py.File(path) as file:
-        place = {"row": file["feature_map"], "metadata": file["att"]}.get(where)
-        at = place.id.get_offset() + 5 if place is not None else 0
-    if where == "end":
-        data = data[:-100]
-    else:
-        data[at] ^= 0xFF
-    path.write_bytes(data)
-    with pytest.raises(UserError, match=r"shard-1-of-3.*(damaged|checksum)"):
-        merge(three)
+def test_a_row_that_the_disk_lost_is_refused_and_done_again(root, single, three) -> None:
+    part = parts_of(three)[1]
+    with open(part.path, "r+b") as raw:
+        raw.seek(-5, os.SEEK_END)
+        raw.write(b"\xff\x00\xff")
+    with pytest.raises(UserError, match="row 23 .*lost.*run the same command again"):
+        finish(three)
     assert not three.exists()
-    if where == "row":  # as the message says
-        path.rename(f"{path}.partial")
-    else:
-        path.unlink()
-    assert shards(root, three, 3, 1) == three
-    assert three.read_bytes() == single
+    assert shards(root, three, 3, 1) == three and three.read_bytes() == single
 
 
-def test_a_part_is_no_feature_file_and_is_resumed_with_its_settings_only(root, tmp_path) -> None:
-    final = tmp_path / "f.hdf5"
-    shards(root, final, 3, 0)
-    with pytest.raises(UserError, match="part of an extraction in shards"):
-        FeatureFile(Shard(0, 3).part(final))
-    partial = extract(DEMO, data_root=root, out=final, config=TINY, shard=Shard(1, 3), limit=4)
-    assert partial.name == "f.hdf5.shard-1-of-3.partial"
-    with pytest.raises(UserError, match="begun with other settings.*flip"):
-        shards(root, final, 3, 1, config=replace(TINY, flip=True))
+def test_a_part_cut_short_is_named(three) -> None:
+    part = parts_of(three)[1]
+    os.truncate(part.path, 999)
+    with pytest.raises(UserError, match=r"rows-12-24\.npy is damaged.*delete it"):
+        finish(three)
 
 
 def test_a_process_for_each_device(root, single, tmp_path, monkeypatch) -> None:
@@ -213,7 +193,7 @@ def test_a_process_for_each_device(root, single, tmp_path, monkeypatch) -> None:
     finally:
         image.write_bytes(kept)
         monkeypatch.undo()
-    assert Shard(0, 2).part(other).is_file()
+    assert (tmp_path / "g.hdf5.rows-0-16.npy").is_file()
     assert command("DEMO", None, [*flags, "--devices", "cpu,cpu"]) == 0
     assert other.read_bytes() == single
 
@@ -244,28 +224,3 @@ def test_every_row_is_in_one_shard() -> None:
     for text in ("8/8", "1", "-1/3", "a/b", "1/0"):
         with pytest.raises(UserError, match="i/n is needed"):
             parse_shard(text)
-
-
-def test_pooled_and_projected(root, single, tmp_path) -> None:
-    whole = FeatureFile(root / "single.hdf5")
-    rows = np.arange(8)
-    maps = whole.read(rows).astype(np.float32)
-    none = extract(DEMO, data_root=root, config=replace(TINY, regions="none"), out=tmp_path / "none.hdf5")
-    with FeatureFile(none) as file:
-        assert file.shape == (36, 512, 1) and file.provenance["regions_kept"].startswith("none")
-        np.testing.assert_allclose(file.read(rows)[:, :, 0], maps.mean(axis=2), atol=2e-3)
-    both = replace(TINY, regions="none", project="16")
-    small = extract(DEMO, data_root=root, config=both)
-    assert small.name == "feature_map_squeezenet1_1_64px_pooled_project_16_DEMO.hdf5"
-    with FeatureFile(small) as file:
-        assert file.shape == (36, 16, 1) and file.provenance["projection"].startswith("random 16x512, seed 0, sha256 ")
-    matrix = np.eye(512, dtype=np.float32)[[3, 1]]
-    np.save(tmp_path / "pick.npy", matrix)
-    picked = replace(TINY, project=str(tmp_path / "pick.npy"))
-    with FeatureFile(extract(DEMO, data_root=root, config=picked, out=tmp_path / "p.hdf5")) as file:
-        np.testing.assert_allclose(file.read(rows), maps[:, [3, 1]], atol=2e-3)
-    np.save(tmp_path / "bad.npy", matrix[:, :5])
-    for wrong, said in (("bad.npy", r"\(d,512\) is needed"), ("no.npy", "neither a number"), ("600", "from 1 to 511")):
-        project = wrong if wrong == "600" else str(tmp_path / wrong)
-        with pytest.raises(UserError, match=said):
-            extract(DEMO, data_root=root, config=replace(TINY, project=project), out=tmp_path / "q.hdf5")

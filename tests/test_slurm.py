@@ -1,158 +1,181 @@
-"""Sweeps under SLURM: job arrays by submitit's SLURM executor against commands that imitate SLURM's (fake_slurm.py)."""
+"""A sweep as a job array (through submitit, or as a script for sbatch), in processes, and what it says of itself.
+
+There is no SLURM where the tests run: an `sbatch` of a few lines takes the place of the real one and keeps the script.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
 import subprocess
-import time
-from functools import partial
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from core.commands.reproduce import main
-from core.experiments.engines import SlurmEngine, minutes_of, sbatch_script, slurm_queue
+from core.experiments import sweep as s
+from core.experiments.results import seal, write_json
+from core.experiments.slurm import Task
+from core.files.atomic import Lock, read_json
 from core.files.errors import UserError
-from tests import fake_slurm
-from tests.helpers_jobs import work
+from tests.helpers_xlsa17 import tiny_features
 
-pytest.importorskip("submitit", reason="submitit is not installed")
-JOBS = ["good", "killed", "failing", "raising", "other"]
+SBATCH = """#!/bin/sh
+[ -e {refuse} ] && { echo 'sbatch: error: Invalid partition name specified' >&2; exit 1; }
+cp "$1" {script}; echo 'Submitted batch job 7'
+"""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> dict:
+    return tiny_features(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
 def slurm(tmp_path, monkeypatch) -> Path:
-    return fake_slurm.install(tmp_path / "bin", monkeypatch)
-
-
-def engine_of(tmp_path: Path, **parameters) -> SlurmEngine:
-    return SlurmEngine(partial(work, tmp_path), tmp_path / "slurm", parameters, seconds=0.05, queue_seconds=0.3)
-
-
-def test_an_array_with_one_task_killed_and_one_failing_where_slurm_keeps_no_accounts(slurm, tmp_path) -> None:
-    engine = engine_of(tmp_path, slurm_partition="gpu", slurm_time=minutes_of("1:30:00"))
-    engine.submit(JOBS)
-    found = {r.job: r for r in engine.results()}
-    assert [found[job].failure for job in ("good", "other")] == [None, None]
-    assert found["failing"].failure == "no luck" and "RuntimeError: a fault" in found["raising"].failure
-    assert found["killed"].failure.startswith("SLURM ended its task; the same command continues it (log: ")
-    assert found["killed"].log.is_file()
-    script = (slurm / "script.sh").read_text()
-    for line in ("--array=0-4%5", "--time=90", "--partition=gpu", "--requeue", "--signal=USR2@90"):
-        assert f"#SBATCH {line}\n" in script
-
-
-def test_a_preempted_task_is_queued_again(slurm, tmp_path) -> None:
-    engine = engine_of(tmp_path, slurm_time=minutes_of("30:00"))
-    engine.submit(["slow", "good"])
-    deadline = time.time() + 60
-    while not (tmp_path / "slow").exists() and time.time() < deadline:
-        time.sleep(0.05)
-    first = (slurm / "0.pid").read_text()
-    pids = [p.name for p in Path("/proc").iterdir() if p.name.isdecimal() and of_task(p, first)]
-    os.kill(int(max(pids, key=int)), signal.SIGUSR2)  # SLURM sends it to what srun started
-    assert {r.job: r.failure for r in engine.results()} == {"slow": None, "good": None}
-    assert len((tmp_path / "slow").read_text().splitlines()) == 2
-    assert (slurm / "0.pid").read_text() != first
-
-
-def of_task(process: Path, session: str) -> bool:
-    try:
-        is_python = (
-            "submitit.core._submit" in (process / "cmdline").read_text()
-            and "fake_slurm" not in (process / "cmdline").read_text()
-        )
-        return is_python and (process / "stat").read_text().rpartition(")")[2].split()[3] == session
-    except OSError:
-        return False
-
-
-def test_what_slurm_refuses_and_what_it_does_not_begin_is_said(slurm, tmp_path, caplog) -> None:
-    (slurm / "refuse").touch()
-    with pytest.raises(UserError, match="SLURM did not take the job array: .*Invalid partition name"):
-        engine_of(tmp_path).submit(JOBS)
-    (slurm / "held").write_text("7_0|PENDING|PartitionTimeLimit\n7_1|PENDING|Priority\n7_2|RUNNING|None")
-    assert slurm_queue() == {"7_0": "PartitionTimeLimit", "7_1": "Priority", "7_2": ""}
-    (slurm / "refuse").unlink()
-    engine = engine_of(tmp_path)
-    engine.submit(["good", "other"])
-    done = []
-    for outcome in engine.results():
-        done.append(outcome.job)
-        if len(done) == 1:
-            (slurm / "held").unlink()
-    assert sorted(done) == ["good", "other"]
-    assert "SLURM has 1 tasks waiting: PartitionTimeLimit; the partition allows less time" in caplog.text
-    assert "Priority" not in caplog.text
-
-
-def test_runs_that_slurm_has_are_not_submitted_twice(slurm, tmp_path) -> None:
+    """Folder of an imitated SLURM: what was submitted is in its script.sh; while `refuse` is there nothing is taken."""
+    pytest.importorskip("submitit", reason="submitit is not installed")
     folder = tmp_path / "slurm"
     folder.mkdir()
-    (folder / "7_jobs.json").write_text(json.dumps({"7_0": "good", "7_1": "other"}))
-    (slurm / "held").write_text("7_1|PENDING|Priority")
-    with pytest.raises(UserError, match=r"SLURM still has 1 of these runs.*\(task 7_1: other\).*scancel 7"):
-        engine_of(tmp_path).submit(["good", "other"])
-    engine = engine_of(tmp_path)
-    engine.submit(["good", "last"])  # the task of "good" has ended
-    (slurm / "held").unlink()
-    assert sorted(r.job for r in engine.results()) == ["good", "last"]
+    text = SBATCH.replace("{refuse}", str(folder / "refuse")).replace("{script}", str(folder / "script.sh"))
+    for name, content in (("sbatch", text), ("srun", "#!/bin/sh\n"), ("sacct", "#!/bin/sh\nexit 1\n")):
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
 
 
-def test_an_interrupted_command_says_that_slurm_goes_on(slurm, tmp_path, caplog, monkeypatch) -> None:
-    engine = engine_of(tmp_path)
-    engine.submit(["good", "other"])
-
-    def interrupted(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr("core.experiments.engines.time.sleep", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            list(engine.results())
-    assert "job array 7 goes on without this command" in caplog.text and "`scancel 7`" in caplog.text
-    list(engine.results())
+def plan_of(places, out: Path, **changes) -> s.Plan:
+    plan = s.Plan(datasets=("AWA2",), methods=("eszsl",), seeds=(0, 1), out=out, ablation=False, epochs=1, **places)
+    return replace(plan, **changes)
 
 
-def test_without_slurm_it_is_said_that_this_machine_works(tmp_path, monkeypatch, caplog) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    engine = engine_of(tmp_path)
-    assert "no SLURM here" in caplog.text
-    engine.submit(["good"])
-    assert [r.failure for r in engine.results()] == [None]
+def flags_of(places, out: Path, seeds: int = 2) -> list[str]:
+    data = ["--data-root", str(places["data_root"]), "--features", str(places["features"]), "--w2v", str(places["w2v"])]
+    which = ["--datasets", "AWA2", "--methods", "eszsl", "--seeds", str(seeds), "--no-ablation", "--device", "cpu"]
+    return [*which, *data, "--out", str(out)]
 
 
-@pytest.mark.parametrize(
-    ("text", "minutes"),
-    [("30", 30), ("30:01", 31), ("1:30:00", 90), ("1-12", 2160), ("1-12:30", 2190), ("1-0:0:1", 1441), (" 5 ", 5)],
-)
-def test_a_time_limit_is_in_minutes(text, minutes) -> None:
-    assert minutes_of(text) == minutes
+def test_an_array_is_submitted_of_what_is_not_done_and_the_command_returns(places, slurm, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    flags = flags_of(places, out, seeds=3)
+    assert main(None, [*flags, "--task", "1"]) == 0
+    flags += ["--engine", "slurm"]
+    more = ["--slurm-partition=gpu", "--slurm-time=1-12", "--slurm-constraint=a100", "--slurm-exclusive="]
+    assert main(None, [*flags, *more]) == 0
+    said = capsys.readouterr().out
+    assert "job array 7 of 2 runs" in said and "--collect" in said
+    script = (slurm / "script.sh").read_text()
+    for option in ("array=0-1%2", "partition=gpu", "time=1-12", "constraint=a100", "exclusive", "requeue"):
+        assert f"#SBATCH --{option}\n" in script
+    code = "import submitit, sys; [submitit.core.utils.DelayedSubmission.load(p).result() for p in sys.argv[1:]]"
+    pickled = [str(path) for path in out.rglob("*.pkl")]
+    subprocess.run([sys.executable, "-c", code, *pickled], check=True, capture_output=True)  # as nodes would
+    assert {p.parent.name for p in out.rglob("metrics.json")} == {"seed0", "seed1", "seed2"}
+    assert main(None, flags) == 0
+    assert "every run is done" in capsys.readouterr().out
+    assert Task(plan_of(places, out)).checkpoint("job")._timeout_countdown is not None  # queued again by submitit
 
 
-@pytest.mark.parametrize("text", ["", "0", "1h", "1-", "-5", "1:2:3:4", "UNLIMITED"])
-def test_what_is_no_time_limit_is_refused(text) -> None:
-    with pytest.raises(UserError, match="--slurm-time .*such as 2:00:00"):
-        minutes_of(text)
+def test_what_is_missing_or_refused_is_said(places, slurm, tmp_path, monkeypatch) -> None:
+    flags = [*flags_of(places, tmp_path / "out"), "--slurm-partition=gpu"]
+    with pytest.raises(UserError, match="add --engine slurm"):
+        main(None, flags)
+    (slurm / "refuse").touch()
+    with pytest.raises(UserError, match="SLURM did not take the job array: .*Invalid partition name"):
+        main(None, [*flags, "--engine", "slurm"])
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match="pip install submitit"):
+        main(None, [*flags, "--engine", "slurm"])
+    plan = plan_of(places, tmp_path, features=tmp_path / "none.hdf5", devices=("cpu",))
+    with pytest.raises(RuntimeError, match="no feature file"):
+        Task(plan)(s.Job(dataset="AWA2", method="eszsl", seed=0))
+    assert "no feature file" in (tmp_path / "jobs" / "AWA2-eszsl-seed0.failed").read_text()
 
 
-def test_flags_of_slurm_without_slurm_are_refused(tmp_path) -> None:
-    flags = ["--datasets", "SUN", "--out", str(tmp_path), "--device", "cpu"]
-    with pytest.raises(UserError, match="--slurm-partition .* add --engine slurm"):
-        main(None, [*flags, "--slurm-partition", "gpu"])
-    with pytest.raises(UserError, match="submitit does not take"):
-        main(None, [*flags, "--engine", "slurm", "--slurm", "cpus_per_task=two"])
+def test_the_script_runs_every_job_once(places, tmp_path, capsys) -> None:
+    """Its lines are run by bash, as SLURM would, with SLURM's variable: one task; the other in this process."""
+    out = tmp_path / "my results"
+    flags = flags_of(places, out)
+    slurm = ["--slurm-partition=gpu", "--slurm-comment=two words", "--engine", "slurm"]
+    assert main(None, [*flags, *slurm, "--print-sbatch"]) == 0
+    script = capsys.readouterr().out
+    words = [shlex.split(line.removeprefix("#SBATCH ")) for line in script.splitlines() if line.startswith("#SBATCH")]
+    for option in ("array=0-1", "partition=gpu", "comment=two words", "requeue"):
+        assert [f"--{option}"] in words  # as sbatch reads them
+    (tmp_path / "sweep.sh").write_text(script)
+    environment = os.environ | {"SLURM_ARRAY_TASK_ID": "1"}
+    subprocess.run(["bash", str(tmp_path / "sweep.sh")], env=environment, check=True, capture_output=True)
+    assert [p.parent.name for p in out.rglob("metrics.json")] == ["seed1"]
+    assert main(None, [*flags, "--task", "0"]) == 0
+    assert not (out / "summary.csv").exists()  # a task writes no shared table
+    assert main(None, ["--collect", "--out", str(out)]) == 0
+    assert pd.read_csv(out / "summary.csv").seed.tolist() == [0, 1]
+    with pytest.raises(UserError, match="there are 2 jobs"):
+        main(None, [*flags, "--task", "2"])
 
 
-def test_a_script_with_a_space_in_its_place_is_one_that_sbatch_reads(tmp_path) -> None:
-    script = sbatch_script(["reproduce_tables.py"], 3, Path("my results/jobs"), {"comment": "two words"})
-    directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH")]
-    words = [shlex.split(line) for line in directives]  # as sbatch reads them
-    assert ["--output=my results/jobs/%A_%a.log"] in words and ["--comment=two words"] in words
-    assert all(len(parts) == 1 for parts in words)
-    path = tmp_path / "sweep.sh"
-    path.write_text(script)
-    assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
+def test_the_state_of_a_sweep(places, tmp_path, capsys) -> None:
+    plan = plan_of(places, tmp_path, seeds=tuple(range(7)))
+    assert s.attempt(plan, s.jobs_of(plan)[0], "cpu") is None
+    (folder,) = tmp_path.rglob("eszsl")
+    done = folder / "seed0" / "metrics.json"
+    for seed in (1, 2):
+        (folder / f"seed{seed}").mkdir()
+        (folder / f"seed{seed}" / "log.jsonl").write_text("{}\n")
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "AWA2-eszsl-seed3.failed").write_text("no luck")
+    for seed in (4, 5):
+        (folder / f"seed{seed}").mkdir()
+    (folder / "seed4" / "metrics.json").write_text("")
+    write_json(folder / "seed5" / "metrics.json", seal(read_json(done)))  # of seed 0
+    flags = [*flags_of(places, tmp_path, seeds=7), "--epochs", "1"]
+    with Lock(folder / "seed1" / "run"):
+        states = [state for _, state, _ in s.status(plan)]
+        assert states[:4] == ["done", "running", "interrupted", "failed: no luck"]
+        assert states[4].startswith("failed: ") and "not readable JSON" in states[4]
+        assert states[5].endswith("is of other settings or code") and states[6] == "not begun"
+        assert main(None, [*flags, "--status"]) == 0
+        said = capsys.readouterr().out
+    assert "AWA2 eszsl seed 0" in said and "3 failed, 1 done, 1 running, 1 interrupted, 1 not begun" in said
+    assert s.status(plan)[1][1] == "interrupted"
+    assert s.status(replace(plan, epochs=2))[0][1].endswith("is of other settings or code")
+
+
+def killed(plan: s.Plan, job: s.Job, device: str) -> str | None:
+    """In place of a run: one kills its own process, one fails."""
+    with open(plan.out / f"seed{job.seed}", "a") as handle:
+        handle.write(f"{device}\n")
+    if job.seed == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "no luck" if job.seed == 2 else None
+
+
+def test_processes_outlive_one_that_is_killed(places, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(s, "attempt", killed)
+    context = s.multiprocessing.get_context("fork")  # they need not import anything; test_reproduce.py has fresh ones
+    monkeypatch.setattr(s.multiprocessing, "get_context", lambda _: context)
+    plan = plan_of(places, tmp_path, seeds=tuple(range(6)), jobs=2, devices=("cpu", "other"))
+    found = {job.seed: failure for job, failure in s._in_processes(plan, s.jobs_of(plan))}
+    assert found == {0: None, 1: s.KILLED, 2: "no luck", 3: None, 4: None, 5: None}
+    assert {(tmp_path / f"seed{k}").read_text().splitlines()[0] for k in (0, 2, 4)} == {"cpu"}
+    assert len((tmp_path / "seed1").read_text().splitlines()) == 2  # once among others, once alone
+    assert (tmp_path / "jobs" / "AWA2-eszsl-seed1.failed").read_text() == s.KILLED
+
+
+def test_a_failed_run_is_a_row_and_the_exit_code_is_2(places, tmp_path, capsys, monkeypatch) -> None:
+    real = s.run
+
+    def failing(config, *a, **k):
+        if config.seed == 1:
+            raise RuntimeError("a fault")
+        real(config, *a, **k)
+
+    monkeypatch.setattr(s, "run", failing)
+    with pytest.raises(UserError, match=r"1 of 2 runs did not finish:\n  AWA2 eszsl seed 1: RuntimeError: a fault"):
+        main(None, flags_of(places, tmp_path))
+    assert "| eszsl" in capsys.readouterr().out  # the table of the others

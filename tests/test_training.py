@@ -1,11 +1,11 @@
 """Runs to their end: every file is left, killed and resumed runs end the same, other runs and damage are refused."""
 
+import contextlib
 import json
 import os
-import subprocess
-import sys
+import shutil
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -13,52 +13,106 @@ import pandas as pd
 import pytest
 import torch
 
+import core.experiments.run as experiment
 import core.training.loop as loop
 from core.commands.verify import check
+from core.experiments.identity import run_config
+from core.experiments.results import read_result, read_scores
 from core.experiments.run import run
 from core.features.regions import RegionFeatures
+from core.files.atomic import Lock
 from core.files.errors import UserError
-from core.method import Batches, find_method, methods
+from core.method import Batches, epochs_of
+from core.methods import find_method
 from core.training.checkpoint import load_checkpoint, save_checkpoint
+from core.training.evaluation import metrics_from_compact
 from core.training.folds import final_fold
 from core.training.loop import train
 from tests.helpers import ToyFeatures, forked
-from tests.helpers_runs import SMALL, W2V, config_of, go, go_to_the_end, inputs_of, recipe_of, same
+from tests.helpers_runs import METHODS, W2V, config_of, go, go_to_the_end, inputs_of, recipe_of, same
 
 
-def test_every_method_is_run_here():
-    assert {m.name for m in methods().values() if not m.given_preparation and not m.needs_text} == set(SMALL)
-
-
-@pytest.mark.parametrize("method", SMALL)
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_everything_and_is_read_back(toy, tmp_path, method):
     first = go(method, toy, tmp_path / "a")
-    written = ("metrics.json", "history.csv", "history_validation.csv", "per_class.csv", "confusion.csv", "config.json")
-    for name in (*written, "checkpoint.safetensors", "log.jsonl"):
-        assert (tmp_path / "a" / name).stat().st_size > 0
-    assert not list((tmp_path / "a").glob("*.state"))
+    files = {"metrics.json", "per_class.csv", "scores.npz", "checkpoint.safetensors", "log.jsonl"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == files
     assert go(method, toy, tmp_path / "a") == json.loads((tmp_path / "a/metrics.json").read_text())
     per_class = pd.read_csv(tmp_path / "a/per_class.csv")
     by_side = per_class.groupby("side").accuracy.mean()
     assert by_side["seen"] == pytest.approx(first["standard"]["S"])
     assert by_side["unseen"] == pytest.approx(first["standard"]["U"])
-    confusion = pd.read_csv(tmp_path / "a/confusion.csv")
-    assert confusion.images.sum() == per_class.images.sum()
-    curve, m = pd.read_csv(tmp_path / "a/curve.csv"), first["standard"]
-    (at,) = np.flatnonzero(
-        (curve.gamma <= m["gamma"]) & ~(curve.gamma.shift(-1) <= m["gamma"])
-    )  # γ from which it holds
-    assert (curve.U[at], curve.S[at]) == pytest.approx((m["U"], m["S"])) and curve.gamma[0] == -np.inf
-    right = confusion[confusion["class"] == confusion.predicted].set_index("class").images
-    np.testing.assert_allclose(right.reindex(per_class["class"]).fillna(0) / per_class.images.array, per_class.accuracy)
+    scores, m = read_scores(tmp_path / "a"), first["standard"]
+    assert asdict(metrics_from_compact(scores, m["gamma"])) == {
+        k: m[k] for k in ("T1", "U", "S", "H", "AUSUC", "gamma")
+    }
+    history = first["history"]
+    assert max(row.get("val_AUSUC", 0) for row in history["validation"]) == first["chosen"]["validation"]["AUSUC"]
+    assert history["refit"][-1]["epoch"] == first["chosen"]["epochs"]
+    assert first["environment"]["torch"] == torch.__version__ and first["environment"]["threads"] > 0
 
 
-def test_dazle_learns_the_toy(toy):
-    inputs, fold = inputs_of(toy), final_fold(toy, W2V)
-    shape = (inputs.features.R, inputs.features.D)
-    method = find_method("dazle").build(recipe_of("dazle"), fold.space, shape, 0, 20)
-    history = train(method, inputs.features, fold, seed=0)
-    assert history[-1]["ce"] < 0.7 * history[0]["ce"]
+def test_scores_of_another_run_are_refused(toy, tmp_path):
+    for seed in (0, 1):
+        go("eszsl", toy, tmp_path / str(seed), seed=seed)
+    for name in ("scores.npz", "metrics.json"):
+        shutil.copy(tmp_path / "1" / name, tmp_path / "0" / name)
+        if name == "scores.npz":
+            with pytest.raises(UserError, match=r"scores\.npz is not what the run wrote"):
+                read_scores(tmp_path / "0")
+    assert read_scores(tmp_path / "0").keys() == read_scores(tmp_path / "1").keys()
+    path = tmp_path / "0" / "metrics.json"
+    path.write_text(path.read_text().replace('"val_H": 0', '"val_H": 1', 1))
+    with pytest.raises(UserError, match="damaged or was changed by hand"):
+        read_result(path)
+    (tmp_path / "1" / "scores.npz").unlink()
+    with pytest.raises(UserError, match="missing"):
+        read_scores(tmp_path / "1")
+
+
+def test_a_run_made_anew_holds_nothing_of_the_one_before(toy, tmp_path):
+    go("dazle", toy, tmp_path)
+    inputs = inputs_of(toy)
+    config = run_config(inputs, "dazle", recipe_of("dazle"), seed=0, epochs=2, select="last")
+    result = run(config, inputs, tmp_path, resume=False)
+    assert result["history"]["validation"] == [] and len(result["history"]["refit"]) == 3
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert {json.loads(line)["fold"] for line in lines} == {"refit"}
+
+
+def interrupted(monkeypatch, stop, act):
+    """Do what ends with an interruption right after the ``stop``-th state is written; the names of those written."""
+    real, written = loop._store, []
+
+    def stopping(path, *a):
+        real(path, *a)
+        written.append(path.name)
+        if len(written) == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_store", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            act()
+    return written
+
+
+def test_a_state_of_another_run_or_fold_or_a_damaged_one_is_not_taken_up(toy, tmp_path, monkeypatch):
+    interrupted(monkeypatch, 1, lambda: go("dazle", toy, tmp_path))
+    with pytest.raises(UserError, match=r"validation\.state belongs to a run with other seed"):
+        go("dazle", toy, tmp_path, seed=1)
+    state = (tmp_path / "validation.state").rename(tmp_path / "refit.state")
+    with pytest.raises(UserError, match=r"refit\.state belongs to a run with other chosen, fold"):
+        go("dazle", toy, tmp_path)
+    content = bytearray(state.read_bytes())
+    content[len(content) // 2] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(UserError, match=r"refit\.state is damaged"):
+        go("dazle", toy, tmp_path)
+    monkeypatch.setattr(experiment, "choose", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        go("dazle", toy, tmp_path, resume=False)
+    assert not state.exists()  # a run made anew takes no state up
 
 
 def test_a_choice_of_epochs_shortens_the_phase_it_is_of_and_no_other(toy):
@@ -81,40 +135,26 @@ def test_training_leaves_the_callers_random_numbers_alone(toy, tmp_path):
 
 
 # states written: two epochs of validation and two of the refit; vsmr-staged has two of its predictor before each
-CASES = [(method, stop) for method in SMALL if method != "eszsl" for stop in (1, 2, 3)] + [("vsmr-staged", 6)]
+CASES = [(method, stop) for method in METHODS if epochs_of(recipe_of(method)) for stop in (1, 2, 3)]
+CASES += [("vsmr-staged", 6)]
 
 
 @pytest.mark.parametrize(("method", "stop"), CASES)
 def test_stopped_and_resumed_is_bit_identical(toy, tmp_path, monkeypatch, method, stop):
     go_to_the_end(method, toy, tmp_path / "whole")
-    real, calls = loop._store, []
-
-    def stopping(path, *a, **k):
-        real(path, *a, **k)
-        calls.append(path.name)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "_store", stopping)
-    with pytest.raises(KeyboardInterrupt):
-        go_to_the_end(method, toy, tmp_path / "cut")
+    written = interrupted(monkeypatch, stop, lambda: go_to_the_end(method, toy, tmp_path / "cut"))
     assert not (tmp_path / "cut/metrics.json").exists()
     in_refit = stop > (4 if method == "vsmr-staged" else 2)
-    assert calls[-1] == ("refit.state" if in_refit else "validation.state")
-    monkeypatch.setattr(loop, "_store", real)
+    assert written[-1] == ("refit.state" if in_refit else "validation.state")
     go_to_the_end(method, toy, tmp_path / "cut")
     same(tmp_path / "whole", tmp_path / "cut")
 
 
 def states(folder):
     """Name and time of every resumable state in a run's folder."""
-    found = set()
-    for path in folder.glob("*.state") if folder.exists() else ():
-        try:
-            found.add((path.name, path.stat().st_mtime_ns))
-        except FileNotFoundError:
-            continue  # the run has just removed it
-    return found
+    with contextlib.suppress(FileNotFoundError):  # the run has just removed it
+        return {(path.name, path.stat().st_mtime_ns) for path in folder.glob("*.state")}
+    return set()
 
 
 @pytest.mark.parametrize("method", ["dazle", "vsmr"])
@@ -136,17 +176,9 @@ def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path, method):
 
 
 def test_a_second_process_on_a_run_is_refused_and_a_dead_one_is_no_obstacle(toy, tmp_path):
-    script = (
-        "import sys, pathlib, time; from core.files.atomic import Lock;"
-        "lock = Lock(pathlib.Path(sys.argv[1]) / 'run'); print('held', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    with pytest.raises(UserError, match="another process"):
+    with Lock(tmp_path / "run"), pytest.raises(UserError, match="another process"):
         go("eszsl", toy, tmp_path)
-    process.kill()
-    process.wait()
-    assert (tmp_path / "run.lock").exists()
+    (tmp_path / "run.lock").touch()  # of a process that was killed
     go("eszsl", toy, tmp_path)
     assert not (tmp_path / "run.lock").exists()
 
@@ -156,20 +188,18 @@ def test_every_flipped_byte_of_a_result_is_found(toy, tmp_path):
     go("eszsl", toy, out)
     assert check(out) == 1
     rng = np.random.default_rng(0)
-    for path in sorted(p for p in out.iterdir() if p.name != "log.jsonl"):
-        content = path.read_bytes()
+    for name in ("metrics.json", "scores.npz", "per_class.csv", "checkpoint.safetensors"):
+        content = (out / name).read_bytes()
         for position in rng.integers(0, len(content), 12):
             damaged = bytearray(content)
             damaged[position] ^= 1 << int(rng.integers(8))
-            path.write_bytes(damaged)
-            try:
-                same_content = json.loads(damaged) == json.loads(content) if path.name == "metrics.json" else False
-            except ValueError:
-                same_content = False
-            if not same_content:  # white space in JSON carries nothing
-                with pytest.raises(UserError):
-                    go("eszsl", toy, out)
-        path.write_bytes(content)
+            (out / name).write_bytes(damaged)
+            with contextlib.suppress(ValueError):
+                if name == "metrics.json" and json.loads(damaged) == json.loads(content):
+                    continue  # white space in JSON carries nothing
+            with pytest.raises(UserError):
+                go("eszsl", toy, out)
+        (out / name).write_bytes(content)
     assert go("eszsl", toy, out)["standard"]
     (out / "per_class.csv").unlink()
     with pytest.raises(UserError, match="missing"):
@@ -183,31 +213,15 @@ def test_a_run_of_another_kind_is_refused(toy, tmp_path):
     moved = replace(toy, val_loc=toy.trainval_loc[:8], train_loc=toy.trainval_loc[8:])
     with pytest.raises(UserError, match="other split_sha256"):
         go("dazle", moved, tmp_path)
+    inputs = replace(inputs_of(toy), attribute_names=["corrected", *inputs_of(toy).attribute_names[1:]])
+    with pytest.raises(UserError, match="other names_sha256"):
+        run(config_of("dazle", inputs), inputs, tmp_path)
 
 
-def test_a_finished_run_is_made_anew_where_asked(toy, tmp_path):
-    first = go("eszsl", toy, tmp_path)
-    written = (tmp_path / "metrics.json").stat().st_mtime_ns
-    assert go("eszsl", toy, tmp_path) == first
-    assert (tmp_path / "metrics.json").stat().st_mtime_ns == written
-    assert go("eszsl", toy, tmp_path, resume=False)["standard"] == first["standard"]
-    assert (tmp_path / "metrics.json").stat().st_mtime_ns > written
-
-
-@pytest.mark.parametrize("what", ["file", "read-only"])
-def test_a_place_that_cannot_be_written_is_a_sentence(toy, tmp_path, what, monkeypatch):
-    place = tmp_path / "place"
-    if what == "file":
-        place.write_text("")
-    else:
-        place.mkdir()
-
-        def denied(*a, **k):
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr("pathlib.Path.mkdir", denied)
+def test_a_place_that_cannot_be_written_is_a_sentence(toy, tmp_path):
+    (tmp_path / "place").write_text("")
     with pytest.raises(UserError, match="--out"):
-        go("eszsl", toy, place / "run")
+        go("eszsl", toy, tmp_path / "place" / "run")
 
 
 def test_choices_do_not_depend_on_test_labels(toy, tmp_path):
@@ -220,7 +234,7 @@ def test_choices_do_not_depend_on_test_labels(toy, tmp_path):
     assert a["standard"] != b["standard"]
 
 
-@pytest.mark.parametrize("method", SMALL)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_diagnostic_row_changes_nothing(toy, tmp_path, method):
     with_row = go(method, toy, tmp_path / "a")
     without = go(method, toy, tmp_path / "b", diagnostics=False)
@@ -237,19 +251,6 @@ def test_training_from_the_file_equals_training_from_memory(toy, tmp_path, metho
     run(config_of(method, inputs), inputs, tmp_path / "streamed")
     go(method, toy, tmp_path / "resident")
     same(tmp_path / "resident", tmp_path / "streamed")
-
-
-@pytest.mark.parametrize("method", ["dazle", "vsmr", "vsmr-staged"])
-def test_bfloat16_steps_stay_close_to_float32(toy, method):
-    fold, features = final_fold(toy, W2V), inputs_of(toy).features
-    found = {}
-    for precision in ("float32", "bfloat16"):
-        m = find_method(method).build(recipe_of(method), fold.space, (features.R, features.D), 0, 3)
-        history = train(m, features, fold, seed=0, precision=precision)
-        assert all(p.dtype == torch.float32 and p.isfinite().all() for p in m.model.parameters())
-        found[precision] = history[-1]["loss"]
-    assert found["bfloat16"] != found["float32"]
-    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.1)
 
 
 def test_batches_cover_or_balance():
@@ -282,22 +283,4 @@ def test_damaged_checkpoint_is_refused(tmp_path):
             load_checkpoint(path)
     path.write_bytes(content[:40])
     with pytest.raises(UserError, match="readable"):
-        load_checkpoint(path)
-
-
-def test_a_checkpoint_in_a_folder_whose_name_is_no_utf_8_is_read(tmp_path):
-    path = tmp_path / "r\udcff" / "c.safetensors"
-    save_checkpoint(path, {"a": torch.arange(5.0)}, {"k": 1})
-    assert torch.equal(load_checkpoint(path)[0]["a"], torch.arange(5.0))
-
-
-def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
-    path = tmp_path / "c.safetensors"
-    save_checkpoint(path, {"a": torch.arange(5.0)}, {})
-
-    def denied(self):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
-    with pytest.raises(UserError, match=r"cannot read .*c\.safetensors: Permission denied$"):
         load_checkpoint(path)

@@ -1,4 +1,4 @@
-"""The staged VSMR: its equations against textbook forms, its hooks and stage 5 on cases worked out on paper."""
+"""The staged VSMR: its mask, its hooks and stage 5 on cases worked out on paper."""
 
 from dataclasses import replace
 from math import cos, radians, sin
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from core.method import ClassSpace
-from core.VSMR_staged import RECIPES, THRESHOLDS, StagedRecipe, VSMRStaged, build, published_procedure, visual_losses
+from core.VSMR_staged import RECIPES, THRESHOLDS, StagedRecipe, VSMRStaged, build, published_procedure
 from tests import reference
 from tests.helpers import C
 
@@ -40,28 +40,6 @@ class Pictures:
         return self.norm
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_visual_branch_equals_textbook(space, batch, normalize):
-    x, y = batch
-    model = VSMRStaged(space, D, replace(CUB50, train_vectors=True, normalize_vectors=normalize), seed=0).double()
-    a = model.attention
-    with torch.no_grad():
-        a.v.mul_(1.7)
-    v = F.normalize(a.v, dim=1) if normalize else a.v
-    f = model.image_features(x, model.presence[y])
-    torch.testing.assert_close(f, reference.staged_features(x, v, a.W2, a.W3, model.presence[y]))
-    losses = visual_losses(f, y)
-    torch.testing.assert_close(losses["loss"], reference.staged_losses(f, y))
-    losses["loss"].backward()
-    assert a.W2.grad.abs().sum() > 0 and a.v.grad.abs().sum() > 0
-
-
-def test_cub50_keeps_its_word_vectors(space, batch):
-    model = VSMRStaged(space, D, CUB50, seed=0).double()
-    model.visual_loss(*batch)["loss"].backward()
-    assert model.attention.v.grad is None
-
-
 def test_finishing_averages_features_and_fits_the_encoder_the_same_way_every_time(space, batch):
     x, y = batch
     method = build(CUB50, space, (R, D), 3, 4)
@@ -79,24 +57,36 @@ def test_finishing_averages_features_and_fits_the_encoder_the_same_way_every_tim
     assert torch.equal(first, model.prototypes)
 
 
+def test_images_are_scored_with_the_mask_that_is_predicted_of_them(space, batch):
+    x, _ = batch
+    model = VSMRStaged(space, D, CUB50, seed=0).double()
+    a, g = model.attention, torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        model.predictor.weight.normal_(std=8, generator=g)
+        model.prototypes.normal_(generator=g)
+    mask = (torch.sigmoid(model.predictor(x.mean(1))) > 0.45).double()
+    assert 0.2 < mask.mean() < 0.8
+
+    def cosines(mask):
+        f = reference.staged_features(x, a.v, a.W2, a.W3, mask)
+        return F.normalize(f, dim=1) @ F.normalize(model.prototypes, dim=1).T
+
+    torch.testing.assert_close(model.class_scores(x), cosines(mask))
+    assert (cosines(torch.ones_like(mask)) - cosines(mask)).abs().max() > 0.05  # without it they are others
+    assert torch.equal(model.attend(x).w > 0, mask.bool())
+    with torch.no_grad():
+        model.predictor.weight.zero_()
+        model.predictor.bias.zero_()
+        model.threshold.fill_(0.5)
+    assert not model.predicted_mask(x).any()  # an attribute at the threshold is not there
+
+
 def test_stage_3_takes_the_classes_in_their_order(space, batch, monkeypatch):
     model, order = VSMRStaged(space, D, replace(CUB50, semantic_epochs=2), seed=0).double(), []
     plain = model.semantic_loss
     monkeypatch.setattr(model, "semantic_loss", lambda c, p: (order.append(c.tolist()), plain(c, p))[1])
     model.fit_prototypes(torch.ones(C, D, dtype=torch.float64))
     assert order == [[0, 1, 3, 5]] * 2
-
-
-def test_training_sees_the_label_mask_and_testing_does_not(space, batch):
-    x, _ = batch
-    model = VSMRStaged(space, D, CUB50, seed=0).double()
-    with torch.no_grad():
-        model.predictor.weight.zero_()
-        model.predictor.bias.fill_(-5.0)
-    assert not model.predicted_mask(x).any() and not model.attend(x).w.any()
-    with torch.no_grad():
-        model.predictor.bias.fill_(5.0)
-    assert model.predicted_mask(x).all() and model.attend(x).w.all()
 
 
 def test_the_predictor_takes_the_mean_of_regions_at_their_length_before_they_were_unit_vectors(space):
@@ -160,29 +150,6 @@ def test_f1_is_of_each_image_and_then_averaged(space, batch):
         assert model.best_threshold(x.mean(1), y) == THRESHOLDS[int(np.argmax(of_images))]
         together += int(np.argmax(of_all) != np.argmax(of_images))
     assert together
-
-
-def test_an_attribute_at_the_threshold_is_not_there(space, batch):
-    model = VSMRStaged(space, D, replace(CUB50, threshold=0.5), seed=0).double()
-    with torch.no_grad():
-        model.predictor.weight.zero_()
-        model.predictor.bias.zero_()
-    assert not model.predicted_mask(batch[0]).any()
-
-
-def test_stage_3_has_the_recipes_rate_and_length(space, monkeypatch):
-    made, adam = [], torch.optim.Adam
-
-    def noted(parameters, **settings):
-        made.append(adam(parameters, **settings))
-        return made[-1]
-
-    monkeypatch.setattr(torch.optim, "Adam", noted)
-    model = VSMRStaged(space, D, replace(CUB50, semantic_lr=0.05, semantic_epochs=3), seed=0).double()
-    model.fit_prototypes(torch.ones(C, D, dtype=torch.float64))
-    (optimizer,) = made
-    assert [group["lr"] for group in optimizer.param_groups] == [0.05]
-    assert {int(state["step"]) for state in optimizer.state.values()} == {3}  # four classes are one step an epoch
 
 
 def test_the_seed_decides_where_stage_3_starts(space):
@@ -249,8 +216,5 @@ def test_stage_5_takes_as_many_neighbours_as_there_are():
 
 def test_steps_of_the_visual_phase_are_tens(space):
     assert StagedRecipe(visual_iterations=47).epochs == 4 and StagedRecipe(visual_iterations=3).epochs == 1
-    method = build(CUB50, space, (R, D), 0, 4)
-    predictor, visual = method.phases
-    assert predictor.pooled and not predictor.selectable and predictor.epochs == 20
-    assert visual.selectable and visual.epochs == 4
-    assert len(list(visual.batches.epoch(np.arange(8), np.random.default_rng(0)))) == 10
+    visual = build(CUB50, space, (R, D), 0, 4).phases[1]
+    assert visual.epochs == 4 and len(list(visual.batches.epoch(np.arange(8), np.random.default_rng(0)))) == 10

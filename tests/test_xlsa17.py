@@ -26,31 +26,19 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize("dataset", [AWA2, CUB, CUB50, SUN], ids=lambda d: d.name)
 def test_real_metadata_has_the_published_counts(shared, dataset):
     m = read_metadata(shared, dataset)
-    c = dataset.counts
-    assert (len(m.seen), len(m.unseen), m.att.shape[1]) == (c.seen, c.unseen, c.attributes)
-    assert (len(m.trainval_loc), len(m.test_seen_loc), len(m.test_unseen_loc)) == (
-        c.trainval,
-        c.test_seen,
-        c.test_unseen,
-    )
-    assert (m.att >= 0).all() and m.att.shape[0] == len(m.class_names) == c.seen + c.unseen
+    assert not any("subset" in note for note in m.notes)  # every published count is met
+    assert (m.att >= 0).all()
     assert np.array_equal(np.sort(np.concatenate([m.train_loc, m.val_loc])), m.trainval_loc)
     assert not np.intersect1d(m.labels[m.train_loc], m.labels[m.val_loc]).size
-    held = len(np.unique(m.labels[m.val_loc]))
-    assert held == round(dataset.val_share * c.seen)
-    assert all(not f.startswith("/") for f in m.image_files[:50])
+    assert len(np.unique(m.labels[m.val_loc])) == round(dataset.val_share * dataset.counts.seen)
 
 
 @pytest.mark.parametrize(("dataset", "leaked"), [(AWA2, 5882), (SUN, 2580)], ids=["AWA2", "SUN"])
 def test_the_other_circulating_files_leak_test_images_and_are_cut(shared, dataset, leaked):
-    m = read_mat_files(
-        shared / "xlsa17/data" / dataset.name / "res101.mat",
-        shared / "xlsa17_variants" / dataset.name / "att_splits.mat",
-        dataset,
-    )
+    splits = shared / "xlsa17_variants" / dataset.name / "att_splits.mat"
+    m = read_mat_files(shared / "xlsa17/data" / dataset.name / "res101.mat", splits, dataset)
     assert any(f"{leaked} of its images" in n for n in m.notes)
     assert not np.intersect1d(np.concatenate([m.train_loc, m.val_loc]), m.test_seen_loc).size
-    assert len(np.unique(m.labels[m.val_loc])) == round(dataset.val_share * dataset.counts.seen)
 
 
 def test_mini_cub_loads_and_every_image_is_there(shared):
@@ -61,12 +49,6 @@ def test_mini_cub_loads_and_every_image_is_there(shared):
     folder = shared / "mini_cub/CUB/CUB_200_2011"
     assert all((folder / f).is_file() for f in m.image_files)
     assert all(m.class_names[y] in f for y, f in zip(m.labels, m.image_files, strict=True))
-
-
-def test_toy_loads(toy):
-    assert toy.image_files[0] == "c1/0.jpg"
-    assert toy.labels.min() == 0 and toy.trainval_loc.min() == 0
-    assert list(toy.unseen) == [6, 7, 8]
 
 
 _WRONG = {
@@ -80,30 +62,22 @@ _WRONG = {
         "unseen classes have images in trainval",
     ),
     "seen class untested": ({"test_seen_loc": np.array([[9], [10]])}, "have no test image"),
-    "NaN attribute": (
-        {"att": np.where(np.arange(72).reshape(8, 9) == 30, np.nan, 1.0)},
-        "NaN or infinity, first for the class 'class3', attribute 4",
-    ),
+    "NaN": ({"att": np.where(np.arange(72).reshape(8, 9) == 30, np.nan, 1.0)}, "NaN.*'class3', attribute 4"),
+    "infinite attribute": ({"att": np.full((8, 9), 1e300)}, "infinity"),
+    "NaN percentage": ({"original_att": np.full((8, 9), np.nan)}, "NaN"),
     "zero row": ({"att": np.r_["1", np.ones((8, 8)), np.zeros((8, 1))]}, "no attribute is present"),
     "class count": ({"att": np.ones((8, 5))}, "9 class names"),
+    "attributes of another version": ({"original_att": np.ones((7, 9))}, "original_att"),
     "fractions": ({"labels": np.full((90, 1), 1.5)}, "whole numbers"),
+    "NaN label": ({"labels": np.full((90, 1), np.nan)}, "whole numbers"),
     "missing variable": ({"test_seen_loc": None}, "lacks test_seen_loc"),
-    "one-based locs read as 0-based and written again": ({"test_unseen_loc": np.arange(62, 92)[:, None]}, "1 to 90"),
-    "class without test images": (
-        {"test_unseen_loc": np.arange(61, 81)[:, None]},
-        r"\['class8'\] have no image in any split",
-    ),
+    "class without images": ({"test_unseen_loc": np.arange(61, 81)[:, None]}, r"\['class8'\] have no image in any"),
     "empty split": ({"test_unseen_loc": np.empty((0, 1))}, "empty"),
     "names twice": ({"allclasses_names": np.array([["a"]] * 9, dtype=object)}, "more than once"),
     "numbers for names": ({"allclasses_names": np.ones((9, 1))}, "not a name"),
-    "struct for names": ({"allclasses_names": {"a": 1}}, "allclasses_names is a MATLAB struct"),
     "text for numbers": ({"att": "text"}, "not a matrix"),
-    "infinite attribute": ({"att": np.full((8, 9), 1e300)}, "infinity"),
-    "NaN percentage": ({"original_att": np.full((8, 9), np.nan)}, "original_att holds NaN"),
-    "attributes of another version": ({"original_att": np.ones((7, 9))}, "original_att"),
-    "NaN label": ({"labels": np.full((90, 1), np.nan)}, "whole numbers"),
-    "huge label": ({"labels": np.full((90, 1), 1e300)}, "whole numbers"),
     "label count": ({"labels": np.ones((89, 1), int)}, "89 labels for 90"),
+    "paths of another data set": ({"image_files": np.array([["/x/CUB/1.jpg"]], dtype=object)}, "another data set"),
     "no images": ({"image_files": np.empty((0, 1), dtype=object)}, r"res101\.mat: image_files is empty"),
 }
 
@@ -159,12 +133,9 @@ def test_attributes_that_tell_nothing_are_noted_by_name(tmp_path, no_child):
     att = np.random.default_rng(0).random((8, 9)) + 0.1
     att[:, 4] = att[:, 2]
     att[5] = 0.5
-    att[:, 7] = 0.5
     notes = read_mat_files(*toy_mats(tmp_path, att=att, original_att=None), TOY).notes
     assert any("['class2', 'class4'] have identical attributes" in n for n in notes)
-    assert any("classes ['class7'] have one value" in n for n in notes)
-    assert any("1 attributes have one value for all classes" in n and "from 1: 6" in n for n in notes)
-    assert not any("identical" in n or "one value" in n for n in read_mat_files(*toy_mats(tmp_path), TOY).notes)
+    assert any("1 attributes have one value for all classes" in n and "number 6" in n for n in notes)
 
 
 def test_any_number_of_attributes_is_read_of_a_benchmark_too(tmp_path, no_child):
@@ -176,7 +147,9 @@ def test_any_number_of_attributes_is_read_of_a_benchmark_too(tmp_path, no_child)
     folder.mkdir(parents=True)
     (folder / "predicates.txt").write_text("".join(f"{k + 1} a{k}\n" for k in range(8)))
     assert read_attribute_names(AWA2, tmp_path) == [f"a{k}" for k in range(8)]
+    assert read_metadata(tmp_path, AWA2).attribute_names == [f"a{k}" for k in range(8)]
     (folder / "predicates.txt").write_text("1 a\n")
+    assert read_metadata(tmp_path, AWA2).attribute_names == []
     with pytest.raises(UserError, match=r"predicates\.txt lists 1 attributes.* has 8"):
         read_attribute_names(AWA2, tmp_path)
 
@@ -223,14 +196,14 @@ def test_cub50_is_its_classes_with_their_own_attributes_and_images_drawn_by_seed
     assert not np.array_equal(*drawn)
 
 
-def test_a_data_set_is_registered_once(monkeypatch):
+def test_a_name_is_one_data_set_and_the_same_again_is_no_error(monkeypatch):
+    """A notebook's cell is run twice."""
     monkeypatch.setattr(registry, "DATASETS", dict(registry.DATASETS))
-    new = registry.register(DataSet(name="APY", anchor="aPY"))
-    assert (new.source, new.folders, new.counts) == ("APY", ("APY/aPY", "aPY"), None)
-    assert registry.DATASETS["APY"] is new
-    with pytest.raises(
-        UserError, match=r"two data sets are named CUB: one in .*registry\.py:\d+, one in .*test_xlsa17\.py:"
-    ):
+    for _ in range(2):
+        new = registry.register(DataSet(name="APY", anchor="aPY"))
+        assert (new.source, new.folders, new.counts) == ("APY", ("APY/aPY", "aPY"), None)
+        assert registry.DATASETS["APY"] is new
+    with pytest.raises(UserError, match="another data set is named CUB"):
         registry.register(DataSet(name="CUB", anchor="x"))
 
 
@@ -261,20 +234,17 @@ def test_images_are_found_in_another_case_where_that_is_unambiguous(tmp_path):
     assert found[0].parent == tmp_path / "images" / "a"
 
 
-SCRIPTS = sorted(path for folder in ("extract_feature", "data") for path in (ROOT / folder).glob("*.py"))
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_import_the_core_beside_them(tmp_path, script):
+def test_scripts_import_the_core_beside_them(tmp_path):
     """Another clone comes first on the path, as with an editable installation."""
-    before, after = script.read_text().split("\nfrom core.", 1)
-    assert before.rstrip().split("\n")[-1].startswith("sys.path.insert(0, str(Path(__file__).resolve().parents[1]))")
-    if "core.features" in after:
-        return  # the same line; importing torch takes long
+    scripts = [path for folder in ("extract_feature", "data") for path in (ROOT / folder).glob("*.py")]
+    for script in scripts:
+        first = script.read_text().split("\nfrom core.", 1)[0].rstrip().split("\n")[-1]
+        assert first.startswith("sys.path.insert(0, str(Path(__file__).resolve().parents[1]))"), script
     (tmp_path / "core").mkdir()
     (tmp_path / "core" / "__init__.py").write_text("raise SystemExit('the other core')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    subprocess.run([sys.executable, script, "--help"], check=True, capture_output=True, cwd=tmp_path, env=environment)
+    command = [sys.executable, ROOT / "data" / "get_data.py", "--help"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=environment)
 
 
 def test_classes_in_another_order_than_the_labels_are_refused(tmp_path):
@@ -289,11 +259,11 @@ def test_classes_in_another_order_than_the_labels_are_refused(tmp_path):
         if fine:
             assert read_mat_files(*mats, TOY).class_names == words
             continue
-        with pytest.raises(UserError, match=r"att_splits\.mat: class . is .* number the classes differently"):
+        with pytest.raises(UserError, match=r"att_splits\.mat .* number the classes differently: class \d is"):
             read_mat_files(*mats, TOY)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_right_split_is_read_as_written_and_no_shifted_one(tmp_path, no_child, data):
     """Every image of six seen and three unseen classes in a random place; then counted from 0, or from 2."""
@@ -322,47 +292,21 @@ def test_any_right_split_is_read_as_written_and_no_shifted_one(tmp_path, no_chil
         assert not np.intersect1d(m.labels[m.train_loc], m.labels[m.val_loc]).size
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.sampled_from(["trainval_loc", "test_seen_loc", "test_unseen_loc"]), st.integers(1, 90), st.integers(0, 99))
-def test_one_image_more_in_a_split_is_always_noticed(tmp_path, no_child, key, image, where):
-    """All 90 images of the toy are in some split, so one more is there twice."""
-    m = read_mat_files(*toy_mats(tmp_path), TOY)
-    loc = getattr(m, key) + 1
-    with pytest.raises(UserError, match=r"att_splits\.mat.*(twice|share)"):
-        read_mat_files(*toy_mats(tmp_path, **{key: np.insert(loc, where % len(loc), image)[:, None]}), TOY)
-
-
-def test_another_data_sets_paths_are_refused(tmp_path):
-    with pytest.raises(UserError, match="another data set"):
-        read_mat_files(*toy_mats(tmp_path), CUB)
-
-
-@pytest.mark.parametrize("content", [b"", b"MATLAB 5.0 MAT-file" + b"\0" * 300, b"<html>"])
-def test_damaged_mat_is_a_clear_error(tmp_path, content):
+def test_damaged_mat_is_a_clear_error(tmp_path):
     first, second = toy_mats(tmp_path)
-    second.write_bytes(content)
+    second.write_bytes(b"MATLAB 5.0 MAT-file" + b"\0" * 300)
     with pytest.raises(UserError, match=r"att_splits\.mat"):
         read_mat_files(first, second, TOY)
 
 
-def test_missing_folder_says_where_it_looked(tmp_path):
-    with pytest.raises(UserError, match=r"xlsa17.data.AWA2.*data/AWA2\.md"):
-        read_metadata(tmp_path, AWA2)
-
-
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=60), st.floats(0, 1), st.integers(0, 99))
 def test_drawn_validation_split_is_class_disjoint_and_complete(labels, share, seed):
-    y = np.array(labels)
-    loc = np.arange(len(y))
-    if len(np.unique(y)) < 2:
+    y, loc = np.array(labels), np.arange(len(labels))
+    if (classes := len(np.unique(y))) < 2:
         with pytest.raises(UserError, match="two seen classes"):
             class_disjoint_split(y, loc, share, seed)
         return
     train, val = class_disjoint_split(y, loc, share, seed)
-    assert len(train) and len(val)
     assert not np.intersect1d(y[train], y[val]).size
     assert np.array_equal(np.sort(np.r_[train, val]), loc)
-    classes = len(np.unique(y))
     assert len(np.unique(y[val])) == min(max(1, round(share * classes)), classes - 1)
-    again = class_disjoint_split(y, loc, share, seed)
-    assert np.array_equal(train, again[0])

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from core.commands.parser import DEVICE, Parser, from_flags, whole
-from core.datasets.paths import DEFAULT_ROOT, vectors_file
+from core.datasets.paths import DEFAULT_ROOT
 from core.datasets.registry import DATASETS, DataSet
 from core.features.backbones import SAW_UNSEEN
 from core.features.devices import resolve_device
 from core.features.extraction import estimate, extract
-from core.features.settings import BATCH_SIZE, DTYPES, REGIONS, STORES, ExtractionConfig
+from core.features.settings import BATCH_SIZE, DTYPES, STORES, ExtractionConfig
 from core.features.shards import Shard, local_rank, parse_shard, run_on_devices, shard_of_environment
 from core.features.trunks import DEFAULT_WEIGHTS
 
@@ -66,13 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
         help="earlier layers, averaged to the grid of the last map and put behind it, as layer3 (default: none)",
     )
     add("--flip", action="store_true", help="average the features of each image and of its mirror image")
-    add("--regions", choices=REGIONS, default="all", help="none keeps their mean alone, for millions of images (all)")
-    add(
-        "--project",
-        metavar="D|FILE",
-        help="project the channels to D by a seeded random matrix, or by the matrix (d,D) of a .npy file (default: no)",
-    )
-    add("--keep-global", action="store_true", help="keep a vision transformer's class token beside its map, as global")
     add("--dtype", choices=DTYPES, default="float32", help="arithmetic of the backbone (default: %(default)s)")
     add("--store", choices=STORES, default="float16", help="type in the file (default: %(default)s)")
     add("--device", default="auto", help=DEVICE)
@@ -80,11 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
     add(
         "--shard",
         metavar="I/N",
-        help="extract part I of N (from 0 on); the last one merges them (default: from a SLURM job array, torchrun or "
-        "srun, else all)",
+        help="extract part I of N (from 0 on); the last one makes the file (default: from a SLURM job array, torchrun "
+        "or srun, else all)",
     )
     add("--workers", type=whole(1), help="decoding threads (default: one per core, 2 to 16)")
-    add("--batch-size", type=whole(1), default=BATCH_SIZE, help="images per forward pass (default: %(default)s)")
+    add(
+        *("--batch-size", "--image-batch-size"),  # the latter is its name where a command trains too
+        type=whole(1),
+        default=BATCH_SIZE,
+        help="images per forward pass (default: %(default)s)",
+    )
     add("--limit", type=whole(1), help="stop after this many images and keep the partial file (default: all)")
     add("--dry-run", action="store_true", help="say rows, bytes and time from a measured batch; write nothing")
     add("--data-root", type=Path, default=DEFAULT_ROOT, help="folder with images and xlsa17/ (default: %(default)s)")
@@ -92,11 +90,6 @@ def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
         "--out",
         type=Path,
         help=f"feature file (default: DATA_ROOT/{source}/feature_map_<Backbone>_{source}.hdf5)",
-    )
-    add(
-        "--w2v",
-        type=Path,
-        help=f"attribute word vectors to store too (default: w2v/{source}_attribute.pkl of the data root if it exists)",
     )
 
 
@@ -109,10 +102,8 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     if args.dry_run:
         _log.info("%s", estimate(dataset, data_root=args.data_root, config=config))
         return 0
-    usual = vectors_file(args.data_root, dataset)
-    vectors = args.w2v or (usual if usual.is_file() else None)
     shard = parse_shard(args.shard) if args.shard else shard_of_environment()
-    work = partial(extract_shard, name, data_root=args.data_root, out=args.out, limit=args.limit, w2v=vectors)
+    work = partial(extract_shard, name, data_root=args.data_root, out=args.out, limit=args.limit)
     if args.devices:
         every = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
         named = args.devices.strip().lower()

@@ -25,11 +25,6 @@ def parser(description: str | None) -> Parser:
     )
     p.add_argument("--backbone", default="resnet101", help="torchvision classifier or timm:NAME (resnet101)")
     p.add_argument("--weights", help="what to begin with: a weights file, or a name as for the extraction")
-    p.add_argument(
-        "--pretraining-saw-unseen",
-        choices=("no", "unknown", "yes"),
-        help="for weights files and timm: whether the weights to begin with saw images of unseen classes (unknown)",
-    )
     p.add_argument("--input-size", type=whole(32), help="image side in pixels (the backbone's own)")
     p.add_argument("--epochs", type=whole(1), default=20, help="most epochs; the learning rate falls over them (20)")
     p.add_argument("--patience", type=whole(1), default=4, help="epochs without a better one before it stops (4)")
@@ -47,34 +42,31 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     a = parser(description).parse_args(argv)
     if a.split != "final" and not a.split.isdecimal():
         raise UserError(f"--split {a.split}: the number of a validation split (0, 1, ...), or final")
+    if a.out and a.out.suffix != ".safetensors":
+        raise UserError(f"--out {a.out}: the name of a weights file ends in .safetensors")
     # what --help does not need
     import numpy as np
 
     from core.datasets.paths import image_folder, resolve_images
     from core.datasets.xlsa17 import read_metadata
-    from core.features.finetune import FinetuneConfig, finetune, weights_name
-    from core.features.settings import ExtractionConfig, extraction_command
+    from core.features.backbones import file_form
+    from core.features.finetune import FinetuneConfig, finetune
+    from core.features.settings import FINETUNED, ExtractionConfig, extraction_command
     from core.training.folds import validation_fold
 
-    config = from_flags(FinetuneConfig, a)
     dataset = DATASETS[a.dataset]
     metadata = read_metadata(a.data_root, dataset)
     paths, _ = resolve_images(image_folder(a.data_root, dataset), metadata.image_files)
-    if a.split == "final":
-        fold, rows = "final", metadata.trainval_loc
-    else:
-        # word vectors choose no image
-        no_vectors = np.zeros((metadata.att.shape[1], 1), np.float32)
+    fold, rows = "final", metadata.trainval_loc
+    if a.split != "final":
+        no_vectors = np.zeros((metadata.att.shape[1], 1), np.float32)  # word vectors choose no image
         fold, rows = f"split{int(a.split)}_val", validation_fold(metadata, no_vectors, int(a.split)).train_rows
     fold = fold if dataset.name == dataset.source else f"{dataset.name}_{fold}"
-    out = a.out or a.data_root / dataset.source / weights_name(a.backbone, fold)
-    if out.suffix != ".safetensors":
-        raise UserError(f"--out {out}: the name of a weights file ends in .safetensors")
-    count = len(np.unique(metadata.labels[rows]))
-    _log.info("%s, %s: %d images of %d seen classes", dataset.name, fold, len(rows), count)
+    out = a.out or a.data_root / dataset.source / f"{FINETUNED}{file_form(a.backbone)}_{fold}.safetensors"
+    _log.info("%s, %s: %d images of %d seen classes", dataset.name, fold, len(rows), len({*metadata.labels[rows]}))
+    config = from_flags(FinetuneConfig, a)
     finetune(dataset, metadata, rows, paths=paths, fold=fold, out=out, config=config, workers=a.workers)
     again = ExtractionConfig(backbone=a.backbone, weights=str(out), input_size=a.input_size)
-    _log.info(
-        "weights in %s; extract with:\n  %s", out, extraction_command(dataset, data_root=a.data_root, config=again)
-    )
+    command = extraction_command(dataset, data_root=a.data_root, config=again)
+    _log.info("weights in %s; extract with:\n  %s", out, command)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,38 +15,32 @@ from core.datasets import paths
 from core.datasets.metadata import Metadata
 from core.datasets.own import Choices, feature_pattern, read_folder, record_images
 from core.datasets.registry import OWN
-from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
+from core.datasets.vectors import attribute_vectors, write_attribute_vectors
+from core.datasets.word_vectors import FORMATS, MODELS
 from core.files.atomic import read_json, sha256_file
 from core.files.errors import UserError
-from core.method import find_method
+from core.methods import find_method
 
 log = logging.getLogger(__name__)
 NONE = "none"
 
 
-def parser(description: str | None) -> Parser:
-    p = Parser(description, flags.recipe_help(OWN.name))
+def parser(description: str | None, argv: Sequence[str] | None) -> Parser:
+    p, _ = flags.method_first(description, OWN.name, argv)
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
     data.add_argument("--data-root", type=Path, help="the folder with images/ and attributes.csv")
-    data.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help="classes that are not trained on")
-    data.add_argument(
-        "--unseen-share",
-        type=number(0),
-        help="share of the classes with images that is drawn instead (unseen.txt, else 0.2)",
-    )
+    unseen = data.add_mutually_exclusive_group()
+    unseen.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help="classes that are not trained on")
+    share = "share of the classes with images that is drawn instead (unseen.txt, else 0.2)"
+    unseen.add_argument("--unseen-share", type=number(0), help=share)
     data.add_argument("--split-seed", type=whole(0), default=0, help="of everything that is drawn for the split (0)")
-    data.add_argument(
-        "--vectors",
-        default=NONE,
-        metavar="NONE_NAME_OR_FILE",
-        help="word vectors of the attributes: none (one-hot: names mean nothing), "
-        f"{' or '.join(MODELS)} (through gensim), a file of word vectors ({FORMATS}), or ready ones (K,V) as .npy or "
-        ".pkl (none)",
-    )
-    data.add_argument(
-        "--features", type=Path, help="feature file to read, or to make (ROOT/OWN/feature_map_*_OWN.hdf5)"
-    )
+    vectors = "word vectors of the attributes: none (one-hot: names mean nothing), "
+    vectors += f"{' or '.join(MODELS)} (through gensim), a file of word vectors ({FORMATS}), or ready ones (K,V) as "
+    vectors += ".npy or .pkl (none)"
+    data.add_argument("--vectors", default=NONE, metavar="NONE_NAME_OR_FILE", help=vectors)
+    features = "feature file to read, or to make (ROOT/OWN/feature_map_*_OWN.hdf5)"
+    data.add_argument("--features", type=Path, help=features)
     # values are checked by ExtractionConfig: its module takes seconds to import, which --help need not wait for
     images = p.add_argument_group("features", "used where the feature file is not there yet")
     add = images.add_argument
@@ -62,18 +57,18 @@ def parser(description: str | None) -> Parser:
     add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
     flags.add_device(p)
     flags.add_run(p, None, gamma_splits=5)
-    flags.add_recipes(p)
     return p
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    args = parser(description).parse_args(argv)
+    args = parser(description, argv).parse_args(argv)
     if args.data_root is None:
         raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")
     root: Path = args.data_root
+    if not os.access(root, os.W_OK) and root.is_dir() and not (args.features and args.out):
+        raise UserError(f"{root} may only be read: name places elsewhere with --features FILE.hdf5 and --out FOLDER")
     args.out = args.out or root / "results"
-    method = find_method(args.method)
-    recipe, epochs = flags.recipe_from(args, method, OWN.name)
+    recipe = from_flags(find_method(args.method).recipe_type, args)
     if args.unseen_share is not None and args.unseen_share >= 1:
         raise UserError(f"--unseen-share {args.unseen_share:g}: must be between 0 and 1")
     choices = Choices(
@@ -83,11 +78,16 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         validation=args.select == "val",
     )
     log.info("1 of 3: the folder %s", root)
-    metadata = read_folder(root, choices)
-    _describe(metadata)
-    vectors = _vectors(args.vectors, root, metadata)
+    m = read_folder(root, choices)
+    classes = f"{len(m.class_names)} classes by {m.att.shape[1]} attributes: {len(m.seen)} seen, {len(m.unseen)} unseen"
+    test = f"{len(m.test_seen_loc)} + {len(m.test_unseen_loc)} for test"
+    log.info("%s; %d images, %d for training, %s", classes, len(m.labels), len(m.trainval_loc), test)
+    for note in m.notes:
+        log.info("note: %s", note)
+    path = paths.vectors_file(root, OWN)
+    vectors = _vectors(args.vectors, args.features.with_name(path.name) if args.features else path, m)
     log.info("2 of 3: region features")
-    features = _features(args, root, metadata)
+    features = _features(args, root, m)
 
     from core.experiments.inputs import load_inputs
     from core.features.devices import resolve_device
@@ -95,35 +95,20 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     log.info("3 of 3: training %s", args.method)
     device = str(resolve_device(args.device))
     inputs = load_inputs(OWN.name, data_root=root, features=features, w2v=vectors, device=device, own=choices)
-    return run_seeds(args, inputs, recipe, epochs, root)
+    return run_seeds(args, inputs, recipe, root)
 
 
-def _describe(m: Metadata) -> None:
-    """What was read, before anything takes long."""
-    log.info(
-        "%d classes by %d attributes: %d seen, %d unseen, %d without images; %d images, %d for training, %d + %d for "
-        "test",
-        len(m.class_names), m.att.shape[1], len(m.seen), len(m.unseen), len(m.candidates), len(m.labels),
-        len(m.trainval_loc), len(m.test_seen_loc), len(m.test_unseen_loc),
-    )  # fmt: skip
-    for note in m.notes:
-        log.info("note: %s", note)
-
-
-def _vectors(source: str, root: Path, m: Metadata) -> Path | None:
-    """The file of the attributes' vectors, made where it is not there; None for one-hot ones."""
+def _vectors(source: str, path: Path, m: Metadata) -> Path | None:
+    """The file of the attributes' vectors, made at ``path`` where it is not there; None for one-hot ones."""
     if source.lower() == NONE:
         log.info("note: no word vectors (--vectors none): one-hot, so attribute names mean nothing to the model")
         return None
-    local = Path(source)
-    digest = sha256_file(local) if local.is_file() else None
-    path = paths.vectors_file(root, OWN)
-    made_from = {"source": local.name if digest else source, "source_sha256": digest, "names": m.attribute_names}
-    beside = path.with_suffix(".json")
-    if path.is_file() and beside.is_file():
-        record = read_json(beside)
-        if isinstance(record, dict) and all(record.get(key) == value for key, value in made_from.items()):
-            return path
+    digest = sha256_file(source) if Path(source).is_file() else None
+    made_from = {"source": Path(source).name if digest else source, "source_sha256": digest, "names": m.attribute_names}
+    sidecar = path.with_suffix(".json")
+    record = read_json(sidecar) if path.is_file() and sidecar.is_file() else None
+    if isinstance(record, dict) and all(record.get(key) == value for key, value in made_from.items()):
+        return path
     made = attribute_vectors(source, m.attribute_names)
     write_attribute_vectors(path, made, str(made_from["source"]), digest)
     log.info("word vectors in %s", path)
@@ -140,10 +125,6 @@ def _features(args: argparse.Namespace, root: Path, m: Metadata) -> Path:
     config = from_flags(ExtractionConfig, args, batch_size=args.image_batch_size)
     usual = default_out(root, OWN, config).stem.removeprefix("feature_map_").removesuffix(f"_{OWN.name}")
     out = args.features or feature_pattern(root, m.image_files, usual)
-    try:
-        path = extract(OWN, data_root=root, out=out, config=config)
-    except UserError as error:  # the extraction's own scripts have no training beside it: two flags differ there
-        said = str(error).replace("--batch-size", "--image-batch-size").replace("--out", "--features")
-        raise UserError(said) from error
+    path = extract(OWN, data_root=root, out=out, config=config)
     record_images(path, root, m)
     return path

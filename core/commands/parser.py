@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
 from core.features.devices import NAMES
+from core.fields import check
 from core.files.errors import UserError
 
 DEVICE = f"{NAMES} (auto: a GPU where there is one)"  # the help of --device in every command
@@ -18,26 +19,27 @@ DEVICE = f"{NAMES} (auto: a GPU where there is one)"  # the help of --device in 
 class Parser(argparse.ArgumentParser):
     """No abbreviated flags; an error is one sentence, raised like every other mistake of a user."""
 
-    def __init__(self, description: str | None, epilog: str | None = None) -> None:
+    def __init__(self, description: str | None = None, *, named: str = "", **more: Any) -> None:
+        """``named``: the flags that decide which others there are, for the command that lists them."""
         raw = argparse.RawDescriptionHelpFormatter
-        super().__init__(description=description, epilog=epilog, formatter_class=raw, allow_abbrev=False)
+        super().__init__(description=description, formatter_class=raw, allow_abbrev=False, **more)
+        self.named = named
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(f"{message.removeprefix('argument ')}; python {sys.argv[0]} --help lists every flag")
+        """Raise what argparse found wrong, as a UserError."""
+        raise UserError(
+            f"{message.removeprefix('argument ')}; python {sys.argv[0]} {self.named}--help lists every flag"
+        )
 
 
 Settings = TypeVar("Settings")
 
 
 def from_flags(kind: type[Settings], args: argparse.Namespace, **others: Any) -> Settings:
-    """A dataclass of the flags that are named like its fields, and of ``others``."""
+    """A dataclass of the flags that are named like its fields, and of ``others``; each within its limits."""
     known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in vars(args).items() if name in known} | others)
+    made: Settings = check(kind(**{name: value for name, value in vars(args).items() if name in known} | others))
+    return made
 
 
 _MOST = 2**31 - 1  # of what is counted, and of seeds: generators of random numbers take no larger ones everywhere

@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import sys
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from core.commands.parser import DEVICE, Parser, whole
 from core.files.errors import UserError
 
 if TYPE_CHECKING:
+    from core.inference.page import Item
     from core.inference.predictor import Prediction, Predictor
 
 log = logging.getLogger(__name__)
 SIDES = ("all", "seen", "unseen")
+BEGINNING = ("image", "class", "side", "score", "margin", "attributes")  # of the table's header
 
 
 def parser(description: str | None) -> Parser:
     p = Parser(description)
     add = p.add_argument
-    add("run", type=Path, help="folder of a finished run: RESULTS/<data set>/<features>/<method>/seed<k>")
+    add("run", type=Path, help="a finished run, RESULTS/<data set>/<features>/<method>/seed<k>, or a folder above one")
     add("images", type=Path, nargs="*", help="photographs, and folders of them (searched to the bottom)")
     add("--top", type=whole(1), default=5, help="classes in an answer (%(default)s)")
     add("--among", choices=SIDES, default="all", help="candidates: seen classes, unseen ones, or all (%(default)s)")
-    add(
-        "--out", type=_named(".csv"), metavar="FILE.csv", help="table, one row an image; without it answers are printed"
-    )
-    add("--json", type=_named(".jsonl"), metavar="FILE.jsonl", help="the same as JSON lines")
+    add("--out", type=_named(".csv"), metavar="FILE.csv", help="table, a row an image; without it answers are printed")
     add("--add-classes", type=Path, metavar="FILE.csv", help="more classes by description alone: class,<attribute>,...")
     add("--explain", type=Path, metavar="FOLDER", help="a page that says why, to be opened in a browser")
-    add(
-        "--export",
-        type=_named(".onnx"),
-        metavar="FILE.onnx",
-        help="write the model as ONNX: regions in, calibrated scores out",
-    )
+    add("--export", type=_named(".onnx"), metavar="FILE.onnx", help="the model as ONNX: regions in, scores with γ out")
     add("--with-backbone", action="store_true", help="with --export: pixels in instead of regions")
     add("--weights", type=Path, help="the backbone's weights file, where the run's were a file")
     add("--device", default="auto", help=DEVICE)
@@ -63,8 +55,6 @@ def _named(ending: str) -> Callable[[str], Path]:
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     args = parser(description).parse_intermixed_args(argv)
-    if not args.images and args.export is None:
-        raise UserError("no image given: name photographs or folders behind the run")
     if args.with_backbone and args.export is None:
         raise UserError("--with-backbone belongs to --export FILE.onnx")
     if args.explain and args.add_classes:
@@ -72,16 +62,24 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
             "--explain shows the run's own classes, and its page has a form that adds one; leave --add-classes out, or "
             "write the answers with --out"
         )
+    if args.out:
+        _check_replaceable(args.out)
+    # what parsing and --help do not need: torch takes seconds
+    from core.inference.page import IMAGES, check_replaceable, write_page
+    from core.inference.predictor import Predictor, find_images
+    from core.inference.trained import find_run
 
-    for table, begins in ((args.out, "image,class,side,"), (args.json, '{"image": ')):
-        _check_replaceable(table, begins)
-    import core  # what parsing and --help do not need: torch takes seconds
-    from core.inference.predictor import find_images
-
+    if args.explain:
+        check_replaceable(args.explain)
+    run = find_run(args.run)
+    if not args.images and args.export is None:
+        raise UserError(f"no image given: name photographs or folders behind the run {run}")
     images = find_images(args.images) if args.images else []
-    model = core.load(
-        args.run, weights=args.weights, device=args.device, batch_size=args.batch_size, workers=args.workers
+    model = Predictor.load(
+        run, weights=args.weights, device=args.device, batch_size=args.batch_size, workers=args.workers
     )
+    config = model.trained.config
+    log.info("run %s: %s on %s, features of %s", run, config["method"], config["dataset"], model.config.backbone)
     if args.add_classes:
         _add(model, args.add_classes)
     if args.export:
@@ -92,23 +90,28 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         log.info("%s", export(model, args.export, with_backbone=args.with_backbone))
     if not images:
         return 0
-    failed = _write(model, images, args.out, args.json, top=args.top, among=args.among)
-    if args.explain:
-        _explain(model, [path for path in images if str(path) not in failed], args.explain)
+    failed, items = _answer(model, images, args.out, top=args.top, among=args.among, shown=IMAGES * bool(args.explain))
+    if items:
+        if len(images) - len(failed) > IMAGES:
+            log.info("the page shows the first %d images", IMAGES)
+        _, h, w = model.network.shape
+        index = write_page(model.trained, items, args.explain, grid=(h, w), transform=model.network.transform)
+        sys.stdout.write(f"page: {index}\n")
     if failed:
         first, reason = next(iter(failed.items()))
-        place = f" (their rows in {args.out or args.json} say why)" if args.out or args.json else ""
+        place = f" (their rows in {args.out} say why)" if args.out else ""
         raise UserError(f"{len(failed)} of {len(images)} images could not be read{place}, the first: {first}: {reason}")
     return 0
 
 
-def _check_replaceable(table: Path | None, begins: str) -> None:
+def _check_replaceable(table: Path) -> None:
     """Refuse to write answers over anything but answers."""
-    if table is None or not table.is_file():
+    if not table.is_file():
         return
+    begins = ",".join(BEGINNING[:3]).encode()
     with open(table, "rb") as handle:
         head = handle.read(len(begins))
-    if head and head != begins.encode():
+    if head and head != begins:
         raise UserError(f"{table} is there and holds no answers of predict.py; choose another name, or move it away")
 
 
@@ -130,43 +133,47 @@ def _add(model: Predictor, path: Path) -> None:
     log.info("%d classes added by their description: %s", len(sheet.classes), ", ".join(sheet.classes[:5]))
 
 
-def _write(
-    model: Predictor, images: list[Path], table: Path | None, lines: Path | None, *, top: int, among: str
-) -> dict[str, str]:
-    """Predict, and write answers as they come; image and reason of those that could not be read."""
+def _answer(
+    model: Predictor, images: list[Path], table: Path | None, *, top: int, among: str, shown: int
+) -> tuple[dict[str, str], list[Item]]:
+    """Predict, and write answers as they come.
+
+    Returns:
+        Image and reason of those that could not be read, and the first ``shown`` others for the page.
+    """
     from tqdm import tqdm
 
     from core.files.atomic import atomic_path
+    from core.inference.page import Item
 
     failed: dict[str, str] = {}
+    items: list[Item] = []
     with ExitStack() as stack:
-
-        def opened(path: Path) -> Any:
-            temporary = stack.enter_context(atomic_path(path))
-            return stack.enter_context(open(temporary, "w", encoding="utf-8", newline=""))
-
-        rows = csv.writer(opened(table)) if table else None
-        text = opened(lines) if lines else None
-        if rows:
+        rows = None
+        if table:
+            temporary = stack.enter_context(atomic_path(table))
+            rows = csv.writer(stack.enter_context(open(temporary, "w", encoding="utf-8", newline="")))
             rows.writerow(header(top))
-        answers = model.predict_all(images, top=top, among=among)
-        for answer in tqdm(answers, total=len(images), unit="image", desc="predict", leave=False, disable=None):
-            if answer.error:
-                failed[answer.image] = answer.error
-            if rows:
-                rows.writerow(row_of(answer, top))
-            if text:
-                text.write(json.dumps(as_json(answer), ensure_ascii=False) + "\n")
-            if not rows and not text:
-                sys.stdout.write("\n".join(said(answer)) + "\n")
-    for path in filter(None, (table, lines)):
-        log.info("%d answers in %s", len(images), path)
-    return failed
+        bar = stack.enter_context(tqdm(total=len(images), unit="image", desc="predict", leave=False, disable=None))
+        for batch in model.batches(images):
+            for i, answer in enumerate(model.answers(batch, top=top, among=among)):
+                if answer.error:
+                    failed[answer.image] = answer.error
+                elif len(items) < shown:
+                    items.append(Item(picture=batch.paths[i], x=batch.x[i].cpu()))
+                if rows:
+                    rows.writerow(row_of(answer, top))
+                else:
+                    sys.stdout.write("\n".join(lines_of(answer)) + "\n")
+                bar.update()
+    if table:
+        log.info("%d answers in %s", len(images), table)
+    return failed, items
 
 
 def header(top: int) -> list[str]:
     more = [f"{what}_{k}" for k in range(2, top + 1) for what in ("class", "side", "score")]
-    return ["image", "class", "side", "score", "margin", "attributes", *more, "error"]
+    return [*BEGINNING, *more, "error"]
 
 
 def row_of(answer: Prediction, top: int) -> list[str]:
@@ -185,21 +192,7 @@ def _plain(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
 
 
-def as_json(answer: Prediction) -> dict[str, Any]:
-    content = {k: v for k, v in asdict(answer).items() if k == "image" or (k == "error") == bool(answer.error)}
-    content["image"] = _encodable(answer.image)
-    if "attributes" in content:
-        content["attributes"] = [{"name": name, "value": value} for name, value in answer.attributes]
-    if answer.error:
-        content["error"] = _encodable(answer.error)
-    return content
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def said(answer: Prediction) -> Iterator[str]:
+def lines_of(answer: Prediction) -> Iterator[str]:
     """An answer as a person reads it."""
     if answer.error:
         yield f"{answer.image}\n    cannot be read: {answer.error}"
@@ -211,13 +204,3 @@ def said(answer: Prediction) -> Iterator[str]:
         yield "    for it: " + ", ".join(f"{name} {value:+.2g}" for name, value in answer.attributes)
     if others:
         yield "    then: " + ", ".join(f"{c.name} ({c.side}) {c.score:.4g}" for c in others)
-
-
-def _explain(model: Predictor, images: list[Path], folder: Path) -> None:
-    """The page of the images that could be read."""
-    from core.inference import page
-
-    items = [page.Item(picture=path, x=x.cpu()) for path, x in model.regions_of(images[: page.IMAGES])]
-    _, h, w = model.network.shape
-    index = page.write_page(model.trained, items, folder, grid=(h, w), transform=model.network.transform)
-    sys.stdout.write(f"page: {index}\n")

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from argparse import BooleanOptionalAction, Namespace
+from argparse import BooleanOptionalAction
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from core.commands import flags
 from core.commands.parser import Parser, from_flags, whole
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
-from core.method import methods
-
-if TYPE_CHECKING:
-    from core.experiments.sweep import Plan
+from core.methods import methods
 
 log = logging.getLogger(__name__)
-_SLURM = ("partition", "time", "gpus", "mem", "account", "qos")  # flags of their own
-_SBATCH = {"gpus": "gpus-per-node"}  # where sbatch calls it otherwise
-_SHARED = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "nodes", "tasks_per_node", "name")  # of submitit
 
 
 def parser(description: str | None) -> Parser:
@@ -36,147 +30,66 @@ def parser(description: str | None) -> Parser:
     flags.add_device(p)
     p.add_argument("--out", type=Path, default=Path("results"), help="(results)")
     p.add_argument("--jobs", type=whole(1), default=1, help="processes; each holds its data set's features (1)")
-    p.add_argument("--engine", choices=("local", "slurm"), default="local", help="slurm: by submitit (local)")
-    for name in _SLURM:
-        p.add_argument(f"--slurm-{name}", metavar="VALUE", help="of each task, as sbatch takes it")
-    p.add_argument(
-        "--slurm",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="another parameter of submitit (with --print-sbatch: option of sbatch); may be repeated",
-    )
+    p.add_argument("--engine", choices=("local", "slurm"), default="local", help="slurm: submit a job array (local)")
+    p.add_argument("--slurm-OPTION", metavar="=VALUE", help="any option of sbatch, such as --slurm-partition=gpu")
     p.add_argument("--print-sbatch", action="store_true", help="run nothing: print a job-array script")
     p.add_argument("--task", type=whole(0), help="run this one of the jobs alone and write no table (job arrays)")
     p.add_argument("--status", action="store_true", help="run nothing: which runs are done, running, failed, not begun")
-    p.add_argument("--plan", action="store_true", help="run nothing: the jobs with their estimated time and memory")
     p.add_argument("--epochs", type=whole(0), help="most epochs of every method (each recipe's own)")
-    p.add_argument("--ablation", action=BooleanOptionalAction, default=True, help="the ablation of vsmr (yes)")
-    p.add_argument(
-        "--diagnostics", action=BooleanOptionalAction, default=True, help="the rows labelled 'selected on test' (yes)"
-    )
-    p.add_argument("--collect", action="store_true", help="run nothing: rebuild OUT/summary.csv from the run folders")
-    p.add_argument("--tables-only", action="store_true", help="run nothing: write the tables from OUT/summary.csv")
+    on_off = BooleanOptionalAction
+    p.add_argument("--ablation", action=on_off, default=True, help="the ablation of vsmr (yes)")
+    p.add_argument("--diagnostics", action=on_off, default=True, help="the rows labelled 'selected on test' (yes)")
+    p.add_argument("--collect", action="store_true", help="run nothing: tables of the finished runs below OUT")
     p.add_argument("--docs", type=Path, help="also write the tables and their CSV to this folder (no)")
     return p
 
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    args = parser(description).parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    sbatch = dict(w.removeprefix("--slurm-").split("=", 1) for w in words if w.startswith("--slurm-") and "=" in w)
+    words = [w for w in words if not (w.startswith("--slurm-") and "=" in w)]
+    args = parser(description).parse_args(words)
     datasets = ["DEMO"] if args.demo else args.datasets
     if len(datasets) > 1 and (args.features or args.w2v):
         raise UserError("--features and --w2v name one file; give a single data set with --datasets")
-    from core.experiments.sweep import FailedRuns, Plan, collect, sweep
+    if sbatch and args.engine == "local" and not args.print_sbatch:
+        raise UserError(f"--slurm-{next(iter(sbatch))} is of SLURM, and this would run here: add --engine slurm")
+    # what parsing and --help do not need: pandas, scipy and matplotlib take seconds
+    from core.experiments.slurm import sbatch_script, submit
+    from core.experiments.sweep import Plan, attempt, collect, jobs_of, status, sweep
     from core.reporting.report import write_report
 
-    summary, failed = args.out / "summary.csv", None
-    if args.collect:
-        collect(args.out)
-    elif not args.tables_only:
-        if args.demo:
-            from core.demo.setup import prepare_demo
+    if args.demo and not args.collect:
+        from core.commands.demo import prepare_demo
 
-            prepare_demo(args.data_root or Path("data"))
-        plan = from_flags(
-            Plan,
-            args,
-            datasets=tuple(datasets),
-            methods=tuple(args.methods),
-            seeds=flags.seeds_of(args),
-            # of SLURM's nodes only they know
-            devices=_devices(args.device) if args.engine == "local" else (args.device,),
-            slurm=tuple(_submitit_parameters(args).items()) if args.engine == "slurm" else (),
-        )
-        if args.print_sbatch or args.status or args.plan or args.task is not None:
-            return _instead(plan, args, argv)
-        if args.engine == "local" and (given := [word for word in argv if word.startswith("--slurm")]):
-            raise UserError(f"{given[0]} says where SLURM runs a task, and this would run here: add --engine slurm")
-        try:
-            sweep(plan)
-        except FailedRuns as error:  # a line of the report; the others are in the tables
-            if not summary.is_file():
-                raise
-            failed = error
-    if not summary.is_file():
-        raise UserError(f"no {summary}; run without --tables-only first, or rebuild it from run folders with --collect")
-    sys.stdout.write("\n" + write_report(args.out, args.docs))
-    if failed is not None:
-        raise failed
-    return 0
-
-
-def _instead(plan: Plan, args: Namespace, argv: Sequence[str]) -> int:
-    """What --print-sbatch, --status, --plan and --task do in place of the sweep."""
-    from core.experiments.sweep import attempt, jobs_of, status
-
-    jobs = jobs_of(plan)
-    if args.task is not None:
-        if args.task >= len(jobs):
+        prepare_demo(args.data_root or Path("data"))
+    named = {"datasets": tuple(datasets), "methods": tuple(args.methods), "seeds": flags.seeds_of(args)}
+    plan = from_flags(Plan, args, devices=(args.device,), **named)
+    if args.print_sbatch:
+        command = ["reproduce_tables.py", *(w for w in words if w != "--print-sbatch")]
+        sys.stdout.write(sbatch_script(command, len(jobs_of(plan)), args.out / "jobs" / "slurm", sbatch))
+    elif args.task is not None:
+        if args.task >= len(jobs := jobs_of(plan)):
             raise UserError(f"--task {args.task}: there are {len(jobs)} jobs, 0 to {len(jobs) - 1}")
         log.info("task %d: %s", args.task, jobs[args.task])
-        if failure := attempt(plan, jobs[args.task], plan.devices[0]):
+        if failure := attempt(plan, jobs[args.task], args.device):
             raise UserError(f"{jobs[args.task]}: {failure}")
-    elif args.print_sbatch:
-        from core.experiments.engines import sbatch_script
-
-        command = ["reproduce_tables.py", *_without_engine(argv)]
-        sys.stdout.write(sbatch_script(command, len(jobs), args.out / "jobs" / "slurm", _given(args) | _pairs(args)))
     elif args.status:
         states = status(plan)
         for job, state, where in states:
             sys.stdout.write(f"{job!s:<48} {state}{f' ({where})' if where else ''}\n")
         counts = Counter(state.partition(":")[0] for _, state, _ in states)
         sys.stdout.write(", ".join(f"{count} {state}" for state, count in counts.most_common()) + "\n")
+    elif args.engine == "slurm" and not args.collect:
+        sys.stdout.write(submit(plan, sbatch))
     else:
-        from core.experiments.planning import estimates
-
-        table = ["| data set | method | runs | minutes a run | memory a process |", "|---|---|---|---|---|"]
-        hours = 0.0
-        for e in estimates(plan):
-            kind = f"{e.method} (ablations)" if e.ablation else e.method
-            hours += e.runs * e.seconds / 3600
-            table.append(f"| {e.dataset} | {kind} | {e.runs} | {e.seconds / 60:.2g} | {e.memory / 2**30:.1f} GiB |")
-        table.append(f"\n{len(jobs)} runs, about {hours:.2g} hours one after another on {plan.devices[0]} (rough)")
-        sys.stdout.write("\n".join(table) + "\n")
+        failures = [] if args.collect else sweep(replace(plan, devices=_devices(args.device)))
+        collect(args.out)
+        sys.stdout.write("\n" + write_report(args.out, args.docs))
+        if failures:  # the others are in the tables
+            said = f"{len(failures)} of {len(jobs_of(plan))} runs did not finish:"
+            raise UserError("\n  ".join([said, *failures]))
     return 0
-
-
-def _pairs(args: Namespace) -> dict[str, str]:
-    """--slurm KEY=VALUE."""
-    if wrong := [pair for pair in args.slurm if "=" not in pair.strip("=")]:
-        raise UserError(f"--slurm {wrong[0]}: KEY=VALUE is needed, such as --slurm constraint=a100")
-    return dict(pair.split("=", 1) for pair in args.slurm)
-
-
-def _submitit_parameters(args: Namespace) -> dict[str, Any]:
-    """The --slurm flags as submitit names them."""
-    from core.experiments.engines import minutes_of
-
-    given: dict[str, Any] = {f"slurm_{k.replace('-', '_')}": v for k, v in _given(args).items()}
-    if "slurm_time" in given:
-        given["slurm_time"] = minutes_of(given["slurm_time"])
-    own = {k if k.startswith("slurm_") or k in _SHARED else f"slurm_{k}": v for k, v in _pairs(args).items()}
-    return given | {k: int(v) if v.isdecimal() else v for k, v in own.items()}
-
-
-def _given(args: Namespace) -> dict[str, str]:
-    """The flags --slurm-partition and its like that were given, as sbatch names them."""
-    values = {_SBATCH.get(name, name): getattr(args, f"slurm_{name}") for name in _SLURM}
-    return {option: value for option, value in values.items() if value is not None}
-
-
-def _without_engine(argv: Sequence[str]) -> list[str]:
-    """The flags that a task repeats: all but those that are about SLURM."""
-    kept, skip = [], False
-    for word in argv:
-        if skip or word == "--print-sbatch":
-            skip = False
-        elif word.startswith(("--slurm", "--engine")):
-            skip = "=" not in word
-        else:
-            kept.append(word)
-    return kept
 
 
 def _devices(name: str) -> tuple[str, ...]:

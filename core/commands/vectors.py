@@ -11,7 +11,8 @@ from core.datasets.names import read_attribute_names
 from core.datasets.paths import DEFAULT_ROOT, vectors_file
 from core.datasets.registry import DATASETS
 from core.datasets.text_vectors import SOURCES
-from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
+from core.datasets.vectors import attribute_vectors, write_attribute_vectors
+from core.datasets.word_vectors import FORMATS, MODELS
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
 
@@ -20,15 +21,12 @@ log = logging.getLogger(__name__)
 
 def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
     dataset, p = DATASETS[name], Parser(description)
-    sources = f"{' or '.join(MODELS)} (through gensim), {' or '.join(SOURCES)} (text encoders), "
-    sources += f"a file of word vectors ({FORMATS}), or ready "
-    sources += "vectors (K,V) of the attributes, .pkl or .npy (default: %(default)s)"
+    sources = f"{' or '.join(MODELS)} (through gensim), {' or '.join(SOURCES)} (text encoders), a file of word vectors "
+    sources += f"({FORMATS}), or ready vectors (K,V) of the attributes, .pkl or .npy (default: %(default)s)"
     p.add_argument("--source", default=MODELS[0], metavar="NAME_OR_PATH", help=sources)
     p.add_argument("--attributes", type=Path, help="file (or its folder) with the attribute names")
-    p.add_argument(
-        "--data-root", type=Path, default=DEFAULT_ROOT, help="where the data sets are (default: %(default)s)"
-    )
-    p.add_argument("--out", type=Path, help=f"default: w2v/{name}_attribute.pkl, in the data root if one is given")
+    p.add_argument("--data-root", type=Path, default=DEFAULT_ROOT, help="where the data sets are (%(default)s)")
+    p.add_argument("--out", type=Path, help=f"default: ROOT/w2v/{name}_attribute.pkl; for the root data: w2v/")
     a = p.parse_args(argv)
     out = a.out or vectors_file(a.data_root, dataset)
     if out.suffix.lower() not in (".pkl", ".pickle"):  # a .json of that name is written too

@@ -1,34 +1,29 @@
-"""Get the data sets: resumed downloads, checksums where one is known, and archives that cannot write elsewhere."""
+"""Get the data sets: checksums where one is known, and archives that cannot write elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import logging
 import os
 import shutil
-import stat
 import tarfile
 import tempfile
-import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from tqdm import tqdm
 
-from core.files.atomic import Lock, fsync, fsync_folder, sha256_file, write_bytes
+from core.files.atomic import Lock, fsync_folder
 from core.files.errors import UserError
 
 log = logging.getLogger(__name__)
 
 TIMEOUT = 60  # seconds without a byte
-BLOCK = 1 << 20
-SIZE_LIMIT = 64 << 30  # bytes unpacked; AWA2, the largest, is about 13 GB
-_ENTRY = 512  # bytes that an empty entry counts for: their number is bounded too
-RATIO_LIMIT = 200  # unpacked : packed, over the whole archive
 
 
 @dataclass(frozen=True)
@@ -46,109 +41,53 @@ class Archive:
         return self.url.rsplit("/", 1)[-1]
 
 
+CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
+CUB_MD5 = "97eceeb196236b17998738112f37df78"
+SUN_URL = "https://cs.brown.edu/~gmpatter/Attributes"
 SOURCES: dict[str, tuple[Archive, ...]] = {
     "AWA2": (Archive("https://cvml.ista.ac.at/AwA2/AwA2-data.zip", "AWA2", ("Animals_with_Attributes2",)),),
-    "CUB": (
-        Archive(
-            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
-            "CUB",
-            ("CUB_200_2011", "attributes.txt"),
-            "97eceeb196236b17998738112f37df78",
-        ),
-    ),
+    "CUB": (Archive(CUB_URL, "CUB", ("CUB_200_2011", "attributes.txt"), CUB_MD5),),
     "SUN": (
-        Archive("https://cs.brown.edu/~gmpatter/Attributes/SUNAttributeDB_Images.tar.gz", "SUN", ("images",)),
-        Archive("https://cs.brown.edu/~gmpatter/Attributes/SUNAttributeDB.tar.gz", "SUN", ("attributes.mat",)),
+        Archive(f"{SUN_URL}/SUNAttributeDB_Images.tar.gz", "SUN", ("images",)),
+        Archive(f"{SUN_URL}/SUNAttributeDB.tar.gz", "SUN", ("attributes.mat",)),
     ),
-    "xlsa17": (
-        Archive("https://datasets.d2.mpi-inf.mpg.de/xian/xlsa17.zip", ".", ("xlsa17",)),
-    ),
-}  # fmt: skip
+    "xlsa17": (Archive("https://datasets.d2.mpi-inf.mpg.de/xian/xlsa17.zip", ".", ("xlsa17",)),),
+}
 
 
-def download(url: str, path: Path, md5: str | None = None, timeout: float = TIMEOUT) -> Path:
-    """Download ``url`` to ``path``, continuing ``path``.part if it is there; checks size and, if given, MD5.
-
-    Raises:
-        UserError: no connection, an incomplete download (it can be continued), or a wrong checksum (nothing kept).
-    """
+def download(url: str, path: Path, timeout: float = TIMEOUT) -> None:
+    """Download ``url`` to ``path``; a broken download leaves nothing there."""
     part = path.with_name(path.name + ".part")
-    if not path.is_file():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(url, part, timeout)
-        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-            have = part.stat().st_size if part.is_file() else 0
-            raise UserError(
-                f"download of {url} stopped: {error}. {have} bytes are kept in {part}; run the same command to "
-                "continue, or download it yourself and give it with --archive PATH."
-            ) from error
-        check_md5(part, md5)
-        os.replace(part, path)
-        fsync_folder(path.parent)
-    else:
-        check_md5(path, md5)
-    return path
-
-
-def _fetch(url: str, part: Path, timeout: float) -> None:
-    have = part.stat().st_size if part.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
-    except urllib.error.HTTPError as error:
-        length = (error.headers.get("Content-Range") or "").rsplit("/", 1)[-1]
-        if error.code == 416 and length == str(have):
-            return  # all of it was there
-        if error.code == 416:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with urllib.request.urlopen(url, timeout=timeout) as response, open(part, "wb") as out:
+            total = int(response.headers.get("Content-Length") or 0)
+            with tqdm.wrapattr(response, "read", total=total, desc=path.name) as counted:
+                shutil.copyfileobj(counted, out, 1 << 20)
+            if total and out.tell() != total:
+                raise ValueError(f"{out.tell()} of {total} bytes came")
+        os.replace(part, path)
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+        with contextlib.suppress(OSError):
             part.unlink()
-        raise
-    with response:
-        if have and response.status == 206:
-            start = (response.headers.get("Content-Range") or "").removeprefix("bytes ").split("-")[0]
-            if start != str(have):
-                raise ValueError(f"the server continued at byte {start or '?'}, not at {have}")
-        else:
-            have = 0  # the server sends the file from its start
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with (
-            open(part, "ab" if have else "wb") as out,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
-        ):
-            while block := response.read(BLOCK):
-                out.write(block)
-                bar.update(len(block))
-                if out.tell() > SIZE_LIMIT:
-                    raise ValueError(f"more than {SIZE_LIMIT} bytes came: not one of these archives")
-            out.flush()
-            fsync(out.fileno())
-    if total is not None and part.stat().st_size != total:
-        raise ValueError(f"{part.stat().st_size} of {total} bytes came")
+        raise UserError(
+            f"download of {url} stopped: {error}. Run the same command again, or download it yourself, as with "
+            f"`curl -C - -O {url}`, which continues, and give it with --archive PATH"
+        ) from error
 
 
-def check_md5(path: Path, md5: str | None) -> None:
-    """Compare a file's MD5 with the published one; a mismatch is a UserError and a .part file is removed."""
-    if md5 is None:
-        return
-    digest = hashlib.md5(usedforsecurity=False)
+def check_md5(path: Path, md5: str) -> None:
+    """Compare a file's MD5 with the published one."""
     with open(path, "rb") as handle:
-        while block := handle.read(BLOCK):
-            digest.update(block)
-    if digest.hexdigest() != md5:
-        if path.suffix == ".part":
-            path.unlink()
-        raise UserError(f"{path} has MD5 {digest.hexdigest()}, published is {md5}: damaged; download it again")
+        digest = hashlib.file_digest(handle, "md5").hexdigest()
+    if digest != md5:
+        raise UserError(f"{path} has MD5 {digest}, published is {md5}: damaged; delete it and download it again")
 
 
 def extract(archive: Path, into: Path) -> None:
     """Unpack a .zip or tar archive in a temporary folder, then rename its top-level entries into ``into``.
 
     Entries that are already there are left as they are.
-
-    Raises:
-        UserError: a damaged archive, one that leaves its folder, holds links or devices, or unpacks without bound, or
-            another process is unpacking there.
     """
     try:
         into.mkdir(parents=True, exist_ok=True)
@@ -156,14 +95,19 @@ def extract(archive: Path, into: Path) -> None:
             for old in into.glob(".unpack-*"):  # of a killed process
                 shutil.rmtree(old, ignore_errors=True)
             with tempfile.TemporaryDirectory(prefix=".unpack-", dir=into, ignore_cleanup_errors=True) as folder:
-                (_unzip if zipfile.is_zipfile(archive) else _untar)(archive, Path(folder))
+                if zipfile.is_zipfile(archive):
+                    with zipfile.ZipFile(archive) as packed:
+                        packed.extractall(folder)  # leaves ".." out of names, and makes no links
+                else:
+                    with tarfile.open(archive) as packed:
+                        packed.extractall(folder, filter="data")
                 for entry in sorted(Path(folder).iterdir()):
                     if (into / entry.name).exists():
                         log.warning("%s is already there; left as it is", into / entry.name)
                     else:
                         os.rename(entry, into / entry.name)
-            fsync_folder(into)
-    except UserError:
+        fsync_folder(into)
+    except UserError:  # another process is unpacking there
         raise
     except Exception as error:  # damaged archives raise nearly anything
         raise UserError(
@@ -172,82 +116,29 @@ def extract(archive: Path, into: Path) -> None:
         ) from error
 
 
-def _check_total(total: int, archive: Path) -> None:
-    packed = max(archive.stat().st_size, 1)
-    if total > SIZE_LIMIT or (total > 1 << 24 and total > RATIO_LIMIT * packed):
-        raise ValueError(f"it unpacks to {total} bytes or more from {packed}: more than any of these data sets")
-
-
-def _check_name(name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
-        raise ValueError(f"the entry {name!r} would be written outside its folder")
-
-
-def _unzip(archive: Path, folder: Path) -> None:
-    with zipfile.ZipFile(archive) as z:
-        entries = z.infolist()
-        _check_total(sum(e.file_size + _ENTRY for e in entries), archive)
-        for e in entries:  # all names before the first byte is written
-            _check_name(e.filename)
-            kind = stat.S_IFMT(e.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise ValueError(f"the entry {e.filename!r} is a link or a device")
-        for e in tqdm(entries, desc=archive.name, unit="file"):
-            z.extract(e, folder)  # stops at the declared size, checks the CRC
-
-
-def _untar(archive: Path, folder: Path) -> None:
-    total = 0
-    with tarfile.open(archive) as t:
-        for member in tqdm(t, desc=archive.name, unit="file"):
-            total += member.size + _ENTRY
-            _check_total(total, archive)
-            _check_name(member.name)
-            if not (member.isreg() or member.isdir()):
-                raise ValueError(f"the entry {member.name!r} is a link or a device")
-            t.extract(member, folder, filter="data")
-            t.members.clear()  # type: ignore[attr-defined]
-
-
 def get(name: str, data_root: Path, archives: Sequence[Path] = ()) -> None:
-    """Bring one data set (a key of SOURCES) below ``data_root``; parts already there are not touched.
-
-    Raises:
-        UserError: an unknown --archive file, or what :func:`download` and :func:`extract` raise.
-    """
-    by_name = {a.name: a for a in archives}
-    for path in archives:
-        if not path.is_file():
-            raise UserError(f"no archive at {path}")
-    known = {s.file for s in SOURCES[name]}
-    if unknown := set(by_name) - known:
-        raise UserError(f"{', '.join(sorted(unknown))}: not an archive of {name}, which are {', '.join(sorted(known))}")
+    """Bring one data set (a key of SOURCES) below ``data_root``; parts already there are not touched."""
+    given = {path.name: path for path in archives}
+    expected = {source.file for source in SOURCES[name]}
+    if unknown := sorted(given.keys() - expected):
+        raise UserError(f"{', '.join(unknown)}: not an archive of {name}, which are {', '.join(sorted(expected))}")
     for source in SOURCES[name]:
         into = data_root / source.into
-        if all((into / c).exists() for c in source.contents):
+        if all((into / content).exists() for content in source.contents):
             log.info("%s: already unpacked in %s", source.file, into)
             continue
-        if source.file in by_name:
-            path = by_name[source.file]
+        path = given.get(source.file, data_root / "archives" / source.file)
+        if not path.is_file():
+            if source.file in given:
+                raise UserError(f"no archive at {path}")
+            download(source.url, path)
+        if source.md5:
             check_md5(path, source.md5)
-        else:
-            path = download(source.url, data_root / "archives" / source.file, source.md5)
-        if source.md5 is None:
-            digest = sha256_file(path)
-            log.info("%s: %d bytes, sha256 %s (no published checksum)", path.name, path.stat().st_size, digest)
-            record = data_root / "archives" / f"{source.file}.sha256"
-            write_bytes(record, f"{digest}  {source.file}\n".encode())
         extract(path, into)
-        _flatten(into, source)
-        if missing := [c for c in source.contents if not (into / c).exists()]:
+        for content in source.contents:  # SUN's attributes.mat lies in a folder of its archive
+            below = sorted(into.glob(f"*/{content}"))
+            if not (into / content).exists() and len(below) == 1:
+                os.rename(below[0], into / content)
+        if missing := [content for content in source.contents if not (into / content).exists()]:
             raise UserError(f"{path.name} is unpacked in {into}, but {', '.join(missing)} is not there: another file?")
         log.info("%s: unpacked in %s", source.file, into)
-
-
-def _flatten(into: Path, source: Archive) -> None:
-    """Move wanted entries up from a folder of the archive (SUN's attributes.mat lies in SUNAttributeDB/)."""
-    for content in source.contents:
-        found = sorted(into.glob(f"*/{content}"))
-        if not (into / content).exists() and len(found) == 1:
-            os.rename(found[0], into / content)

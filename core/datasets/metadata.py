@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +16,22 @@ from core.files.errors import UserError
 VALIDATION_SEED = 0
 NEGATIVE_SHARE = 0.01  # of the attributes; above it the benchmarks' rule for negative ones is no repair of a few values
 SPLITS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the direction of what follows in a line
+
+
+def name_problem(name: str) -> str:
+    """Why a text can name no class, attribute or image, as the end of a sentence; "" where it can.
+
+    Refused is what breaks a line, a table or a terminal; blanks and joiners of any language may stand in a name.
+    """
+    kinds = {unicodedata.category(letter) for letter in name}
+    if "Cs" in kinds:  # as Python shows bytes that are no letter
+        return "is not UTF-8"
+    if kinds & {"Cc", "Zl", "Zp"} or not {*name}.isdisjoint(_TURNING):
+        return "holds control characters"
+    if name[:1] in ("", "=", "@", "+", "-"):
+        return "is empty, or begins with = @ + or -, which spreadsheets run as a formula"
+    return ""
 
 
 @dataclass
@@ -60,46 +79,40 @@ class Metadata:
             where: the file it comes from, for messages.
             images: the file that labels and image files come from, if another.
             first: what that file counts from (MATLAB: 1), for messages.
-
-        Raises:
-            UserError: names the file and the cause.
         """
         for problem in self._label_problems(first):
             raise UserError(f"{images or where}: {problem}")
         for problem in self._split_problems(first):
             raise UserError(f"{where}: {problem}")
         for note in self._oddities():
-            if not any(note in known for known in self.notes):
+            # a feature file's notes have it already, perhaps with names where it is numbers here
+            if not any(note.partition(" (")[0] in known for known in self.notes):
                 self.notes.append(note)
 
     def _label_problems(self, first: int) -> Iterator[str]:
         n, classes = len(self.labels), len(self.class_names)
         if self.image_files and len(self.image_files) != n:
             yield f"{n} labels for {len(self.image_files)} image files"
+        if double := len(self.image_files) - len(set(self.image_files)):
+            yield f"{double} image files are named more than once"
         lowest = 0 if first else -1  # a subset's other images, which are in no split, have the label -1
         if n == 0 or self.labels.min() < lowest or self.labels.max() >= classes:
             run = f"run from {self.labels.min() + first} to {self.labels.max() + first}" if n else "are none"
             yield f"labels {run}, expected {first} to {classes - 1 + first} (counted from {first})"
-        if double := len(self.image_files) - len(set(self.image_files)):
-            yield f"{double} image files are named more than once"
 
     def _split_problems(self, first: int) -> Iterator[str]:
         names, att = self.class_names, self.att
         for name in names:
-            if not name.isprintable() or name[:1] in ("", "=", "@", "+", "-"):
-                yield (
-                    f"{name!r} is no class name (it is empty, holds control characters, or would be a formula in the "
-                    "result tables); get the file again"
-                )
-        if twice := sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []:
-            yield f"the class names {twice[:5]} stand in allclasses_names more than once"
-        if len(names) != len(att):
-            yield f"att is of {len(att)} classes, but there are {len(names)} class names"
-        if self.original_att.shape != att.shape:
-            yield f"att is {att.T.shape}, but original_att {self.original_att.T.shape}"
-        for key, values in (("att", att), ("original_att", self.original_att)):
+            if why := name_problem(name):
+                yield f"{name!r} is no class name: it {why}; get the file again"
+        if len(set(names)) < len(names):
+            yield f"class names stand there more than once: {sorted({n for n in names if names.count(n) > 1})[:5]}"
+        if len(names) != len(att) or self.original_att.shape != att.shape:
+            shapes = f"att is {att.T.shape}, original_att {self.original_att.T.shape}"
+            yield f"{shapes}, but there are {len(names)} class names"
+        for values in (att, self.original_att):
             for c, k in np.argwhere(~np.isfinite(values))[:1]:
-                yield f"{key} holds NaN or infinity, first for the class {names[c]!r}, attribute {k + 1} (from 1)"
+                yield f"att holds NaN or infinity, first for the class {names[c]!r}, attribute {k + 1} (from 1)"
         if (none := ~(att != 0).any(axis=1)).any():
             yield f"no attribute is present in the classes {self._named(np.flatnonzero(none))}"
         for key in (*SPLITS, "train_loc", "val_loc"):
@@ -111,21 +124,18 @@ class Metadata:
                 yield f"{key} runs {run}, expected {first} to {n - 1 + first} (counted from {first})"
             if double := len(loc) - len(np.unique(loc)):
                 yield f"{key} names {double} images twice"
-        if (self.labels[np.concatenate([getattr(self, key) for key in SPLITS])] < 0).any():
-            yield "the splits hold images without a class"
-        for i, key in enumerate(SPLITS):
-            for other in SPLITS[i + 1 :]:
-                if common := np.intersect1d(getattr(self, key), getattr(self, other)).size:
-                    yield f"{key} and {other} share {common} images; this is not a usable split"
+        for key, other in itertools.combinations(SPLITS, 2):
+            if common := np.intersect1d(getattr(self, key), getattr(self, other)).size:
+                yield f"{key} and {other} share {common} images; this is not a usable split"
         seen, unseen, tested = self.seen, self.unseen, np.unique(self.labels[self.test_seen_loc])
+        if min(seen[0], unseen[0], tested[0]) < 0:
+            yield "the splits hold images without a class"
         if both := np.intersect1d(seen, unseen).size:
             yield f"{both} unseen classes have images in trainval; this is not a zero-shot split"
-        if (strangers := np.setdiff1d(tested, seen)).size:
-            yield f"the test_seen classes {self._named(strangers)} have no image in trainval"
-        if (untested := np.setdiff1d(seen, tested)).size:
+        if (one_side := np.setxor1d(seen, tested)).size:
             yield (
-                f"the seen classes {self._named(untested)} have no test image, so their accuracy is undefined; move "
-                "some of their images from trainval_loc to test_seen_loc"
+                f"the seen classes {self._named(one_side)} have no test image, or no other, so their accuracy is "
+                "undefined; move some of their images between trainval_loc and test_seen_loc"
             )
         left = np.setdiff1d(np.arange(len(names)), np.concatenate([seen, unseen]))
         if left.size and not self.allow_candidates:
@@ -139,17 +149,13 @@ class Metadata:
         for g in np.flatnonzero(size > 1)[:5]:
             alike = self._named(np.flatnonzero(group.ravel() == g))
             yield f"the classes {alike} have identical attributes, so no method can tell them apart"
-        if (flat := np.flatnonzero(np.ptp(self.att, axis=1) == 0)).size and self.att.shape[1] > 1:
-            yield f"all attributes of the classes {self._named(flat)} have one value"
         if (flat := np.flatnonzero(np.ptp(self.att, axis=0) == 0)).size:
-            some = ", ".join(self.attribute_names[k] if self.attribute_names else str(k + 1) for k in flat[:5])
-            where = some if self.attribute_names else f"from 1: {some}"
-            yield f"{flat.size} attributes have one value for all classes and tell none apart ({where})"
+            some = ", ".join(self.attribute_names[k] if self.attribute_names else f"number {k + 1}" for k in flat[:5])
+            yield f"{flat.size} attributes have one value for all classes and tell none apart ({some})"
 
     def _named(self, classes: np.ndarray) -> str:
-        return str([self.class_names[c] for c in classes[:5]]) + (
-            f" and {len(classes) - 5} more" if len(classes) > 5 else ""
-        )
+        more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
+        return f"{[self.class_names[c] for c in classes[:5]]}{more}"
 
     def with_validation(self, share: float, seed: int = VALIDATION_SEED) -> Metadata:
         """With train_loc and val_loc inside trainval and class-disjoint: its own where they are usable, else drawn.
@@ -171,14 +177,14 @@ class Metadata:
 
 def clip_negative(att: np.ndarray, dataset: DataSet) -> tuple[np.ndarray, list[str]]:
     """Attributes (C,K) under the data set's rule for negative ones, and notes where that concerns many."""
-    negative = att < 0
-    share = float(negative.mean()) if att.size else 0.0
-    count = f"{negative.sum()} of {att.size} attributes ({share:.1%}) are negative"
-    if dataset.clip_negative:
-        note = f"{count} and were set to 0, which is xlsa17's rule for a few missing values; these are many: text "
-        note += "embeddings or standardised attributes belong into a data set of its own (clip_negative=False)"
-        return np.maximum(att, 0.0), [note][: share > NEGATIVE_SHARE]
-    return att, [f"{count} and are kept; a method that takes attributes as strengths may not suit them"][: share > 0]
+    share = float((att < 0).mean()) if att.size else 0.0
+    count = f"{(att < 0).sum()} of {att.size} attributes ({share:.1%}) are negative"
+    if not dataset.clip_negative:
+        note = f"{count} and are kept; a method that takes attributes as strengths may not suit them"
+        return att, [note] if share else []
+    note = f"{count} and were set to 0, which is xlsa17's rule for a few missing values; these are many: text "
+    note += "embeddings or standardised attributes belong into a data set of its own (clip_negative=False)"
+    return np.maximum(att, 0.0), [note] if share > NEGATIVE_SHARE else []
 
 
 def class_disjoint_split(labels: np.ndarray, loc: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -224,14 +230,30 @@ def cub50(metadata: Metadata, seed: int = VALIDATION_SEED) -> Metadata:
         # what was noted of the proposed split does not hold here
         notes=[f"CUB50: 10 test images per seen class drawn with seed {seed}"],
     )
-    counts = CUB50.counts
-    found = (len(subset.trainval_loc), len(subset.test_seen_loc), len(subset.test_unseen_loc))
-    if counts and found != (published := (counts.trainval, counts.test_seen, counts.test_unseen)):
-        if len(m.labels) == 11788:
-            raise UserError(f"CUB50 has {found} images, expected {published}")
-        subset.notes.append(
-            "a subset of CUB50, numbers do not compare with the literature: trainval, test_seen, test_unseen are "
-            f"{found[0]}, {found[1]}, {found[2]} (published {published[0]}, {published[1]}, {published[2]})"
-        )
+    compare_counts(subset, CUB50, "CUB50")
     subset.check("CUB50")
     return subset
+
+
+def compare_counts(m: Metadata, dataset: DataSet, where: Path | str) -> None:
+    """Hold a full copy of a published data set against its published counts; note a subset."""
+    counts = dataset.counts
+    if counts is None or m.name != dataset.name:  # CUB, which CUB50 is made of
+        return
+    found = {
+        "seen": len(m.seen),
+        "unseen": len(m.unseen),
+        "images": int((m.labels >= 0).sum()),
+        "trainval": len(m.trainval_loc),
+        "test_seen": len(m.test_seen_loc),
+        "test_unseen": len(m.test_unseen_loc),
+        "attributes": m.att.shape[1],
+    }
+    wrong = {k: f"{k} {v} (published {getattr(counts, k)})" for k, v in found.items() if v != getattr(counts, k)}
+    if found["images"] == counts.images and wrong.keys() - {"attributes"}:
+        raise UserError(f"{where}: not the proposed split of {dataset.name}: {', '.join(wrong.values())}")
+    if wrong:
+        what = "a subset of" if wrong.keys() - {"attributes"} else "other attributes than"
+        m.notes.append(
+            f"{what} {dataset.name}, numbers do not compare with the literature: {', '.join(wrong.values())}"
+        )

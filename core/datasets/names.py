@@ -10,14 +10,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.datasets.paths import image_folder
+from core.datasets.paths import image_folder, xlsa17_folder
 from core.datasets.registry import DataSet
-from core.datasets.xlsa17 import attribute_count
 from core.files.errors import UserError
 from core.files.kinds import unreadable
 from core.files.matfile import read_mats
-
-NAMES_LIMIT = 1 << 20  # bytes of a list of attribute names; CUB's has 10 kB
 
 # Always rewritten; the left forms are not English words, or the other data sets spell them as on the right.
 _RESPELLED = {
@@ -63,57 +60,51 @@ def words_of(names: Sequence[str]) -> list[str]:
 
 
 def read_names_file(path: Path | str) -> list[str]:
-    """Attribute names in file order from ``1 name`` lines (AWA2, CUB, DEMO) or SUN's attributes.mat.
-
-    Raises:
-        UserError: missing, unreadable, or not numbered 1..K.
-    """
+    """Attribute names in file order from ``1 name`` lines (AWA2, CUB, DEMO) or SUN's attributes.mat."""
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no attribute names at {path}")
     try:
         if path.suffix == ".mat":
             cells = read_mats({path: ["attributes"]})[0]["attributes"]
             names = [str(cell[0] if isinstance(cell, list) else cell).strip() for cell in cells]
         else:
-            if path.stat().st_size > NAMES_LIMIT:
-                raise ValueError(f"more than {NAMES_LIMIT} bytes")
             rows = [line.split(maxsplit=1) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-            if [int(row[0]) if row[0].isdecimal() else 0 for row in rows] != list(range(1, len(rows) + 1)):
+            if [row[0] for row in rows] != [str(k) for k in range(1, len(rows) + 1)]:
                 raise ValueError("its lines are not `1 name`, `2 name`, `3 name`, ...")
             names = [row[1].strip() for row in rows]
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from error
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise unreadable(path, "list of attribute names", error) from error
-    if not names:
-        raise UserError(f"{path} lists no attributes")
     return names
 
 
 def find_names_file(dataset: DataSet, data_root: Path, given: Path | None = None) -> Path:
-    """The data set's attribute file: ``given`` (a file or a folder), else below the images or beside their folder.
-
-    Raises:
-        UserError: not found; names every place looked at.
-    """
+    """The data set's attribute file: ``given`` (a file or a folder), else below the images or beside their folder."""
     relative = Path(dataset.attribute_file)
     if given is not None:
         tried = [given / relative.name, given / relative] if given.is_dir() else [given]
     else:
         folder = image_folder(data_root, dataset)
-        # CUB's archive has attributes.txt at its top level, beside CUB_200_2011/
-        tried = [folder / relative, folder / relative.name, folder.parent / relative.name, folder.parent / relative]
+        tried = [folder / relative, folder.parent / relative.name]  # CUB's archive has it beside CUB_200_2011/
     for path in tried:
         if path.is_file():
             return path
-    looked = ", ".join(map(str, dict.fromkeys(tried)))
     raise UserError(
-        f"no attribute names of {dataset.source}. Looked for: {looked}. Name the file with --attributes PATH, "
-        f"or see data/{dataset.source}.md for where to get it."
+        f"no attribute names of {dataset.source}. Looked for: {', '.join(map(str, tried))}. Name the file with "
+        f"--attributes PATH, or see data/{dataset.source}.md for where to get it"
     )
+
+
+def attribute_count(data_root: Path | str, dataset: DataSet) -> int | None:
+    """K: of att_splits.mat where it is there, else as published, else None."""
+    try:
+        path = xlsa17_folder(Path(data_root), dataset) / "att_splits.mat"
+    except UserError:
+        return dataset.counts.attributes if dataset.counts else None
+    (content,) = read_mats({path: ("att", "allclasses_names")})
+    try:
+        rows, columns = content["att"].shape
+        return int(rows if columns == len(content["allclasses_names"]) else columns)
+    except (KeyError, AttributeError, ValueError) as error:
+        raise unreadable(path, "file of attributes x classes", error) from error
 
 
 def read_attribute_names(dataset: DataSet, data_root: Path, given: Path | None = None) -> list[str]:

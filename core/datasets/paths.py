@@ -13,32 +13,28 @@ DEFAULT_ROOT = Path("data")  # below the working directory
 
 
 def image_folder(data_root: Path, dataset: DataSet) -> Path:
-    """The data set's own folder, which holds its images.
-
-    Raises:
-        UserError: it is in none of the places we look; names them all.
-    """
-    for folder in (tried := _image_folders(data_root, dataset)):
+    """The data set's own folder, which holds its images."""
+    tried = [Path(data_root) / folder for folder in dataset.folders]
+    for folder in tried:
         if folder.is_dir():
             return folder
-    raise UserError(
-        f"the images of {dataset.source} are not there. Looked for the folders: {_listed(tried)}. {_get(dataset)}"
-    )
+    looked = ", ".join(map(str, tried))
+    raise UserError(f"the images of {dataset.source} are not there. Looked for the folders: {looked}. {_get(dataset)}")
 
 
 def xlsa17_folder(data_root: Path, dataset: DataSet) -> Path:
-    """The folder with the data set's res101.mat and att_splits.mat.
-
-    Raises:
-        UserError: they are in none of the places we look; names them all.
-    """
+    """The folder with the data set's res101.mat and att_splits.mat."""
     for folder in (tried := _xlsa17_folders(data_root, dataset)):
         if (folder / "att_splits.mat").is_file() and (folder / "res101.mat").is_file():
             return folder
     raise UserError(
-        f"xlsa17's res101.mat and att_splits.mat of {dataset.source} are not there. Looked in: {_listed(tried)}. "
-        f"{_get(dataset)}, or point --data-root at the folder that holds xlsa17/"
+        f"xlsa17's res101.mat and att_splits.mat of {dataset.source} are not there. "
+        f"Looked in: {', '.join(map(str, tried))}. {_get(dataset)}, or point --data-root at the folder of xlsa17/"
     )
+
+
+def _xlsa17_folders(data_root: Path, dataset: DataSet) -> list[Path]:
+    return [Path(data_root) / "xlsa17" / "data" / dataset.source, Path(data_root) / dataset.source]
 
 
 def feature_file(data_root: Path, dataset: DataSet, backbone: str = "ResNet_101") -> Path:
@@ -53,20 +49,14 @@ def vectors_file(data_root: Path, dataset: DataSet) -> Path:
     return folder / f"{dataset.source}_attribute.pkl"
 
 
-def class_text_file(data_root: Path, dataset: DataSet, backbone: str) -> Path:
-    """Text embeddings of the classes, of the model that the features of ``backbone`` (as file names have it) are of."""
-    return Path(data_root) / dataset.source / f"class_text_{backbone}_{dataset.source}.safetensors"
-
-
 def require(data_root: Path, dataset: DataSet) -> None:
     """Raise unless the root holds something of the data set: images, split files or features."""
-    images, splits = _image_folders(data_root, dataset), _xlsa17_folders(data_root, dataset)
-    there = any(f.is_dir() for f in images) or any((f / "att_splits.mat").is_file() for f in splits)
     features = feature_file(data_root, dataset, "*")
-    if not there and not any(features.parent.glob(features.name)):
-        looked = _listed([*images, *(f / "att_splits.mat" for f in splits), features])
-        root = f"{data_root}{'' if data_root.is_dir() else ' (which is no folder)'}"
-        raise UserError(f"--data-root {root} holds no {dataset.source}. Looked for: {looked}. {_get(dataset)}")
+    looked = [Path(data_root) / folder for folder in dataset.folders]
+    looked += [folder / "att_splits.mat" for folder in _xlsa17_folders(data_root, dataset)]
+    if not any(path.exists() for path in looked) and not any(features.parent.glob(features.name)):
+        places = ", ".join(map(str, [*looked, features]))
+        raise UserError(f"--data-root {data_root} holds no {dataset.source}. Looked for: {places}. {_get(dataset)}")
 
 
 def resolve_images(folder: Path, names: Sequence[str]) -> tuple[list[Path], list[int]]:
@@ -78,33 +68,18 @@ def resolve_images(folder: Path, names: Sequence[str]) -> tuple[list[Path], list
         folder = folder / "images"
 
     @cache
-    def by_lower(parent: Path) -> dict[str, list[Path]]:
-        found: dict[str, list[Path]] = {}
-        for path in sorted(parent.iterdir()) if parent.is_dir() else ():
-            found.setdefault(path.name.lower(), []).append(path)
-        return found
+    def files_of(parent: Path) -> list[Path]:
+        return list(parent.iterdir()) if parent.is_dir() else []
 
     paths, missing = [folder / name for name in names], []
     for i, path in enumerate(paths):
         if not path.is_file():
-            alike = by_lower(path.parent).get(path.name.lower(), [])
+            alike = [other for other in files_of(path.parent) if other.name.lower() == path.name.lower()]
             if len(alike) == 1:
                 paths[i] = alike[0]
             else:
                 missing.append(i)
     return paths, missing
-
-
-def _image_folders(data_root: Path, dataset: DataSet) -> list[Path]:
-    return [Path(data_root) / folder for folder in dataset.folders]
-
-
-def _xlsa17_folders(data_root: Path, dataset: DataSet) -> list[Path]:
-    return [Path(data_root) / "xlsa17" / "data" / dataset.source, Path(data_root) / dataset.source]
-
-
-def _listed(paths: Sequence[Path]) -> str:
-    return ", ".join(map(str, paths))
 
 
 def _get(dataset: DataSet) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
 
 from core.files.errors import UserError
 
 # The authors' CUB50 subset, by official CUB class number.
-# fmt: off
 CUB50_SEEN = (
-    1, 2, 3, 4, 5, 9, 10, 12, 13, 14, 16, 17, 18, 19, 20, 21, 28, 31, 36, 42, 47, 53, 56, 57, 58,
-    63, 70, 73, 74, 75, 77, 81, 88, 92, 93, 96, 97, 99, 101, 108,
+    *(1, 2, 3, 4, 5, 9, 10, 12, 13, 14, 16, 17, 18, 19, 20, 21, 28, 31, 36, 42, 47, 53, 56, 57, 58),
+    *(63, 70, 73, 74, 75, 77, 81, 88, 92, 93, 96, 97, 99, 101, 108),
 )
-# fmt: on
 CUB50_UNSEEN = (110, 120, 121, 134, 138, 139, 141, 161, 182, 189)
 
 
@@ -51,20 +48,13 @@ class DataSet:
 
 
 DATASETS: dict[str, DataSet] = {}
-_PLACES: dict[str, str] = {}
 
 
 def register(dataset: DataSet) -> DataSet:
-    """Make a data set known by its name; returns it.
-
-    Raises:
-        UserError: the name is taken; names both places.
-    """
-    caller = sys._getframe(1)
-    place = f"{caller.f_code.co_filename}:{caller.f_lineno}"
-    if dataset.name in DATASETS:
-        raise UserError(f"two data sets are named {dataset.name}: one in {_PLACES[dataset.name]}, one in {place}")
-    DATASETS[dataset.name], _PLACES[dataset.name] = dataset, place
+    """Make a data set known by its name; returns it. The same one again, as from a notebook's cell, is no error."""
+    if DATASETS.get(dataset.name, dataset) != dataset:
+        raise UserError(f"another data set is named {dataset.name} already; choose another name")
+    DATASETS[dataset.name] = dataset
     return dataset
 
 
@@ -107,11 +97,7 @@ DEMO = DataSet(
     caveat="the pictures are drawn: they show that the pipeline runs and are no evidence for a method on photographs "
     "(train and val classes are the split file's; those of seeds after 0 are not, and the backbone knows some of them)",
 )
-OWN = DataSet(  # a folder of one's own: core/datasets/own.py
-    name="OWN",
-    anchor="images",
-    folders=("images",),
-    attribute_file="attributes.csv",
-)
+# a folder of one's own: core/datasets/own.py
+OWN = DataSet(name="OWN", anchor="images", folders=("images",), attribute_file="attributes.csv")
 for _dataset in (AWA2, CUB, CUB50, SUN, DEMO, OWN):
     register(_dataset)

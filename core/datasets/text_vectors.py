@@ -5,10 +5,10 @@ Unlike the sums of word vectors, an encoder reads the whole name: "curved bill s
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from core.datasets.class_text import attribute_phrase
 from core.files.errors import UserError, first_line, library
@@ -22,36 +22,36 @@ def attribute_text(name: str) -> str:
     return attribute_phrase(name).removeprefix("which has ")
 
 
+@torch.inference_mode()
 def encode_attributes(source: str, names: Sequence[str]) -> np.ndarray:
     """(K,V) float32 of attribute names, unit rows.
 
     Args:
         source: open_clip:MODEL/PRETRAINED or sentence-transformers:NAME (a model of its hub, or a folder).
-
-    Raises:
-        UserError: the library is not installed, no such model, a failed download, or vectors that are not usable.
     """
-    texts = [attribute_text(name) for name in names]
-    if source.startswith(OPEN_CLIP):
-        rows = importlib.import_module("core.features.clip").load_clip(source).encode(texts)
-    else:
-        rows = _sentences(source.removeprefix(SENTENCE), texts)
-    rows = np.asarray(rows, dtype=np.float32)
-    if rows.ndim != 2 or len(rows) != len(names) or not np.isfinite(rows).all() or not rows.any(axis=1).all():
-        raise UserError(f"--source {source}: its vectors {rows.shape} are not one a text, not finite, or zero")
-    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return unit
-
-
-def _sentences(name: str, texts: list[str]) -> np.ndarray:
-    sentences = library("sentence_transformers", f"--source {SENTENCE}{name}", "sentence-transformers")
+    texts, name = [attribute_text(name) for name in names], source.partition(":")[2]
+    of_clip = source.startswith(OPEN_CLIP)
+    with library(f"--source {source}", "open_clip_torch" if of_clip else "sentence-transformers"):
+        if of_clip:
+            import open_clip
+        else:
+            import sentence_transformers
     try:
-        # no code of a repository is run: trust_remote_code stays off
-        model = sentences.SentenceTransformer(name, device="cpu", trust_remote_code=False)
-        rows: np.ndarray = model.encode(texts, convert_to_numpy=True, show_progress_bar=False)
+        if of_clip:
+            model_name, _, tag = name.partition("/")
+            quick = bool((open_clip.get_pretrained_cfg(model_name, tag) or {}).get("quick_gelu"))
+            clip = open_clip.create_model(model_name, pretrained=tag, force_quick_gelu=quick).eval()
+            rows = clip.encode_text(open_clip.get_tokenizer(model_name)(texts), normalize=True).numpy()
+        else:  # no code of a repository is run: trust_remote_code stays off
+            model = sentence_transformers.SentenceTransformer(name, device="cpu", trust_remote_code=False)
+            rows = model.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     except Exception as error:  # of the hub's client: nearly anything
         raise UserError(
-            f"--source {SENTENCE}{name} could not be loaded ({first_line(error)}). Offline? Download the model's "
-            f"folder elsewhere and name it: --source {SENTENCE}FOLDER"
+            f"--source {source} could not be loaded ({first_line(error)}). Offline? Download the model's folder "
+            f"elsewhere and name it: --source {SENTENCE}FOLDER"
         ) from error
-    return rows
+    rows = np.asarray(rows, dtype=np.float32)
+    if not np.isfinite(rows).all() or not rows.any(axis=1).all():
+        raise UserError(f"--source {source}: a vector is zero or not finite; are its weights damaged?")
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit

@@ -6,6 +6,7 @@ classes that methods are chosen on (val) are as new to it as the unseen ones, so
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -22,10 +23,8 @@ from core.datasets.metadata import Metadata
 from core.datasets.paths import image_folder
 from core.datasets.registry import DEMO
 from core.datasets.xlsa17 import read_metadata
-from core.demo.drawing import SIZE
 from core.files.atomic import write_bytes
 from core.files.errors import UserError
-from core.files.system import utf8_name
 
 log = logging.getLogger(__name__)
 
@@ -61,26 +60,6 @@ def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequen
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
-def load_images(folder: Path | str, files: list[str]) -> torch.Tensor:
-    """The named images below ``folder`` as uint8, (N,3,112,112), in memory.
-
-    Raises:
-        UserError: an image that cannot be read, or of another size; names it.
-    """
-    out = torch.empty(len(files), 3, SIZE, SIZE, dtype=torch.uint8)
-    for i, name in enumerate(files):
-        path = Path(folder) / name
-        try:
-            with Image.open(path) as image:
-                pixels = np.array(image.convert("RGB"))
-        except OSError as error:
-            raise UserError(f"cannot read the image {path} ({error})") from error
-        if pixels.shape != (SIZE, SIZE, 3):
-            raise UserError(f"the image {path} is {pixels.shape[1]}x{pixels.shape[0]}, expected {SIZE}x{SIZE}")
-        out[i] = torch.from_numpy(pixels).permute(2, 0, 1)
-    return out
-
-
 def train_demo_backbone(
     data_root: Path | str,
     out_path: Path | str,
@@ -93,9 +72,6 @@ def train_demo_backbone(
     The epochs were settled on validation classes alone: with 20 and 40 of them AUSUC there was 46 and 56 for vsmr, 26
     and 58 for dazle. The loss is cross-entropy on the train classes plus a multiple of BCE on their attributes. Weights
     trained with the same arguments on the same split are kept.
-
-    Raises:
-        UserError: the demo data set is missing, or its splits would leak test images into the training.
     """
     metadata = read_metadata(data_root, DEMO)
     settings = json.dumps(
@@ -104,26 +80,30 @@ def train_demo_backbone(
         sort_keys=True,
     )
     out_path = Path(out_path)
-    if _saved_settings(out_path) == settings:
-        log.info("the demo backbone is already in %s", out_path)
-        return out_path
+    with contextlib.suppress(OSError, SafetensorError), safe_open(out_path, "pt") as file:
+        if (file.metadata() or {}).get("settings") == settings:
+            log.info("the demo backbone is already in %s", out_path)
+            return out_path
 
     loc = _training_images(metadata)
     folder = image_folder(Path(data_root), DEMO)
-    images = load_images(folder, [metadata.image_files[i] for i in loc])  # (N,3,112,112)
+    pixels = np.stack([np.array(Image.open(folder / metadata.image_files[i]).convert("RGB")) for i in loc])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # (N,3,112,112) uint8
     known, classes = (torch.from_numpy(a) for a in np.unique(metadata.labels[loc], return_inverse=True))  # (S,), (N,)
     attributes = torch.from_numpy((metadata.original_att[known] > 50).astype(np.float32))  # (S,K)
-
     log.info("demo backbone: %d images of %d classes, none of validation or unseen classes", len(loc), len(known))
 
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # the modules' own initialisation must not move the global generator
         backbone = DemoBackbone()
         heads = nn.Linear(CHANNELS, attributes.shape[0] + attributes.shape[1])
-    _initialise(backbone, heads, generator)
+    for module in backbone.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+    nn.init.normal_(heads.weight, std=0.02, generator=generator)
+    nn.init.zeros_(heads.bias)
     backbone = backbone.to(memory_format=torch.channels_last).train()
-    parameters = [*backbone.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=_LR, weight_decay=0.05)
+    optimizer = torch.optim.AdamW([*backbone.parameters(), *heads.parameters()], lr=_LR, weight_decay=0.05)
     steps = epochs * -(-len(loc) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LR, total_steps=max(steps, 2), pct_start=0.2)
 
@@ -133,10 +113,8 @@ def train_demo_backbone(
         for epoch in range(epochs):
             total = 0.0
             for rows in torch.randperm(len(loc), generator=generator).split(batch_size):
-                batch = _augment(images[rows], generator)
-                pooled = backbone(batch).mean(dim=(2, 3))  # (B,D)
-                logits = heads(pooled)  # (B,S+K)
-                class_logits, attribute_logits = logits.split(attributes.shape, dim=1)
+                pooled = backbone(_augment(images[rows], generator)).mean(dim=(2, 3))  # (B,D)
+                class_logits, attribute_logits = heads(pooled).split(attributes.shape, dim=1)  # (B,S), (B,K)
                 target = classes[rows]
                 bce = F.binary_cross_entropy_with_logits(attribute_logits, attributes[target])
                 loss = F.cross_entropy(class_logits, target, label_smoothing=0.1) + _ATTRIBUTE_WEIGHT * bce
@@ -158,20 +136,11 @@ def train_demo_backbone(
 def _training_images(metadata: Metadata) -> np.ndarray:
     """The rows of train, after making sure that no test image and no validation or unseen class is among them."""
     metadata.check(DEMO.name)
-    loc = metadata.train_loc
-    test = np.concatenate([metadata.test_seen_loc, metadata.test_unseen_loc])
+    loc, tested = metadata.train_loc, np.concatenate([metadata.test_seen_loc, metadata.test_unseen_loc])
     new = [*metadata.unseen, *np.unique(metadata.labels[metadata.val_loc])]
-    assert not np.intersect1d(loc, test).size, "a test image among the backbone's training images"
-    assert not np.isin(metadata.labels[loc], new).any(), "a validation or unseen class in the backbone's training set"
+    if np.intersect1d(loc, tested).size or np.isin(metadata.labels[loc], new).any():
+        raise UserError("a test image, or one of a validation or unseen class, among the demo backbone's train images")
     return loc
-
-
-def _initialise(backbone: nn.Module, heads: nn.Linear, generator: torch.Generator) -> None:
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
-    nn.init.normal_(heads.weight, std=0.02, generator=generator)
-    nn.init.zeros_(heads.bias)
 
 
 def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -187,11 +156,3 @@ def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     x = (torch.where(flip, side - 1 - along, along) + shift[1]).clamp(0, side - 1)
     picked = images.permute(0, 2, 3, 1)[torch.arange(count)[:, None, None], y[:, :, None], x[:, None, :]]  # (B,S,S,3)
     return picked.float().div_(255).permute(0, 3, 1, 2)
-
-
-def _saved_settings(path: Path) -> str | None:
-    try:
-        with utf8_name(path) as name, safe_open(name, framework="pt") as file:
-            return (file.metadata() or {}).get("settings")
-    except (OSError, SafetensorError):
-        return None

@@ -8,7 +8,6 @@ them apart. Pose, articulation, scale, position, individual colour, background, 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -16,11 +15,10 @@ import multiprocessing
 import os
 import shutil
 import sys
-import time
+import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import scipy.io
@@ -29,13 +27,12 @@ from tqdm import tqdm
 from core.datasets.metadata import class_disjoint_split
 from core.datasets.registry import DEMO
 from core.demo.drawing import PARTS, Signature, draw_creature
-from core.files.atomic import fsync_folder, sha256_file
 from core.files.errors import UserError
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when the drawing changes, so that older renderings are redone
-MARKER = "rendering.json"  # written last; holds the parameters and the checksums of the split files
+MARKER = "rendering.json"  # written last; holds the parameters
 TEST_SHARE = 0.2  # of a seen class's images
 
 # trait -> (part that shows it, values); attribute names are has_<trait>::<value>
@@ -74,14 +71,15 @@ def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[l
 
     Every value is spread evenly over the seen classes; an unseen class uses only values of at least two seen classes.
     """
-    columns = {}
-    for trait, (_, values) in TRAITS.items():
-        columns[trait] = [values[i] for i in rng.permutation(np.resize(rng.permutation(len(values)), seen))]
-    known = [{trait: column[c] for trait, column in columns.items()} for c in range(seen)]
-    allowed = {
-        trait: sorted(v for v in set(column) if column.count(v) >= 2) or [max(sorted(set(column)), key=column.count)]
-        for trait, column in columns.items()
+    columns = {
+        trait: [values[i] for i in rng.permutation(np.resize(rng.permutation(len(values)), seen))]
+        for trait, (_, values) in TRAITS.items()
     }
+    known = [{trait: column[c] for trait, column in columns.items()} for c in range(seen)]
+    allowed = {}
+    for trait, column in columns.items():
+        shown = sorted(set(column))
+        allowed[trait] = [v for v in shown if column.count(v) >= 2] or [max(shown, key=column.count)]
     new: list[Signature] = []
     for _ in range(1000 * unseen):
         if len(new) == unseen:
@@ -121,52 +119,26 @@ def render_demo(
 
     The result depends only on the arguments (not on ``workers``). A complete rendering with the same
     arguments is kept; one with others is replaced. Nothing appears under a final name before it is complete.
-
-    Raises:
-        UserError: sizes too small to split, a folder in the way that was not drawn here, or the disk refuses.
     """
     if seen < 4 or unseen < 1 or images_per_class < 2:
         raise UserError("the demo needs at least 4 seen classes, 1 unseen class and 2 images per class")
     data_root = Path(data_root)
     folder, mats = data_root / DEMO.folders[0], data_root / "xlsa17" / "data" / DEMO.name
     wanted = {"format": FORMAT, "seed": seed, "images_per_class": images_per_class, "seen": seen, "unseen": unseen}
-    if _is_complete(folder, mats, wanted):
+    marker = folder / MARKER
+    if folder.exists() and not marker.is_file():
+        raise UserError(f"{folder} exists but was not drawn by this program (no {MARKER}). Move it away first.")
+    if marker.is_file() and mats.is_dir() and marker.read_text() == json.dumps(wanted):
         log.info("the demo data set is already in %s", folder)
         return folder
-    if folder.exists() and not (folder / MARKER).is_file():
-        raise UserError(f"{folder} exists but was not drawn by this program (no {MARKER}). Move it away first.")
-    try:
-        data_root.mkdir(parents=True, exist_ok=True)
-        for stale in data_root.glob(".demo.*.tmp"):
-            if time.time() - stale.stat().st_mtime > 3600:
-                shutil.rmtree(stale, ignore_errors=True)
-        temporary = data_root / f".demo.{os.getpid()}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            _write(temporary, wanted, workers)
-            if not _is_complete(folder, mats, wanted):  # else another process was faster
-                for old in (folder, mats):
-                    shutil.rmtree(old, ignore_errors=True)
-                for new, final in ((temporary / "mats", mats), (temporary / "images", folder)):
-                    final.parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(new, final)
-                    fsync_folder(final.parent)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot draw the demo data set under {data_root}: {error.strerror or error}.") from error
+    data_root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".demo.", dir=data_root, ignore_cleanup_errors=True) as temporary:
+        _write(Path(temporary), wanted, workers)
+        for part, final in (("mats", mats), ("images", folder)):
+            shutil.rmtree(final, ignore_errors=True)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(Path(temporary, part), final)
     return folder
-
-
-def _is_complete(folder: Path, mats: Path, wanted: dict[str, int]) -> bool:
-    try:
-        marker = json.loads((folder / MARKER).read_text())
-        if marker["parameters"] != wanted or any(sha256_file(mats / n) != h for n, h in marker["sha256"].items()):
-            return False
-        names = [line.split()[1] for line in (folder / "images.txt").read_text().splitlines()]
-        return len(names) == marker["images"] and all((folder / "images" / n).is_file() for n in names)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        return False
 
 
 def _write(target: Path, wanted: dict[str, int], workers: int | None) -> None:
@@ -176,42 +148,32 @@ def _write(target: Path, wanted: dict[str, int], workers: int | None) -> None:
     known, new = draw_signatures(seen, unseen, rng)
     order = rng.permutation(seen + unseen)  # class c has signature order[c]: unseen classes lie anywhere
     signatures = [(known + new)[i] for i in order]
-    is_seen = order < seen
-    names = [
-        f"{c + 1:03d}.{s['crown_color'].title()}_crowned_{s['wing_color'].title()}wing"
-        for c, s in enumerate(signatures)
-    ]
+    words = [f"{s['crown_color'].title()}_crowned_{s['wing_color'].title()}wing" for s in signatures]
+    names = [f"{c:03d}.{word}" for c, word in enumerate(words, 1)]
     strengths = signature_strengths(signatures, rng)  # (C,K)
     labels = np.repeat(np.arange(len(names)), per_class)
-    files = [f"{names[c]}/{names[c].split('.')[1]}_{i % per_class + 1:04d}.jpg" for i, c in enumerate(labels)]
+    files = [f"{names[c]}/{words[c]}_{i % per_class + 1:04d}.jpg" for i, c in enumerate(labels)]
 
     root = target / "images"
     for name in names:
         (root / "images" / name).mkdir(parents=True)
     log.info("demo: drawing %d images of %d classes", len(files), len(names))
     jobs = [(seed, i, signatures[labels[i]], str(root / "images" / files[i])) for i in range(len(files))]
-    locs = np.stack(list(tqdm(_map_jobs(jobs, workers), total=len(jobs), desc="drawing", disable=None)))  # (N,P,3)
-    _write_tables(root, names, labels, files, strengths, locs)
+    locs = np.stack(list(tqdm(_drawn(jobs, workers), total=len(jobs), desc="drawing", disable=None)))  # (N,P,3)
+    _write_tables(root, files, locs)
 
-    splits = _splits(labels, is_seen, per_class, rng)
     (target / "mats").mkdir()
-    original = strengths.T  # (K,C)
-    paths = np.array([f"/drawn/by/seed/{seed}/{DEMO.anchor}/images/{f}" for f in files], dtype=object)[:, None]
-    checksums = {
-        "res101.mat": _write_mat(
-            target / "mats" / "res101.mat", {"labels": (labels + 1.0)[:, None], "image_files": paths}
-        ),
-        "att_splits.mat": _write_mat(
-            target / "mats" / "att_splits.mat",
-            {
-                "att": original / np.linalg.norm(original, axis=0),
-                "original_att": original,
-                "allclasses_names": np.array(names, dtype=object)[:, None],
-                **{key: (loc + 1.0)[:, None] for key, loc in splits.items()},
-            },
-        ),
-    }
-    (root / MARKER).write_text(json.dumps({"parameters": wanted, "images": len(files), "sha256": checksums}, indent=1))
+    paths = [f"/drawn/by/seed/{seed}/{DEMO.anchor}/images/{file}" for file in files]
+    _write_mat(target / "mats" / "res101.mat", labels=labels + 1.0, image_files=np.array(paths, dtype=object))
+    splits = _splits(labels, order < seen, per_class, rng)
+    _write_mat(
+        target / "mats" / "att_splits.mat",
+        att=strengths.T / np.linalg.norm(strengths.T, axis=0),  # (K,C)
+        original_att=strengths.T,
+        allclasses_names=np.array(names, dtype=object),
+        **{key: loc + 1.0 for key, loc in splits.items()},
+    )
+    (root / MARKER).write_text(json.dumps(wanted))
 
 
 def _splits(labels: np.ndarray, is_seen: np.ndarray, per_class: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -228,36 +190,25 @@ def _splits(labels: np.ndarray, is_seen: np.ndarray, per_class: int, rng: np.ran
     }
 
 
-def _write_tables(
-    root: Path, names: list[str], labels: np.ndarray, files: list[str], strengths: np.ndarray, locs: np.ndarray
-) -> None:
-    """CUB's text files; every id counts from 1."""
+def _write_tables(root: Path, files: list[str], locs: np.ndarray) -> None:
+    """CUB's text files of attributes and parts; every id counts from 1."""
 
     def table(path: str, rows: Iterable[str]) -> None:
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).write_text("".join(f"{row}\n" for row in rows))
 
     table("images.txt", (f"{i} {f}" for i, f in enumerate(files, 1)))
-    table("classes.txt", (f"{i} {n}" for i, n in enumerate(names, 1)))
-    table("image_class_labels.txt", (f"{i} {c + 1}" for i, c in enumerate(labels, 1)))
     table("attributes.txt", (f"{i} {a}" for i, a in enumerate(attribute_names(), 1)))
-    table("attribute_parts.txt", (f"{i} {PARTS.index(p) + 1} {p}" for i, p in enumerate(attribute_parts(), 1)))
-    table("class_attribute_labels_continuous.txt", (" ".join(f"{v:.4f}" for v in row) for row in strengths))
     table("parts/parts.txt", (f"{i} {p}" for i, p in enumerate(PARTS, 1)))
     rows = (f"{i} {p} {x:.1f} {y:.1f} {v:.0f}" for i, loc in enumerate(locs, 1) for p, (x, y, v) in enumerate(loc, 1))
     table("parts/part_locs.txt", rows)
 
 
-def _write_mat(path: Path, content: dict[str, Any]) -> str:
-    """Write a .mat file without the date that scipy puts in its header, so that equal content is equal bytes."""
+def _write_mat(path: Path, **content: np.ndarray) -> None:
+    """Write columns and matrices without the date that scipy puts in its header: equal content is equal bytes."""
     buffer = io.BytesIO()
-    scipy.io.savemat(buffer, content, do_compression=True)
-    raw = b"MATLAB 5.0 MAT-file, demo data set".ljust(116) + buffer.getvalue()[116:]
-    with open(path, "wb") as handle:
-        handle.write(raw)
-        handle.flush()
-        os.fsync(handle.fileno())
-    return hashlib.sha256(raw).hexdigest()
+    scipy.io.savemat(buffer, content, do_compression=True, oned_as="column")
+    path.write_bytes(b"MATLAB 5.0 MAT-file, demo data set".ljust(116) + buffer.getvalue()[116:])
 
 
 Job = tuple[int, int, Signature, str]
@@ -270,11 +221,11 @@ def _draw_job(job: Job) -> np.ndarray:
     return drawing.part_locs
 
 
-def _map_jobs(jobs: list[Job], workers: int | None) -> Iterator[np.ndarray]:
+def _drawn(jobs: list[Job], workers: int | None) -> Iterator[np.ndarray]:
     """The jobs' results in order; in several processes where a plain fork is safe, else in this one."""
-    count = min(workers or len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1, 8)
-    if count < 2 or len(jobs) < 200:
+    if sys.platform != "linux" or workers == 1 or len(jobs) < 200:
         yield from map(_draw_job, jobs)
         return
+    count = min(workers or len(os.sched_getaffinity(0)), 8)
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("fork")) as pool:
         yield from pool.map(_draw_job, jobs, chunksize=25)

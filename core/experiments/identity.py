@@ -5,76 +5,64 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import core
 from core.experiments.inputs import Inputs
-from core.method import epochs_of, find_method
+from core.method import epochs_of
+from core.methods import find_method
 
 ROOT = Path(core.__file__).resolve().parent
-# Modules that cannot change a number of a run. The list names what may be left out, so that a file nobody thought of
-# is counted: commands only pass on what the identity holds already, and the features have a digest of their own.
+# Read once, beside the import of the code itself: a file that is edited while a run goes on is not what the run ran.
+SOURCES = {path: path.read_bytes() for path in sorted(ROOT.rglob("*.py"))}
+# A run is what experiments/run.py imports, directly or not. Of that these cannot change a number: they word errors,
+# write files, or make what has a digest of its own (features, vectors, names). A file nobody thought of is counted.
 NUMBERLESS = (
-    "commands",
-    "reporting",
-    "demo",
-    "inference",
-    "experiments/sweep.py",
-    "experiments/engines.py",
-    "experiments/planning.py",
-    "experiments/statistics.py",
-    "experiments/watching.py",
+    *("files/errors.py", "files/atomic.py", "files/kinds.py", "features/settings.py", "features/finetuned.py"),
+    *("datasets/names.py", "datasets/text_vectors.py", "fields.py", "methods.py"),
 )
 
 
 @functools.cache
 def code_digest() -> str:
-    """Version, and a digest of every module of core but the methods' own files and NUMBERLESS."""
-    files = [p for p in sorted(ROOT.rglob("*.py")) if not _is_method(p) and not _numberless(p)]
-    return f"{core.__version__}-{_sha256(files)[:12]}"
+    """Version, and a digest of the modules that a run of any method passes through."""
+    return f"{core.__version__}-{_sha256(_imported_from(ROOT / 'experiments/run.py'))}"
 
 
 @functools.cache
 def method_digest(name: str) -> str:
-    """Digest of a method's file and of the method files it imports (DAZLE's attention, for most)."""
-    files, waiting = set(), [find_method(name).file]
+    """Digest of a method's file and of what it imports (DAZLE's attention, for most) besides the code of any run."""
+    return _sha256(_imported_from(find_method(name).file) - _imported_from(ROOT / "experiments/run.py"))
+
+
+@functools.cache
+def _imported_from(start: Path) -> frozenset[Path]:
+    """The file, and every file of core/ that it imports, directly or not, wherever in a file the import stands."""
+    found: set[Path] = set()
+    waiting = [start]
     while waiting:
-        path = waiting.pop()
-        if path not in files:
-            files.add(path)
-            waiting += [p for p in _imported(path) if _is_method(p)]
-    return _sha256(sorted(files))[:12]
+        if (path := waiting.pop()) in found | {ROOT / name for name in NUMBERLESS}:
+            continue
+        found.add(path)
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(SOURCES[path] if path in SOURCES else path.read_bytes())):
+            if isinstance(node, ast.ImportFrom):
+                names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+        waiting += {ROOT.parent / f"{name.replace('.', '/')}.py" for name in names} & SOURCES.keys()
+    return frozenset(found)
 
 
-def _is_method(path: Path) -> bool:
-    return path.parent == ROOT and path.stem not in ("__init__", "method", "losses", "preparation")
-
-
-def _numberless(path: Path) -> bool:
-    relative = path.relative_to(ROOT).as_posix()
-    return any(relative == entry or relative.startswith(f"{entry}/") for entry in NUMBERLESS)
-
-
-def _imported(path: Path) -> list[Path]:
-    """Files of core/ that a file names in its imports, wherever in it they stand."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-    below = [n.removeprefix("core.") for n in names if n.startswith("core.")]
-    return [p for n in below if (p := ROOT / f"{n.replace('.', '/')}.py").is_file()]
-
-
-def _sha256(files: list[Path]) -> str:
+def _sha256(files: frozenset[Path]) -> str:
     digest = hashlib.sha256()
-    for path in files:
-        digest.update((path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    for path in sorted(files):
+        digest.update((path.relative_to(ROOT).as_posix() if path in SOURCES else path.name).encode())
+        digest.update(SOURCES[path] if path in SOURCES else path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +79,7 @@ class RunConfig:
     features_sha256: str
     vectors_sha256: str
     split_sha256: str
+    names_sha256: str  # of attributes and classes: what reasons, pages and descriptions say
     precision: str  # of the products in a training step
     gamma_splits: int  # validation splits whose γ is averaged
     code: str
@@ -102,6 +91,8 @@ def run_config(
     precision: str = "float32", gamma_splits: int = 1,
 ) -> RunConfig:  # fmt: skip
     """The identity of a run of a method on inputs; ``epochs`` None: the recipe's."""
+    names = json.dumps([inputs.metadata.class_names, inputs.attribute_names])
+    digests = {name: getattr(inputs, name) for name in ("features_sha256", "vectors_sha256", "split_sha256")}
     return RunConfig(
         dataset=inputs.dataset,
         method=method,
@@ -110,9 +101,8 @@ def run_config(
         epochs=epochs_of(recipe) if epochs is None else epochs,
         recipe=asdict(recipe),
         features=dict(inputs.provenance),
-        features_sha256=inputs.features_sha256,
-        vectors_sha256=inputs.vectors_sha256,
-        split_sha256=inputs.split_sha256,
+        **digests,
+        names_sha256=hashlib.sha256(names.encode()).hexdigest(),
         precision=precision,
         gamma_splits=gamma_splits if select == "val" else 1,
         code=code_digest(),

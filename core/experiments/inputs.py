@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from core.datasets import paths
-from core.datasets.class_text import load_class_text
 from core.datasets.metadata import Metadata
 from core.datasets.names import read_attribute_names
 from core.datasets.own import Choices, check_images, feature_pattern, read_folder
 from core.datasets.registry import DATASETS, OWN, DataSet
 from core.datasets.vectors import load_attribute_vectors
 from core.datasets.xlsa17 import read_metadata
-from core.features.backbones import file_form
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
 from core.features.regions import RegionFeatures
@@ -47,9 +45,11 @@ class Inputs:
 
     @property
     def variant(self) -> str:
-        """Folder name of everything made from these data: backbone, grid of regions, and the digest of all three."""
+        """Folder name of everything made from these data: backbone, image side and pooling, grid, digest of all."""
         digest = hashlib.sha256((self.features_sha256 + self.vectors_sha256 + self.split_sha256).encode()).hexdigest()
-        return f"{self.provenance['name']}-{self.provenance['regions']}-{digest[:8]}"
+        size, pool = self.provenance.get("input_size", "224"), self.provenance.get("pool", "1")
+        how = f"{f'-{size}px' * (size != '224')}{f'-pool{pool}' * (pool != '1')}"
+        return f"{self.provenance['name']}{how}-{self.provenance['regions']}-{digest[:8]}"
 
 
 def split_digest(m: Metadata) -> str:
@@ -64,145 +64,109 @@ def split_digest(m: Metadata) -> str:
 
 
 def find_features(dataset: DataSet, data_root: Path, given: Path | None, own: Metadata | None = None) -> Path:
-    """The feature file to use; of a folder of one's ``own`` the one of these very images.
-
-    Raises:
-        UserError: none or several; says where we looked and the command that makes one, or continues one.
-    """
-    command = extraction_command(dataset, data_root=data_root)
-    if given is not None:
-        if given.is_file():
-            return given
-        if given.is_dir():
-            raise UserError(f"--features {given} is a folder; name the feature file in it")
-        where = missing(given, "feature file")
-        raise UserError(f"{where}. {_unfinished([given])}Make one with: {command} --out {given}")
-    pattern = feature_pattern(data_root, own.image_files) if own else paths.feature_file(data_root, dataset, "*")
-    found = sorted(pattern.parent.glob(pattern.name))
-    if (usual := paths.feature_file(data_root, dataset)) in found:
+    """The feature file to use: the one named, else the data root's; of a folder of one's ``own`` that of its images."""
+    if given is not None and given.is_file():
+        return given
+    command = extraction_command(dataset, data_root=data_root, out=given)
+    pattern = given or paths.feature_file(data_root, dataset, "*")
+    if own and not given:
+        pattern = feature_pattern(data_root, own.image_files)
+    found = [] if given else sorted(pattern.parent.glob(pattern.name))
+    if not given and (usual := paths.feature_file(data_root, dataset)) in found:
         return usual
     if len(found) == 1:
         return found[0]
     if found:
         raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
-    if own is None:
+    if not given and not own:
         paths.require(data_root, dataset)
-    begun = [p.with_suffix("") for p in pattern.parent.glob(f"{pattern.name}.partial")]
-    raise UserError(
-        f"no feature file{' of these images' if own else ''}; looked for {pattern}. {_unfinished(begun)}"
-        f"Make one with: {command}, or name one with --features."
-    )
+    begun = next(pattern.parent.glob(f"{pattern.name}.*"), None)
+    unfinished = f"{begun} is of an unfinished one: run the command that began it again. " if begun else ""
+    raise UserError(f"{missing(pattern, 'feature file')}. {unfinished}Make one with: {command}")
 
 
-def _unfinished(finals: list[Path]) -> str:
-    begun = [str(p) for final in finals if (p := final.with_name(final.name + ".partial")).is_file()]
-    if not begun:
-        return ""
-    return f"There is an unfinished {begun[0]}: run the command that began it again, and it continues. "
-
-
-def find_vectors(
-    dataset: DataSet, data_root: Path, given: Path | None, file: FeatureFile, K: int
+def _vectors(
+    dataset: DataSet, root: Path, given: Path | None, file: FeatureFile, K: int
 ) -> tuple[np.ndarray, Path | None]:
-    """Attribute vectors (K,V): the flag's, else the data root's, else those inside the feature file."""
-    path = given or paths.vectors_file(data_root, dataset)
-    root = "" if data_root == paths.DEFAULT_ROOT else f" --data-root {data_root}"
-    command = f"python extract_feature/extract_attribute_w2v_{dataset.source}.py{root}"
+    """Attribute vectors (K,V): the flag's, else the data root's, else those in the feature file; one-hot for OWN."""
+    if dataset.name == OWN.name:
+        return (load_attribute_vectors(given, K), given) if given else (np.eye(K, dtype=np.float32), None)
+    path = given or paths.vectors_file(root, dataset)
+    flag = "" if root == paths.DEFAULT_ROOT else f" --data-root {root}"
+    command = f"python extract_feature/extract_attribute_w2v_{dataset.source}.py{flag}"
     if given or path.is_file():
         return load_attribute_vectors(path, K, command), path
     if file.w2v_att is not None:
         return np.asarray(file.w2v_att, dtype=np.float32), None
-    raise UserError(
-        f"no attribute vectors: not at {path} and not in the feature file. Make them with: {command}, or name a file "
-        "with --w2v."
-    )
+    raise UserError(f"no attribute vectors at {path}; make them with: {command}, or name a file with --w2v")
 
 
-def attribute_names(dataset: DataSet, data_root: Path, vectors: Path | None, K: int) -> list[str]:
+def _attribute_names(dataset: DataSet, root: Path, vectors: Path | None, K: int) -> list[str]:
     """(K,) names, from beside the vectors or from the data set's own files; numbers where neither has them."""
-    sidecar = vectors.with_suffix(".json") if vectors else None
-    record = read_json(sidecar) if sidecar and sidecar.is_file() else None
+    beside = vectors.with_suffix(".json") if vectors else None
+    record = read_json(beside) if beside and beside.is_file() else None
     names = record.get("names") if isinstance(record, dict) else None
     if not isinstance(names, list) or not names:
         try:
-            names = read_attribute_names(dataset, data_root)
+            names = read_attribute_names(dataset, root)
         except UserError:
             names = []
     return [str(name) for name in names] if len(names) == K else [f"attribute {k + 1}" for k in range(K)]
 
 
 def load_inputs(
-    dataset_name: str,
-    *,
-    data_root: Path | None = None,
-    features: Path | None = None,
-    w2v: Path | None = None,
-    device: str = "cpu",
-    test: bool = True,
-    own: Choices | None = None,
-) -> Inputs:
+    dataset_name: str, *, data_root: Path | None = None, features: Path | None = None, w2v: Path | None = None,
+    device: str = "cpu", test: bool = True, own: Choices | None = None, budget: int | None = None,
+) -> Inputs:  # fmt: skip
     """Find, check and load a data set's features and vectors; ``test=False`` leaves the test images out.
 
     Args:
         data_root: decides what is read; None: data/, where a feature file named by ``features`` may stand alone.
         own: how a folder of one's own is split; None: as its files say.
-
-    Raises:
-        UserError: anything missing, of another data set or split, or damaged.
+        budget: bytes of features that are held in memory (None: as many as are free allow); 0 reads none of them now.
     """
     dataset, root = DATASETS[dataset_name], data_root or paths.DEFAULT_ROOT
-    of_root: Metadata | None = None
     if dataset.name == OWN.name:
         metadata = read_folder(root, own or Choices())
         path = find_features(dataset, root, features, metadata)
         file = FeatureFile(path)
         check_images(path, file.image_files or [], root, metadata)
-        array, vectors = (
-            (load_attribute_vectors(w2v, metadata.att.shape[1]), w2v)
-            if w2v
-            else (np.eye(metadata.att.shape[1], dtype=np.float32), None)
-        )
     else:
-        path = find_features(dataset, root, features)
+        path, of_root = find_features(dataset, root, features), None
         file = FeatureFile(path)
         if data_root or not features or (root / "xlsa17").is_dir():
             of_root = read_metadata(root, DATASETS[dataset.source])
             file.check_belongs(of_root, paths.xlsa17_folder(root, dataset) / "att_splits.mat", root)
         metadata = file.to_metadata(dataset, of_root)
-        array, vectors = find_vectors(dataset, root, w2v, file, metadata.att.shape[1])
-    _, D, R = file.shape
+    K = metadata.att.shape[1]
+    array, vectors = _vectors(dataset, root, w2v, file, K)
     if dataset.caveat:
         metadata.notes[:] = [dataset.caveat]  # one note says it all
     rows = metadata.trainval_loc
     if test:
         rows = np.concatenate([rows, metadata.test_seen_loc, metadata.test_unseen_loc])
-    grid = "x".join(map(str, file.grid))
+    _, D, R = file.shape
     provenance = {k: str(v) for k, v in file.provenance.items()}
-    provenance |= {"regions": grid, "name": provenance.get("backbone", "unknown")}
-    text = paths.class_text_file(root, dataset, file_form(provenance["name"]))
-    if text.is_file():
-        metadata.class_text = load_class_text(text, metadata.class_names, provenance.get("weights_sha256", ""))
+    provenance |= {"regions": "x".join(map(str, file.grid)), "name": provenance.get("backbone", "unknown")}
+    if file.class_text is not None:  # (C,2,E) of the file's classes, of which CUB50 has a part
+        place = {name: c for c, name in enumerate(file.class_names or [])}
+        metadata.class_text = file.class_text[[place[name] for name in metadata.class_names]]
     if provenance.get("finetuned") == "true":
         of = f"{provenance.get('finetuned_dataset')}, {provenance.get('finetuned_fold')}"
         metadata.notes.append(f"backbone fine-tuned on images of seen classes ({of})")
     log.info(
         "%s: %d classes, %d images, features %s (%s regions of %d channels)",
-        dataset.name,
-        len(metadata.class_names),
-        len(metadata.labels),
-        path,
-        grid,
-        D,
+        *(dataset.name, len(metadata.class_names), len(metadata.labels), path, provenance["regions"], D),
     )
     return Inputs(
         dataset=dataset.name,
         metadata=metadata,
         w2v=array,
-        features=RegionFeatures(file, rows, (R, D), resolve_device(device)),
+        features=RegionFeatures(file, rows, (R, D), resolve_device(device), budget),
         provenance=provenance,
         vectors=vectors,
         features_sha256=file.digest(),
         vectors_sha256=sha256_file(vectors) if vectors else hashlib.sha256(array.tobytes()).hexdigest(),
         split_sha256=split_digest(metadata),
-        attribute_names=metadata.attribute_names or attribute_names(dataset, root, vectors, metadata.att.shape[1]),
+        attribute_names=metadata.attribute_names or _attribute_names(dataset, root, vectors, K),
     )

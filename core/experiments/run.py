@@ -11,28 +11,28 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
 from core.datasets.registry import DATASETS
 from core.experiments import results
-from core.experiments.calibration import gamma_at
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
 from core.features.finetuned import refuse_finetuned
 from core.files.atomic import Lock
 from core.files.errors import UserError
-from core.method import Method, find_method, with_settings
+from core.method import Method, with_settings
+from core.methods import find_method
 from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact
 from core.training.folds import Fold, final_fold, validation_fold
 from core.training.loop import score_pieces, train
 
 log = logging.getLogger(__name__)
-Watch = Callable[[str, dict[str, Any]], None] | None
+Row = dict[str, Any]  # of the history: an epoch or a setting
 HOW = {
     "val": "class-disjoint validation split (seed k uses split k): highest AUSUC, then γ of the highest H there",
     "last": "fixed (--select last): all epochs, the method's own γ",
@@ -40,198 +40,171 @@ HOW = {
 
 
 def run(
-    config: RunConfig, inputs: Inputs, out: Path, *, resume: bool = True, diagnostics: bool = True, watch: Watch = None
-) -> dict[str, Any]:
+    config: RunConfig, inputs: Inputs, out: Path, *, resume: bool = True, diagnostics: bool = True,
+    watch: results.Watch = None, ablation: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Run one seed and return its metrics.json; a finished run is read back, an unfinished one continued.
 
     Args:
         watch: called with the fold ("validation" or "refit") and the row of each epoch.
-
-    Raises:
-        UserError: another process is at work on ``out``, or what is there is of another run or damaged.
+        ablation: its name: the first half alone, what validation says (validation.json); no test image is read.
     """
-    with _locked(out):
-        if (found := results.finished(out / "metrics.json", config, resume)) is not None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = Lock(out / "run")
+    except OSError as error:
+        raise UserError(f"cannot write results to {out}: {error.strerror}; choose another --out FOLDER") from error
+    with lock:
+        path = out / ("metrics.json" if ablation is None else "validation.json")
+        if (found := results.finished(path, config, resume)) is not None:
             return found
-        started = time.time()
-        chosen = choose(config, inputs, out, watch) if config.select == "val" else _as_planned(config, inputs)
-        result = _test(config, inputs, chosen, out, diagnostics=diagnostics, started=started, watch=watch)
-        for state in (out / "refit.state", *results.validation_states(out)):
-            state.unlink(missing_ok=True)
-        return result
-
-
-def validate(
-    config: RunConfig, inputs: Inputs, out: Path, *, resume: bool = True, ablation: str = ""
-) -> dict[str, Any]:
-    """The first half of :func:`run` alone: what validation says of one seed. No test image is read (ablations)."""
-    with _locked(out):
-        if (found := results.finished(out / "validation.json", config, resume)) is not None:
-            return found
-        started = time.time()
-        chosen = choose(config, inputs, out)
+        started, device, history = time.time(), inputs.features.device, list[Row]()
+        if config.select == "val":
+            chosen, history = choose(config, inputs, out, watch)
+        else:
+            gamma = build(config, config.recipe, final_fold(inputs.metadata, inputs.w2v), inputs).model.gamma
+            chosen = {"epochs": config.epochs, "gamma": gamma, "recipe": {}, "configurations": 0, "how": HOW["last"]}
+        machine = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        environment = {"torch": torch.__version__, "device": str(device), "machine": machine}
         result = {
             "config": asdict(config),
-            "ablation": ablation,
+            "ablation": ablation or "",
             "chosen": chosen,
-            "seconds": round(time.time() - started, 1),
-            "environment": environment(inputs),
+            "history": {"validation": history},
             "notes": inputs.metadata.notes,
+            "environment": environment | {"threads": torch.get_num_threads()},
         }
-        result = results.write_json(out / "validation.json", result)
-        for state in results.validation_states(out):
-            state.unlink(missing_ok=True)
-        return result
+        if ablation is None:
+            result |= _test(config, inputs, result, out, diagnostics, watch)
+        return results.write_json(path, result | {"seconds": round(time.time() - started, 1)})
 
 
-def choose(config: RunConfig, inputs: Inputs, out: Path, watch: Watch = None) -> dict[str, Any]:
-    """Epochs and settings (highest AUSUC), γ (highest H there), on the class-disjoint validation fold.
+def choose(
+    config: RunConfig, inputs: Inputs, out: Path, watch: results.Watch = None
+) -> tuple[dict[str, Any], list[Row]]:
+    """Epochs and settings (highest AUSUC), γ (highest H there), on the class-disjoint validation fold; its history.
 
     With ``gamma_splits`` N the method is trained on N - 1 further splits too, and γ is the mean over all N of the γ of
-    the highest H at the epoch and settings that the first has chosen.
+    the highest H at the epoch and the settings that the first has chosen.
     """
-    history = _measured(config, inputs, out, watch)
+    history = _validate_epochs(config, inputs, out, watch)
     best = max((r for r in history if "val_AUSUC" in r), key=lambda r: r["val_AUSUC"])
     # from the history alone: what a resumed run did not measure itself must be chosen from too
-    settings = {key.removeprefix("set_"): value for key, value in best.items() if key.startswith("set_")}
+    used = {"epochs": best["epoch"], "recipe": dict(sorted(_settings(best).items()))}
     gammas = [best["val_gamma"]]
     for split in range(config.seed + 1, config.seed + config.gamma_splits):
         try:
-            other = _measured(replace(config, seed=split), inputs, out / f"split{split}", None)
+            fold = validation_fold(inputs.metadata, inputs.w2v, split)
+            method, _ = _fit(replace(config, seed=split), inputs, fold, out / f"split{split}.state", used)
+            gammas.append(_measured(method, inputs, fold)["gamma"])
         except UserError as error:
             said = f"{error} (on validation split {split}; --gamma-splits 1 takes that of the seed alone)"
             raise UserError(said) from error
-        gammas.append(gamma_at(pd.DataFrame(other), best["epoch"], settings))
     averaged = f", mean over {config.gamma_splits} splits" if config.gamma_splits > 1 else ""
-    return {
-        "epochs": best["epoch"],
+    chosen = used | {
         "gamma": float(np.mean(gammas)),
         "gammas": gammas,
-        "recipe": dict(sorted(settings.items())),
         "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
         "configurations": sum("val_AUSUC" in r for r in history),
         "split": config.seed,
         "how": HOW["val"] + averaged,
     }
+    log.info(
+        "%s seed %d validation: of %d configurations epoch %d, %s has the highest AUSUC, %.1f; γ %.3g",
+        *(config.method, config.seed, chosen["configurations"], chosen["epochs"], chosen["recipe"] or "the recipe"),
+        *(100 * best["val_AUSUC"], chosen["gamma"]),
+    )
+    return chosen, history
 
 
-def _measured(config: RunConfig, inputs: Inputs, out: Path, watch: Watch) -> list[dict[str, Any]]:
-    """Train on a validation fold; the rows of its epochs and settings, each with what it measures there."""
+def _settings(row: Row) -> dict[str, Any]:
+    return {key.removeprefix("set_"): value for key, value in row.items() if key.startswith("set_")}
+
+
+def _validate_epochs(config: RunConfig, inputs: Inputs, out: Path, watch: results.Watch) -> list[Row]:
+    """Train on the validation fold; the rows of its epochs and settings, each with what it measures there."""
     fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
-    _refuse_finetuned(inputs, fold)
-    features = inputs.features
-    method = build(config, config.recipe, fold, inputs)
 
-    def measure(row: dict[str, Any]) -> None:
+    def measure(method: Method, row: Row) -> None:
         if method.tune:
             method.model.eval()
-            row |= {f"set_{k}": v for k, v in method.tune(fold.unseen_images(features)).items()}
-        row |= {f"val_{k}": v for k, v in asdict(evaluate(_scored(method, inputs, fold), None)).items()}
-        results.log_epoch(out, config, "validation", row)
-        if watch:
-            watch("validation", row)
+            row |= {f"set_{k}": v for k, v in method.tune(fold.unseen_images(inputs.features)).items()}
+        row |= _measured(method, inputs, fold, "val_")
+        results.log_epoch(out, config, "validation", row, watch)
 
-    history = train(
-        method,
-        features,
-        fold,
-        seed=config.seed,
-        state_path=out / "validation.state",
-        identity=asdict(config) | {"fold": "validation"},
-        on_epoch=measure,
-        label=f"{config.method} seed {config.seed} validation",
-        precision=config.precision,
-    )
-    for setting in method.grid:
-        assert method.set_params is not None
-        method.set_params(setting)
-        row: dict[str, Any] = {"epoch": 0} | {f"set_{k}": v for k, v in setting.items()}
-        measure(row)
-        history.append(row)
-    if not any("val_AUSUC" in r for r in history):  # a closed form without settings to choose among: one row
-        history.append({"epoch": 0})
-        measure(history[-1])
-    results.write_history(out / "history_validation.csv", history)
-    return history
+    method, history = _fit(config, inputs, fold, out / "validation.state", on_epoch=measure)
+    rows: list[Row] = [{"epoch": 0} | {f"set_{k}": v for k, v in setting.items()} for setting in method.grid]
+    if not rows and not any("val_AUSUC" in r for r in history):
+        rows = [{"epoch": 0}]  # a closed form without settings to choose among: one row
+    for row in rows:
+        if method.set_params and (setting := _settings(row)):
+            method.set_params(setting)
+        measure(method, row)
+    return history + rows
 
 
-def _as_planned(config: RunConfig, inputs: Inputs) -> dict[str, Any]:
-    """What is taken where nothing is chosen: all epochs, the recipe's settings, the model's own γ."""
-    gamma = build(config, config.recipe, final_fold(inputs.metadata, inputs.w2v), inputs).model.gamma
-    return {"epochs": config.epochs, "gamma": gamma, "recipe": {}, "configurations": 0, "how": HOW["last"]}
-
-
-def _test(
-    config: RunConfig,
-    inputs: Inputs,
-    chosen: dict[str, Any],
-    out: Path,
-    *,
-    diagnostics: bool,
-    started: float,
-    watch: Watch,
-) -> dict[str, Any]:
-    """Refit on trainval with what was chosen, and read the test sets."""
-    fold = final_fold(inputs.metadata, inputs.w2v)
+def _fit(
+    config: RunConfig, inputs: Inputs, fold: Fold, state_path: Path, chosen: dict[str, Any] | None = None,
+    on_epoch: Callable[[Method, Row], None] | None = None,
+) -> tuple[Method, list[Row]]:  # fmt: skip
+    """The method trained on a fold, and its history; ``chosen``: for so many epochs and with these settings."""
     _refuse_finetuned(inputs, fold)
-    method = build(config, config.recipe | chosen["recipe"], fold, inputs)
-
-    def select_on_test(row: dict[str, Any]) -> None:
-        m = evaluate(_scored(method, inputs, fold), None)
-        row |= {f"selected_on_test_{k}": v for k, v in asdict(m).items()}
-
-    def on_epoch(row: dict[str, Any]) -> None:
-        if diagnostics:
-            select_on_test(row)
-        results.log_epoch(out, config, "refit", row)
-        if watch:
-            watch("refit", row)
-
+    settings = chosen["recipe"] if chosen else {}
+    method = build(config, config.recipe | settings, fold, inputs)
     history = train(
         method,
         inputs.features,
         fold,
         seed=config.seed,
-        stop_after=chosen["epochs"],
-        state_path=out / "refit.state",
-        identity=asdict(config) | {"fold": "test", "chosen": chosen},
-        on_epoch=on_epoch,
-        label=f"{config.method} seed {config.seed} refit",
+        stop_after=chosen["epochs"] if chosen else None,
+        state_path=state_path,
+        identity=asdict(config) | {"fold": state_path.stem, "chosen": chosen},
+        on_epoch=partial(on_epoch, method) if on_epoch else None,
+        label=f"{config.method} seed {config.seed} {state_path.stem}",
         precision=config.precision,
     )
-    if chosen["recipe"] and method.set_params:
-        method.set_params(chosen["recipe"])
+    if settings and method.set_params:
+        method.set_params(settings)
+    return method, history
+
+
+def _test(
+    config: RunConfig, inputs: Inputs, result: dict[str, Any], out: Path, diagnostics: bool, watch: results.Watch
+) -> dict[str, Any]:
+    """Refit on trainval with what was chosen, and read the test sets; what a result has besides, its files written."""
+    fold, chosen = final_fold(inputs.metadata, inputs.w2v), result["chosen"]
+
+    def on_epoch(method: Method, row: Row) -> None:
+        if diagnostics:
+            row |= _measured(method, inputs, fold, "selected_on_test_")
+        results.log_epoch(out, config, "refit", row, watch)
+
+    method, history = _fit(config, inputs, fold, out / "refit.state", chosen, on_epoch)
     condensed = compact(_scored(method, inputs, fold))  # the scores are read once: all that follows is made of this
     metrics, curve = metrics_from_compact(condensed, chosen["gamma"]), curve_from_compact(condensed)
-    on_test: dict[str, Any] | None = None
+    on_test = published = None
     if diagnostics:
         if not history:  # a closed form: one row
-            history.append({"epoch": 0})
-            select_on_test(history[0])
+            history.append({"epoch": 0} | _measured(method, inputs, fold, "selected_on_test_"))
         top = max((r for r in history if "selected_on_test_H" in r), key=lambda r: r["selected_on_test_H"])
         on_test = {k: top[f"selected_on_test_{k}"] for k in ("T1", "U", "S", "H", "AUSUC", "gamma")}
         on_test["epoch"] = top["epoch"]
-    published = None
     if method.diagnose:
         method.model.eval()
         published = method.diagnose(fold.seen_images(inputs.features), fold.unseen_images(inputs.features))
-    result: dict[str, Any] = {
-        "config": asdict(config),
-        "chosen": chosen,
+    more = {
+        "history": result["history"] | {"refit": history},
         # H without calibration, and the highest H that any γ gives on these images: that γ is chosen on test
         "standard": asdict(metrics) | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())},
         "selected_on_test": on_test,
         "published_procedure": published,
-        "notes": inputs.metadata.notes,
-        "seconds": round(time.time() - started, 1),
-        "environment": environment(inputs),
     }
-    return results.write_run(out, method, result, history, inputs, fold, condensed)
+    return more | {"files": results.write_files(out, method, result | more, inputs, fold, condensed)}
 
 
 def _refuse_finetuned(inputs: Inputs, fold: Fold) -> None:
-    source, labels = DATASETS[inputs.dataset].source if inputs.dataset in DATASETS else "", inputs.metadata.labels
-    refuse_finetuned(inputs.provenance, source, labels, fold.seen_rows, fold.unseen_rows)
+    source = DATASETS[inputs.dataset].source if inputs.dataset in DATASETS else ""
+    refuse_finetuned(inputs.provenance, source, inputs.metadata.labels, fold.seen_rows, fold.unseen_rows)
 
 
 def build(config: RunConfig, recipe: dict[str, Any], fold: Fold, inputs: Inputs) -> Method:
@@ -259,19 +232,6 @@ def _scored(method: Method, inputs: Inputs, fold: Fold) -> ScoredImages:
     )
 
 
-def environment(inputs: Inputs) -> dict[str, Any]:
-    """Software and hardware behind the numbers."""
-    device = inputs.features.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"torch": torch.__version__, "device": str(device), "machine": name, "threads": torch.get_num_threads()}
-
-
-def _locked(out: Path) -> Lock:
-    """The lock of a run's folder, which is made where it is not there."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        return Lock(out / "run")
-    except OSError as error:
-        raise UserError(
-            f"cannot write results to {out}: {error.strerror}. Choose another place with --out FOLDER"
-        ) from error
+def _measured(method: Method, inputs: Inputs, fold: Fold, prefix: str = "") -> dict[str, float]:
+    """T1, U, S, H, AUSUC and γ of the highest H on the fold's images, each name behind a prefix."""
+    return {f"{prefix}{k}": v for k, v in asdict(evaluate(_scored(method, inputs, fold), None)).items()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,110 +39,73 @@ class Interval:
 class Paired(Interval):
     """A difference paired over seeds; each seed has its own validation split. The interval is of the t distribution."""
 
-    p: float  # two-sided exact sign-flip test; cannot go below 2^(1-n)
+    p: float  # two-sided exact sign-flip test, which cannot go below 2^(1-n); beyond 20 seeds Wilcoxon's
     n: int
 
 
 def paired(a: Any, b: Any) -> Paired:
-    """The difference a - b of values (n,) of the same n seeds.
-
-    Raises:
-        ValueError: fewer than two seeds, other seeds on either side, or values that are not finite.
-    """
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 2:
-        raise ValueError(f"paired values of shapes {a.shape} and {b.shape}: two or more of either, as many of both")
-    d = a - b
-    if not np.isfinite(d).all():
-        raise ValueError("paired values hold NaN or infinity")
-    n, mean = len(d), float(d.mean())
+    """The difference a - b of values (n,) of the same n seeds, two or more of them."""
     import scipy.stats  # half a second, which a table of one seed need not wait for
 
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1 or len(a) < 2 or not np.isfinite([a, b]).all():
+        raise ValueError(
+            f"paired values of shapes {a.shape} and {b.shape}: finite, two or more of either, as many of both"
+        )
+    d = a - b
+    n, mean = len(d), float(d.mean())
     half = float(scipy.stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n))
-    return Paired(mean=mean, low=mean - half, high=mean + half, p=_sign_flip(d), n=n)
+    if n > _EXACT:
+        p = scipy.stats.wilcoxon(d).pvalue
+    else:
+        p = scipy.stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=2**n).pvalue
+    return Paired(mean=mean, low=mean - half, high=mean + half, p=float(p), n=n)
 
 
-def _sign_flip(d: np.ndarray) -> float:
-    """Share of all 2^n choices of signs whose sum is at least as far from 0; beyond 20 seeds Wilcoxon's test."""
-    if len(d) > _EXACT:
-        import scipy.stats
+def _resampled(run: Mapping[str, np.ndarray], w_u: np.ndarray, w_s: np.ndarray) -> np.ndarray:
+    """T1, U, S, H, AUSUC (n,5) of class weights (n,U) and (n,S) whose rows sum to 1, each at its γ of the highest H.
 
-        return float(scipy.stats.wilcoxon(d).pvalue)
-    sums = np.zeros(1)
-    for value in np.abs(d):
-        sums = np.concatenate([sums + value, sums - value])
-    tolerance = 1e-9 * np.abs(d).sum()  # sums that are equal but for rounding
-    return float(np.mean(np.abs(sums) >= abs(d.sum()) - tolerance))
-
-
-@dataclass(frozen=True)
-class _ClassCurves:
-    """A run's metrics taken apart by class: every metric is linear in the class weights on either side.
-
-    Row c of ``U`` (U,T+1) is unseen class c's accuracy after each threshold of γ, ``S`` (S,T+1) likewise. ``area``
-    (U,S) holds the area under the curve of one unseen and one seen class; AUSUC is its mean under the class weights.
-    ``corner`` are the points that can have the highest H: where U has just risen and S is about to fall.
+    Every metric is linear in the weights on either side: U_i(γ) and S_j(γ) of single classes are counted once.
     """
-
-    unseen: np.ndarray  # (U,) class numbers
-    seen: np.ndarray  # (S,)
-    U: np.ndarray
-    S: np.ndarray
-    area: np.ndarray
-    corner: np.ndarray
-
-
-def _class_curves(arrays: Mapping[str, np.ndarray]) -> _ClassCurves:
-    labels, margin = arrays["labels"], arrays["margin"].astype(np.float64)
-    of_unseen = arrays["side"].astype(bool)
-    right = np.where(of_unseen, arrays["best_unseen"], arrays["best_seen"]) == labels
+    labels, margin, unseen = run["labels"], run["margin"].astype(np.float64), run["side"].astype(bool)
+    right = np.where(unseen, run["best_unseen"], run["best_seen"]) == labels
     thresholds = np.unique(margin[right])
-    at = np.searchsorted(thresholds, margin)
-    classes, flips = [], []  # per side: class numbers; share of a class's images that flip at a threshold
-    for side in (of_unseen, ~of_unseen):
-        known, position, counts = np.unique(labels[side], return_inverse=True, return_counts=True)
-        flip = np.zeros((len(known), len(thresholds)))
+    flips = []  # per side (classes, T+1): share of a class's images that flip at a threshold, the first column is empty
+    for side in (unseen, ~unseen):
+        classes, position, counts = np.unique(labels[side], return_inverse=True, return_counts=True)
+        flip = np.zeros((len(classes), len(thresholds) + 1))
         hit = right[side]
-        np.add.at(flip, (position[hit], at[side][hit]), 1.0)
-        classes.append(known)
+        np.add.at(flip, (position[hit], np.searchsorted(thresholds, margin[side][hit]) + 1), 1.0)
         flips.append(flip / counts[:, None])
     won, lost = flips
-    U = np.concatenate([np.zeros((len(won), 1)), np.cumsum(won, axis=1)], axis=1)
-    S = lost.sum(axis=1, keepdims=True) - np.concatenate([np.zeros((len(lost), 1)), np.cumsum(lost, axis=1)], axis=1)
-    rises = np.concatenate([[True], (won > 0).any(axis=0)])
-    falls_next = np.concatenate([(lost > 0).any(axis=0), [True]])
-    area = won @ ((S[:, 1:] + S[:, :-1]) / 2).T
-    return _ClassCurves(classes[0], classes[1], U, S, area, np.flatnonzero(rises & falls_next))
-
-
-def _reweighted(curves: _ClassCurves, w_u: np.ndarray, w_s: np.ndarray) -> np.ndarray:
-    """T1, U, S, H, AUSUC (n,5) of class weights (n,U) and (n,S) whose rows sum to 1, each at its γ of the highest H."""
-    n = len(w_u)
-    u, s = np.empty(n), np.empty(n)
-    u_points = np.ascontiguousarray(curves.U[:, curves.corner])
-    s_points = np.ascontiguousarray(curves.S[:, curves.corner])
-    step = max(1, _BLOCK // len(curves.corner))
-    for start in range(0, n, step):
-        here = slice(start, start + step)
+    U = np.cumsum(won, axis=1)
+    S = lost.sum(axis=1, keepdims=True) - np.cumsum(lost, axis=1)
+    area = won[:, 1:] @ ((S[:, 1:] + S[:, :-1]) / 2).T  # (U,S) of one unseen and one seen class; AUSUC: weighted mean
+    # points that can have the highest H: where U has just risen and S is about to fall
+    rises = np.append(True, won[:, 1:].any(axis=0))
+    falls = np.append(lost[:, 1:].any(axis=0), True)
+    corner = np.flatnonzero(rises & falls)
+    u_points, s_points = (np.ascontiguousarray(side[:, corner]) for side in (U, S))
+    u, s = np.empty(len(w_u)), np.empty(len(w_u))
+    step = max(1, _BLOCK // len(corner))
+    for here in (slice(start, start + step) for start in range(0, len(w_u), step)):
         block_u, block_s = w_u[here] @ u_points, w_s[here] @ s_points
         total = block_u + block_s
         h = np.divide(block_u * block_s, total, out=np.zeros_like(total), where=total > 0)
-        best = h.argmax(axis=1)[:, None]
-        u[here] = np.take_along_axis(block_u, best, axis=1)[:, 0]
-        s[here] = np.take_along_axis(block_s, best, axis=1)[:, 0]
-    h = np.divide(2 * u * s, u + s, out=np.zeros(n), where=u + s > 0)
-    ausuc = np.einsum("nu,nu->n", w_u, w_s @ curves.area.T)
-    return np.stack([w_u @ curves.U[:, -1], u, s, h, ausuc], axis=1)
+        best = np.arange(len(h)), h.argmax(axis=1)
+        u[here], s[here] = block_u[best], block_s[best]
+    h = np.divide(2 * u * s, u + s, out=np.zeros(len(u)), where=u + s > 0)
+    return np.stack([w_u @ U[:, -1], u, s, h, np.einsum("nu,nu->n", w_u, w_s @ area.T)], axis=1)
 
 
 def bootstrap_over_classes(
     a: Sequence[Mapping[str, np.ndarray]],
-    b: Sequence[Mapping[str, np.ndarray]] | None = None,
+    b: Sequence[Mapping[str, np.ndarray]] = (),
     *,
     rng: np.random.Generator,
     resamples: int = 10_000,
 ) -> dict[str, Interval]:
-    """T1, U, S, H and AUSUC of runs, or of ``a`` minus ``b``, with intervals over the draw of test classes.
+    """T1, U, S, H and AUSUC of runs, or of ``a`` minus ``b``, with intervals over the draw of test classes, as shares.
 
     Unseen and seen classes are drawn anew with replacement, apart from each other, all images of a class together;
     ``a`` and ``b`` see the same draws. What is drawn is which classes are *tested*: the candidates that a model chooses
@@ -155,44 +117,17 @@ def bootstrap_over_classes(
         a, b: what :func:`core.training.evaluation.compact` returns of one or several runs (seeds) of a method; metrics
             are averaged over the runs of a side.
         resamples: number of draws; in each the γ of the highest H is chosen anew.
-
-    Returns:
-        metric -> value on the classes as they are with the 2.5 and 97.5 percentiles of the draws, as shares.
-
-    Raises:
-        UserError: the runs were tested on other classes.
     """
-    sides = [_class_curves(run) for run in (*a, *(b or ()))]
-    first = sides[0]
-    if any(not (np.array_equal(c.unseen, first.unseen) and np.array_equal(c.seen, first.seen)) for c in sides):
+    classes = [[np.unique(run["labels"][run["side"] == side]) for side in (1, 0)] for run in (*a, *b)]
+    if any(not np.array_equal(one, other) for of_run in classes for one, other in zip(of_run, classes[0], strict=True)):
         raise UserError("the runs were tested on other classes, so they cannot be compared class by class")
     weights = []
-    for classes in (first.unseen, first.seen):
-        n = len(classes)
+    for n in map(len, classes[0]):
         drawn = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
         weights.append(np.concatenate([np.full((1, n), 1 / n), drawn]))  # row 0: the classes as they are
-    values = [_reweighted(curves, *weights) for curves in sides]
-    result = np.mean(values[: len(a)], axis=0)
-    if b is not None:
-        result = result - np.mean(values[len(a) :], axis=0)
+    result = np.mean([_resampled(run, *weights) for run in a], axis=0)
+    if b:
+        result = result - np.mean([_resampled(run, *weights) for run in b], axis=0)
     low, high = np.percentile(result[1:], (2.5, 97.5), axis=0)
-    return {
-        key: Interval(mean=float(result[0, i]), low=float(low[i]), high=float(high[i]))
-        for i, key in enumerate(RESAMPLED)
-    }
-
-
-def load_scores(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a run's scores.npz, as :func:`core.training.evaluation.compact` made them.
-
-    Raises:
-        UserError: missing, damaged, or not such a file.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            arrays = {key: content[key] for key in ("labels", "side", "best_seen", "best_unseen", "margin")}
-    except Exception as error:  # a damaged archive raises nearly anything
-        raise UserError(f"{path} holds no scores of a run ({type(error).__name__}); repeat the run") from error
-    if len({array.shape for array in arrays.values()}) != 1 or arrays["labels"].ndim != 1:
-        raise UserError(f"{path} holds arrays of different lengths; repeat the run")
-    return arrays
+    rows = zip(RESAMPLED, result[0], low, high, strict=True)
+    return {key: Interval(mean=float(mean), low=float(below), high=float(above)) for key, mean, below, above in rows}

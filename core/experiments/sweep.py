@@ -1,38 +1,38 @@
-"""Data sets x methods x seeds as jobs of an engine; summary.csv is rebuilt from what they left.
+"""Data sets x methods x seeds as jobs, in processes of this machine (core/experiments/slurm.py: as a job array).
 
 A finished run is read back, an interrupted one continued, a failed one is one line of the report while the others go
-on. No job writes a shared file: :func:`collect` makes summary.csv from the run folders, one process at a time.
+on. No job writes a shared file: :func:`collect` makes summary.csv from the run folders.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from math import inf
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+import torch
 from tqdm import tqdm
 
 from core.experiments.ablations import ABLATIONS
-from core.experiments.calibration import add_H_of_all_seeds
-from core.experiments.engines import LocalEngine, SlurmEngine
-from core.experiments.identity import run_config
+from core.experiments.identity import RunConfig, run_config
 from core.experiments.inputs import Inputs, load_inputs
 from core.experiments.results import read_result, row_of
-from core.experiments.run import run, validate
+from core.experiments.run import run
 from core.files.atomic import Lock, atomic_path, is_locked, write_bytes
 from core.files.errors import UserError
-from core.method import epochs_of, find_method, methods, with_settings
+from core.method import epochs_of, with_settings
+from core.methods import find_method, methods
 
 log = logging.getLogger(__name__)
-IN_USE = "another process is writing"  # what a lock says that is held
-_WAIT = 1.0  # seconds between two tries at one
-_LONGEST = 60.0  # seconds that summary.csv, which is written in less than one, may be in use
+KILLED = "its process was killed (as happens when memory runs out); the same command continues it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +52,6 @@ class Plan:
     diagnostics: bool = True
     epochs: int | None = None  # most epochs of every method; None: each recipe's
     precision: str = "float32"
-    engine: str = "local"  # or slurm
-    slurm: tuple[tuple[str, Any], ...] = ()  # submitit's parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +66,12 @@ class Job:
     def __str__(self) -> str:
         return f"{self.dataset} {self.method}{f' ({self.ablation})' if self.ablation else ''} seed {self.seed}"
 
+    @property
+    def parts(self) -> list[str]:
+        """What its folder and its note are named by."""
+        ablation = ["ablation", self.ablation.replace(" ", "_").replace("/", "_")] if self.ablation else []
+        return [self.method, *ablation, f"seed{self.seed}"]
+
 
 def jobs_of(plan: Plan) -> list[Job]:
     """All runs of a plan, the long ones first so that parallel processes end together."""
@@ -75,188 +79,129 @@ def jobs_of(plan: Plan) -> list[Job]:
     ordered = sorted(names, key=lambda name: -epochs_of(find_method(name).recipe(plan.datasets[0])))
     jobs = [Job(dataset=d, method=m, seed=s) for d in plan.datasets for m in ordered for s in plan.seeds]
     if plan.ablation and "vsmr" in names:
-        jobs += [
-            Job(dataset=d, method="vsmr", seed=s, ablation=a)
-            for d in plan.datasets
-            for s in plan.seeds
-            for a in ABLATIONS
-        ]
+        pairs = [(d, s) for d in plan.datasets for s in plan.seeds]
+        jobs += [Job(dataset=d, method="vsmr", seed=s, ablation=a) for d, s in pairs for a in ABLATIONS]
     return jobs
 
 
-def _place(job: Job) -> str:
-    return "/".join([job.method, *(["ablation", _slug(job.ablation)] if job.ablation else []), f"seed{job.seed}"])
+_inputs = lru_cache(maxsize=1)(load_inputs)
 
 
-def _slug(name: str) -> str:
-    return name.replace(" ", "_").replace("/", "_")
-
-
-@lru_cache(maxsize=1)
-def _inputs(dataset: str, data_root: Path | None, features: Path | None, w2v: Path | None, device: str) -> Inputs:
-    return load_inputs(dataset, data_root=data_root, features=features, w2v=w2v, device=device)
-
-
-def execute(plan: Plan, job: Job, device: str) -> None:
-    """Do a run, or find it finished.
-
-    Raises:
-        UserError: what stopped it.
-    """
-    inputs = _inputs(job.dataset, plan.data_root, plan.features, plan.w2v, device)
+def run_of(plan: Plan, job: Job, device: str = "cpu", budget: int | None = 0) -> tuple[RunConfig, Inputs, Path]:
+    """The identity of a job's run, its data (``budget`` as for :func:`load_inputs`), and its folder."""
+    where = {"data_root": plan.data_root, "features": plan.features, "w2v": plan.w2v}
+    inputs = _inputs(job.dataset, **where, device=device, budget=budget)
     recipe = find_method(job.method).recipe(job.dataset)
-    epochs = epochs_of(recipe) if plan.epochs is None else plan.epochs
     changes = dict(ABLATIONS[job.ablation]) if job.ablation else {}
-    epochs = changes.pop("epochs", epochs)
-    config = run_config(
-        inputs, job.method, with_settings(recipe, changes), seed=job.seed, epochs=epochs, precision=plan.precision
-    )
-    out = plan.out / job.dataset / inputs.variant / _place(job)
-    if job.ablation:
-        _in_turn(partial(validate, config, inputs, out, ablation=job.ablation), out / "run")
-    else:
-        _in_turn(partial(run, config, inputs, out, diagnostics=plan.diagnostics), out / "run")
-
-
-def _in_turn(work: Callable[[], object], final: Path, longest: float = inf) -> None:
-    """Do what holds the lock of ``final``; while another process (another sweep, say) holds it, wait.
-
-    Raises:
-        UserError: what ``work`` says, or the lock was not free for ``longest`` seconds.
-    """
-    until = time.monotonic() + longest
-    said = False
-    while True:
-        try:
-            work()
-            return
-        except UserError as error:
-            if IN_USE not in str(error) or time.monotonic() > until:
-                raise
-        if not said:
-            log.warning("another process is at %s: waiting for it", final)
-            said = True
-        time.sleep(_WAIT)
+    epochs = changes.pop("epochs", epochs_of(recipe) if plan.epochs is None else plan.epochs)
+    changed = with_settings(recipe, changes)
+    config = run_config(inputs, job.method, changed, seed=job.seed, epochs=epochs, precision=plan.precision)
+    return config, inputs, plan.out.joinpath(job.dataset, inputs.variant, *job.parts)
 
 
 def attempt(plan: Plan, job: Job, device: str) -> str | None:
-    """Do a run; None, or what stopped it, which is noted in the job's own file for :func:`status`."""
-    note = _note(plan, job)
+    """Do a run, or find it finished; None, or what stopped it, which is noted in a file for :func:`status`."""
     try:
-        execute(plan, job, device)
-    except UserError as error:
-        failure = str(error)
+        config, inputs, out = run_of(plan, job, device, budget=None)
+        run(config, inputs, out, diagnostics=plan.diagnostics, ablation=job.ablation or None)
     except Exception as error:  # one run's fault does not end the others
-        log.exception("%s", job)
-        failure = f"{type(error).__name__}: {error}"
-    else:
-        note.unlink(missing_ok=True)
-        return None
-    write_bytes(note, failure.encode())
-    return failure
+        failure = str(error)
+        if not isinstance(error, UserError):
+            log.exception("%s", job)
+            failure = f"{type(error).__name__}: {error}"
+        write_bytes(_note(plan, job), failure.encode())
+        return failure
+    _note(plan, job).unlink(missing_ok=True)
+    return None
 
 
 def _note(plan: Plan, job: Job) -> Path:
     """The file that says why a job failed; each job has its own."""
-    name = "-".join(filter(None, (job.dataset, job.method, _slug(job.ablation), f"seed{job.seed}")))
-    return plan.out / "jobs" / f"{name}.failed"
+    return plan.out / "jobs" / f"{'-'.join([job.dataset, *job.parts])}.failed"
 
 
-class FailedRuns(UserError):
-    """Some runs of a sweep failed; the others are done and collected."""
+def sweep(plan: Plan) -> list[str]:
+    """All runs of the plan on this machine; what stopped those that failed, while the others went on."""
+    jobs, failures = jobs_of(plan), []
+    here = ((job, attempt(plan, job, plan.devices[k % len(plan.devices)])) for k, job in enumerate(jobs))
+    for job, failure in tqdm(here if plan.jobs == 1 else _in_processes(plan, jobs), "runs", len(jobs), disable=None):
+        failures += [f"{job}: {failure}"] if failure else []
+        log.info("%s: %s", job, f"failed: {failure}" if failure else "done")
+    return failures
 
 
-def engine_of(plan: Plan) -> LocalEngine | SlurmEngine:
-    work = partial(attempt, plan)
-    if plan.engine == "slurm":
-        folder = plan.out / "jobs" / "slurm"
-        return SlurmEngine(work, folder.absolute(), dict(plan.slurm), plan.jobs, plan.devices[0])
-    return LocalEngine(work, plan.jobs, plan.devices)
+def _in_processes(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
+    """Each job with what stopped it, as they end; devices are taken in turn.
 
-
-def sweep(plan: Plan) -> Path:
-    """All runs of the plan through its engine; returns OUT/summary.csv, which holds every finished run there.
-
-    Raises:
-        FailedRuns: after all other runs are done, with what stopped those that failed.
-        UserError: the engine cannot be had.
+    A pool ends with any of its processes, and what is killed mostly lacked memory: the rest is then run one at a time.
     """
-    jobs, engine = jobs_of(plan), engine_of(plan)
-    failures: list[str] = []
-    with tqdm(total=len(jobs), desc="runs", disable=None) as bar:
-        engine.submit(jobs)
-        for outcome in engine.results():
-            if outcome.failure:
-                failures.append(f"{outcome.job}: {outcome.failure}")
-                if not (note := _note(plan, outcome.job)).exists():  # of a killed process, which could not write it
-                    write_bytes(note, outcome.failure.encode())
-            log.info("%s: %s", outcome.job, "failed" if outcome.failure else "done")
-            bar.update()
-            bar.set_postfix_str(str(outcome.job))
-    said = [f"{len(failures)} of {len(jobs)} runs did not finish:", *failures]
-    try:
-        path = collect(plan.out)
-    except UserError as error:
-        if not failures:
-            raise
-        said.append(str(error))
-    if failures:
-        raise FailedRuns("\n  ".join(said))
-    return path
+    waiting, processes = dict(enumerate(jobs)), plan.jobs
+    while waiting:
+        threads = max(1, torch.get_num_threads() // processes)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
+            numbers: dict[Future[str | None], int] = {}
+            with contextlib.suppress(BrokenProcessPool):
+                for number, job in waiting.items():
+                    numbers[pool.submit(attempt, plan, job, plan.devices[number % len(plan.devices)])] = number
+            for future in as_completed(numbers):
+                if not isinstance(future.exception(), BrokenProcessPool):
+                    yield waiting.pop(numbers[future]), future.result()
+        if waiting and processes == 1:  # one process takes them in order: the first that is left was in it
+            job = waiting.pop(min(waiting))
+            write_bytes(_note(plan, job), KILLED.encode())
+            yield job, KILLED
+        processes = 1
 
 
 def status(plan: Plan) -> list[tuple[Job, str, Path | None]]:
-    """Each job of a plan, its state (done, running, failed: why, interrupted, not begun), and where its log is."""
-    return [(job, *_state(plan, job)) for job in jobs_of(plan)]
+    """Each job of a plan, its state (done, running, failed: why, interrupted, not begun), and where its log is.
 
-
-def _state(plan: Plan, job: Job) -> tuple[str, Path | None]:
-    last = "validation.json" if job.ablation else "metrics.json"
-    folders = sorted((plan.out / job.dataset).glob(f"*/{_place(job)}"))  # of every features' folder
-    for folder in folders:
-        if is_locked(folder / "run"):
-            return "running", folder / "log.jsonl"
-    note = _note(plan, job)
-    if note.is_file():
-        return f"failed: {note.read_text('utf-8')}", note
-    for folder in folders:
-        if (folder / last).is_file():
-            return "done", folder / "log.jsonl"
-    begun = [folder / "log.jsonl" for folder in folders if (folder / "log.jsonl").is_file()]
-    return ("interrupted", begun[0]) if begun else ("not begun", None)
+    Done is a run of this very identity: other features, settings or code are another run.
+    """
+    found: list[tuple[Job, str, Path | None]] = []
+    for job in jobs_of(plan):
+        config, _, out = run_of(plan, job)
+        result, journal, note = (
+            out / ("validation.json" if job.ablation else "metrics.json"),
+            out / "log.jsonl",
+            _note(plan, job),
+        )
+        state, where = ("interrupted", journal) if journal.is_file() else ("not begun", None)
+        if is_locked(out / "run"):
+            state, where = "running", journal
+        elif result.is_file():
+            try:
+                same = read_result(result)["config"] == json.loads(json.dumps(asdict(config)))
+                state, where = "done" if same else f"failed: {result} is of other settings or code", result
+            except UserError as error:
+                state, where = f"failed: {error}", result
+        elif note.is_file():
+            state, where = f"failed: {note.read_text('utf-8')}", note
+        found.append((job, state, where))
+    return found
 
 
 def collect(out: Path) -> Path:
     """Rebuild OUT/summary.csv from the run folders below OUT, and from nothing else.
 
-    Raises:
-        UserError: no finished run, or damaged ones (named; the table then holds the others).
+    Where some of them are damaged it raises an error that names them; the table then holds the others.
     """
-    found = [path for name in ("metrics.json", "validation.json") for path in out.rglob(name)]
+    found = sorted(path for name in ("metrics.json", "validation.json") for path in out.rglob(name))
     if not found:
         raise UserError(f"no finished run below {out} (looked for metrics.json)")
-    summary = out / "summary.csv"
-    _in_turn(partial(_collect, out, summary), summary, _LONGEST)
-    return summary
-
-
-def _collect(out: Path, summary: Path) -> None:
-    """Read and write under one lock: a slower process would write what was there before a faster one's last run."""
-    with Lock(summary):
-        rows: list[dict[str, Any]] = []
-        damaged: list[str] = []
-        for path in sorted([*out.rglob("metrics.json"), *out.rglob("validation.json")]):
+    rows, damaged, summary = [], [], out / "summary.csv"
+    with Lock(summary):  # a slower process would write what was there before a faster one's last run
+        for path in found:
             try:
                 rows.append(row_of(read_result(path)) | {"folder": path.parent.relative_to(out).as_posix()})
             except UserError as error:
                 damaged.append(str(error))
-        if not rows:
-            raise UserError("\n  ".join([f"no finished run below {out} (looked for metrics.json)", *damaged]))
-        add_H_of_all_seeds(rows, out)
-        # an order that does not depend on when they were made
-        keys = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
-        table = pd.DataFrame(rows).sort_values(keys, kind="stable")
-        with atomic_path(summary) as temporary:
-            table.to_csv(temporary, index=False, float_format="%.6g")
+        if rows:
+            # an order that does not depend on when they were made
+            keys = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
+            with atomic_path(summary) as temporary:
+                pd.DataFrame(rows).sort_values(keys, kind="stable").to_csv(temporary, index=False, float_format="%.6g")
     if damaged:
         raise UserError("left out of summary.csv:\n  " + "\n  ".join(damaged))
+    return summary

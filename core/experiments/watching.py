@@ -5,24 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from core.files.errors import UserError
+from core.files.errors import library
 
 
 class Board:
     """Event files in OUT/tensorboard. The test sets' numbers are not in them: those are read when all is chosen."""
 
     def __init__(self, out: Path) -> None:
-        """Raises:
-        UserError: TensorBoard is not installed.
-        """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "--tensorboard needs TensorBoard, which is not installed: pip install tensorboard. Without it "
-                f"{out / 'log.jsonl'} has a line an epoch"
-            ) from error
-        self._writer: Any = SummaryWriter(str(out / "tensorboard"))  # type: ignore[no-untyped-call]
+        writer = library("torch.utils.tensorboard", f"--tensorboard ({out / 'log.jsonl'} does not)", "tensorboard")
+        self._writer = writer.SummaryWriter(str(out / "tensorboard"))
 
     def __call__(self, fold: str, row: dict[str, Any]) -> None:
         """One row of the history of a fold ("validation" or "refit")."""

@@ -1,67 +1,58 @@
 """Frozen backbones: image in, map of regions out.
 
-A backbone is a network, its own transform, the grid its regions lie on, a name, the digest of its weights, and what its
-pretraining saw. Known are torchvision's classifiers (resnet101, vit_b_16, swin_t, ...), models of timm (timm:NAME), the
-image towers of open_clip (open_clip:MODEL/PRETRAINED) and demo, the repository's own small network.
+A backbone is a network without its head, its own transform, the grid its regions lie on, a name, the digest of its
+weights, and what its pretraining saw. Known are torchvision's convolutional classifiers (resnet101, ...), any model of
+timm (timm:NAME), the image towers of open_clip (open_clip:MODEL/PRETRAINED), and demo, the repository's own small
+network; a file in core/features/added/ adds another (docs/adding.md).
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.datasets.class_text import class_words, embed, prompts
+from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
-from core.features.clip import clip_trunk
+from core.features import added, clip  # noqa: F401 (importing them registers their backbones)
 from core.features.images import Transform
-from core.features.reduction import Reduction
-from core.features.trunks import FORWARD, OPEN_CLIP, TIMM, Trunk, build_trunk, spatial_outputs
+from core.features.trunks import BUILDERS, TIMM, Trunk
 from core.features.weights import is_weights_file, state_sha256
 from core.files.atomic import sha256_file
-from core.files.errors import UserError, first_line
+from core.files.errors import UserError, first_line, is_out_of_memory
 
 SAW_UNSEEN = ("no", "unknown", "yes")
-# Classes of the proposed splits that no class of ImageNet-1k shows. AWA2: its ten unseen ones (23 of its 50 classes are
-# in ImageNet-1k, all of them seen). CUB: of its 200 species ImageNet-1k has two, both seen.
-_AWA2_UNSEEN = frozenset(
-    ["sheep", "dolphin", "bobcat", "blue+whale", "rat", "horse", "walrus", "giraffe", "bat", "seal"]
-)
-_CUB_IN_IMAGENET = ("Indigo_Bunting", "Red_breasted_Merganser")
+_SEED = 0  # of the weights "random"
+_log = logging.getLogger(__name__)
 
 
 class Backbone(nn.Module):
     """A network in eval mode without gradients that returns a map of regions, (B,3,H,W) to (B,D,h,w)."""
 
-    def __init__(self, name: str, trunk: Trunk, sha256: str, size: int, layers: Sequence[str]) -> None:
+    def __init__(
+        self, name: str, trunk: Trunk, sha256: str, size: int, layers: Sequence[str], pool: int, flip: bool
+    ) -> None:
         """Args are those of :func:`build_backbone`; trunk is the network at ``size`` pixels, sha256 of its weights."""
         super().__init__()
-        self.name, self.weights, self.sha256, self.pretraining = name, trunk.weights, sha256, trunk.pretraining
-        self.network = trunk.network.eval().requires_grad_(False)
+        self.name, self.sha256, self.pretraining = name, sha256, trunk.pretraining
+        self.weights = Path(trunk.weights).name if is_weights_file(trunk.weights) else trunk.weights
+        self.network = trunk.network.eval().requires_grad_(False)  # with its head, as the digest has it
+        self.trunk = (trunk.maps or trunk.network).eval()
         self.transform: Transform = trunk.transform.at(size)
         self.input_size, self.layers, self.pool, self.flip = size, tuple(layers), 1, False
-        self.reduction: Reduction | None = None
-        self.keep_global, self.global_width = False, 0  # its numbers G, where the class token is kept
-        self._class_tokens: list[Tensor] = []  # (B,G) of each view
-        self._trunk = trunk
-        self._last = trunk.layer
-        self._outputs: dict[str, Tensor] = {}
-        for layer in (self._last, *self.layers):
-            if layer != FORWARD:
-                keep = functools.partial(_keep, self._outputs, layer)  # no closure: a copy of this keeps its own
-                self.network.get_submodule(layer).register_forward_hook(keep)
-        self.shape: tuple[int, int, int] = (0, 0, 0)  # (D,h,w); known after the first forward pass
-
-    @property
-    def layer(self) -> str:
-        """The layers' names, the last first, for the record."""
-        return "+".join((self._last, *self.layers))
+        self.layer = "+".join((trunk.layer, *layers))  # their names, the last first, for the record
+        self.categories, self._encode = trunk.categories, trunk.encode
+        D, h, w = self(torch.zeros(1, 3, size, size)).shape[1:]
+        if h % pool or w % pool:
+            raise UserError(f"--pool {pool}: {h}x{w} regions at {size} pixels; choose an --input-size that it divides")
+        self.pool, self.flip, self.shape = pool, flip, (D, h // pool, w // pool)
 
     def train(self, mode: bool = True) -> Backbone:
         """Stays in eval mode: it is frozen."""
@@ -72,54 +63,54 @@ class Backbone(nn.Module):
         """(B,3,H,W) normalised images to (B,D,h,w)."""
         return self.maps(images)
 
-    @torch.inference_mode()
-    def with_global(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """:meth:`forward`, and beside it the class token (B,G) where it is kept; with ``flip`` the mean of both."""
-        maps, tokens = self.maps(images), self._class_tokens
-        return maps, torch.stack(tokens).mean(dim=0) if tokens else None
-
     def maps(self, images: Tensor) -> Tensor:
-        """:meth:`forward` outside of inference mode, for tracing."""
-        self._class_tokens = []
-        maps = self.last_map(images)
+        """:meth:`forward` outside of inference mode, for training and tracing."""
+        maps = self._of_one_view(images)
         if self.flip:
-            maps = (maps + self.last_map(images.flip(3)).flip(3)) / 2
-        maps = F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
-        return maps if self.reduction is None else self.reduction(maps)
+            maps = (maps + self._of_one_view(images.flip(3)).flip(3)) / 2
+        return F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
 
-    def last_map(self, images: Tensor) -> Tensor:
+    def _of_one_view(self, images: Tensor) -> Tensor:
         """The last layer's map, and the earlier ones' averaged to its grid behind it."""
-        whole: Any = self.network
-        if self._last == FORWARD:
-            self._outputs[FORWARD] = whole.forward_features(images)
-        else:
-            whole(images)
-        if self.keep_global:
-            self._class_tokens.append(self._outputs[self._last][:, 0])
-        if unused := [layer for layer in self.layers if layer not in self._outputs]:
-            raise ValueError(f"{', '.join(unused)} is not run on the way to the last map")
-        maps = [self._trunk.to_map(self._outputs.pop(layer)) for layer in (self._last, *self.layers)]
-        grid = (maps[0].shape[2], maps[0].shape[3])  # (h,w)
-        for layer, other in zip(self.layers, maps[1:], strict=True):
-            if other.shape[2] < grid[0]:
-                raise ValueError(f"the map of {layer} is smaller than the last one's {grid[0]}x{grid[1]}")
-        pooled = [m if (m.shape[2], m.shape[3]) == grid else F.adaptive_avg_pool2d(m, grid) for m in maps]
-        return pooled[0] if len(pooled) == 1 else torch.cat(pooled, dim=1)
+        found = self.trunk(images)
+        if isinstance(found, Tensor):
+            found = {"last": found}
+        maps = [found[key] for key in ("last", *self.layers)]
+        grid = maps[0].shape[2:]  # (h,w)
+        if any(m.ndim != 4 or m.shape[2] != m.shape[3] or m.shape[2] < grid[0] for m in maps):
+            raise ValueError(f"{self.layer} gives {[tuple(m.shape) for m in maps]}, no square grids of regions")
+        return torch.cat([m if m.shape[2:] == grid else F.adaptive_avg_pool2d(m, grid) for m in maps], dim=1)
+
+    def class_text(self, metadata: Metadata, attributes: Sequence[str] = ()) -> np.ndarray | None:
+        """(C,2,E) float32 embeddings of the classes' names, and of their names with attributes; None without text.
+
+        To be asked for before the network is moved to a device or another type.
+
+        Args:
+            attributes: (K,) names; empty: the metadata's own, and without any both embeddings are the names'.
+        """
+        if self._encode is None:
+            return None
+        names = attributes or metadata.attribute_names
+        att = metadata.att[:, : len(names)]
+        return embed(prompts(metadata.name, metadata.class_names, att, names), self._encode)
 
     def saw_unseen(self, dataset: DataSet, unseen_classes: Sequence[str], declared: str | None = None) -> str:
         """Whether pretraining saw images of the unseen classes: no, unknown or yes.
 
-        Args:
-            declared: what a user says of own weights or timm's; torchvision's, the demo's and random ones are known.
+        Of torchvision's weights the categories are known by name. A category that ends in an unseen class's name makes
+        it "yes": the class, a kind of it, or a thing called so (ImageNet's mouse is a computer's). That none does
+        proves little (its horses are sorrels): "unknown". ``declared`` is what a user says of own weights or timm's.
         """
-        names = [re.sub(r"^\d+\.", "", name) for name in unseen_classes]
         if self.pretraining in ("nothing", "demo"):  # the demo's learns from seen classes only
             return "no" if self.pretraining == "nothing" or dataset.source == "DEMO" else "unknown"
-        if self.pretraining != "imagenet1k":
+        if not self.categories:
             return declared or "unknown"
-        if dataset.source == "CUB":
-            return "yes" if any(name in _CUB_IN_IMAGENET for name in names) else "no"
-        return "no" if dataset.source == "AWA2" and set(names) <= _AWA2_UNSEEN else "unknown"
+        known = [f" {class_words(category).lower()}" for category in self.categories]
+        found = [name for name in unseen_classes if any(k.endswith(f" {class_words(name).lower()}") for k in known)]
+        if found:
+            _log.info("pretraining saw %d of the unseen classes, or things called so: %s", len(found), ", ".join(found))
+        return "yes" if found else "unknown"
 
     def record(self) -> dict[str, str | int]:
         """What a feature file says about it; the same record, the same features."""
@@ -132,129 +123,49 @@ class Backbone(nn.Module):
             "input_size": self.input_size,
             "pool": self.pool,
             "flip": "average of both views" if self.flip else "no",
-            **({"global": "class token"} if self.keep_global else {}),
-            **(self.reduction.record() if self.reduction is not None else {}),
         }
-
-
-def _keep(outputs: dict[str, Tensor], layer: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-    outputs[layer] = output
 
 
 def build_backbone(
     name: str, weights: str | Path | None = None, *, input_size: int | None = None, layers: Sequence[str] = (),
-    pool: int = 1, flip: bool = False, regions: bool = True, project: str | None = None, keep_global: bool = False,
+    pool: int = 1, flip: bool = False,
 ) -> Backbone:  # fmt: skip
     """A frozen backbone, tried on one blank image.
 
-    IMAGENET1K_V1 weights and weights files get Resize(size) and CenterCrop(size), the protocol of DAZLE and its
-    relatives (the preset of IMAGENET1K_V1 would resize to 256 and crop 224); all others their own transform.
+    torchvision's networks with IMAGENET1K_V1 weights or a weights file get Resize(size) and CenterCrop(size), the
+    protocol of DAZLE and its relatives (the preset of IMAGENET1K_V1 would resize to 256 and crop 224). All others get
+    their own transform, which may crop: timm's models with a weights file too, so that a downloaded file gives the
+    features that the model's name gives.
 
     Args:
-        name: a torchvision classifier, "timm:NAME", "open_clip:MODEL/PRETRAINED", or "demo".
+        name: a torchvision classifier, "timm:NAME", "open_clip:MODEL/PRETRAINED", "demo", or an added one.
         weights: a torchvision weights name, a weights file, "pretrained" (timm), or "random" (seeded; for tests). None:
-            IMAGENET1K_V1, of timm what the model's name says.
+            IMAGENET1K_V1, of timm and open_clip what the model's name says.
         input_size: image side in pixels; None: what the network was made for.
         layers: modules whose maps, averaged to the grid of the last map, are put behind it, (B,D+D',h,w).
         pool: average pool x pool regions into one.
         flip: average the maps of the image and of its mirror image, the latter's mirrored back.
-        regions: False leaves their mean alone, (B,D,1,1).
-        project: channels of a seeded random projection, or a .npy file with a matrix (d,D).
-        keep_global: have :meth:`Backbone.with_global` return the class token; pooling and projection leave it alone.
-
-    Raises:
-        UserError: unknown names, unreadable files, keys or shapes that do not fit, a size the network cannot take, or
-            no class token to keep.
     """
     given = None if weights is None else str(weights)
-    trunk = clip_trunk(name, given) if name.startswith(OPEN_CLIP) else build_trunk(name, given)
+    prefix = max((p for p in BUILDERS if name.startswith(p)), key=len)
+    with torch.random.fork_rng(devices=[]):  # initial weights are always the same, and the caller's numbers left alone
+        torch.manual_seed(_SEED)
+        trunk = BUILDERS[prefix](name.removeprefix(prefix), given, layers)
     # of the network as it was made, before its position embeddings are interpolated
     digest = sha256_file(given) if given and is_weights_file(given) else state_sha256(trunk.network)
     size = input_size or trunk.transform.crop
-    known = dict(trunk.network.named_modules())
-    if unknown := [layer for layer in layers if layer not in known or not layer]:
-        raise UserError(f"--layers {','.join(unknown)}: {name} has no such module; {_layers_of(trunk)}")
-    if trunk.layer in layers:
-        raise UserError(f"--layers {trunk.layer}: that is the last map, which is taken anyway; name an earlier one")
-    if keep_global and not trunk.class_token:
-        instead = "its map is the image's embedding already" if name.startswith(OPEN_CLIP) else "vit_b_16 has one"
-        raise UserError(f"--keep-global: {name} has no class token ({instead}); leave the flag out")
-    error = _fit(trunk, size)
-    if error is not None:
-        raise UserError(f"{name} cannot take images of {size} pixels ({error}); it takes {_sizes(trunk, size)}")
-    backbone = Backbone(name, trunk, digest, size, layers)
-    backbone.keep_global = keep_global
-    try:
-        maps, token = backbone.with_global(torch.zeros(1, 3, size, size))
-    except (ValueError, KeyError, AttributeError, RuntimeError) as failed:
-        raise UserError(
-            f"--layers {','.join(layers)} of {name}: {first_line(failed)[:200]}; {_layers_of(trunk)}"
-        ) from failed
-    shape, backbone.global_width = maps.shape, 0 if token is None else token.shape[1]
-    if pool > 1 and (shape[2] % pool or shape[3] % pool):
-        raise UserError(
-            f"--pool {pool}: {name} at {size} pixels has {shape[2]}x{shape[3]} regions, which cannot be averaged by "
-            f"{pool}; choose another --input-size"
-        )
-    backbone.pool, backbone.flip = pool, flip
-    backbone.shape = (shape[1], shape[2] // pool, shape[3] // pool)
-    if not regions or project is not None:
-        backbone.reduction = Reduction(shape[1], regions, project)
-        backbone.shape = backbone.reduction.shape(backbone.shape)
-    return backbone
-
-
-def _fit(trunk: Trunk, size: int) -> str | None:
-    """Make the network take that image side; the reason if it cannot."""
-    if size % trunk.patch:
-        return f"its patches have {trunk.patch} pixels"
     try:
         if trunk.resize is not None and size != trunk.transform.crop:
             trunk.resize(size)
-        with torch.inference_mode():
-            blank, network = torch.zeros(1, 3, size, size), trunk.network.eval()
-            if trunk.layer == FORWARD:
-                trunk.to_map(network.forward_features(blank))  # type: ignore[operator]
-            else:
-                network(blank)
-    except (RuntimeError, AssertionError, ValueError, IndexError) as error:
-        if "memory" in str(error):
-            raise UserError(
-                f"the memory is not enough for one image of {size} pixels ({first_line(error)[:200]})"
-            ) from error
-        return first_line(error)[:200]
-    return None
-
-
-def _sizes(trunk: Trunk, size: int) -> str:
-    """Image sides that a network takes, for a message."""
-    own = trunk.transform.crop
-    if trunk.patch > 1:
-        below = max(trunk.patch, size // trunk.patch * trunk.patch)
-        near = f"multiples of {trunk.patch}, such as {below} and {below + trunk.patch}"
-        if size % trunk.patch:
-            return near
-    tried = {own} | {max(step, (size + up) // step * step) for step in (32, 64) for up in (0, step)} | {128, 224, 256}
-    takes = sorted(side for side in tried if side != size and _fit(trunk, side) is None)
-    return ", ".join(map(str, takes)) or f"{own}"
-
-
-def _layers_of(trunk: Trunk) -> str:
-    """Some modules whose maps could be taken, for a message."""
-    if trunk.layer == "encoder":
-        names = [f"encoder.layers.{name}" for name, _ in trunk.network.encoder.layers.named_children()]  # type: ignore[union-attr]
-    elif hasattr(trunk.network, "blocks"):
-        names = [f"blocks.{name}" for name, _ in trunk.network.blocks.named_children()]  # type: ignore[union-attr]
-    else:
-        outputs = spatial_outputs(trunk.network, trunk.transform.crop)
-        names = [name for name in outputs if name and name.count(".") < 2 and name != trunk.layer]
-    return f"it has {', '.join(names[-12:])}"
+        return Backbone(name, trunk, digest, size, layers, pool, flip)
+    except (RuntimeError, AssertionError, ValueError, IndexError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
+        among = f" with --layers {','.join(layers)}" if layers else ""
+        raise UserError(f"{name} cannot take images of {size} pixels{among} ({first_line(error)[:200]})") from error
 
 
 def file_form(name: str) -> str:
     """A backbone's name as feature files carry it: resnet101 -> ResNet_101 (DAZLE's), others as they are."""
     match = re.fullmatch(r"resnet(\d+)", name)
-    if match:
-        return f"ResNet_{match[1]}"
-    plain = re.sub(r"[^\w.+-]", "_", name.replace(TIMM, "timm_"))
-    return plain if len(plain) < 100 else plain[:80] + hashlib.sha256(plain.encode()).hexdigest()[:8]
+    return f"ResNet_{match[1]}" if match else re.sub(r"[^\w.+-]", "_", name.replace(TIMM, "timm_"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from typing import TYPE_CHECKING
 
 from core.files.errors import UserError
@@ -15,33 +14,16 @@ NAMES = "auto, cpu, gpu, cuda, cuda:0, cuda:1, ..., or mps"
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of that name: auto (cuda where there is one, else cpu), cpu, gpu, cuda, cuda:N or mps, in any case.
-
-    Raises:
-        UserError: no such name, or this PyTorch sees no such device.
-    """
+    """The device of that name: auto (cuda where there is one, else cpu), cpu, gpu, cuda, cuda:N or mps, in any case."""
     import torch  # takes seconds, which --help does not need
 
-    wanted, name = name.strip().lower(), shlex.quote(name)
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if wanted == "auto":
-        wanted = "cuda" if cuda else "cpu"
-    elif wanted == "gpu":
-        if not cuda and not mps:
-            raise UserError(f"--device {name}: this PyTorch sees no GPU; use --device cpu")
-        wanted = "cuda" if cuda else "mps"
-    if wanted in ("cpu", "cpu:0"):
-        return torch.device("cpu")
-    if wanted in ("mps", "mps:0"):
-        if not mps:
-            raise UserError(f"--device {name}: this PyTorch sees no Apple GPU; use --device cpu")
-        return torch.device("mps")
-    match = re.fullmatch(r"cuda(?::(\d{1,3}))?", wanted)
-    if not match:
-        raise UserError(f"--device {name}: choose {NAMES}")
-    if not cuda:
-        raise UserError(f"--device {name}: this PyTorch sees no CUDA device; use --device cpu")
-    if match[1] and int(match[1]) >= (count := torch.cuda.device_count()):
-        there = "one CUDA device, cuda:0" if count == 1 else f"{count} CUDA devices, cuda:0 to cuda:{count - 1}"
-        raise UserError(f"--device {name}: this machine has {there}")
-    return torch.device(wanted)
+    cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    there = ["cpu", *["cuda"] * bool(cuda), *(f"cuda:{i}" for i in range(cuda)), *["mps"] * mps]
+    other = {"auto": "cuda" if cuda else "cpu", "gpu": "cuda" if cuda else "mps"}
+    wanted = name.strip().lower()
+    wanted = other.get(wanted, wanted)
+    if wanted in there:
+        return torch.device(wanted)
+    if not re.fullmatch(r"cuda(:\d+)?|mps", wanted):
+        raise UserError(f"--device {name!r}: choose {NAMES}")
+    raise UserError(f"--device {name}: this PyTorch sees no such GPU, only {', '.join(there)}; use --device cpu")

@@ -1,10 +1,10 @@
 """The feature file: region features of a whole data set on disk, read row by row.
 
-DAZLE's dataset names, so files travel both ways. New files (format 3) have contiguous float16 rows and checksums of
-everything: :mod:`core.features.writer` makes them, :mod:`core.features.layout` is what both agree on. Their checksum is
-compared before HDF5 parses anything, since the HDF5 library crashes on some damaged files. Older ones (format 2, and
-DAZLE's in any layout) are parsed in a child process first and read through h5py, whose filters check rows if the file
-has any.
+Plain HDF5 under DAZLE's dataset names, so files travel both ways. Format 4 has the rows of feature_map (N,D,h,w) one
+behind another, the crc32 of each in row_crc32, and in the attribute sha256 a digest of all else;
+:mod:`core.features.writer` makes it. Format 3 had a header in front, with a SHA-256 of every byte but the rows. Files
+from elsewhere (DAZLE's, and format 2) have no such checksums and are read through h5py, whose filters check rows if the
+file has any.
 """
 
 from __future__ import annotations
@@ -16,41 +16,30 @@ import shlex
 import zlib
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from core.datasets.metadata import SPLITS, Metadata, clip_negative, cub50
-from core.datasets.registry import CUB50, DataSet
-from core.datasets.xlsa17 import compare_counts
-from core.features.identity import extraction_command, first_difference
+from core.datasets.difference import first_difference
+from core.datasets.metadata import SPLITS, Metadata, clip_negative, compare_counts, cub50
+from core.datasets.registry import CUB50, DATASETS, DataSet
 from core.features.layout import (
-    DIGEST,
     FORMAT_VERSION,
-    ROWS,
-    Header,
-    check_axes,
-    check_stored,
-    class_tokens,
+    check_maps,
+    content_digest,
+    digest_of_format_3,
     first_not_finite,
-    matrix,
-    plain,
-    read_header,
-    sha256_outside,
-    whole_numbers,
-    wrong_maps,
+    metadata_of,
 )
-from core.files import sandbox
+from core.features.settings import extraction_command, recorded_config
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
+from core.files.hdf5 import matrix, names, open_hdf5, plain
+from core.files.kinds import unreadable
 
 _REQUIRED = ("feature_map", "labels", *SPLITS, "att")
-_OPTIONAL = ("original_att", "w2v_att", "allclasses_names", "image_files", "train_loc", "val_loc", *ROWS.values())
-_ROW = 64 << 20  # bytes of one image's features; ResNet-101's have 200 kB
-_CHILD_SECONDS = 60
 
 
 class FeatureFile(AbstractContextManager["FeatureFile"]):
@@ -64,7 +53,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         """Open and check everything but the features.
 
         Raises:
-            UserError: missing, unfinished, truncated or damaged file, or one that cannot be read now; names the cause.
+            UserError: missing, truncated or damaged file, or one that cannot be read now; names the cause.
         """
         self.path = Path(path)
         self.provenance: dict[str, Any] = {}
@@ -72,14 +61,9 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         self._file: h5py.File | None = None
         try:
             self._descriptor = os.open(self.path, os.O_RDONLY)
-            self._header: Header | None = read_header(self._descriptor)
-            self._state: tuple[int, ...] = _state(self._descriptor)
-            if self._header is None:
-                parse_in_child(self.path)
-            elif sha256_outside(self._descriptor, DIGEST, self._header.span) != self._header.sha256:
-                raise ValueError("its checksum does not match")
-            # 64 MiB: automatic chunks of the old layout are read many times with HDF5's default cache
-            self._file = h5py.File(self.path, "r", rdcc_nbytes=64 << 20, locking="best-effort")
+            self._state = _state(self._descriptor)
+            self._sha256 = digest_of_format_3(self._descriptor)  # of the formats 3 and 4
+            self._file = open_hdf5(self.path)
             self._load(self._file)
         except UserError:
             self.close()
@@ -88,81 +72,48 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
             self.close()
             raise UserError(self._reason(error)) from error
 
-    def _load(self, file: h5py.File, finished: bool = True) -> None:
-        if missing := [key for key in _REQUIRED if key not in file]:
+    def _load(self, file: h5py.File) -> None:
+        if missing := [key for key in _REQUIRED if not isinstance(file.get(key), h5py.Dataset)]:
             raise UserError(f"{self.path} lacks {', '.join(missing)}: not a feature file")
         self.provenance = {k: plain(v) for k, v in file.attrs.items()}
-        if (version := self.provenance.get("format_version", 0)) > FORMAT_VERSION:
+        stored_digest = self.provenance.pop("sha256", None)
+        version = self.provenance.get("format_version", 0)
+        if version > FORMAT_VERSION:
             raise UserError(f"{self.path} has format version {version}, newer than this program's {FORMAT_VERSION}")
-        if finished and not self.provenance.get("complete", True):  # formats before 3
-            raise UserError(f"{self.path} is not complete; run the extraction again")
-        if finished and version >= 3 and self._header is None:
-            raise UserError(f"{self.path} was never finished, or lost its header. {self._mend()}")
-        if finished and "shard" in self.provenance:
-            raise UserError(f"{self.path} is a part of an extraction in shards: python -m core.commands.merge FINAL")
-        for key in (*_REQUIRED, *_OPTIONAL, "global"):
-            if key in file:
-                check_stored(file, key)
+        if not self.provenance.get("complete", True) or (version == 3 and self._sha256 is None):
+            raise UserError(f"{self.path} is not complete: its extraction never finished it. {self._mend()}")
         self._maps = file["feature_map"]
-        if wrong := wrong_maps(self._maps.shape, self._maps.dtype):
-            raise UserError(f"{self.path}: feature_map is {wrong}")
+        check_maps(self._maps.shape, self._maps.dtype, self.path)
         n, d, *grid = self._maps.shape
         self.dtype: np.dtype[Any] = self._maps.dtype.newbyteorder("=")
-        row_bytes = math.prod((d, *grid)) * self.dtype.itemsize
-        if row_bytes > _ROW:
-            raise UserError(f"{self.path}: {row_bytes} bytes of features an image, more than {_ROW}")
-        try:
-            check_axes(self._maps.shape)
-        except ValueError as error:
-            raise UserError(f"{self.path}: {error}") from None
         self.grid: tuple[int, ...] = tuple(grid)  # (h,w)
         self.shape: tuple[int, int, int] = (n, d, math.prod(grid))  # (N,D,R)
         self.w2v_att = matrix(file, "w2v_att") if "w2v_att" in file else None  # (K,V)
-        self.class_names = _names(file, "allclasses_names")
-        self.image_files = _names(file, "image_files")
-        self._has_original_att = "original_att" in file
-        self.metadata = self._read_metadata(file)
-        if self._header is not None:
+        # (C,2,E) float32, texts of a CLIP model: each class's name, and its attributes
+        self.class_text: np.ndarray | None = file["class_text"][()] if "class_text" in file else None
+        self.class_names = names(file, "allclasses_names")
+        self.image_files = names(file, "image_files")
+        self.metadata = metadata_of(file, self.provenance, self.path)
+        self._row_bytes = math.prod((d, *grid)) * self.dtype.itemsize
+        self._offset: int | None = None  # of row 0, where rows have checksums
+        if version >= 3:
+            if version == 4 and stored_digest != content_digest(file):
+                raise ValueError("its checksum does not match")
+            self._sha256 = self._sha256 or stored_digest
+            self._offset = self._maps.id.get_offset()
             self._row_crc32 = file["row_crc32"][()]
             self._verified = np.zeros(n, dtype=bool)  # rows whose checksum was right since the file last changed
-            stored = Header(self._maps.id.get_offset() or 0, n, row_bytes, self._header.sha256)
-            if self._header != stored or self._row_crc32.shape != (n,) or self._maps.dtype.str not in ("<f2", "<f4"):
-                raise ValueError("its header is of other features")
-
-    def _read_metadata(self, file: h5py.File) -> Metadata:
-        """Labels, attributes and splits as they are in the file, checked."""
-        att = matrix(file, "att")
-        labels = whole_numbers(file, "labels")
-        if len(labels) != self.shape[0] and "shard" not in self.provenance:
-            raise UserError(f"{self.path}: {len(labels)} labels for {self.shape[0]} feature maps")
-        if self.w2v_att is not None and (len(self.w2v_att) != att.shape[1] or not np.isfinite(self.w2v_att).all()):
-            of = f"is of {len(self.w2v_att)} attributes, att of {att.shape[1]}"
-            raise UserError(f"{self.path}: w2v_att {of}, or holds NaN or infinity")
-        keys = (*SPLITS, "train_loc", "val_loc")
-        m = Metadata(
-            name=str(self.provenance.get("dataset", "unknown")),
-            image_files=self.image_files or [],
-            labels=labels,
-            class_names=self.class_names or [f"class {c}" for c in range(len(att))],
-            att=att,
-            original_att=matrix(file, "original_att") if self._has_original_att else att,
-            **{key: np.sort(whole_numbers(file, key)) if key in file else np.empty(0, np.int64) for key in keys},
-            split_sha256=str(self.provenance.get("split_sha256", "unknown")),
-            notes=[str(self.provenance["notes"])] if self.provenance.get("notes") else [],
-            attribute_names=[],
-            allow_candidates=False,
-        )
-        m.check(str(self.path))
-        return m
+            if self._offset is None or self._row_crc32.shape != (n,) or self._maps.dtype.str not in ("<f2", "<f4"):
+                raise ValueError("its rows are not one behind another")
 
     def __reduce__(self) -> tuple[type[FeatureFile], tuple[Path]]:
         return FeatureFile, (self.path.absolute(),)
 
     def row_offset(self, row: int) -> int:
-        """Byte offset of a row in a file of format 3."""
-        if self._header is None:
+        """Byte offset of a row in a file whose rows have checksums."""
+        if self._offset is None:
             raise ValueError(f"{self.path} has no rows of fixed places")
-        return self._header.row_offset(row)
+        return self._offset + row * self._row_bytes
 
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Features of the given rows in their order, (n,D,R) in the stored type; rows may repeat.
@@ -178,7 +129,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         rows = np.asarray(rows, dtype=np.int64).ravel()
         if len(rows) and (rows.min() < 0 or rows.max() >= self.shape[0]):
             raise IndexError(f"rows outside 0..{self.shape[0] - 1}")
-        if self._header is None:
+        if self._offset is None:
             return self._read_h5py(rows)
         if (state := _state(self._descriptor)) != self._state:
             self._state, self._verified[:] = state, False
@@ -199,23 +150,11 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
                 self._verified[row] = True
         return out
 
-    @cached_property
-    def global_features(self) -> np.ndarray | None:
-        """Class tokens (N,G) in the stored type, of a file extracted with --keep-global; None of any other.
-
-        Raises:
-            UserError: no matrix of one row an image, or a damaged row.
-        """
-        try:
-            return None if self._file is None else class_tokens(self._file, self.shape[0])
-        except ValueError as error:
-            raise UserError(f"{self.path}: {error}. {self._mend()}") from error
-
     def prefetch(self, rows: np.ndarray) -> None:
         """Have the system fetch rows from the disk while something else is done; a hint that changes no value."""
-        if self._header is not None and hasattr(os, "posix_fadvise"):  # not on macOS
+        if self._offset is not None and hasattr(os, "posix_fadvise"):  # not on macOS
             for row in rows.tolist():
-                os.posix_fadvise(self._descriptor, self.row_offset(row), self._header.row_bytes, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self._descriptor, self.row_offset(row), self._row_bytes, os.POSIX_FADV_WILLNEED)
 
     def _read_h5py(self, rows: np.ndarray) -> np.ndarray:
         unique, back = np.unique(rows, return_inverse=True)
@@ -243,16 +182,22 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
 
     def extraction_command(self, data_root: Path | str | None = None) -> str:
         """The complete command that makes this file, from what it records; a general one where it records nothing."""
-        stored = self.dtype.name if hasattr(self, "dtype") else None
-        return extraction_command(self.path, self.provenance, stored, data_root)
+        endings = [d.source for d in DATASETS.values() if self.path.stem.endswith(f"_{d.source}")]
+        dataset = DATASETS.get(str(self.provenance.get("dataset", endings[0] if endings else "")))
+        if dataset is None:
+            script = "extract_feature/extract_feature_map_ResNet_101_<data set>.py"
+            return shlex.join(["python", script, "--out", str(self.path)])
+        stored = self.dtype.name if hasattr(self, "dtype") and "backbone" in self.provenance else None
+        config = recorded_config(self.provenance, stored)
+        return extraction_command(dataset, data_root=data_root or "data", out=self.path, config=config)
 
     def digest(self) -> str:
-        """SHA-256 that tells this file from every other: format 3 has it ready, it covers the rows' checksums."""
-        return self._header.sha256.hex() if self._header else sha256_file(self.path)
+        """SHA-256 that tells this file from every other; where rows have checksums, it stands in the file."""
+        return self._sha256 or sha256_file(self.path)
 
     def _mend(self) -> str:
-        """What to do about damage. Rows of format 3 are known by their checksums, whatever happened to the others."""
-        if self._header is None and self.provenance.get("format_version", 0) < 3:
+        """What to do about damage. Rows with checksums are known by them, whatever happened to the others."""
+        if self._file is not None and self.provenance.get("format_version", 0) < 3:
             return f"Get it again, or make it anew with: {self.extraction_command()}"
         move = shlex.join(["mv", str(self.path), f"{self.path}.partial"])
         return f"To keep every row that is whole: {move}, then run what made it: {self.extraction_command()}"
@@ -260,8 +205,8 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
     def _reason(self, error: Exception) -> str:
         """What an error says of this file: only what is proved is called damage."""
         if isinstance(error, FileNotFoundError):
-            partial = self.path.with_name(self.path.name + ".partial")
-            hint = f" There is an unfinished {partial.name}: run the extraction again." if partial.exists() else ""
+            begun = next(self.path.parent.glob(f"{self.path.name}.rows-*.npy"), None)
+            hint = f" There is an unfinished {begun.name}: run the extraction again." if begun else ""
             return f"no feature file at {self.path}.{hint}"
         if isinstance(error, MemoryError):
             return f"too little memory to read {self.path}; close other programs or ask the job for more"
@@ -270,10 +215,10 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
                 return f"{self.path} is a folder; name the feature file in it"
             busy = "; close the program that has it open for writing" if error.errno == errno.EAGAIN else ""
             return f"cannot read {self.path}: {os.strerror(error.errno)}{busy}"
-        if getattr(self, "_header", None) is not None:
-            what = "was changed after it was finished, by damage or by a program that wrote to it"
-        else:
-            what = "is damaged or truncated"
+        if not h5py.is_hdf5(self.path):
+            return str(unreadable(self.path, "HDF5 file", error))
+        finished = self.provenance.get("format_version", 0) >= 3 or getattr(self, "_sha256", None)
+        what = "was changed after it was finished" if finished else "is damaged or truncated"
         return f"{self.path} {what} ({error}). {self._mend()}"
 
     def check_belongs(self, metadata: Metadata, where: Path | str, data_root: Path | str | None = None) -> None:
@@ -286,15 +231,10 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         Raises:
             UserError: the first difference; names both files and the command that mends it.
         """
-        attributes = ("att", "original_att") if self._has_original_att else ("att",)
+        attributes = tuple(key for key in ("att", "original_att") if self._file and key in self._file)
         validation = ("train_loc", "val_loc") if "split_sha256" in self.provenance else ()
-        wrong = first_difference(
-            replace(self.metadata, class_names=self.class_names or metadata.class_names),
-            metadata,
-            (*SPLITS, *validation),
-            attributes,
-        )
-        if wrong:
+        mine = replace(self.metadata, class_names=self.class_names or metadata.class_names)
+        if wrong := first_difference(mine, metadata, (*SPLITS, *validation), attributes):
             raise UserError(
                 f"{self.path} does not belong to {where}: {wrong}. Choose the right one with --features or "
                 "--data-root, or move the feature file away and make it anew with: "
@@ -324,14 +264,8 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
                 f"{where} has no class names, which CUB50 needs; --data-root must hold CUB's att_splits.mat"
             )
         att, notes = clip_negative(m.att, dataset)
-        m = replace(
-            m,
-            name=dataset.source,
-            class_names=names or m.class_names,
-            image_files=images or [],
-            att=att,
-            notes=[*m.notes, *notes],
-        )
+        m = replace(m, name=dataset.source, image_files=images or [], att=att, notes=[*m.notes, *notes])
+        m.class_names = names or m.class_names
         m.check(where)
         if "notes" not in self.provenance:  # extraction has noted what is to be said of its files
             compare_counts(m, dataset, self.path)
@@ -355,41 +289,11 @@ def verify(path: Path | str) -> None:
         UserError: the first thing that is wrong with it.
     """
     with FeatureFile(path) as file:
-        _ = file.global_features
         for start in range(0, file.shape[0], 64):
             file.read(np.arange(start, min(start + 64, file.shape[0])))
-
-
-def parse_in_child(path: Path, finished: bool = True) -> None:
-    """Let a child process with bounded memory and time parse a file first, as this process will.
-
-    Raises:
-        UserError: what the child found wrong, or that the HDF5 library crashes or hangs there.
-    """
-    sandbox.call("core.features.feature_file:examine", str(path), finished, kind="HDF5 file", timeout=_CHILD_SECONDS)
-
-
-def examine(path: Path | str, finished: bool = True) -> None:
-    """Parse what :class:`FeatureFile` (unfinished: :class:`Writer`) will; raises nearly anything."""
-    reader = FeatureFile.__new__(FeatureFile)
-    reader.path, reader._header, reader.provenance = Path(path), None, {}
-    try:
-        with h5py.File(path, "r", locking="best-effort") as reader._file:
-            reader._load(reader._file, finished)
-            if finished:
-                _ = reader.global_features
-                reader._read_h5py(np.array([0, reader.shape[0] - 1]))
-    except OSError as error:
-        raise UserError(reader._reason(error)) if error.errno else error from None
 
 
 def _state(descriptor: int) -> tuple[int, ...]:
     """What changes when a file is written to."""
     now = os.fstat(descriptor)
     return now.st_size, now.st_mtime_ns, now.st_ctime_ns
-
-
-def _names(file: h5py.File, key: str) -> list[str] | None:
-    if key not in file:
-        return None
-    return [v.decode() if isinstance(v, bytes) else str(v) for v in file[key][()].ravel()]

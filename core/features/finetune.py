@@ -16,28 +16,26 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
-from core.features.backbones import Backbone, build_backbone, file_form
+from core.features.backbones import Backbone, build_backbone
 from core.features.devices import resolve_device
 from core.features.finetuned import KEY, finetuned_record, pack_rows
 from core.features.images import Normaliser, load_image
 from core.features.regions import ahead
-from core.features.settings import FINETUNED
 from core.features.trunks import OPEN_CLIP, TIMM, own_size
 from core.features.weights import HEADS
 from core.files.atomic import Lock, atomic_path, write_bytes
 from core.files.errors import UserError
 
-DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 HELD_OUT = 0.1  # share of each class's images that early stopping watches
 MARGIN = 8 / 7  # side of the picture that a crop is cut from, in crops: 256 for 224 pixels
 _HEAD_RATE = 10  # the head starts from nothing, so it learns faster by that factor
@@ -47,11 +45,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Everything that decides the weights but the images.
-
-    Raises:
-        UserError: a value out of its range; names the flag.
-    """
+    """Everything that decides the weights but the images."""
 
     backbone: str = "resnet101"
     weights: str | None = None
@@ -64,34 +58,12 @@ class FinetuneConfig:
     dtype: str = "float32"  # of the products; weights are float32
     device: str = "auto"
     seed: int = 0
-    pretraining_saw_unseen: str | None = None  # what a user says of own weights: no, unknown, yes
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"--lr {self.lr}: must be above 0")
-        if self.dtype not in DTYPES:
-            raise UserError(f"--dtype {self.dtype}: choose one of {', '.join(DTYPES)}")
-
-
-def weights_name(backbone: str, fold: str) -> str:
-    """finetuned_<backbone>_<fold>.safetensors, the fold being split<k>_val or final."""
-    return f"{FINETUNED}{file_form(backbone)}_{fold}.safetensors"
 
 
 def finetune(
-    dataset: DataSet,
-    metadata: Metadata,
-    rows: np.ndarray,
-    *,
-    paths: Sequence[Path],
-    fold: str,
-    out: Path,
-    config: FinetuneConfig,
-    workers: int = 4,
-) -> Path:
+    dataset: DataSet, metadata: Metadata, rows: np.ndarray, *, paths: Sequence[Path], fold: str, out: Path,
+    config: FinetuneConfig, workers: int = 4,
+) -> Path:  # fmt: skip
     """Fine-tune on the images in ``rows``, or go on where an interrupted run of the same settings stopped.
 
     Args:
@@ -99,57 +71,45 @@ def finetune(
         paths: (N,) of all images; only those in ``rows`` are looked at.
         fold: what the rows are, for the record: split<k>_val or final.
         out: the weights file; the state of an unfinished run is kept beside it.
-
-    Raises:
-        UserError: images that are missing or unreadable, a file there of other settings, or training that diverged.
     """
-    labels = metadata.labels
-    rows = np.sort(rows)
-    if missing := [paths[r] for r in rows.tolist() if not paths[r].is_file()]:
-        raise UserError(f"{len(missing)} of the {len(rows)} images to fine-tune on are missing, first {missing[0]}")
-    backbone = build_backbone(config.backbone, config.weights, input_size=config.input_size)
+    labels, rows, size = metadata.labels, np.sort(rows), config.input_size
     if config.backbone.startswith(OPEN_CLIP):
         raise UserError(f"{config.backbone} gives image embeddings, which are not fine-tuned; try timm:NAME")
-    own = own_size(config.backbone)
-    if config.backbone.startswith(TIMM) and backbone.input_size != own:
-        raise UserError(
-            f"--input-size {config.input_size}: a timm model is fine-tuned at its own {own} pixels, since its weights "
-            "file is read back at that size"
-        )
-    unseen = [metadata.class_names[c] for c in metadata.unseen]
+    if config.backbone.startswith(TIMM) and size not in (None, own := own_size(config.backbone)):
+        raise UserError(f"--input-size {size}: leave it out; weights files of timm are read at {own} pixels, their own")
+    backbone = build_backbone(config.backbone, config.weights, input_size=size)
     settings = {k: v for k, v in asdict(config).items() if k != "device"} | {"weights": backbone.weights}
     record = {
         "dataset": dataset.source,
         "fold": fold,
         "split_sha256": metadata.split_sha256,
-        "saw_unseen": backbone.saw_unseen(dataset, unseen, config.pretraining_saw_unseen),
+        "saw_unseen": backbone.saw_unseen(dataset, [metadata.class_names[c] for c in metadata.unseen]),
         "rows": pack_rows(rows, len(labels)),
         "labels_sha256": hashlib.sha256(np.ascontiguousarray(labels[rows]).tobytes()).hexdigest(),
         "base_sha256": backbone.sha256,
         "settings": json.dumps(settings, sort_keys=True),
     }
     if out.exists():
-        known = finetuned_record(out)
-        differ = [key for key in record if known.get(key) != record[key]]
-        if differ:
-            raise UserError(f"{out} was made with other {', '.join(differ)}; delete it, or choose another --out")
+        _require_equal(record, finetuned_record(out), out)
         _log.info("%s is complete already", out)
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with Lock(out):
-            run = _Run(backbone, paths, labels, rows, config, workers)
-            state = out.with_name(out.name + ".state")
+    with Lock(out):
+        run = _Run(backbone, paths, labels, rows, config, workers)
+        state = out.with_name(out.name + ".state")
+        if state.exists():
             run.restore(state, record)
-            run.train(lambda: run.store(state, record))
-            tensors = {key: value.contiguous() for key, value in run.best.items()}
-            record["epoch"], record["held_out_accuracy"] = str(run.best_epoch), f"{run.best_accuracy:.4f}"
-            write_bytes(out, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
-            state.unlink(missing_ok=True)
-    except torch.OutOfMemoryError as error:
-        half = max(1, config.batch_size // 2)
-        raise UserError(f"the memory is not enough for --batch-size {config.batch_size}: try {half}") from error
+        run.train(lambda: run.store(state, record))
+        tensors = {key: value.contiguous() for key, value in run.best.items()}
+        record["epoch"], record["held_out_accuracy"] = str(run.best_epoch), f"{run.best_accuracy:.4f}"
+        write_bytes(out, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
+        state.unlink(missing_ok=True)
     return out
+
+
+def _require_equal(record: Mapping[str, str], known: Mapping[str, str], path: Path) -> None:
+    if differ := [key for key in record if known.get(key) != record[key]]:
+        raise UserError(f"{path} was made with other {', '.join(differ)}; delete it, or choose another --out")
 
 
 class _Run:
@@ -167,14 +127,14 @@ class _Run:
         self.device = resolve_device(config.device)
         # its normalisation keeps the statistics of pretraining, so that small batches do not disturb them
         self.network = backbone.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.trained = {n: p for n, p in self.network.named_parameters() if n.split(".")[0] not in HEADS}
-        for parameter in self.trained.values():
+        trained = [p for n, p in self.network.named_parameters() if n.split(".")[0] not in HEADS]
+        for parameter in trained:
             parameter.requires_grad_(True)
         self.head = nn.utils.skip_init(nn.Linear, backbone.shape[0], len(classes)).to(self.device)
-        for parameter in self.head.parameters():
-            nn.init.zeros_(parameter)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
         groups = [
-            {"params": list(self.trained.values()), "lr": config.lr, "factor": 1},
+            {"params": trained, "lr": config.lr, "factor": 1},
             {"params": list(self.head.parameters()), "lr": config.lr, "factor": _HEAD_RATE},
         ]
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
@@ -185,9 +145,7 @@ class _Run:
 
     def logits(self, images: Tensor) -> Tensor:
         """(B,S) scores of the classes fine-tuned on, for normalised images (B,3,H,W)."""
-        with torch.autocast(
-            self.device.type, dtype=DTYPES[self.config.dtype], enabled=DTYPES[self.config.dtype] is not None
-        ):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
             maps = self.backbone.maps(images)  # (B,D,h,w)
             scores: Tensor = self.head(maps.mean(dim=(2, 3)))
         return scores.float()
@@ -196,30 +154,27 @@ class _Run:
         """All epochs that are left, until the held-out accuracy no longer rises."""
         c = self.config
         steps = -(-len(self.train_rows) // c.batch_size)
-        with tqdm(total=c.epochs, initial=self.epoch, desc="fine-tuning", unit="epoch", disable=None) as bar:
-            while self.epoch < c.epochs and self.epoch - self.best_epoch < c.patience:
-                total = torch.zeros((), device=self.device)
-                for step, (x, y) in enumerate(self._training_batches()):
-                    share = (self.epoch + step / steps) / c.epochs
-                    for group in self.optimizer.param_groups:
-                        group["lr"] = c.lr * group["factor"] * (1 + math.cos(math.pi * share)) / 2
-                    self.optimizer.zero_grad(set_to_none=True)
-                    loss = F.cross_entropy(self.logits(x), y)
-                    loss.backward()
-                    self.optimizer.step()
-                    total += loss.detach()
-                if not math.isfinite(mean := float(total) / steps):
-                    raise UserError(f"the loss is {mean}: fine-tuning diverged; try a lower --lr")
-                self.epoch += 1
-                accuracy = self._accuracy()
-                if accuracy > self.best_accuracy:
-                    self.best_epoch, self.best_accuracy, self.best = self.epoch, accuracy, self._trunk()
-                _log.info(
-                    "epoch %d of %d: loss %.4f, accuracy on held-out images of seen classes %.1f",
-                    self.epoch, c.epochs, mean, 100 * accuracy,
-                )  # fmt: skip
-                after_epoch()
-                bar.update()
+        while self.epoch < c.epochs and self.epoch - self.best_epoch < c.patience:
+            total = torch.zeros((), device=self.device)
+            # an own generator an epoch: a run that goes on draws what it would have drawn
+            generator = np.random.default_rng((c.seed, self.epoch))
+            for step, (x, y) in enumerate(self._batches(self.train_rows, generator)):
+                share = (self.epoch + step / steps) / c.epochs
+                for group in self.optimizer.param_groups:
+                    group["lr"] = c.lr * group["factor"] * (1 + math.cos(math.pi * share)) / 2
+                self.optimizer.zero_grad(set_to_none=True)
+                loss = F.cross_entropy(self.logits(x), y)
+                loss.backward()
+                self.optimizer.step()
+                total += loss.detach()
+            if not math.isfinite(mean := float(total) / steps):
+                raise UserError(f"the loss is {mean}: fine-tuning diverged; try a lower --lr")
+            self.epoch += 1
+            accuracy = self._accuracy()
+            if accuracy > self.best_accuracy:
+                self.best_epoch, self.best_accuracy, self.best = self.epoch, accuracy, self._trunk()
+            _log.info("epoch %d: loss %.4f, accuracy on held-out images %.1f", self.epoch, mean, 100 * accuracy)
+            after_epoch()
 
     def _trunk(self) -> dict[str, Tensor]:
         state = self.network.state_dict()
@@ -228,57 +183,45 @@ class _Run:
     @torch.no_grad()
     def _accuracy(self) -> float:
         """Mean over classes of the accuracy on the held-out images."""
+        found = [(self.logits(x).argmax(1).cpu(), y.cpu()) for x, y in self._batches(self.held_rows)]
+        predicted, true = (torch.cat(some).numpy() for some in zip(*found, strict=True))  # (B,)
+        return float(np.mean([(predicted[true == c] == c).mean() for c in np.unique(true)]))
+
+    def _batches(self, rows: np.ndarray, generator: Any = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images (B,3,H,W) and class numbers (B,), some batches decoded ahead.
+
+        With a generator of numpy shuffled, a random part of each image, half of them mirrored.
+        """
         how, size = self.backbone.transform, self.config.batch_size
-        batches = [self.held_rows[s : s + size] for s in range(0, len(self.held_rows), size)]
-
-        def load(row: int) -> np.ndarray:
-            return load_image(self.paths[row], how.crop, how.resize, how.interpolation)
-
-        predicted = [self.logits(self.normalise(x)).argmax(1).cpu() for _, x in self._decoded(batches, load)]
-        right = (torch.cat(predicted).numpy() == self.number[self.held_rows]).astype(float)
-        of = self.number[self.held_rows]
-        return float((np.bincount(of, right) / np.maximum(np.bincount(of), 1))[np.unique(of)].mean())
-
-    def _training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised crops (B,3,H,W) and class numbers (B,) of one epoch; half of them mirrored."""
-        how, size = self.backbone.transform, self.config.batch_size
-        # an own generator an epoch: a run that goes on draws what it would have drawn
-        generator = np.random.default_rng((self.config.seed, self.epoch))
-        order = generator.permutation(self.train_rows)
         whole = round(how.crop * MARGIN)
-        at = dict(zip(order.tolist(), generator.integers(0, whole - how.crop + 1, (len(order), 2)), strict=True))
-        mirrored = dict(zip(order.tolist(), generator.random(len(order)) < 0.5, strict=True))
+        if generator is not None:
+            rows = generator.permutation(rows)
+            corners = generator.integers(0, whole - how.crop + 1, (len(rows), 2))
+            mirrored = generator.random(len(rows)) < 0.5
 
-        def load(row: int) -> np.ndarray:
-            (top, left), crop = at[row], how.crop
-            image = load_image(self.paths[row], whole, whole, how.interpolation)[top : top + crop, left : left + crop]
-            return image[:, ::-1] if mirrored[row] else image
-
-        for rows, x in self._decoded([order[s : s + size] for s in range(0, len(order), size)], load):
-            yield self.normalise(x), torch.from_numpy(self.number[rows]).to(self.device)
-
-    def _decoded(
-        self, batches: list[np.ndarray], load: Callable[[int], np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Rows and pixels (B,H,W,3) uint8 of each batch, some batches decoded ahead."""
-
-        def pixels(row: int) -> np.ndarray:
+        def pixels(i: int) -> np.ndarray:
+            path = self.paths[rows[i]]
             try:
-                return load(row)
+                if generator is None:
+                    return load_image(path, how.crop, how.resize, how.interpolation)
+                (top, left), image = corners[i], load_image(path, whole, whole, how.interpolation)
             except ValueError as error:
-                raise UserError(f"{self.paths[row]} could not be read: {error}. Replace it and run again") from error
+                raise UserError(f"{path} could not be read: {error}. Replace it and run again") from error
+            image = image[top : top + how.crop, left : left + how.crop]
+            return image[:, ::-1] if mirrored[i] else image
 
+        parts = [range(len(rows))[start : start + size] for start in range(0, len(rows), size)]
         with ThreadPoolExecutor(self.workers) as pool:
-            begun = ahead(lambda rows: [pool.submit(pixels, row) for row in rows.tolist()], batches, _AHEAD)
-            for rows, jobs in zip(batches, begun, strict=True):
-                yield rows, torch.from_numpy(np.stack([job.result() for job in jobs]))
+            begun = ahead(lambda part: [pool.submit(pixels, i) for i in part], parts, _AHEAD)
+            for part, jobs in zip(parts, begun, strict=True):
+                x = torch.from_numpy(np.stack([job.result() for job in jobs]))  # (B,H,W,3)
+                yield self.normalise(x), torch.from_numpy(self.number[rows[part]]).to(self.device)
 
     def store(self, path: Path, record: Mapping[str, str]) -> None:
         """Write what a later call goes on from."""
         state = {
             "record": dict(record),
-            "epoch": self.epoch,
-            "best": [self.best_epoch, self.best_accuracy],
+            "reached": [self.epoch, self.best_epoch, self.best_accuracy],
             "best_weights": self.best,
             "network": self._trunk(),
             "head": self.head.state_dict(),
@@ -288,28 +231,19 @@ class _Run:
             torch.save(state, temporary)
 
     def restore(self, path: Path, record: Mapping[str, str]) -> None:
-        """Go on from a state file, if there is one.
-
-        Raises:
-            UserError: it is of another run, or damaged.
-        """
-        if not path.exists():
-            return
+        """Go on from what :meth:`store` wrote."""
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            if state["record"] == dict(record):
-                self.network.load_state_dict(state["network"], strict=False)
-                self.head.load_state_dict(state["head"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                self.epoch, self.best = state["epoch"], state["best_weights"]
-                self.best_epoch, self.best_accuracy = state["best"]
-                return
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+            _require_equal(record, state["record"], path)
+            self.network.load_state_dict(state["network"], strict=False)
+            self.head.load_state_dict(state["head"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch, self.best_epoch, self.best_accuracy = state["reached"]
+            self.best = state["best_weights"]
+        except UserError:
+            raise
         except Exception as error:  # a damaged file raises nearly anything
             raise UserError(f"{path} is damaged ({type(error).__name__}); delete it to start anew") from error
-        differ = [key for key in record if state["record"].get(key) != record[key]]
-        raise UserError(f"{path} is of a run with other {', '.join(differ)}; delete it to start anew")
 
 
 def held_out(rows: np.ndarray, number: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,39 +11,32 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from core.features.backbones import SAW_UNSEEN
 from core.files.errors import UserError
-from core.files.system import utf8_name
+from core.files.kinds import unreadable
 
 KEY = "finetuned"  # entry of the weights file's header; one alone, since the format orders several at random
 
 
 def finetuned_record(weights: str | Path | None) -> dict[str, str]:
-    """What a file that :func:`finetune` wrote says of itself; empty of any other weights.
-
-    Raises:
-        UserError: the record is damaged.
-    """
+    """What a file that :func:`finetune` wrote says of itself; empty of any other weights."""
     if weights is None or Path(weights).suffix != ".safetensors" or not Path(weights).is_file():
         return {}
     try:
-        with utf8_name(weights) as name, safe_open(name, framework="pt") as file:
+        with safe_open(weights, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
-        record = json.loads(text) if text is not None else {}
-        if record and (not unpack_rows(record["rows"]).size or record["saw_unseen"] not in SAW_UNSEEN):
-            raise ValueError("no rows")
+        record: dict[str, str] = json.loads(text) if text is not None else {}
+        if record:
+            unpack_rows(record["rows"])
     except Exception as error:  # safetensors raises its own kinds
-        raise UserError(f"{weights} is not a readable weights file ({type(error).__name__}: {error})") from error
-    return {str(k): str(v) for k, v in record.items()}
+        raise unreadable(weights, "weights file", error) from error
+    return record
 
 
 def finetuned_provenance(weights: str | Path | None) -> dict[str, str]:
     """The same as entries of a feature file's provenance."""
     record = finetuned_record(weights)
-    if not record:
-        return {}
-    kept = {f"finetuned_{key}": record[key] for key in ("dataset", "fold", "split_sha256", "rows") if key in record}
-    return {"finetuned": "true", **kept}
+    kept = {f"finetuned_{key}": record[key] for key in ("dataset", "fold", "split_sha256", "rows") if record}
+    return {"finetuned": "true", **kept} if record else {}
 
 
 def pack_rows(rows: np.ndarray, count: int) -> str:
@@ -67,9 +60,6 @@ def refuse_finetuned(
         dataset: source of the data set that is measured on; row numbers mean nothing in another.
         labels: (N,) class numbers.
         seen_rows, unseen_rows: images that are measured on.
-
-    Raises:
-        UserError: a class taken for unseen, or an image, was fine-tuned on; says which weights would do.
     """
     if provenance.get("finetuned") != "true" or provenance.get("finetuned_dataset") != dataset:
         return
@@ -80,7 +70,6 @@ def refuse_finetuned(
     if len(classes) or len(images):
         what = f"{len(classes)} classes taken for unseen" if len(classes) else f"{len(images)} images measured on"
         raise UserError(
-            f"the features' backbone ({provenance.get('finetuned_fold')}) was fine-tuned on {what} here. Fine-tune on "
-            f"this fold with: python finetune.py {dataset} --split <seed>, extract with those weights, and run that "
-            "seed alone (--seed); or choose nothing (--select last)"
+            f"the features' backbone ({provenance.get('finetuned_fold')}) was fine-tuned on {what} here; fine-tune it "
+            f"on this fold: python finetune.py {dataset} --split <seed>; or choose nothing (--select last)"
         )

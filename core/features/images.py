@@ -1,24 +1,26 @@
-"""Image files: finding, decoding, and the transform that a backbone was made for."""
+"""Image files: decoding, and the transform that a backbone was made for."""
 
 from __future__ import annotations
 
-import contextlib
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from core.files.kinds import described
+from core.files.kinds import what_it_is
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 # Pillow's other decoders are not needed, and one of them (EPS) starts a program
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
-FILE_LIMIT = 64 << 20  # bytes of one image file
+LARGE = 89_478_485  # pixels above which Pillow warns; it refuses twice as many, and so do we
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # telephones take 108 megapixels
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # editors write histories and profiles of some MB
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,16 @@ class Transform:
         return Transform(size, resize, self.interpolation, self.mean, self.std)
 
     def __str__(self) -> str:
-        steps = f"Resize({self.resize}, {self.interpolation}) CenterCrop({self.crop})"
-        return f"{steps} mean {self.mean} std {self.std}"
+        return f"Resize({self.resize}, {self.interpolation}) CenterCrop({self.crop}) mean {self.mean} std {self.std}"
 
 
 class Normaliser:
     """uint8 (B,H,W,3) to normalised (B,3,H,W), channels_last, on the device in the given type."""
 
     def __init__(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
-    ) -> None:
+        self, device: torch.device, dtype: torch.dtype,
+        mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
+    ) -> None:  # fmt: skip
         self.device, self.dtype = device, dtype
         self.scale = (1 / (255 * torch.tensor(std))).to(device)  # (3,)
         self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)
@@ -63,74 +61,56 @@ class Normaliser:
         return x.unflatten(2, (width, 3)).permute(0, 3, 1, 2)  # channels_last by its strides
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode as 8-bit RGB. Transparency is dropped, as torchvision's loader does; 16-bit grey is scaled."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.array(image, dtype=np.float32)  # in place from here: it may have many pixels
-        if np.isnan(grey).all():
-            raise ValueError("no pixel of it is a number")
-        if image.mode == "F":
-            grey *= 255 if np.nanmax(grey) <= 1 else 1
-        elif image.mode != "I" or grey.max() > 255:
-            grey /= 257  # 65535 -> 255
-        np.nan_to_num(grey, copy=False)
-        np.clip(np.rint(grey, out=grey), 0, 255, out=grey)
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+def open_image(path: Path, shorter: int) -> Image.Image:
+    """Decode a file as RGB; of an animation the first frame. Every reader of photographs decodes them here.
 
-
-def load_image(path: Path, size: int, resize: int | None = None, interpolation: str = "bilinear") -> np.ndarray:
-    """Decode, Resize, CenterCrop(size): uint8 (size,size,3); of an animation the first frame.
-
-    EXIF orientation is not applied: neither torchvision's loader nor DAZLE does, so published features have none.
-
-    Args:
-        resize: shorter side before the crop in pixels; None: ``size``, so that the whole shorter side is kept.
+    Neither EXIF orientation nor transparency is applied: torchvision's loader and DAZLE apply none, so published
+    features have none. Of grey images 16 bits become 8, and floats up to 1 are stretched to 255. A JPEG of very many
+    pixels is shrunk while it is decoded, to no less than twice ``shorter`` pixels.
 
     Raises:
         ValueError: the file cannot be read as an image; says why.
+    """
+    try:
+        path.stat()  # says what is wrong: nothing there, a loop of links, no permission
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError("not a file")
+        # from memory: decoders ask a file for as many bytes as it claims to have
+        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
+            if image.width * image.height > LARGE:
+                image.draft("RGB", (2 * shorter, 2 * shorter))
+            image.load()
+            if image.mode.startswith("I") or image.mode == "F":
+                grey = np.nan_to_num(np.array(image, dtype=np.float32))
+                brightest = grey.max()
+                if image.mode == "F":
+                    grey *= 255 if brightest <= 1 else 1
+                elif image.mode != "I" or brightest > 255:
+                    grey /= 257  # 65535 -> 255
+                return Image.fromarray(np.clip(np.rint(grey, out=grey), 0, 255).astype(np.uint8)).convert("RGB")
+            indexed = image.mode == "P" and isinstance(image.info.get("transparency"), bytes)
+            return (image.convert("RGBA") if indexed else image).convert("RGB")
+    except UnidentifiedImageError as error:  # its text is the address of an object
+        what = what_it_is(path) or "no image, or a damaged one"
+        raise ValueError(f"it is {what}; what is read: {', '.join(FORMATS)}") from error
+    except Exception as error:  # damaged images raise nearly anything
+        known = str(error) if type(error) is ValueError else getattr(error, "strerror", None)
+        raise ValueError(known or f"{type(error).__name__}: {error}") from error
+
+
+def load_image(path: Path, size: int, resize: int | None = None, interpolation: str = "bilinear") -> np.ndarray:
+    """Decode, Resize, CenterCrop(size): uint8 (size,size,3).
+
+    Args:
+        resize: shorter side before the crop in pixels; None: ``size``, so that the whole shorter side is kept.
     """
     # brings torch._dynamo with it: seconds, which a run on a feature file need not wait for
     from torchvision.transforms import InterpolationMode, functional
 
     shorter = resize or size
-    content = b""
-    try:
-        size_on_disk = path.stat().st_size  # says what is wrong: nothing there, a loop of links, no permission
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise ValueError("not a file")
-        if size_on_disk > FILE_LIMIT:
-            raise ValueError(f"{size_on_disk} bytes are more than {FILE_LIMIT}")
-        content = path.read_bytes()
-        # from memory: decoders ask a file for as many bytes as it claims to have
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit and image.width * image.height > limit:
-                raise ValueError(f"{image.width}x{image.height} pixels are more than {limit}")
-            image.load()
-            rgb = to_rgb(image)
-        longer = shorter * max(rgb.size) // min(rgb.size)
-        if limit and longer * shorter > limit:
-            raise ValueError(f"too narrow: resized it would be {shorter}x{longer} pixels")
-        resized = functional.resize(rgb, [shorter], InterpolationMode(interpolation))
-        return np.asarray(functional.center_crop(resized, [size, size]))
-    except UnidentifiedImageError as error:  # its text is the address of an object
-        raise ValueError(f"it is {_what_it_is(content)}; what is read: {', '.join(FORMATS)}") from error
-    except Exception as error:  # damaged images raise nearly anything
-        if type(error) is ValueError or (isinstance(error, OSError) and error.strerror):
-            raise ValueError(getattr(error, "strerror", None) or str(error)) from error
-        reason = str(error).splitlines()[0] if str(error) else ""
-        raise ValueError(f"{type(error).__name__}: {reason}") from error
-
-
-def _what_it_is(content: bytes) -> str:
-    if (found := described(content)) not in ("", "a JPEG image", "a PNG image"):
-        return found
-    with contextlib.suppress(UnicodeDecodeError, IndexError):
-        if (line := content[:60].decode("ascii").splitlines()[0]).isprintable():
-            return f"a text that begins {line!r}"
-    return "no image, or a damaged one"
+    rgb = open_image(path, shorter)
+    longer = shorter * max(rgb.size) // min(rgb.size)
+    if longer * shorter > LARGE:
+        raise ValueError(f"too narrow: resized it would be {shorter}x{longer} pixels")
+    resized = functional.resize(rgb, [shorter], InterpolationMode(interpolation))
+    return np.asarray(functional.center_crop(resized, [size, size]))

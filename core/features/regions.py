@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from core.files.errors import UserError
-from core.files.system import resource
+
+try:
+    import resource
+except ImportError:  # Windows has no limits of memory to ask for
+    resource = None  # type: ignore[assignment]
 
 RESIDENT_BYTES = 8 << 30  # features are held in memory up to this size, the rest is streamed from the file
 _SHARE = 0.6  # of the memory that is free, at most
@@ -61,7 +65,7 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = (root / "proc/meminfo").read_text().splitlines()
         free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
+    if resource is not None and (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
         with contextlib.suppress(OSError, ValueError, IndexError):
             limit -= int((root / "proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         free.append(limit)

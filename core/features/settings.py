@@ -19,9 +19,12 @@ from core.files.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORES = ("float16", "float32")
-REGIONS = ("all", "none")
 BATCH_SIZE = 32
 FINETUNED = "finetuned_"  # how the weights files of finetune.py begin
+_RANGES = {"batch_size": (1, 65536), "workers": (1, 1024), "input_size": (32, 4096), "pool": (1, 16)}
+_CHOICES = {"dtype": tuple(DTYPES), "store": STORES, "pretraining_saw_unseen": SAW_UNSEEN}
+# flags that OWN_ours.py has under another name, or has not
+_OWN_FLAGS = {"out": "--features", "batch_size": "--image-batch-size", "layers": "", "flip": "", "store": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,15 +35,12 @@ class ExtractionConfig:
         UserError: a value out of its range; names the flag.
     """
 
-    backbone: str = "resnet101"  # torchvision classifier, timm:NAME, or demo
+    backbone: str = "resnet101"  # torchvision classifier, timm:NAME, open_clip:MODEL/PRETRAINED, or demo
     weights: str | None = None  # None: IMAGENET1K_V1; timm: those its name says
     input_size: int | None = None  # image side in pixels; None: what the backbone was made for
     layers: tuple[str, ...] = ()  # earlier maps put behind the last one, averaged to its grid
     pool: int = 1  # average pool x pool regions into one
     flip: bool = False  # average the maps of both views
-    regions: str = "all"  # none: their mean alone
-    project: str | None = None  # channels of a random projection, or a .npy file with a matrix (d,D)
-    keep_global: bool = False  # the class token of a vision transformer beside the map, as global (N,G)
     dtype: str = "float32"  # arithmetic of the backbone
     store: str = "float16"  # type in the file
     device: str = "auto"
@@ -49,18 +49,11 @@ class ExtractionConfig:
     pretraining_saw_unseen: str | None = None  # what a user says of own weights: no, unknown, yes
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("batch_size", 1, 65536), ("workers", 1, 1024), ("input_size", 32, 4096), ("pool", 1, 16),
-        ):  # fmt: skip
+        for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be from {low} to {high}")
-        for name, choices in (
-            ("dtype", tuple(DTYPES)),
-            ("store", STORES),
-            ("regions", REGIONS),
-            ("pretraining_saw_unseen", SAW_UNSEEN),
-        ):
+        for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
                 raise UserError(f"--{name.replace('_', '-')} {value}: choose one of {', '.join(choices)}")
@@ -84,9 +77,6 @@ def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfi
     parts += config.layers
     parts += [f"pool{config.pool}"] if config.pool > 1 else []
     parts += ["flip"] if config.flip else []
-    parts += ["pooled"] if config.regions == "none" else []
-    parts += [] if config.project is None else [f"project_{Path(config.project).stem}"]
-    parts += ["global"] if config.keep_global else []
     return feature_file(Path(data_root), dataset, "_".join(parts))
 
 
@@ -96,32 +86,29 @@ def extraction_command(
 ) -> str:  # fmt: skip
     """The complete command of an extraction, what is at its default left out."""
     config = config or ExtractionConfig()
+    root = [] if str(data_root) == "data" else ["--data-root", str(data_root)]
     if dataset.source == "DEMO":
-        words = ["python", "DEMO_ours.py"] + ([] if str(data_root) == "data" else ["--data-root", str(data_root)])
-        return shlex.join(words)
-    words = [
-        "python",
-        "OWN_ours.py"
-        if dataset.source == "OWN"
-        else f"extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py",
-    ]
-    words += [] if str(data_root) == "data" else ["--data-root", str(data_root)]
-    words += [] if out is None else ["--out", str(out)]
-    for field in fields(config):
-        value: Any = getattr(config, field.name)
-        if value == field.default:
-            continue
-        words.append("--" + field.name.replace("_", "-"))
-        if field.name == "layers":
-            words.append(",".join(value))
-        elif value is not True:
-            words.append(str(value))
+        return shlex.join(["python", "DEMO_ours.py", *root])
+    own = dataset.source == "OWN"
+    script = "OWN_ours.py" if own else f"extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py"
+    words = ["python", script, *root]
+    changed = [field.name for field in fields(config) if getattr(config, field.name) != field.default]
+    given = {"out": out} | {name: getattr(config, name) for name in changed}
+    for name, value in given.items():
+        flag = _OWN_FLAGS.get(name) if own and name in _OWN_FLAGS else f"--{name.replace('_', '-')}"
+        if flag and value is not None:
+            value = ",".join(value) if isinstance(value, tuple) else value
+            words += [flag] if value is True else [flag, str(value)]
     return shlex.join(words)
 
 
-def recorded_config(provenance: Mapping[str, Any]) -> ExtractionConfig:
-    """The settings that a feature file records, for the command that makes it anew. A weights file is known by name."""
+def recorded_config(provenance: Mapping[str, Any], store: str | None = None) -> ExtractionConfig:
+    """The settings that a feature file records, for the command that makes it anew. A weights file is known by name.
+
+    Args: store: the type of its features; None: the usual one.
+    """
     have = {key: provenance[key] for key in ("backbone", "weights", "dtype", "batch_size") if key in provenance}
+    have |= {} if store is None else {"store": store}
     size, backbone = provenance.get("input_size"), have.get("backbone", "resnet101")
     if size is not None and int(size) != own_size(backbone):
         have["input_size"] = int(size)
@@ -129,9 +116,6 @@ def recorded_config(provenance: Mapping[str, Any]) -> ExtractionConfig:
         del have["weights"]
     have["layers"] = tuple(str(provenance.get("layer", "")).split("+")[1:])
     have |= {"pool": int(provenance.get("pool", 1)), "flip": provenance.get("flip", "no") != "no"}
-    have |= {"regions": "none" if "regions_kept" in provenance else "all", "keep_global": "global" in provenance}
-    if words := str(provenance.get("projection", "")).split():
-        have["project"] = words[1].partition("x")[0] if words[0] == "random" else words[0]
     if have.get("weights") and is_weights_file(str(have["weights"])) and "pretraining_saw_unseen" in provenance:
         saw = provenance["pretraining_saw_unseen"]
         have |= {"pretraining_saw_unseen": saw} if saw != "unknown" and backbone != DEMO else {}

@@ -1,23 +1,13 @@
-"""Extraction in shards: each process extracts a range of images into a part file; the parts become one feature file.
-
-All shards have the same list of images; shard i of n (from 0 on) takes a contiguous range of it that begins and ends
-where a batch does, so the merged file has the bytes of a single pass. A part is a feature file in the making like any
-other, resumable row by row, that holds its own rows of feature_map and everything else of the whole.
-"""
+"""Extraction in shards: each process extracts a contiguous range of the images, the last one makes the file of all."""
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-import numpy as np
-
-from core.features.writer import FeatureFileMetadata
 from core.files.errors import UserError, run_cli
 
 
@@ -31,11 +21,8 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
-    def part(self, final: Path) -> Path:
-        return final.with_name(f"{final.name}.shard-{self.index}-of-{self.count}")
-
     def rows(self, images: int, batch_size: int) -> range:
-        """The rows of this shard; it begins and ends where a batch does.
+        """The rows of this shard; it begins and ends where a batch does, so every division has the same batches.
 
         Raises:
             UserError: there are more shards than batches.
@@ -95,64 +82,6 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
         if index in environment and int(environment.get(count_of, 1)) > 1:
             return int(environment[index])
     return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartContent(FeatureFileMetadata):
-    """Everything in a part but its features: what the whole file has, and which rows these are."""
-
-    whole: FeatureFileMetadata
-    shard: Shard
-    rows: range
-
-    def attributes(self) -> dict[str, str | int]:
-        """Those of the whole, and the shard."""
-        own = self.whole.attributes()
-        record = {
-            "index": self.shard.index,
-            "count": self.shard.count,
-            "rows": [self.rows.start, self.rows.stop],
-            "order": list(own),  # HDF5 gives attributes back by name, and the merged file is to have the same bytes
-        }
-        return own | {"shard": json.dumps(record)}
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Those of the whole."""
-        return self.whole.arrays()
-
-
-def part_content(whole: FeatureFileMetadata, shard: Shard, rows: range) -> PartContent:
-    """What the part of a shard holds beside its features. ``metadata`` has as many labels as the part has rows."""
-    metadata = replace(whole.metadata, labels=whole.metadata.labels[rows.start : rows.stop])
-    return PartContent(metadata, whole.provenance, whole.w2v, whole=whole, shard=shard, rows=rows)
-
-
-def parts_of(final: Path) -> dict[Shard, Path]:
-    """The part files of ``final``, finished or begun."""
-    found: dict[Shard, Path] = {}
-    form = re.compile(re.escape(final.name) + r"\.shard-(\d+)-of-(\d+)(\.partial)?")
-    for path in sorted(final.parent.glob("*")) if final.parent.is_dir() else []:
-        if match := form.fullmatch(path.name):
-            shard = Shard(int(match[1]), int(match[2]))
-            found[shard] = shard.part(final)
-    return found
-
-
-def refuse_other_division(final: Path, count: int) -> None:
-    """Refuse to begin an extraction in ``count`` shards beside parts of another number of shards.
-
-    Raises:
-        UserError: names them, and what to do.
-    """
-    others = {shard: path for shard, path in parts_of(final).items() if shard.count != count}
-    if others:
-        shard, path = next(iter(others.items()))
-        now = f"in {count} shards" if count > 1 else "without --shard"
-        raise UserError(
-            f"{path} is there, of an extraction in {shard.count} shards, and this one would be {now}. Go on with "
-            f"--shard {shard} (and the others of {shard.count}), or delete it and the other parts: "
-            f"rm {final}.shard-*"
-        )
 
 
 def run_on_devices(work: Callable[[Shard, str], None], devices: Sequence[str], outer: Shard) -> None:

@@ -1,285 +1,264 @@
-"""Writing a feature file so that a process killed at any moment loses at most the rows since the last flush.
+"""Writing a feature file so that a process killed at any moment loses the rows of its last batch at most.
 
-While it is being made the file is `<final>.partial`: all but its rows is there from the start, disk space included.
-Rows are written in place, each with its crc32, which is what a resumed run goes by: a row that fits its crc32 is done,
-any other is computed again, whatever a crash left there. A finished file renamed to `<final>.partial` is resumed in the
-same way, so damage to a row costs that row only.
+While it is being made, rows START to STOP - 1 lie in `FINAL.rows-START-STOP.npy`, each behind its crc32, and all else
+in `FINAL.rows-START-STOP.beside` (HDF5). A row that fits its crc32 is done, any other is computed again, whatever a
+crash left there. Several processes make a part each; parts of different divisions may overlap. Where every row is in
+some part, :func:`finish` makes the file of them, with the same bytes however it was divided.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
-from core.datasets.metadata import Metadata
-from core.features.feature_file import parse_in_child
 from core.features.layout import (
-    DIGEST,
-    FORMAT_VERSION,
-    HEADER_BYTES,
-    ROWS,
-    Header,
-    RowPlace,
+    FeatureFileMetadata,
+    Part,
+    content_digest,
+    difference,
     first_not_finite,
-    plain,
-    row_places,
-    sha256_outside,
+    held,
+    parts_of,
+    store,
 )
-from core.files.atomic import Lock, fsync, fsync_folder
-from core.files.errors import UserError, differences
+from core.files.atomic import Lock, atomic_path
+from core.files.errors import UserError
+from core.files.hdf5 import open_hdf5
 
-_FLUSH_ROWS = 256  # rows between two fsyncs; what a crash can cost
-
-
-@dataclass(frozen=True)
-class FeatureFileMetadata:
-    """Everything in a feature file but the features themselves."""
-
-    metadata: Metadata
-    provenance: Mapping[str, str | int]  # attributes of the root; what a resumed run must agree with
-    w2v: np.ndarray | None = None  # (K,V) float32
-
-    def attributes(self) -> dict[str, str | int]:
-        """HDF5 attributes of the root."""
-        return {**self.provenance, "format_version": FORMAT_VERSION}
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Every dataset but the features and their checksums; text as objects."""
-        m = self.metadata
-        integers = ("labels", "trainval_loc", "test_seen_loc", "test_unseen_loc", "train_loc", "val_loc")
-        arrays = {key: getattr(m, key).astype("<i8") for key in integers}
-        arrays |= {key: getattr(m, key).astype("<f4") for key in ("att", "original_att")}
-        arrays |= {"image_files": np.array(m.image_files, dtype=object)}
-        arrays |= {"allclasses_names": np.array(m.class_names, dtype=object)}
-        return arrays | ({} if self.w2v is None else {"w2v_att": self.w2v.astype("<f4")})
+_HDF5 = ("v108", "v108")  # object headers with checksums, read since 2008; the bytes follow from the content
+_log = logging.getLogger(__name__)
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
-    """Writes rows of a feature file; a context manager that leaves the `.partial` unless :meth:`finish` was called."""
+    """Writes rows of a feature file; a context manager that leaves the part unless :meth:`finish` was called."""
 
     def __init__(
         self, final: Path | str, content: FeatureFileMetadata, shape: tuple[int, int, int], dtype: str = "float16",
-        global_width: int = 0,
+        rows: range | None = None,
     ) -> None:  # fmt: skip
-        """Create or resume `<final>.partial`. shape is (D,h,w), dtype float16 or float32, global_width G; 0: none.
+        """Create or resume the part of ``rows`` (None: of all). shape is (D,h,w), dtype float16 or float32.
 
         Raises:
-            UserError: another writer is at work, the disk is full, or the partial file was begun with other settings.
+            UserError: another writer is at work, the disk is full, or what is there was begun with other settings.
         """
         if dtype not in ("float16", "float32"):
             raise UserError(f"features are stored as float16 or float32, not {dtype}")
-        self.final = Path(final)
-        self.partial = self.final.with_name(self.final.name + ".partial")
-        self.shape, self.dtype, self.global_width = shape, np.dtype(dtype).newbyteorder("<"), global_width
-        self._unflushed = 0
+        self.final, count = Path(final), len(content.metadata.labels)
+        self.rows = range(count) if rows is None else rows
+        path = self.final.with_name(f"{self.final.name}.rows-{self.rows.start}-{self.rows.stop}.npy")
+        self.part = Part(path, self.rows)
+        self.dtype = np.dtype(dtype).newbyteorder("<")
+        self._record = np.dtype([("crc32", "<u4"), ("maps", self.dtype, shape)])
+        self.done = np.zeros(count, dtype=bool)  # rows of the data set that are there, as far as they are this part's
         self._data = -1
-        with self._refusing():
+        with _refusing(self.final):
             self.final.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.final)
+            self._lock = Lock(self.part.path)
         try:
-            with self._refusing():
-                if self.final.exists():
-                    raise UserError(f"{self.final} exists already; delete it or choose another --out")
+            if self.final.exists():
+                raise UserError(f"{self.final} exists already; delete it or choose another --out")
+            with _refusing(self.final, self._record.itemsize * len(self.rows)):
                 self._begin(content)
-                self.done = self._whole_rows()  # (N,) bool
+                self._find_done(content)
         except BaseException:
             self.close()
             raise
 
-    def row_offset(self, row: int) -> int:
-        return self._header.row_offset(row)
+    def _begin(self, content: FeatureFileMetadata) -> None:
+        """Make the part's two files, or compare the ones there."""
+        for part in parts_of(self.final):
+            differs = difference(part.content(), (content.provenance, content.arrays()))
+            if not differs and part.stored.dtype != self._record:
+                differs = f"features: {part.stored.dtype['maps']} there, {self._record['maps']} now"
+            if differs:
+                raise UserError(
+                    f"{part.path} was begun with other settings ({differs}); delete it (rm {self.final}.rows-*) to "
+                    "start again, or choose another --out"
+                )
+        _clear(self.part.beside)
+        _clear(self.part.path)
+        with atomic_path(self.part.beside) as temporary, h5py.File(temporary, "w", libver=_HDF5) as file:
+            store(file, content.provenance, content.arrays())
+        if not self.part.path.exists():
+            with atomic_path(self.part.path) as temporary, open(temporary, "wb") as handle:
+                about = {"descr": self._record.descr, "fortran_order": False, "shape": (len(self.rows),)}
+                np.lib.format.write_array_header_1_0(handle, about)
+                handle.flush()
+                _reserve(handle.fileno(), handle.tell() + len(self.rows) * self._record.itemsize)
+        self._data = os.open(self.part.path, os.O_RDWR)
+        self._offset = int(self.part.stored.offset)
 
-    def write(self, rows: np.ndarray, maps: np.ndarray, tokens: np.ndarray | None = None) -> None:
-        """Write maps (n,D,h,w) or (n,D,R) at the given rows, and class tokens (n,G) where the file has them.
+    def _find_done(self, content: FeatureFileMetadata) -> None:
+        """Rows of this part that fit their crc32: here, in another part, or in a damaged file named .partial."""
+        parts = [self.part, *(p for p in parts_of(self.final) if p != self.part)]
+        for row in self.rows:
+            self.done[row] = any(part.row(row) is not None for part in parts)
+        old = self.final.with_name(self.final.name + ".partial")
+        if self.done[self.rows].all() or not old.is_file():
+            return
+        with contextlib.suppress(OSError, KeyError, RuntimeError, ValueError), open_hdf5(old) as file:
+            if differs := difference(held(file), (content.provenance, content.arrays())):
+                _log.warning("%s is of another extraction (%s); its rows are not taken", old, differs)
+                return
+            for row in [row for row in self.rows if not self.done[row]]:
+                maps = file["feature_map"][row]
+                if maps.dtype == self.dtype and zlib.crc32(maps.tobytes()) == file["row_crc32"][row]:
+                    self.write(np.array([row]), maps[None])
+
+    def write(self, rows: np.ndarray, maps: np.ndarray) -> None:
+        """Write maps (n,D,h,w) or (n,D,R) at the given rows of the data set.
 
         Raises:
             UserError: values that are not finite in the stored type, or the disk refuses.
         """
-        given = [maps] if tokens is None else [maps, tokens]
+        if not len(rows):
+            return
         with np.errstate(over="ignore"):
-            stored = [np.ascontiguousarray(values, dtype=self.dtype).reshape(len(rows), -1) for values in given]
-        if [values.shape[1] * self.dtype.itemsize for values in stored] != [p.row_bytes for p in self._places]:
-            beside = f" and {self.global_width} class-token values" if self.global_width else ""
-            raise ValueError(f"rows of {[v.shape[1:] for v in given]} in a file of {self.shape}{beside}")
-        for values in stored:
-            if (bad := first_not_finite(values)) is not None:
-                raise UserError(
-                    f"the features of row {int(rows[bad])} are NaN or too large for {self.dtype.name}: damaged "
-                    "weights, or run again with --dtype float32 --store float32"
-                )
-        with self._refusing():
-            for i, row in enumerate(rows.tolist()):
-                for values, place in zip(stored, self._places, strict=True):
-                    data = values[i].tobytes()
-                    self._put(data, place.base + row * place.row_bytes)
-                    self._put(struct.pack("<I", zlib.crc32(data)), place.crcs + 4 * row)
+            stored = np.ascontiguousarray(maps, dtype=self.dtype).reshape(len(rows), -1)
+        if stored.shape[1] * self.dtype.itemsize + 4 != self._record.itemsize:
+            raise ValueError(f"rows of {maps.shape[1:]} in a file of {self._record['maps']}")
+        if (bad := first_not_finite(stored)) is not None:
+            raise UserError(
+                f"the features of row {int(rows[bad])} are NaN or too large for {self.dtype.name}: damaged "
+                "weights, or run again with --dtype float32 --store float32"
+            )
+        with _refusing(self.final):
+            for row, values in zip(rows.tolist(), stored, strict=True):
+                data = values.tobytes()
+                record = struct.pack("<I", zlib.crc32(data)) + data
+                at = self._offset + (row - self.rows.start) * self._record.itemsize
+                if os.pwrite(self._data, record, at) != len(record):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self.done[row] = True
-            self._unflushed += len(rows)
-            if self._unflushed >= _FLUSH_ROWS:
-                self._flush()
-
-    def flush(self) -> None:
-        """Make the rows written so far durable.
-
-        Raises:
-            UserError: the disk refuses.
-        """
-        with self._refusing():
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._unflushed:
-            fsync(self._data)
-        self._unflushed = 0
 
     def finish(self) -> Path:
-        """Write the header and give the file its final name.
+        """:func:`finish` where this is the only part.
 
         Raises:
             UserError: rows are missing, or the disk refuses.
         """
-        if missing := int((~self.done).sum()):
-            raise UserError(f"{missing} rows of {self.partial} are not there yet; run the extraction again")
-        with self._refusing():
-            self._put(self._header.pack(), 0)
-            digest = sha256_outside(self._data, DIGEST, self._header.span)
-            self._put(replace(self._header, sha256=digest).pack(), 0)
-            fsync(self._data)
-            os.replace(self.partial, self.final)
-            fsync_folder(self.final.parent)
+        if missing := finish(self.final):
+            raise UserError(f"{missing} rows of {self.final} are not there yet; run the extraction again")
         return self.final
 
     def close(self) -> None:
-        """Close without finishing; what was flushed stays for the next run."""
+        """Close without finishing; what was written stays for the next run."""
         if self._data >= 0:
             os.close(self._data)
         self._data = -1
         self._lock.release()
 
     def __exit__(self, *_: object) -> None:
-        try:
-            # what cannot be flushed is done again by the next run
-            with contextlib.suppress(OSError):
-                self._flush()
-        finally:
-            self.close()
-
-    def _put(self, data: bytes, at: int) -> None:
-        if os.pwrite(self._data, data, at) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    @contextlib.contextmanager
-    def _refusing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-            way = "Make room and run the same command again: it continues" if full else "Choose another --out"
-            above = isinstance(error, FileExistsError)  # a file where a folder is needed
-            why = os.strerror(errno.ENOTDIR) if above else error.strerror or error
-            raise UserError(f"cannot write {self.final}: {why}. {way}") from error
-
-    def _begin(self, content: FeatureFileMetadata) -> None:
-        """Make the file without its rows; become the partial file, or compare every such byte with the one there is."""
-        new = self.final.with_name(self.final.name + ".partial.new")
-        try:
-            self._header, self._places = self._make(new, content)
-            if not self.partial.exists():
-                with open(new, "r+b") as handle:
-                    if hasattr(os, "posix_fallocate"):  # not on macOS
-                        os.posix_fallocate(handle.fileno(), 0, os.fstat(handle.fileno()).st_size)
-                    fsync(handle.fileno())
-                os.replace(new, self.partial)
-                fsync_folder(self.partial.parent)
-                self._data = os.open(self.partial, os.O_RDWR)
-                return
-            self._data = os.open(self.partial, os.O_RDWR)
-            skipped = ((0, HEADER_BYTES), *(span for place in self._places for span in place.spans))
-            with open(new, "rb") as handle, contextlib.suppress(ValueError):  # ValueError: of another length
-                if sha256_outside(self._data, *skipped) == sha256_outside(handle.fileno(), *skipped):
-                    return
-            raise UserError(f"{self._difference(content)}; delete it to start again, or choose another --out")
-        except (OSError, RuntimeError) as error:
-            number = getattr(error, "errno", None)  # HDF5's own text is long
-            need = (
-                (int(np.prod(self.shape)) + self.global_width)
-                * self.dtype.itemsize
-                * len(content.metadata.labels)
-                / 2**30
-            )
-            if number is None and (found := re.search(r"errno = (\d+)", str(error))):
-                number = int(found[1])  # of HDF5's text alone
-            room = "" if number in (errno.EACCES, errno.EPERM, errno.EROFS) else "make room or choose another --out"
-            size = f"It takes {need:.2f} GiB; " if room else ""
-            if number == errno.EFBIG:
-                room = "raise the limit of this shell or job (ulimit -f) or of the file system"
-            raise UserError(
-                f"cannot write {self.partial}: {os.strerror(number) if number else error}. {size}"
-                f"{room or 'Choose another --out'}"
-            ) from error
-        finally:
-            new.unlink(missing_ok=True)
-
-    def _make(self, path: Path, content: FeatureFileMetadata) -> tuple[Header, list[RowPlace]]:
-        """Write all but the rows; the header, and where rows and their checksums lie."""
-        n = len(content.metadata.labels)
-        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the rows stay a hole, until fallocate
-        with h5py.File(path, "w", userblock_size=HEADER_BYTES) as file:
-            for name, value in content.attributes().items():
-                file.attrs[name] = value
-            for key, values in content.arrays().items():
-                file.create_dataset(key, data=values, dtype=h5py.string_dtype() if values.dtype == object else None)
-            shapes = {"global": (self.global_width,)} if self.global_width else {}
-            for key, shape in (shapes | {"feature_map": self.shape}).items():
-                file.create_dataset(ROWS[key], data=np.zeros(n, "<u4"))
-                file.create_dataset(key, (n, *shape), self.dtype, dcpl=plan)
-            places = row_places(file)
-        maps = places["feature_map"]
-        return Header(maps.base, n, maps.row_bytes), [*places.values()]
-
-    def _difference(self, content: FeatureFileMetadata) -> str:
-        """In what the partial file is another than this run would make."""
-        try:
-            parse_in_child(self.partial, finished=False)
-            with h5py.File(self.partial, "r") as file:
-                found, wanted = {k: plain(v) for k, v in file.attrs.items()}, content.attributes()
-                layout = (file["feature_map"].shape, file["feature_map"].dtype)
-                other = [key for key, values in content.arrays().items() if not _same(file[key], values)]
-        except Exception as error:  # a damaged file raises nearly anything
-            return f"{self.partial} is damaged ({error})"
-        differs = differences(found, wanted)
-        if layout != ((len(content.metadata.labels), *self.shape), self.dtype):
-            differs.append(f"features: {layout[0]} {layout[1]} there, {self.shape} {self.dtype} now")
-        differs += [f"{key} is not the same" for key in other]
-        if not differs:
-            return f"{self.partial} is damaged, or was begun with another version of HDF5"
-        return f"{self.partial} was begun with other settings ({'; '.join(differs)})"
-
-    def _whole_rows(self) -> np.ndarray:
-        """(N,) bool: rows whose bytes fit their crc32. One that was never written has none (0)."""
-        done = np.ones(self._header.rows, dtype=bool)
-        for place in self._places:
-            crcs = np.frombuffer(os.pread(self._data, 4 * place.rows, place.crcs), "<u4")
-            done &= crcs > 0
-            for row in np.flatnonzero(done).tolist():
-                data = os.pread(self._data, place.row_bytes, place.base + row * place.row_bytes)
-                done[row] = zlib.crc32(data) == crcs[row]
-        return done
+        self.close()
 
 
-def _same(dataset: h5py.Dataset, values: np.ndarray) -> bool:
-    """Whether a dataset holds these values; text as objects."""
-    found = dataset.asstr()[()] if values.dtype == object else dataset[()]
-    return np.array_equal(found, values, equal_nan=values.dtype.kind == "f")
+def finish(final: Path) -> int:
+    """Make a feature file of its parts, which are removed then. Until then it takes twice its size on disk.
+
+    Returns:
+        How many rows are missing; then nothing was changed.
+
+    Raises:
+        UserError: no part, parts of two extractions, a process that finishes it already, or a disk that refuses.
+    """
+    with Lock(final):
+        parts = parts_of(final)
+        if final.exists():  # by another process; or this was killed before it removed the parts
+            _remove(final, parts)
+            return 0
+        if not parts:
+            raise UserError(f"no part of {final}: looked for {final}.rows-*.npy")
+        first = parts[0].content()
+        for part in parts[1:]:
+            if differs := difference(first, part.content()):
+                raise UserError(
+                    f"{part.path} is of another extraction than {parts[0].path.name} ({differs}); delete it"
+                )
+        there = np.zeros(len(first[1]["labels"]), dtype=bool)
+        for part in parts:
+            there[part.rows.start : part.rows.stop] |= part.stored["crc32"] > 0
+        if not there.all():
+            return int((~there).sum())
+        _clear(final)
+        with atomic_path(final) as temporary, _refusing(final, part.stored.dtype.itemsize * len(there)):
+            _assemble(temporary, *first, parts)
+        _remove(final, parts)
+        return 0
+
+
+def _assemble(path: Path, attributes: dict[str, Any], arrays: dict[str, np.ndarray], parts: list[Part]) -> None:
+    maps, count = parts[0].stored.dtype["maps"], len(arrays["labels"])
+    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the rows stay a hole, until _reserve
+    with h5py.File(path, "w", libver=_HDF5) as file:
+        store(file, attributes, arrays)
+        file.create_dataset("row_crc32", data=np.zeros(count, "<u4"))
+        offset = file.create_dataset("feature_map", (count, *maps.shape), maps.base, dcpl=plan).id.get_offset()
+    crcs = np.zeros(count, "<u4")
+    with open(path, "r+b") as out:
+        _reserve(out.fileno(), os.fstat(out.fileno()).st_size)
+        out.seek(offset)
+        for row in range(count):
+            data = next((found for part in parts if (found := part.row(row)) is not None), None)
+            if data is None:
+                raise UserError(f"row {row} in {path.parent} was lost by the disk: run the same command again")
+            crcs[row] = zlib.crc32(data)
+            out.write(data)
+    with h5py.File(path, "r+", libver=_HDF5) as file:
+        file["row_crc32"][:] = crcs
+        file.attrs["sha256"] = content_digest(file)
+
+
+def _remove(final: Path, parts: list[Part]) -> None:
+    for part in parts:
+        part.path.unlink(missing_ok=True)
+        part.beside.unlink(missing_ok=True)
+    final.with_name(final.name + ".partial").unlink(missing_ok=True)
+
+
+def _clear(path: Path) -> None:
+    """Remove what killed processes left of an earlier write of ``path``, whose lock is held: it may be large."""
+    form = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
+    for old in path.parent.glob(".*.tmp"):
+        if form.fullmatch(old.name):
+            old.unlink(missing_ok=True)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Take disk space now, so that a full disk is known before hours of work."""
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        os.posix_fallocate(descriptor, 0, size)
+    else:
+        os.ftruncate(descriptor, size)
+
+
+@contextlib.contextmanager
+def _refusing(final: Path, size: int = 0) -> Iterator[None]:
+    """What the system refuses, as one sentence; ``size`` bytes are needed."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        if number is None and (found := re.search(r"errno = (\d+)", str(error))):
+            number = int(found[1])  # of HDF5's text alone
+        if number is None:
+            raise
+        why = os.strerror(errno.ENOTDIR if isinstance(error, FileExistsError) else number)
+        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+        way = "Make room and run the same command again: it continues" if full else "Choose another --out"
+        if number == errno.EFBIG:
+            way = "Raise the limit of this shell or job (ulimit -f) or of the file system, and run the command again"
+        need = f" It takes {size / 2**30:.2f} GiB." if full and size else ""
+        raise UserError(f"cannot write {final}: {why}.{need} {way}") from error

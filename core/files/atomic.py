@@ -1,4 +1,4 @@
-"""Files that are never half-written, locks, checksums, and JSON of bounded size."""
+"""Files that are never half-written, locks, checksums, and JSON."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from core.files.errors import UserError
-from core.files.system import fcntl
 
 log = logging.getLogger(__name__)
 
-JSON_LIMIT = 64 << 20
-_STALE = 600  # seconds after which the temporary file of a dead process is removed
+_STALE = 3600  # seconds without a write after which a temporary file is what a killed process left
 _NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # what fsync says where there is none
 
 
@@ -30,20 +30,20 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success fsync it, rename it to ``path`` and fsync the folder.
 
     On an exception the temporary file is removed and ``path`` is left as it was.
-
-    Raises:
-        UserError: the folder cannot be made, or the disk refuses.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path.parent}: {error.strerror}. Choose another place.") from error
-    _sweep(path)
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if old.name.split(".")[-2].isdecimal() and time.time() - old.stat().st_mtime > _STALE:
+                old.unlink()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        with open(temporary, "rb") as handle:
+        with open(temporary, "r+b") as handle:
             fsync(handle.fileno())
         os.replace(temporary, path)
         fsync_folder(path.parent)
@@ -54,32 +54,8 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _sweep(path: Path) -> None:
-    """Remove what a killed process left of an earlier write of ``path``."""
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError, ValueError):
-            pid = int(old.name.split(".")[-2])
-            # the age spares the file of a living process on another machine
-            if time.time() - old.stat().st_mtime > _STALE and not _alive(pid):
-                old.unlink()
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
-
-
 def fsync(descriptor: int) -> None:
-    """Make a file's content durable. Where the file system has no fsync, say so once and go on.
-
-    Raises:
-        OSError: the disk is full or failing.
-    """
+    """Make a file's content durable. Where the file system has no fsync, say so once and go on."""
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -103,37 +79,36 @@ def fsync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+class Busy(UserError):
+    """Another process is writing the same file."""
+
+
 class Lock(contextlib.AbstractContextManager["Lock"]):
     """`<final>.lock`, held while a process writes ``final``; a second process is refused, a dead one is no obstacle."""
 
     def __init__(self, final: Path) -> None:
         self.path = final.with_name(final.name + ".lock")
-        while True:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(self._descriptor)
-                raise UserError(
-                    f"another process is writing {final} (it holds {self.path}); wait for it or choose another --out"
-                ) from error
-            except OSError as error:
-                os.close(self._descriptor)
-                self.path.unlink(missing_ok=True)
-                raise UserError(
-                    f"the file system of {final} cannot lock files ({error.strerror}), so two runs could overwrite "
-                    "each other; choose --out on a local disk and copy the result"
-                ) from error
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(self.path).st_ino == os.fstat(self._descriptor).st_ino:
-                    return
-            os.close(self._descriptor)  # removed between open and lock
+        self._lock = FileLock(self.path, timeout=0, thread_local=False)
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise Busy(
+                f"another process is writing {final} (it holds {self.path}); wait for it or choose another --out"
+            ) from error
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            self.path.unlink(missing_ok=True)
+            raise UserError(
+                f"{self.path} cannot be locked ({error.strerror}), so two runs could overwrite each other; choose "
+                "--out on a local disk and copy the result"
+            ) from error
 
     def release(self) -> None:
         """Let the next process in; so does the end of a ``with``."""
         with contextlib.suppress(OSError):
-            self.path.unlink(missing_ok=True)
-        os.close(self._descriptor)
+            self.path.unlink()  # while it is held: who opened it before finds it gone, and is refused
+        self._lock.release()
 
     def __exit__(self, *_: object) -> None:
         self.release()
@@ -142,15 +117,10 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
 def is_locked(final: Path) -> bool:
     """Whether a process holds the lock of ``final`` now."""
     try:
-        descriptor = os.open(final.with_name(final.name + ".lock"), os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+        if final.with_name(final.name + ".lock").exists():
+            Lock(final).release()
+    except UserError:
         return True
-    finally:
-        os.close(descriptor)
     return False
 
 
@@ -162,23 +132,13 @@ def write_bytes(path: Path | str, content: bytes) -> None:
 
 def sha256_file(path: Path | str) -> str:
     """Hexadecimal SHA-256 of a file's content."""
-    digest = hashlib.sha256()
     with open(path, "rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def read_json(path: Path | str) -> Any:
-    """Parse a JSON file of bounded size.
-
-    Raises:
-        UserError: missing, too large, nested too deeply, or not JSON; names the file.
-    """
-    path = Path(path)
+    """Parse a JSON file; the error names it."""
     try:
-        if (size := path.stat().st_size) > JSON_LIMIT:
-            raise UserError(f"{path} has {size} bytes; nothing above {JSON_LIMIT} is read as JSON")
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({type(error).__name__}: {error})") from error

@@ -1,4 +1,4 @@
-"""Classes by description alone on a trained run: added, taken away, renamed. Nothing is trained.
+"""Classes by description alone on a trained run. Nothing is trained.
 
 A class that is added gets from its attributes what every unseen class had from the start: its row of prepared
 attributes (with the mean of the *seen* classes, as they were), its encoded prototype, its hubness.
@@ -6,8 +6,7 @@ attributes (with the mean of the *seen* classes, as they were), its encoded prot
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.datasets.metadata import name_problem
 from core.files.errors import UserError
 from core.inference.trained import Trained, build_model
 from core.method import ClassSpace, ZeroShotModel
@@ -52,73 +52,29 @@ def add_classes(trained: Trained, frame: pd.DataFrame) -> Trained:
     return replace(trained, space=space, classes=[*trained.classes, *names], added=_extended(trained, space, more))
 
 
-def remove_classes(trained: Trained, names: Sequence[str]) -> Trained:
-    """The run without some candidates, seen or unseen; what it learned from them stays.
-
-    Raises:
-        UserError: no such class, or none would be left.
-    """
-    gone = {_number(trained, name) for name in names}
-    left = replace(trained, removed=trained.removed | gone)
-    left.of_side("all")
-    return left
-
-
-def rename(trained: Trained, names: Mapping[str, str]) -> Trained:
-    """The run with other names for some classes, {old: new}.
-
-    Raises:
-        UserError: no such class, a name that another class has, or that is none.
-    """
-    classes = list(trained.classes)
-    for old, new in names.items():
-        classes[_number(trained, old)] = _checked_name(new)
-    offered = [classes[c] for c in trained.offered]
-    if twice := sorted({name for name in offered if offered.count(name) > 1}):
-        raise UserError(f"the class {twice[0]!r} exists already; choose another name")
-    return replace(trained, classes=classes)
-
-
-def _number(trained: Trained, name: str) -> int:
-    known = {trained.classes[c]: c for c in trained.offered}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3) or list(known)[:3]
-        raise UserError(f"no class {name!r}; there are {len(known)}, such as {', '.join(near)}")
-    return known[name]
-
-
-def _checked_name(name: object) -> str:
-    text = str(name).strip()
-    if not text.isprintable() or text[:1] in ("", "=", "@", "+", "-"):
-        raise UserError(
-            f"{text!r} is no class name: it is empty, holds control characters, or would be a formula in a table"
-        )
-    return text
-
-
 def _rows(trained: Trained, frame: pd.DataFrame) -> tuple[list[str], Tensor]:
     """Names and attributes (A,K) of the frame's rows, columns in the run's order."""
     if len(frame.columns) < 1 or len(frame) == 0:
         raise UserError("no class to add: a row is needed for each, its name first, then its attributes")
-    columns = [str(c).strip() for c in frame.columns[1:]]
-    wanted = trained.attributes
+    columns, wanted = [str(c).strip() for c in frame.columns[1:]], trained.attributes
     if twice := sorted({c for c in columns if columns.count(c) > 1}):
         raise UserError(f"the attributes {_some(twice)} have two columns each")
     missing, unknown = [a for a in wanted if a not in columns], [c for c in columns if c not in wanted]
     if missing or unknown:
-        said = [f"{len(missing)} missing ({_some(missing)})"] if missing else []
-        said += [f"{len(unknown)} unknown ({_some(unknown)})"] if unknown else []
+        said = [f"{len(names)} {what} ({_some(names)})" for what, names in (("missing", missing), ("unknown", unknown))
+                if names]  # fmt: skip
         raise UserError(
             f"the attributes are not those of the run, which has {len(wanted)}: {'; '.join(said)}. The first column "
             "names the class, each other one an attribute, in any order"
         )
-    names = [_checked_name(name) for name in frame.iloc[:, 0]]
-    known = {trained.classes[c] for c in trained.offered}
-    if there := [n for i, n in enumerate(names) if n in known or n in names[:i]]:
-        raise UserError(f"the class {there[0]!r} exists already; choose another name, or remove the old one first")
-    order = [1 + columns.index(a) for a in wanted]
+    names = [str(name).strip() for name in frame.iloc[:, 0]]
+    for i, name in enumerate(names):
+        if why := name_problem(name):
+            raise UserError(f"{name!r} is no class name: it {why}")
+        if name in trained.classes or name in names[:i]:
+            raise UserError(f"the class {name!r} exists already; choose another name")
     try:
-        values = frame.iloc[:, order].to_numpy(dtype=np.float32)
+        values = frame.iloc[:, [1 + columns.index(a) for a in wanted]].to_numpy(dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise UserError(f"attributes of the classes to add must be numbers ({error})") from error
     for c, k in np.argwhere(~np.isfinite(values))[:1]:

@@ -1,6 +1,6 @@
 """What a score is made of, exactly, and what scores a class from its description alone.
 
-    s_c = Σ_i g_i z_ci + Σ_s h_s mix_cs        g: ZeroShotModel.evidence, h and mix: ZeroShotModel.resemblance
+    s_c = Σ_i g_i z_ci + Σ_s h_s mix_cs        g: ZeroShotModel.evidence, h and mix: ZeroShotModel.seen_class_evidence
 The first sum says what each attribute adds, the second writes a class as a mixture of seen classes. Neither splits over
 regions (vsmr takes a root after pooling), so a map of attention is never evidence for a score.
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.inference.trained import Trained
 from core.method import ClassSpace
-from core.preparation import Describer
+from core.preparation import ClassEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Explanation:
     h: Tensor | None  # (B,S) float64
     mixture: Tensor | None  # (C,S) float64
     own: Tensor | None  # (B,C) float64: what the method adds to a class besides (seen expert, hubness)
-    describer: Describer | None
+    class_encoder: ClassEncoder | None
 
     def attributes(self, image: int, of: int) -> Tensor:
         """(K,) what each attribute adds to the score of class ``of``.
@@ -58,51 +58,55 @@ class Explanation:
         Raises:
             ValueError: this method cannot say.
         """
-        if self.describer is None or self.g is None:
+        if self.class_encoder is None or self.g is None:
             raise ValueError("this method cannot score a class from its description alone")
-        z = self.describer.prepare(att)
-        mixture = self.describer.mixture(z)
+        z = self.class_encoder.prepare(att)
+        mixture = self.class_encoder.mixture(z)
         total = self.g @ z.T
         if self.h is None or mixture is None:
             return total
-        return total + self.h @ mixture.T + self.describer.correction(mixture)
+        return total + self.h @ mixture.T + self.class_encoder.correction(mixture)
 
 
-@torch.no_grad()
-def explain(trained: Trained, x: Tensor) -> Explanation:
-    """Take the scores of regions x (B,R,D), of unit length, apart.
+class Explainer:
+    """Takes the scores of a trained model apart, by a copy of it in float64 on the CPU.
 
-    The model is left as it is; the parts are computed by a copy of it in float64 on the CPU, since the sums of 32-bit
-    parts would not meet the score.
+    The sums of 32-bit parts would not meet the score. The model is left as it is.
     """
-    model = trained.model
-    a, scores = model.attend(x), model.class_scores(x)
-    exact, x = copy.deepcopy(model).cpu().double(), x.detach().cpu().double()
-    found = exact.attend(x)
-    z = getattr(exact, "z", None)
-    describer = exact.describer(_exact_space(trained.space))
-    g = exact.evidence(x, found) if describer is not None and z is not None else None
-    h, mixture = (None if g is None else exact.resemblance(x, found)) or (None, None)
-    return Explanation(
-        scores=scores,
-        theta=None if a is None else a.theta,
-        w=None if a is None else a.w,
-        e=None if a is None else a.e,
-        g=g,
-        z=None if g is None else z,
-        h=h,
-        mixture=mixture,
-        own=None if g is None else exact.corrections(x, found),
-        describer=describer,
-    )
+
+    class_encoder: ClassEncoder | None  # turns a description into a class for this model; None where it cannot say
+
+    def __init__(self, trained: Trained) -> None:
+        space = trained.space
+        self.model, self.exact = trained.model, copy.deepcopy(trained.model).cpu().double()
+        exact_space = ClassSpace(
+            att=space.att.cpu().double(), seen=space.seen.cpu(), unseen=space.unseen.cpu(), w2v=space.w2v.cpu()
+        )
+        self.class_encoder = self.exact.class_encoder(exact_space)
+        self.z: Tensor | None = getattr(self.exact, "z", None) if self.class_encoder is not None else None  # (C,K)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Explanation:
+        """The parts of the scores of regions x (B,R,D), of unit length."""
+        a, scores = self.model.attend(x), self.model.class_scores(x)
+        x = x.detach().cpu().double()
+        found = self.exact.attend(x)
+        g = self.exact.evidence(x, found) if self.z is not None else None
+        h, mixture = (None if g is None else self.exact.seen_class_evidence(x, found)) or (None, None)
+        return Explanation(
+            scores=scores,
+            theta=None if a is None else a.theta,
+            w=None if a is None else a.w,
+            e=None if a is None else a.e,
+            g=g,
+            z=None if g is None else self.z,
+            h=h,
+            mixture=mixture,
+            own=None if g is None else self.exact.corrections(x, found),
+            class_encoder=self.class_encoder,
+        )
 
 
-def describer_of(trained: Trained) -> Describer | None:
-    """What turns a description into a class for this model, in float64; None where the method cannot say."""
-    return copy.deepcopy(trained.model).cpu().double().describer(_exact_space(trained.space))
-
-
-def _exact_space(space: ClassSpace) -> ClassSpace:
-    return ClassSpace(
-        att=space.att.cpu().double(), seen=space.seen.cpu(), unseen=space.unseen.cpu(), w2v=space.w2v.cpu()
-    )
+def explain(trained: Trained, x: Tensor) -> Explanation:
+    """Take the scores of regions x (B,R,D), of unit length, apart; of many batches with one :class:`Explainer`."""
+    return Explainer(trained)(x)

@@ -7,11 +7,8 @@ scores, γ. With the backbone it takes pixels, resized and cropped as the file's
 from __future__ import annotations
 
 import copy
-import importlib
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,29 +16,25 @@ from torch import Tensor, nn
 
 from core.features.regions import unit_regions
 from core.files.atomic import atomic_path
-from core.files.errors import UserError
+from core.files.errors import UserError, library
 from core.inference.predictor import Predictor
 from core.inference.trained import Trained, grid_said
 
 TOLERANCE = 1e-4  # of the largest score
-_NEEDED = ("onnx", "onnxscript")
 _OPSET = 18
-LOWEST_TORCH = "2.14"  # measured: 2.5, 2.6 and 2.8 could not export the heads with any onnxscript tried, 2.14 can
 
 
 class Head(nn.Module):
-    """Map (B,D,h,w) of the backbone to scores (B,C) with γ, of the classes that are offered, in their order."""
+    """Map (B,D,h,w) of the backbone to scores (B,C) with γ, of all classes in their order."""
 
-    offered: Tensor
     gamma: Tensor
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
         self.model, self.added = trained.model, trained.added
         self.store = getattr(torch, trained.backbone["store"])
-        offered = torch.from_numpy(trained.of_side("all"))
-        self.register_buffer("offered", offered.to(trained.device))
-        gamma = torch.isin(offered, trained.space.unseen).float() * trained.gamma
+        gamma = torch.zeros(len(trained.classes))
+        gamma[trained.space.unseen] = trained.gamma
         self.register_buffer("gamma", gamma.to(trained.device))  # (C,)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -50,7 +43,7 @@ class Head(nn.Module):
         scores = self.model.class_scores(x)
         if self.added is not None:
             scores = torch.cat([scores, self.added.class_scores(x)[:, scores.shape[1] :]], dim=1)
-        return scores.index_select(1, self.offered) + self.gamma
+        return scores + self.gamma
 
 
 class Whole(nn.Module):
@@ -79,24 +72,17 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
     """Write an ONNX file; returns what was written, and how far onnxruntime's scores are from ours.
 
     Its input is ``pixels`` (with the backbone) or ``maps``, its output ``scores``; the metadata hold classes, sides,
-    attributes, γ and the transform. Where onnxruntime is not installed, the sentence says that nothing was compared.
+    attributes, γ and the transform. The file is run by onnxruntime before it gets its name.
 
     Raises:
         UserError: a package is missing, the method cannot be exported, or the scores differ by more than 1e-4 of the
             largest.
     """
-    path = Path(path)
-    if lacking := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
-        raise UserError(
-            f"--export needs {' and '.join(lacking)}: pip install onnx onnxscript onnxruntime (the extra [export])"
-        )
-    if torch.__version__ < LOWEST_TORCH:  # as versions, not as texts: 2.14 is newer than 2.8
-        raise UserError(
-            f"--export needs PyTorch {LOWEST_TORCH} or newer, and this is {torch.__version__}: pip install "
-            f"'torch>={LOWEST_TORCH}' torchvision"
-        )
-    trained, device = predictor.trained, predictor.device
-    rng = np.random.default_rng(0)
+    with library("--export", "onnx onnxscript onnxruntime"):
+        import onnx
+        import onnxruntime as runtime
+        import onnxscript  # noqa: F401 (torch.onnx needs it)
+    path, trained, rng = Path(path), predictor.trained, np.random.default_rng(0)
     if with_backbone:
         side = predictor.network.input_size
         program: nn.Module = Whole(predictor)
@@ -106,10 +92,10 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
         h, w = grid_said(str(trained.backbone.get("regions", ""))) or (1, R)
         program = Head(trained)
         name, example = "maps", np.abs(rng.standard_normal((3, D, h, w), dtype=np.float32))
-    inputs = torch.from_numpy(example).to(device)
+    inputs = torch.from_numpy(example).to(predictor.device)
     program.eval()
     with torch.no_grad():
-        ours = program(inputs).cpu().numpy()
+        ours = program(inputs).cpu().numpy()  # (3,C)
     with atomic_path(path) as temporary:
         try:
             torch.onnx.export(
@@ -119,50 +105,37 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
             )  # fmt: skip
         except Exception as error:  # exporters raise nearly anything
             first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-            raise UserError(f"{trained.config['method']} cannot be exported to ONNX: {first}") from error
-        _describe(temporary, predictor, with_backbone)
-        said = _compare(temporary, name, example, ours)
-    return f"{path}: {name} {list(example.shape[1:])} to scores of {ours.shape[1]} classes; {said}"
+            raise UserError(
+                f"PyTorch {torch.__version__} cannot export {trained.config['method']} to ONNX ({first}); 2.14 is "
+                "known to: pip install 'torch>=2.14' torchvision"
+            ) from error
+        model = onnx.load(str(temporary))
+        onnx.helper.set_model_props(model, _facts(trained, with_backbone))
+        onnx.save(model, str(temporary))
+        session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+        theirs = [session.run(["scores"], {name: example[:count]})[0] for count in (len(example), 1)]
+        worst = max(float(np.abs(scores - ours[: len(scores)]).max()) for scores in theirs)
+        largest = float(np.abs(ours).max())
+        if not worst <= TOLERANCE * largest:
+            raise UserError(
+                f"the exported scores differ from ours by {worst:.2g} (largest score {largest:.3g}); not written"
+            )
+    return (
+        f"{path}: {name} {list(example.shape[1:])} to scores of {ours.shape[1]} classes; onnxruntime's scores differ "
+        f"by at most {worst:.1e} (largest score {largest:.3g})"
+    )
 
 
-def _describe(path: Path, predictor: Predictor, with_backbone: bool) -> None:
-    """Put what a user of the file must know into its metadata."""
-    onnx: Any = importlib.import_module("onnx")
-    trained = predictor.trained
+def _facts(trained: Trained, with_backbone: bool) -> dict[str, str]:
+    """What a user of the file must know."""
     seen = set(trained.space.seen.tolist())
-    model = onnx.load(str(path))
-    facts = {
-        "classes": json.dumps([trained.classes[c] for c in trained.offered], ensure_ascii=False),
-        "sides": json.dumps(["seen" if c in seen else "unseen" for c in trained.offered]),
+    pixels = "RGB uint8, resized and cropped by the backbone's transform; mean and std are applied inside"
+    return {
+        "classes": json.dumps(trained.classes, ensure_ascii=False),
+        "sides": json.dumps(["seen" if c in seen else "unseen" for c in range(len(trained.classes))]),
         "attributes": json.dumps(trained.attributes, ensure_ascii=False),
         "gamma": repr(trained.gamma),
         "method": str(trained.config["method"]),
         "backbone": json.dumps(trained.backbone),
-        "input": "RGB uint8, resized and cropped by the backbone's transform; mean and std are applied inside"
-        if with_backbone
-        else "the backbone's map as it is, before any normalisation",
+        "input": pixels if with_backbone else "the backbone's map as it is, before any normalisation",
     }
-    onnx.helper.set_model_props(model, facts)
-    onnx.save(model, str(path))
-
-
-def _compare(path: Path, name: str, example: np.ndarray, ours: np.ndarray) -> str:
-    """Run the file with onnxruntime, on all of the example and on one of it.
-
-    Raises:
-        UserError: other scores than ours.
-    """
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "not compared with onnxruntime, which is not installed (pip install onnxruntime)"
-    runtime: Any = importlib.import_module("onnxruntime")
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    worst = 0.0
-    for count in (len(example), 1):
-        (theirs,) = session.run(["scores"], {name: example[:count]})
-        worst = max(worst, float(np.abs(theirs - ours[:count]).max()))
-    largest = float(np.abs(ours).max())
-    if not worst <= TOLERANCE * largest:
-        raise UserError(
-            f"the exported model's scores differ from ours by {worst:.2g} (largest score {largest:.3g}); not written"
-        )
-    return f"onnxruntime's scores differ by at most {worst:.1e} (largest score {largest:.3g})"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor
 
 from core.files.errors import UserError
-from core.method import AttentionOutput, ClassSpace, ZeroShotModel, find_method, with_settings
+from core.method import AttentionOutput, ClassSpace, ZeroShotModel, with_settings
+from core.methods import find_method
 from core.training.checkpoint import load_checkpoint
 from core.training.evaluation import calibrated
 
+CHECKPOINT = "checkpoint.safetensors"
 SIDES = ("all", "seen", "unseen")
+_LISTED = 8  # runs in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,29 +41,23 @@ class Trained:
     shape: tuple[int, int] = (0, 0)  # (R,D)
     backbone: dict[str, Any] = field(default_factory=dict)  # what made the regions
     added: ZeroShotModel | None = None  # knows all classes; None: none was added
-    removed: frozenset[int] = frozenset()  # class numbers that are no candidates any more
 
     @property
     def device(self) -> torch.device:
         return next(iter(self.model.state_dict().values())).device
 
-    @property
-    def offered(self) -> list[int]:
-        """Numbers of the classes that can be predicted."""
-        return [c for c in range(len(self.classes)) if c not in self.removed]
-
     def of_side(self, side: str) -> np.ndarray:
-        """Numbers of the offered classes of a side (:data:`SIDES`).
+        """Numbers of the classes of a side (:data:`SIDES`), ascending.
 
         Raises:
             UserError: there is none.
         """
-        sides = {"seen": self.space.seen.tolist(), "unseen": self.space.unseen.tolist()}
-        wanted = set(sides["seen"] + sides["unseen"] if side == "all" else sides[side])
-        found = [c for c in self.offered if c in wanted]
-        if not found:
-            raise UserError(f"no class to choose from: this model has no {side if side != 'all' else ''} class left")
-        return np.array(found)
+        seen, unseen = self.space.seen, self.space.unseen
+        sides = {"all": torch.cat([seen, unseen]), "seen": seen, "unseen": unseen}
+        numbers: np.ndarray = np.sort(sides[side].cpu().numpy())
+        if not len(numbers):
+            raise UserError(f"this model has no {side} class to choose from; choose among all")
+        return numbers
 
     @property
     def z(self) -> Tensor | None:
@@ -70,37 +68,29 @@ class Trained:
     @torch.no_grad()
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores (B,C) of regions x (B,R,D) without γ, and what attributes say (B,K) where the method can split it."""
-        with _observed(self.model) as seen:
-            own = self.model.class_scores(x)
-        evidence = self.model.evidence(x, seen[0] if seen else None)
+        found: list[AttentionOutput | None] = []
+
+        def attend(x: Tensor) -> AttentionOutput | None:
+            found.append(self.model.attend(x))
+            return found[-1]
+
+        # Class scores rest on the attention, which is most of their work and is not to be done twice. What it finds is
+        # kept by a view of the model that belongs to this call: threads share the weights and nothing else.
+        view = copy.copy(self.model)
+        view.attend = attend  # type: ignore[method-assign]
+        own = view.class_scores(x)
+        evidence = self.model.evidence(x, found[0] if found else None)
         if self.added is None:
             return own, evidence
         return torch.cat([own, self.added.class_scores(x)[:, own.shape[1] :]], dim=1), evidence
 
     def calibrated(self, scores: np.ndarray, among: str = "all") -> np.ndarray:
-        """(B,C) float64 scores with γ added to unseen classes; -inf for what is not offered ``among`` that side."""
+        """(B,C) float64 scores with γ added to unseen classes; -inf for classes that are not of the side ``among``."""
         chosen = self.of_side(among)
         out = calibrated(scores, self.space.seen.numpy(), self.space.unseen.numpy(), self.gamma)
         kept = np.full_like(out, -np.inf)
         kept[:, chosen] = out[:, chosen]
         return kept
-
-
-@contextlib.contextmanager
-def _observed(model: ZeroShotModel) -> Any:
-    """What ``model.attend`` finds meanwhile: class scores rest on it, and it is most of their work."""
-    found: list[AttentionOutput | None] = []
-    attend = model.attend
-
-    def observing(x: Tensor) -> AttentionOutput | None:
-        found.append(attend(x))
-        return found[-1]
-
-    model.attend = observing  # type: ignore[method-assign]
-    try:
-        yield found
-    finally:
-        del model.attend  # the class's own again
 
 
 def build_model(config: dict[str, Any], recipe: dict[str, Any], space: ClassSpace, shape: Any) -> ZeroShotModel:
@@ -111,13 +101,13 @@ def build_model(config: dict[str, Any], recipe: dict[str, Any], space: ClassSpac
     return method.build(settings, space, (R, D), config["seed"], config["epochs"]).model
 
 
-def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
+def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trained:
     """The model of a finished run.
 
     Raises:
         UserError: no checkpoint there, or one that is damaged or of another version.
     """
-    path = checkpoint_of(Path(folder))
+    path = Path(folder) / CHECKPOINT
     tensors, meta = load_checkpoint(path)
     parts = {name: {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")} for name in
              ("model", "space")}  # fmt: skip
@@ -125,52 +115,52 @@ def load_trained(folder: Path, device: torch.device | str = "cpu") -> Trained:
         space = ClassSpace(**parts["space"])
         model = build_model(meta["config"], meta["recipe"], space, meta["shape"])
         model.load_state_dict(parts["model"])
-        classes, attributes = [str(c) for c in meta["classes"]], [str(a) for a in meta["attributes"]]
         trained = Trained(
             model=model.to(device).eval(),
             space=space,
             gamma=float(meta["gamma"]),
-            classes=classes,
-            attributes=attributes,
+            classes=[str(c) for c in meta["classes"]],
+            attributes=[str(a) for a in meta["attributes"]],
             config=meta["config"],
             recipe=meta["recipe"],
             shape=(int(meta["shape"][0]), int(meta["shape"][1])),
             # runs from before the record was kept: their features' provenance has it, and all were stored as float16
             backbone={"store": "float16"} | (meta.get("backbone") or meta["config"]["features"]),
         )
+        if (len(trained.classes), len(trained.attributes)) != tuple(space.att.shape):
+            raise ValueError(f"{len(trained.classes)} classes and {len(trained.attributes)} attributes are named, "
+                             f"{space.att.shape[0]} are described by {space.att.shape[1]}")  # fmt: skip
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path} was written by another version of this code ({type(error).__name__}: {error}); run it again"
         ) from error
-    C, K = space.att.shape
-    if (len(classes), len(attributes)) != (C, K):
-        raise UserError(
-            f"{path} names {len(classes)} classes and {len(attributes)} attributes, but describes {C} classes by {K}; "
-            "it is no checkpoint of this code: run it again"
-        )
     return trained
 
 
-def checkpoint_of(folder: Path) -> Path:
-    """The checkpoint in a run's folder.
+def find_run(folder: Path | str) -> Path:
+    """The folder itself where it is a finished run's, else that of the only finished run below it.
 
     Raises:
-        UserError: there is none; says what there is in its place.
+        UserError: there is none, or there are several; then with the command for each.
     """
-    path = folder / "checkpoint.safetensors"
-    if path.is_file():
-        return path
+    folder = Path(folder)
+    if (folder / CHECKPOINT).is_file():
+        return folder
     if not folder.is_dir():
         raise UserError(
             f"no folder {folder}; name that of a finished run, RESULTS/<data set>/<features>/<method>/seed<k>, which a "
             "driver such as `python AWA2_ours.py` makes"
         )
-    below = sorted(str(p.parent) for p in folder.glob("**/checkpoint.safetensors"))[:4]
-    if below:
-        raise UserError(f"{folder} is not the folder of one run; there are {', '.join(below)}: name one of them")
-    if any((folder / name).exists() for name in ("log.jsonl", "validation.state", "refit.state", "run.lock")):
+    runs = sorted(path.parent for path in folder.glob(f"**/{CHECKPOINT}"))
+    if len(runs) == 1:
+        return runs[0]
+    if runs:
+        commands = "".join(f"\n  python predict.py {shlex.quote(str(run))} ..." for run in runs[:_LISTED])
+        more = f"\n  and {len(runs) - _LISTED} more" if len(runs) > _LISTED else ""
+        raise UserError(f"{folder} holds {len(runs)} finished runs; name the one that is to answer:{commands}{more}")
+    if any((folder / name).exists() for name in ("log.jsonl", "validation.state", "refit.state")):
         raise UserError(f"the run in {folder} is not finished; run the same command again, and it continues")
-    raise UserError(f"{folder} holds no checkpoint.safetensors: it is not the folder of a finished run")
+    raise UserError(f"no finished run in {folder}: nothing there has a {CHECKPOINT}, which a driver writes at its end")
 
 
 def grid_said(regions: str) -> tuple[int, int] | None:

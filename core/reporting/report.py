@@ -5,17 +5,28 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from core.experiments.statistics import Interval, bootstrap_over_classes, load_scores
-from core.files.atomic import atomic_path, write_bytes
-from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure
-from core.reporting.rows import TABLE, Entry, as_frame, entries_of, read_summary, tables_of
-from core.reporting.tables import OURS, all_tables, ours_among, telling
+from core.experiments.results import read_result, read_scores
+from core.experiments.statistics import Interval, bootstrap_over_classes
+from core.files.atomic import write_bytes
+from core.files.errors import UserError
+from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure, read_outcome
+from core.reporting.tables import (
+    METRICS,
+    OURS,
+    TABLE,
+    all_tables,
+    ours_among,
+    read_summary,
+    tables_of,
+    telling,
+    with_lines,
+)
 
 log = logging.getLogger(__name__)
 SHOWN = {"T1": "T1", "H": "H, best γ", "AUSUC": "AUSUC"}  # in the forest figure; γ of H is chosen anew in every draw
@@ -29,8 +40,21 @@ def write_report(out: Path, docs: Path | None = None) -> str:
 
     Args:
         docs: folder that gets a copy: results.md, results.csv and results_over_classes.csv.
+
+    Raises:
+        UserError: a row or a file is not what its run wrote.
     """
     frame = read_summary(out / "summary.csv")
+    for row in frame[frame.ablation == ""].to_dict("records"):
+        metrics = out / str(row.get("folder", "")) / "metrics.json"
+        if not metrics.is_file():
+            continue
+        standard = read_result(metrics)["standard"]
+        if not np.allclose([row[k] for k in METRICS], [standard[k] for k in METRICS], rtol=0, atol=1e-5):
+            raise UserError(
+                f"{out / 'summary.csv'} says other numbers of seed {row['seed']:g} of {row['method']} than {metrics}; "
+                f"rebuild it with: python reproduce_tables.py --collect --out {out}"
+            )
     intervals = OverClassesTable(out / "over_classes.csv", out)
     tables = all_tables(frame, intervals)
     intervals.write(out / "over_classes.csv")
@@ -39,10 +63,10 @@ def write_report(out: Path, docs: Path | None = None) -> str:
         write_bytes(docs / "results.csv", (out / "summary.csv").read_bytes())
         intervals.write(docs / "results_over_classes.csv")
         write_bytes(docs / "results.md", published(tables).encode())
-    groups = tables_of(as_frame(frame))
+    groups = tables_of(frame)
     for part in groups:
-        alike = [other for other in groups if other.dataset.iloc[0] == part.dataset.iloc[0]]
-        _figures(out, part[part.ablation == ""], alike, intervals)
+        if (part.ablation == "").any():
+            _figures(out, part[part.ablation == ""], groups, intervals)
     return tables
 
 
@@ -56,117 +80,85 @@ class OverClassesTable:
 
     def __init__(self, path: Path, out: Path | None = None) -> None:
         """Args: path of the written intervals, if there are any; ``out`` the folder that the run folders lie in."""
-        self.out = out
-        self._known: dict[str, dict[str, Interval]] = {}
-        if path.is_file():
-            for pair, rows in pd.read_csv(path).groupby("pair", sort=False):
-                made = {r.metric: Interval(mean=r.mean_, low=r.low, high=r.high) for r in rows.itertuples()}
-                self._known[str(pair)] = made
-        self._used: dict[str, dict[str, Interval]] = {}
+        self.out, self._used = out, dict[str, Mapping[str, Interval]]()
+        written = pd.read_csv(path).groupby("pair") if path.is_file() else []
+        self._written = {
+            pair: {r.metric: Interval(mean=r.mean_, low=r.low, high=r.high) for r in rows.itertuples()}
+            for pair, rows in written
+        }
 
-    def __call__(self, mine: pd.DataFrame, other: pd.DataFrame) -> dict[str, Interval] | None:
+    def __call__(self, mine: pd.DataFrame, other: pd.DataFrame) -> Mapping[str, Interval] | None:
         """Differences of the runs in ``mine`` minus those in ``other``; None where nothing is known of them."""
-        if "folder" not in mine or "folder" not in other:
+        if "folder" not in mine:
             return None
         pair = " minus ".join("+".join(sorted(map(str, runs.folder))) for runs in (mine, other))
-        if pair in self._used:  # the tables ask first, the figures again: ten thousand draws once
-            return self._used[pair]
-        found = self._known.get(pair)
-        paths = [[self.out / str(f) / "scores.npz" for f in runs.folder] for runs in (mine, other)] if self.out else []
-        if paths and all(path.is_file() for side in paths for path in side):
-            a, b = ([load_scores(path) for path in side] for side in paths)
-            found = bootstrap_over_classes(a, b, rng=np.random.default_rng(0))
-        if found:
-            self._used[pair] = found
-        return found
+        if pair not in self._used:  # the tables ask first, the figures again: ten thousand draws once
+            folders = [_finished(self.out, runs) for runs in (mine, other)]
+            if all(folders):
+                a, b = ([read_scores(folder) for folder in side] for side in folders)
+                self._used[pair] = bootstrap_over_classes(a, b, rng=np.random.default_rng(0))
+            elif pair in self._written:
+                self._used[pair] = self._written[pair]
+        return self._used.get(pair)
 
     def write(self, path: Path) -> None:
         """Write down every interval that was asked for."""
-        rows = [
-            {"pair": pair, "metric": metric, "mean_": i.mean, "low": i.low, "high": i.high}
-            for pair, intervals in self._used.items()
-            for metric, i in intervals.items()
-        ]
-        with atomic_path(path) as temporary:
-            pd.DataFrame(rows, columns=["pair", "metric", "mean_", "low", "high"]).to_csv(
-                temporary, index=False, float_format="%.6g"
-            )
+        rows = [(pair, k, i.mean, i.low, i.high) for pair, found in self._used.items() for k, i in found.items()]
+        frame = pd.DataFrame(rows, columns=["pair", "metric", "mean_", "low", "high"])
+        write_bytes(path, frame.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
 
 
-def _figures(out: Path, part: pd.DataFrame, alike: Sequence[pd.DataFrame], intervals: OverClassesTable) -> None:
+def _finished(out: Path | None, runs: pd.DataFrame) -> list[Path]:
+    """Folders of the runs; none where not all of them are there."""
+    folders = [out / str(folder) for folder in runs.folder] if out is not None and "folder" in runs else []
+    return folders if all((folder / "metrics.json").is_file() for folder in folders) else []
+
+
+def _figures(out: Path, part: pd.DataFrame, groups: Sequence[pd.DataFrame], intervals: OverClassesTable) -> None:
     """Differences over classes, and where the run folders are there calibration curves, classes and their confusion."""
-    if not len(part):
-        return
-    entries = sorted(entries_of(part), key=lambda e: -e.runs.AUSUC.mean())
-    first = part.iloc[0]
-    title = f"{first.dataset}, {first.backbone}, {first.regions}{telling(part, alike)}"
-    name, folder = figure_name(part), out / "figures"
-    full = [e for e in entries if not e.cut_off]
-    if differences := _over_classes(full, intervals):
-        forest_figure(differences, folder / f"forest_{name}.png", title=title, paired="over test classes")
-    elif ours_among(full) is None and any(e.method == OURS for e in full):
-        log.warning("%s: several rows of %s and none is as published, so no other is compared with it", title, OURS)
-    there = {e: [out / str(run) for run in e.runs.folder] for e in entries} if "folder" in part else {}
-    there = {e: runs for e, runs in there.items() if all((run / "curve.csv").is_file() for run in runs)}
-    if not there:
-        return
-    most = max(map(len, there.values()))
-    says = {e: _with_caveats(e, len(runs), most) for e, runs in there.items()}
-    calibration_figure({says[e]: runs for e, runs in there.items()}, folder / f"calibration_{name}.png", title)
-    ours = [e for e in there if e.method == OURS]
-    other = best_equal([e for e in there if e.method != OURS])
-    for mine in ours:  # several where settings or code differ: a figure each
-        own = f"{name}_{_digest(says[mine])}" if len(ours) > 1 else name
-        taken = f"{title}: what {says[mine]} takes unseen classes for"
-        confusion_figure(there[mine], folder / f"confusion_{own}.png", taken)
-        if other is not None:
-            per_class_figure(
-                there[mine],
-                there[other],
-                names=(says[mine], says[other]),
-                out=folder / f"per_class_{own}.png",
-                title=f"{title}: unseen classes",
-            )
-
-
-def figure_name(part: pd.DataFrame) -> str:
-    """What the figures of a table are called: no two tables share it, and it is the name of a file."""
-    first = part.iloc[0]
+    runs, first, folder = with_lines(part), part.iloc[0], out / "figures"
+    lines = sorted((own for _, own in runs.groupby("line")), key=lambda own: -own.AUSUC.mean())
+    title = f"{first.dataset}, {first.backbone}, {first.regions}{telling(part, groups)}"
     plain = "_".join(re.sub(r"[^\w.+-]+", "-", str(first[c])) for c in ("dataset", "backbone", "regions"))
-    return f"{plain[:100]}_{_digest(*(str(first[column]) for column in TABLE))}"
+    name = f"{plain[:100]}_{_digest(*(str(first[column]) for column in TABLE))}"  # that of no other table
+    if (ours := ours_among(runs[runs.cut_off == ""])) is not None:
+        differences = {}
+        for own in lines:
+            shared = {*ours.seed} & {*own.seed}
+            if own.cut_off.any() or own.line.iloc[0] == ours.line.iloc[0] or not shared:
+                continue
+            if drawn := intervals(*(side[side.seed.isin(shared)] for side in (ours, own))):
+                points = {k: [100 * v for v in (drawn[k].mean, drawn[k].low, drawn[k].high)] for k in SHOWN}
+                found = {SHOWN[k]: Interval(mean=mean, low=low, high=high) for k, (mean, low, high) in points.items()}
+                differences[_with_caveats(own, len(shared), len(ours))] = found
+        if differences:
+            forest_figure(differences, folder / f"forest_{name}.png", title=title, paired="over test classes")
+    elif ((runs.method == OURS) & (runs.cut_off == "")).any():
+        log.warning("%s: several rows of %s and none is as published, so no other is compared with it", title, OURS)
+    there = [(own, [read_outcome(run) for run in folders]) for own in lines if (folders := _finished(out, own))]
+    most = max((len(outcomes) for _, outcomes in there), default=0)
+    of = {_with_caveats(own, len(outcomes), most): (own, outcomes) for own, outcomes in there}
+    if of:
+        curves = {says: outcomes for says, (_, outcomes) in of.items()}
+        calibration_figure(curves, folder / f"calibration_{name}.png", title)
+    ours_all = [says for says, (own, _) in of.items() if own.method.iloc[0] == OURS]
+    others = [says for says in of if says not in ours_all]  # the strongest first; an equal before what was cut off
+    other = min(others, key=lambda says: bool(of[says][0].cut_off.any()), default=None)
+    for says in ours_all:  # several where settings or code differ: a figure each
+        mine, unique = of[says][1], f"{name}_{_digest(says)}" if len(ours_all) > 1 else name
+        confusion_figure(mine, folder / f"confusion_{unique}.png", f"{title}: what {says} takes unseen classes for")
+        if other is not None:
+            path = folder / f"per_class_{unique}.png"
+            per_class_figure(mine, of[other][1], names=(says, other), out=path, title=f"{title}: unseen classes")
 
 
 def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
 
 
-def _with_caveats(entry: Entry, seeds: int, most: int) -> str:
-    """The label of an entry in a figure, with why it is no equal of the others there, where it is none."""
+def _with_caveats(runs: pd.DataFrame, seeds: int, most: int) -> str:
+    """The label of a line in a figure, with why it is no equal of the others there, where it is none."""
+    first = runs.iloc[0]
     few = [f"{seeds} seed{'s' * (seeds > 1)}"] * (seeds < most)
-    cut = [f"cut off: {entry.cut_off}"] * bool(entry.cut_off)
-    return "; ".join([entry.label, *few, *cut, *["nothing validated"] * (not entry.runs.validated.all())])
-
-
-def best_equal(entries: Sequence[Entry]) -> Entry | None:
-    """The entry of the highest AUSUC among those that were not cut off; among all where every one was."""
-    return max(entries, key=lambda e: (not e.cut_off, e.runs.AUSUC.mean()), default=None)
-
-
-def _over_classes(entries: Sequence[Entry], intervals: OverClassesTable) -> dict[str, dict[str, Interval]]:
-    """Our method minus each other one on the seeds they share, in points: method -> metric -> difference."""
-    ours = ours_among(entries)
-    if ours is None:
-        return {}
-    found = {}
-    for other in entries:
-        shared = set(ours.runs.seed) & set(other.runs.seed) if other is not ours else set()
-        drawn = intervals(*(e.runs[e.runs.seed.isin(shared)] for e in (ours, other))) if shared else None
-        if drawn:
-            found[_with_caveats(other, len(shared), len(ours.runs))] = {
-                name: _points(drawn[metric]) for metric, name in SHOWN.items()
-            }
-    return found
-
-
-def _points(share: Interval) -> Interval:
-    return Interval(mean=100 * share.mean, low=100 * share.low, high=100 * share.high)
+    cut = [f"cut off: {first.cut_off}"] * bool(first.cut_off)
+    return "; ".join([first.label, *few, *cut, *["nothing validated"] * (not first.validated)])

@@ -1,12 +1,13 @@
-"""Every Markdown table: the standard rows on top, all else under its own heading.
+"""Every Markdown table: rows of summary.csv in, one a run; a line a method out; what is no equal stands apart.
 
-A table is made of runs on one data set, split, feature file, vectors and code (core/reporting/rows.py); where there are
-several of these, there are several tables, each with its digests below.
+A table holds runs on one data set, split, feature file, vectors and code; runs of a line differ in their seed alone.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,17 +16,21 @@ import pandas as pd
 from core.experiments.ablations import ABLATIONS, WHOLE
 from core.experiments.statistics import RESAMPLED, Interval, paired
 from core.files.errors import UserError
-from core.reporting.related_work import RELATED_WORK, related_work_table
-from core.reporting.rows import (
-    DIGESTS,
-    METRICS,
-    OURS,
-    Entry,
-    as_frame,
-    entries_of,
-    same_runs,
-    tables_of,
-)
+from core.method import epochs_of
+from core.methods import methods
+from core.reporting.related_work import related_work
+
+OURS = "vsmr"  # the method that the others are compared with
+METRICS = ["T1", "U", "S", "H", "AUSUC"]
+DIGESTS = {"features_sha256": "features", "vectors_sha256": "vectors", "split_sha256": "split", "code": "code"}
+TABLE = ["dataset", "backbone", "regions", "input_size", "features", *DIGESTS]  # equal within a table
+# what a label says of columns in which a method's lines differ
+_SAID = {"method_code": "method code", "precision": "precision", "gamma_splits": "γ splits", "torch": "torch"}
+LINE = ["method", "recipe", "most_epochs", "validated", "cut_off", *_SAID]  # equal within a line, seeds apart
+_TEXT = [*TABLE, "method", "method_code", "recipe", "precision", "cut_off", "ablation", "notes", "deviations", "how"]
+_TEXT += ["pretraining_saw_unseen", "finetuned", "device", "torch"]
+_NUMBERS = ["configurations", *(p + metric for p in ("", "val_", "test_", "published_") for metric in METRICS)]
+_NUMBERS += ["gamma", "H_gamma0", "H_best", "seed", "epochs", "most_epochs", "recipe_epochs", "gamma_splits", "seconds"]
 
 LEGEND = (
     "T1: accuracy on images of unseen classes, among unseen classes only. U and S: accuracy on images of unseen and\n"
@@ -34,215 +39,254 @@ LEGEND = (
 )
 AUSUC = "AUSUC: area under the curve of S over U as γ runs through all values (calibrated stacking), exact, in percent."
 _CUT_OFF = "CUT OFF: fewer epochs than the published recipe; not comparable as an equal:"
-_PUBLISHED_BACKBONES = ("resnet101", "resnet_101")
+_ON_TEST = "SELECTED ON TEST (epoch and γ), what most repositories print; not comparable with the above:"
+_PUBLISHED = "PUBLISHED PROCEDURE: transductive (unlabelled test images), plain sample average; not comparable:"
+_BY_SEED = """\
+Paired over seeds, 95 % intervals (t): they cover seeds and their validation splits, not the draw of test
+classes. With n seeds p cannot be below 2^(1-n): {least:.3g} for {seeds}."""
+_BY_CLASS = """\
+Paired bootstrap over test classes, unseen and seen drawn apart, 95 % intervals; U, S and H at the γ of
+the highest H, chosen anew in every draw for either method."""
 
 # rows of the method compared with, rows of the other (the same seeds) -> metric -> difference; None: no stored scores
 OverClasses = Callable[[pd.DataFrame, pd.DataFrame], Mapping[str, Interval] | None]
 
 
+def read_summary(path: Path) -> pd.DataFrame:
+    """The rows of a summary.csv, :func:`prepared`."""
+    return prepared(pd.read_csv(path, dtype=str, keep_default_na=False))
+
+
+def prepared(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows with every column that a table asks for: texts are "" and numbers NaN where they are missing."""
+    frame = pd.DataFrame(rows)
+    frame = frame.reindex(columns=[*dict.fromkeys([*frame.columns, *_TEXT, *_NUMBERS])])
+    frame[_TEXT] = frame[_TEXT].map(_text)
+    frame[_NUMBERS] = frame[_NUMBERS].apply(pd.to_numeric)
+    frame["validated"] = frame.val_AUSUC.notna()
+    # rows of earlier versions know of no choice of γ splits, nor how many epochs the recipe has
+    frame["gamma_splits"] = frame.gamma_splits.fillna(1)
+    known = [(methods().get(method), dataset) for method, dataset in zip(frame.method, frame.dataset, strict=True)]
+    planned = [np.nan if method is None else epochs_of(method.recipe(dataset)) for method, dataset in known]
+    frame["recipe_epochs"] = frame.recipe_epochs.fillna(pd.Series(planned, index=frame.index, dtype=float))
+    return frame
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:g}"
+    return "" if value is None else " ".join(str(value).split())  # one line, whatever a name holds
+
+
+def tables_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
+    """Rows split into groups that may share a table, in the order of their first rows."""
+    return [part for _, part in frame.groupby(TABLE, sort=False)]
+
+
+def with_lines(part: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table by seed, with the number, label and remarks of the line that each belongs to."""
+    line = part.groupby(LINE, sort=False, dropna=False).ngroup()
+    part = part.assign(line=line, label="", remarks="").sort_values("seed", kind="stable")
+    if (twice := part.duplicated(["line", "seed"])).any():
+        row = part[twice].iloc[0]
+        twofold = f"{row.dataset}, {row.method}: seed {row.seed:.0f} is there twice"
+        raise UserError(f"{twofold}; rebuild the summary with: python reproduce_tables.py --collect")
+    several = part.groupby("method")[[*_SAID]].nunique() > 1
+    for number, runs in part.groupby("line"):
+        first = runs.iloc[0]
+        says = [f"{key}={value}" for key, value in json.loads(first.recipe or "{}").items()]
+        says += [f"{name} {_text(first[c]) or 'unknown'}" for c, name in _SAID.items() if several.loc[first.method, c]]
+        if 0 < first.recipe_epochs < first.most_epochs:  # fewer are said by its remark; closed forms have none
+            says.append(f"{first.most_epochs:g} epochs, recipe {first.recipe_epochs:g}")
+        label = first.method + (f" ({', '.join(says)})" if says else "")
+        part.loc[part.line == number, ["label", "remarks"]] = label, _remarks(runs)
+    return part
+
+
+def _remarks(runs: pd.DataFrame) -> str:
+    """What must be known wherever the line of these runs is printed."""
+    first = runs.iloc[0]
+    said = [f"pretraining saw unseen classes: {v}" for v in sorted({*runs.pretraining_saw_unseen} - {"", "no"})]
+    said += ["backbone fine-tuned"] * ("true" in {*runs.finetuned.str.lower()})
+    said += ["given vsmr's preparation"] * first.method.endswith("-prepared")
+    if not first.validated:
+        gammas = ", ".join(dict.fromkeys(f"{gamma:.3g}" for gamma in runs.gamma))
+        said.append(f"nothing validated (--select last): γ = {gammas}, the method's own")
+    said += [f"γ: mean over {first.gamma_splits:g} validation splits a seed"] * bool(first.gamma_splits > 1)
+    return "; ".join([*said, *[f"cut off: {first.cut_off}"] * bool(first.cut_off)])
+
+
 def all_tables(rows: pd.DataFrame | Iterable[Mapping[str, Any]], over_classes: OverClasses | None = None) -> str:
     """The tables of all rows, data set by data set; ``over_classes`` adds intervals over the draw of test classes."""
-    frame = as_frame(rows)
-    groups = tables_of(frame)
-    texts = [LEGEND]
-    for part in groups:
-        alike = [other for other in groups if other.dataset.iloc[0] == part.dataset.iloc[0]]
-        texts.append("\n".join(_dataset_table(part, alike, over_classes)))
+    groups = tables_of(prepared(rows))
+    texts = [LEGEND, *("\n".join(_dataset_table(part, groups, over_classes)) for part in groups)]
     return "\n\n".join(texts) + "\n"
 
 
-def _dataset_table(part: pd.DataFrame, alike: Sequence[pd.DataFrame], over_classes: OverClasses | None) -> list[str]:
-    runs = part[part.ablation == ""]
-    entries = entries_of(runs)
-    full = [e for e in entries if not e.cut_off]
-    lines = [f"### {_heading(part)}{telling(part, alike)}", ""]
-    notes = _notes(part)
-    lines += [f"Note: {note}." for note in notes] + [""] * bool(notes)
+def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_classes: OverClasses | None) -> list[str]:
+    runs = with_lines(part[part.ablation == ""])
+    notes = list(dict.fromkeys(note.rstrip(".") for text in part.notes for note in text.split(" | ") if note))
+    full, cut = runs[runs.cut_off == ""], runs[runs.cut_off != ""]
+    lines = [f"### {_heading(part)}{telling(part, groups)}", "", *(f"Note: {note}." for note in notes)]
     if len(runs):
-        lines += [
+        lines += [""] * bool(notes) + [
             "Inductive. Epochs, γ and thresholds are chosen on a class-disjoint validation split inside trainval (seed",
             f"k has split k); the test sets are read once. {AUSUC}",
-            *_of_all_seeds(full),
-            "",
-            *_metric_table(full, "", "method, test sets"),
-            *_related(part),
-            *_comparison(full, "", "", over_classes),
-            *_section("Validation splits (what was chosen on, so optimistic):", full, "val_", "method, validation"),
-            *_comparison(full, "val_", " (validation)", None),
         ]
-        cut = [e for e in entries if e.cut_off]
-        lines += _section(_CUT_OFF, cut, "", "method, test sets")
-        lines += _section(_CUT_OFF, cut, "val_", "method, validation")
-        lines += _section(
-            "SELECTED ON TEST (epoch and γ), what most repositories print; not comparable with the above:",
-            entries,
-            "test_",
-            "method, selected on test",
-        )
-        lines += _section(
-            "PUBLISHED PROCEDURE: transductive (unlabelled test images), plain sample average; not comparable:",
-            entries,
-            "published_",
-            "method, published procedure",
-        )
-    lines += _ablation_table(part[part.ablation != ""])
-    lines += ["", *_footer(part, entries)]
-    return lines
+        lines += _metrics(full, "", "method, test sets")
+        lines += related_work(part.dataset.iloc[0], part.backbone.iloc[0], notes)
+        lines += _comparison(full, "", over_classes)
+        lines += _metrics(full, "val_", "method, validation", "Validation splits (what was chosen on, so optimistic):")
+        lines += _comparison(full, "val_", None)
+        lines += _metrics(cut, "", "method, test sets", _CUT_OFF)
+        lines += _metrics(cut, "val_", "method, validation", _CUT_OFF)
+        lines += _metrics(runs, "test_", "method, selected on test", _ON_TEST)
+        lines += _metrics(runs, "published_", "method, published procedure", _PUBLISHED)
+    for version, ablated in part[part.ablation != ""].groupby("torch"):
+        lines += _ablation(ablated, f" (torch {version})" if part.torch.nunique() > 1 else "")
+    lines.append("")
+    if len(runs):
+        own = [(own.label.iloc[0], own) for _, own in runs.groupby("line")]
+        seconds = [f"{label} {own.seconds.median():.0f}" for label, own in own]
+        epochs = [f"{label} {own.most_epochs.max():.0f} ({_values(own.epochs)})" for label, own in own]
+        lines += [
+            f"Seconds a run (choose, refit, test; median): {', '.join(seconds)}.",
+            f"Most epochs offered to the selection (and chosen): {', '.join(epochs)}.",
+            "Beside the published procedures: selection on validation rather than on test, γ validated rather than the"
+            " margin alone, one model for T1 and H.",
+        ]
+    for method, said in part[part.deviations != ""].groupby("method").deviations:
+        lines.append(f"{method} differs from the published method: {_values(said)}.")
+    return [*lines, _digests(part)]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table that a driver prints of the seeds of one method (rows of core/experiments/results.py)."""
-    frame = as_frame(rows)
-    groups, texts = tables_of(frame), []
+    """The table that a driver prints of the seeds of one method (rows of core/experiments/results.py), and their γ."""
+    groups, texts = tables_of(prepared(rows)), []
     for part in groups:
-        entries = entries_of(part)
-        lines = [f"## {_heading(part)}: {', '.join(e.label for e in entries)}{telling(part, groups)}", "", AUSUC, ""]
-        lines += _metric_table(
-            [e for e in entries if not e.cut_off], "", "method, test sets, inductive", entries[0].method
-        )
-        lines += _section(
-            _CUT_OFF,
-            [e for e in entries if e.cut_off],
-            "",
-            "method, test sets, inductive",
-        )
-        lines += ["", *(line for e in entries for line in _calibration(e))]
-        lines += _section("SELECTED ON TEST (epoch and γ): not comparable:", entries, "test_", "method")
-        title = "PUBLISHED PROCEDURE: transductive, plain sample average; not comparable:"
-        lines += _section(title, entries, "published_", "method")
-        lines += _related(part)
-        for e in entries:
-            epochs, gammas = ", ".join(f"{v:.0f}" for v in e.runs.epochs), ", ".join(f"{v:.3g}" for v in e.runs.gamma)
-            how = f"; chosen: {e.runs.how.iloc[0]}" if "how" in e.runs else ""
-            lines += ["", f"{e.label}: epochs {epochs}; γ {gammas}{how}."]
-            lines += [f"Time a seed: {e.runs.seconds.mean():.0f} s on {_values(e.runs.device)}."]
-        lines += [f"note: {note}." for note in _notes(part)]
-        lines += ["", LEGEND, "", _digests(part)]
+        runs = with_lines(part)
+        heading = f"## {_heading(part)}: {', '.join(runs.groupby('line').label.first())}{telling(part, groups)}"
+        lines = [heading, *_dataset_table(part, groups, None)[1:]]
+        for label, own in runs.groupby("label"):
+            gammas = ", ".join(f"{gamma:.3g}" for gamma in own.gamma)
+            lines.append(f"{label}: γ {gammas}; chosen: {own.how.iloc[0] or 'unknown'}.")
         texts.append("\n".join(lines))
-    return "\n\n".join(texts)
+    return "\n\n".join([*texts, LEGEND])
 
 
-def _calibration(entry: Entry) -> list[str]:
-    """H at γ = 0 and at the γ used, in one line; says so where that γ was not validated."""
-    zero, best = entry.runs.H_gamma0, entry.runs.H_best
-    used = f"{_mean(entry.runs.H)} at the validated γ"
-    if not entry.runs.validated.all():
-        gammas = ", ".join(dict.fromkeys(f"{v:.3g}" for v in entry.runs.gamma))
-        used = f"{_mean(entry.runs.H)} at γ = {gammas}, the method's own (--select last validates none)"
-    parts = [f"{_mean(zero)} at γ = 0"] * bool(zero.notna().any()) + [used]
-    parts += [f"{_mean(best)} at the best γ of the test sets (selected on test)"] * bool(best.notna().any())
-    return [f"H of {entry.label}: {'; '.join(parts)}."]
-
-
-def _metric_table(entries: Sequence[Entry], prefix: str, header: str, bold: str = OURS) -> list[str]:
-    """One line an entry, best first, with the columns ``prefix`` + T1 ...; entries without them are left out."""
-    entries = [e for e in entries if e.runs[[prefix + k for k in METRICS]].notna().any(axis=None)]
-    if not entries:
+def _metrics(runs: pd.DataFrame, prefix: str, header: str, title: str = "") -> list[str]:
+    """A line a method, best first, of the seeds that have such numbers; columns that hold nothing are left out."""
+    columns = {k: prefix + k for k in METRICS}
+    runs = runs[runs[[*columns.values()]].notna().any(axis=1)]
+    columns |= {} if prefix else {"H, γ = 0": "H_gamma0", "H, best γ (chosen on test)": "H_best"}
+    columns = {k: c for k, c in columns.items() if runs[c].notna().any()}
+    if not columns:
         return []
-    keys = [k for k in METRICS if any(e.runs[prefix + k].notna().any() for e in entries)]
-    columns = {k: prefix + k for k in keys}
-    if not prefix:
-        columns |= {"H, γ of all seeds": "H_all_seeds", "H, γ = 0": "H_gamma0", "H, best γ (chosen on test)": "H_best"}
-    columns = {name: c for name, c in columns.items() if any(e.runs[c].notna().any() for e in entries)}
-    tried = any(e.runs.configurations.notna().any() for e in entries)
-    remarks = any(e.remarks for e in entries)
-    names = [header, *columns, *["configurations tried"] * tried, "seeds", *["remarks"] * remarks]
-    lines = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-    for e in sorted(entries, key=lambda e: -e.runs[prefix + keys[-1]].mean()):
-        cells = [f"**{_escape(e.label)}**" if e.method == bold else _escape(e.label)]
-        cells += [_mean(e.runs[c]) for c in columns.values()]
-        count = e.runs.configurations.max()
-        cells += [("-" if np.isnan(count) else f"{count:.0f}")] * tried + [str(len(e.runs))]
-        cells += [_escape(e.remarks)] * remarks
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    rows = []
+    for _, own in runs.groupby("line"):
+        first, tried = own.iloc[0], own.configurations.max()
+        row = {header: f"**{first.label}**" if first.method == OURS else first.label}
+        row |= {name: _mean(own[c]) for name, c in columns.items()}
+        if runs.configurations.notna().any():
+            row["configurations tried"] = "-" if np.isnan(tried) else f"{tried:.0f}"
+        rows.append(row | {"seeds": len(own)} | ({"remarks": first.remarks} if runs.remarks.any() else {}))
+    last = columns[[k for k in METRICS if k in columns][-1]]
+    order = (-runs.groupby("line")[last].mean()).argsort(kind="stable")
+    return ["", *[title, ""] * bool(title), *_markdown([rows[i] for i in order])]
 
 
-def _of_all_seeds(entries: Sequence[Entry]) -> list[str]:
-    if not any(e.runs.H_all_seeds.notna().any() for e in entries):
+def ours_among(runs: pd.DataFrame) -> pd.DataFrame | None:
+    """Runs of the line that the others are compared with; None: there is none, or several and none is as published."""
+    ours = runs[runs.method == OURS]
+    for wanted in (ours.label == OURS, ours.validated):
+        ours = ours[wanted.loc[ours.index]] if ours.line.nunique() > 1 else ours
+    return ours if ours.line.nunique() == 1 else None
+
+
+def _comparison(runs: pd.DataFrame, prefix: str, over_classes: OverClasses | None) -> list[str]:
+    """Our method against every other: paired over the seeds that both have, and over classes; the strongest first."""
+    if (ours := ours_among(runs)) is None:
         return []
-    return [
-        "H, γ of all seeds: at the mean of the γ that the validation splits of all the row's seeds have at the epoch",
-        "and settings that the run has chosen.",
-    ]
-
-
-def _section(title: str, entries: Sequence[Entry], prefix: str, header: str) -> list[str]:
-    lines = _metric_table(entries, prefix, header)
-    return ["", title, "", *lines] if lines else []
-
-
-def _related(part: pd.DataFrame) -> list[str]:
-    """Published rows where the data set is the benchmark itself, and why they do not compare."""
-    dataset, first = str(part.dataset.iloc[0]), part.iloc[0]
-    if dataset not in RELATED_WORK:
+    columns = {k: prefix + k for k in ("T1", "H", "AUSUC")} | ({} if prefix else {"H, best γ": "H_best"})
+    columns = {k: c for k, c in columns.items() if ours[c].notna().all()}
+    if not columns:
         return []
-    if any(note.startswith("a subset of") for note in _notes(part)):
-        return ["", f"Published rows of {dataset} are not shown: these are not all of its classes and images."]
-    why = "Published by others: selected on test where the source says so, and from the authors' own runs."
-    if first.backbone.lower() not in _PUBLISHED_BACKBONES:
-        why = f"Published by others, on other features than {first.backbone or 'unknown ones'}: they do not compare."
-    return ["", why, "", *related_work_table(dataset)]
-
-
-def ours_among(entries: Sequence[Entry]) -> Entry | None:
-    """The entry that the others are compared with; None where there is none, or several and none is as published."""
-    ours = [e for e in entries if e.method == OURS]
-    if len(ours) > 1:
-        ours = [e for e in ours if e.label == OURS]
-    if len(ours) > 1:
-        ours = [e for e in ours if e.runs.validated.all()]
-    return ours[0] if len(ours) == 1 else None
-
-
-def _comparison(entries: Sequence[Entry], prefix: str, where: str, over_classes: OverClasses | None) -> list[str]:
-    """Our method against every other with two or more seeds in common, paired; the strongest first."""
-    ours = ours_among(entries)
-    if ours is None:
-        return []
-    mine = ours.runs.set_index("seed")
-    keys = [k for k in ("T1", "H", "AUSUC") if mine[prefix + k].notna().any()]
-    if not keys:
-        return []
-    columns = {k: prefix + k for k in keys} | ({"H, best γ": "H_best"} if not prefix else {})
-    columns = {k: c for k, c in columns.items() if mine[c].notna().all()}
-    lines, by_class, seeds = [], [], 0
-    for e in sorted(entries, key=lambda e: -e.runs[prefix + keys[-1]].mean()):
-        other = e.runs.set_index("seed")
-        shared = mine.index.intersection(other.index)
-        if e is ours or other.loc[shared, list(columns.values())].isna().any(axis=None):
+    last = [k for k in METRICS if k in columns][-1]
+    label, by_seed, by_class = ours.label.iloc[0], [], []
+    others = [own for line, own in runs.groupby("line") if line != ours.line.iloc[0]]
+    for own in sorted(others, key=lambda own: -own[columns[last]].mean()):
+        a, b = (side[side.seed.isin({*ours.seed} & {*own.seed})] for side in (ours, own))
+        if b[[*columns.values()]].isna().any(axis=None):
             continue
-        label = _escape(e.label + (f" ({e.remarks})" if e.remarks else ""))
-        drawn = over_classes(mine.loc[shared].reset_index(), other.loc[shared].reset_index()) if over_classes else None
-        if drawn:
-            by_class.append(f"| {label} | " + " | ".join(_difference(drawn[k], 100) for k in RESAMPLED) + " |")
-        if len(shared) < 2:
-            continue
-        found = {k: paired(100 * mine.loc[shared, c], 100 * other.loc[shared, c]) for k, c in columns.items()}
-        cells = " | ".join(_difference(d) for d in found.values())
-        lines.append(f"| {label} | {cells} | {list(found.values())[keys.index(keys[-1])].p:.3f} | {len(shared)} |")
-        seeds = max(seeds, len(shared))
-    if lines:
-        lines = [
-            "",
-            f"| {ours.label} minus{where} | " + " | ".join(columns) + f" | sign-flip p of {keys[-1]} | seeds |",
-            "|---" * (len(columns) + 3) + "|",
-            *lines,
-            "",
-            "Paired over seeds, 95 % intervals (t): they cover seeds and their validation splits, not the draw of test",
-            f"classes. With n seeds p cannot be below 2^(1-n): {2.0 ** (1 - seeds):.3g} for {seeds}.",
-        ]
-    if by_class:
-        lines += [
-            "",
-            f"| {ours.label} minus, over classes | " + " | ".join(RESAMPLED) + " |",
-            "|---" * (len(RESAMPLED) + 1) + "|",
-            *by_class,
-            "",
-            "Paired bootstrap over test classes, unseen and seen drawn apart, 95 % intervals; U, S and H at the γ of",
-            "the highest H, chosen anew in every draw for either method.",
-        ]
-    return lines
+        name = own.label.iloc[0] + (f" ({own.remarks.iloc[0]})" if own.remarks.iloc[0] else "")
+        if over_classes and (drawn := over_classes(a, b)):
+            by_class.append({f"{label} minus, over classes": name} | {k: _difference(drawn[k], 100) for k in RESAMPLED})
+        if len(a) > 1:
+            found = {k: paired(100 * a[c], 100 * b[c]) for k, c in columns.items()}
+            row = {f"{label} minus{' (validation)' if prefix else ''}": name}
+            row |= {k: _difference(d) for k, d in found.items()}
+            by_seed.append(row | {f"sign-flip p of {last}": f"{found[last].p:.3f}", "seeds": len(a)})
+    seeds = max((row["seeds"] for row in by_seed), default=0)
+    lines = ["", *_markdown(by_seed), "", _BY_SEED.format(least=2.0 ** (1 - seeds), seeds=seeds)] if by_seed else []
+    return lines + (["", *_markdown(by_class), "", _BY_CLASS] if by_class else [])
+
+
+def _ablation(part: pd.DataFrame, of: str) -> list[str]:
+    """The whole method and what is left without one ingredient, on validation splits, paired with the whole."""
+    if not (part.ablation == WHOLE).any():
+        return []
+    runs_of = {str(name): with_lines(runs) for name, runs in part.groupby("ablation", sort=False)}
+    whole, rows = runs_of[WHOLE], []
+    for name in sorted(runs_of, key=lambda name: [*ABLATIONS, name].index(name)):
+        mine = runs_of[name]
+        if mine.line.nunique() > 1:
+            kinds = f"ablation {name!r} of {part.dataset.iloc[0]}: its seeds are runs of {' and of '.join(mine.label)}"
+            raise UserError(f"{kinds}: they have no mean; give either a folder of its own with --out")
+        row = {"": name} | {k: _mean(mine[f"val_{k}"]) for k in ("T1", "H", "AUSUC")}
+        a, b = (100 * side.val_AUSUC[side.seed.isin({*mine.seed} & {*whole.seed})] for side in (mine, whole))
+        d = paired(a, b) if name != WHOLE and len(a) > 1 else None
+        row["difference"] = f"{d.mean:+.1f}" if d else ""
+        row["95 % interval"] = f"{d.low:+.1f} to {d.high:+.1f}" if d else ""
+        row["95 %"] = ("significant" if d.significant else "not significant") if d else ""
+        rows.append(row)
+    title = f"Ablation on validation splits{of} (no test image is read); difference of AUSUC to the whole, paired over"
+    return ["", f"{title} seeds:", "", *_markdown(rows)]
+
+
+def _digests(part: pd.DataFrame) -> str:
+    values = {c: part[c].iloc[0] or "unknown" for c in DIGESTS}
+    found = [f"{name} {values[c][:16] if c.endswith('sha256') else values[c]}" for c, name in DIGESTS.items()]
+    codes = part[part.method_code != ""].groupby("method").method_code.unique()
+    found += ["method code " + ", ".join(f"{m} {'/'.join(c)}" for m, c in codes.items())] * bool(len(codes))
+    found += [f"precision {_values(part.precision)}"] * bool(part.precision.any())
+    return f"Digests: {'; '.join(found)}. torch {_values(part.torch)}, {_values(part.device)}."
+
+
+def _heading(part: pd.DataFrame) -> str:
+    first = part.iloc[0]
+    # what extraction added to the name of the features (a layer, a mirror image) where there is more than the backbone
+    variant = first.features if first.features != first.backbone else ""
+    shown = [first.backbone or "unknown", first.regions, first.input_size and f"{first.input_size} px", variant]
+    return f"{first.dataset}, features {', '.join(filter(None, shown))}"
+
+
+def telling(part: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> str:
+    """What tells a table from the others of its data set, where the heading alone does not."""
+    alike = [other for other in groups if other.dataset.iloc[0] == part.dataset.iloc[0]]
+    if [_heading(other) for other in alike].count(_heading(part)) < 2:
+        return ""
+    differ = [c for c in DIGESTS if len({other[c].iloc[0] for other in alike}) > 1]
+    return f" ({', '.join(f'{DIGESTS[c]} {part[c].iloc[0][:12]}' for c in differ)})"
+
+
+def _values(values: pd.Series) -> str:
+    return ", ".join(_text(v) for v in sorted({*values.dropna()} - {""})) or "unknown"
+
+
+def _mean(values: pd.Series) -> str:
+    """Mean ± standard deviation of shares, in percent."""
+    v = 100 * values.dropna()
+    return "-" if v.empty else f"{v.mean():.1f}" + (f" ± {v.std():.1f}" if len(v) > 1 else "")
 
 
 def _difference(d: Interval, scale: float = 1.0) -> str:
@@ -250,98 +294,8 @@ def _difference(d: Interval, scale: float = 1.0) -> str:
     return f"{scale * d.mean:+.1f} ({scale * d.low:+.1f} to {scale * d.high:+.1f}){verdict}"
 
 
-def _ablation_table(part: pd.DataFrame) -> list[str]:
-    """The whole method and what is left without one ingredient, on validation splits, paired with the whole."""
-    if not (part.ablation == WHOLE).any():
-        return []
-    lines = [
-        "",
-        "Ablation on validation splits (no test image is read); difference of AUSUC to the whole, paired over seeds:",
-        "",
-        "| | T1 | H | AUSUC | difference | 95 % interval | 95 % |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    groups = {str(name): runs for name, runs in part.groupby("ablation", sort=False)}
-    whole = groups[WHOLE].set_index("seed")
-    for name in [*(n for n in ABLATIONS if n in groups), *(n for n in groups if n not in ABLATIONS)]:
-        runs = groups[name]
-        same_runs(runs, f"ablation {name!r} of {runs.dataset.iloc[0]}")
-        if runs.seed.duplicated().any():
-            raise UserError(f"ablation {name!r} of {runs.dataset.iloc[0]}: a seed is there twice among the rows")
-        mine = runs.set_index("seed")
-        cells = " | ".join(_mean(mine[f"val_{k}"]) for k in ("T1", "H", "AUSUC"))
-        shared = whole.index.intersection(mine.index)
-        if name == WHOLE or len(shared) < 2:
-            lines.append(f"| {_escape(name)} | {cells} | | | |")
-            continue
-        d = paired(100 * mine.loc[shared, "val_AUSUC"], 100 * whole.loc[shared, "val_AUSUC"])
-        verdict = "significant" if d.significant else "not significant"
-        lines.append(f"| {_escape(name)} | {cells} | {d.mean:+.1f} | {d.low:+.1f} to {d.high:+.1f} | {verdict} |")
-    return lines
-
-
-def _footer(part: pd.DataFrame, entries: Sequence[Entry]) -> list[str]:
-    lines = []
-    if entries:
-        seconds = ", ".join(f"{e.label} {e.runs.seconds.median():.0f}" for e in entries)
-        lines += [f"Seconds a run (choose, refit, test; median): {seconds}."]
-        epochs = [f"{e.label} {e.runs.most_epochs.max():.0f} ({_values(e.runs.epochs)})" for e in entries]
-        lines += [f"Most epochs offered to the selection (and chosen): {', '.join(epochs)}."]
-        lines += [
-            "Beside the published procedures: selection on validation rather than on test, γ validated rather than the"
-            " margin alone, one model for T1 and H."
-        ]
-    for method, runs in part[part.deviations != ""].groupby("method"):
-        lines += [f"{_escape(str(method))} differs from the published method: {_escape(_values(runs.deviations))}."]
-    return [*lines, _digests(part)]
-
-
-def _digests(part: pd.DataFrame) -> str:
-    values = {column: str(part[column].iloc[0]) or "unknown" for column in DIGESTS}
-    found = [f"{name} {values[c][:16] if c.endswith('sha256') else values[c]}" for c, name in DIGESTS.items()]
-    methods = part[part.method_code != ""].groupby("method").method_code.unique()
-    if len(methods):
-        found += ["method code " + ", ".join(f"{m} {'/'.join(codes)}" for m, codes in methods.items())]
-    found += [f"precision {_values(part.precision)}"] if part.precision.any() else []
-    return f"Digests: {'; '.join(found)}. torch {_values(part.torch)}, {_values(part.device)}."
-
-
-def _heading(part: pd.DataFrame) -> str:
-    first = part.iloc[0]
-    size = f"{first.input_size} px" if first.input_size else ""
-    # what extraction added to the name of the features (a layer, a mirror image) where there is more than the backbone
-    variant = first.features if first.features != first.backbone else ""
-    shown = [v for v in (first.backbone or "unknown", first.regions, size, variant) if v]
-    return _escape(f"{first.dataset}, features {', '.join(shown)}")
-
-
-def telling(part: pd.DataFrame, alike: Sequence[pd.DataFrame]) -> str:
-    """What tells a table from the others of its data set, where the heading alone does not."""
-    if [_heading(other) for other in alike].count(_heading(part)) < 2:
-        return ""
-    shown = [
-        f"{n} {part[c].iloc[0][:12] or 'unknown'}" for c, n in DIGESTS.items() if len({o[c].iloc[0] for o in alike}) > 1
-    ]
-    return f" ({', '.join(shown)})"
-
-
-def _notes(part: pd.DataFrame) -> list[str]:
-    return list(dict.fromkeys(note.rstrip(".") for text in part.notes for note in text.split(" | ") if note))
-
-
-def _values(values: pd.Series) -> str:
-    unique = sorted({v for v in values.dropna() if v != ""})
-    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in unique) or "unknown"
-
-
-def _mean(values: pd.Series) -> str:
-    """Mean ± standard deviation of shares, in percent."""
-    v = values.dropna().to_numpy(dtype=np.float64) * 100
-    if not len(v):
-        return "-"
-    return f"{v.mean():.1f}" + (f" ± {v.std(ddof=1):.1f}" if len(v) > 1 else "")
-
-
-def _escape(text: str) -> str:
-    """Text that cannot leave its cell."""
-    return text.replace("|", "\\|")
+def _markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Rows with the same columns; no text can leave its cell."""
+    lines = [[*rows[0]], *([str(cell) for cell in row.values()] for row in rows)]
+    lines = [[f" {cell} ".replace("|", "\\|") if cell else " " for cell in line] for line in lines]
+    return [f"|{'|'.join(line)}|" for line in [lines[0], ["---"] * len(lines[0]), *lines[1:]]]

@@ -19,8 +19,7 @@ _KEY = "vsmr"
 
 def _digest(tensors: dict[str, Tensor], meta: str) -> str:
     digest = hashlib.sha256(meta.encode())
-    for name in sorted(tensors):
-        t = tensors[name].detach().cpu().contiguous()
+    for name, t in sorted(tensors.items()):
         digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
         digest.update(t.view(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
     return digest.hexdigest()
@@ -30,63 +29,25 @@ def save_checkpoint(path: Path | str, tensors: dict[str, Tensor], meta: dict[str
     """Write named tensors and JSON-able ``meta`` to ``path``; nothing half-written ever has that name."""
     text = json.dumps(meta)
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    # save_file would write through a temporary file of its own, which a killed process leaves behind
     # one entry, since the format orders several at random and equal runs are to leave equal bytes
     header = json.dumps({"sha256": _digest(plain, text), "meta": text})
     write_bytes(path, save(plain, metadata={_KEY: header}))
 
 
 def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and meta of a checkpoint.
-
-    Raises:
-        UserError: missing, not a checkpoint, or its content does not match its checksum.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {path}; the run that writes it has not ended, or is elsewhere")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    """Tensors and meta of a checkpoint, compared with its checksum."""
     try:
         # from memory: the library opens no path that is not UTF-8, and its tensors would hold the file open
-        length = int.from_bytes(content[:8], "little")
-        header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][_KEY])
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"no checkpoint at {path} ({error.strerror}); the run that writes it has not ended") from error
+    try:
+        header = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][_KEY])
         tensors = load(content)
         intact = _digest(tensors, header["meta"]) == header["sha256"]
-        meta = json.loads(header["meta"])
+        meta: dict[str, Any] = json.loads(header["meta"])
     except Exception as error:  # safetensors raises its own kinds
-        raise UserError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}: {error}). Delete it to train again."
-        ) from error
-    if not intact or not isinstance(meta, dict):
-        raise UserError(f"{path} is damaged: its content does not match its checksum. Delete it to train again.")
+        raise UserError(f"{path} is not a readable checkpoint ({error}); delete it to train again") from error
+    if not intact:
+        raise UserError(f"{path} is damaged: its content does not match its checksum; delete it to train again")
     return tensors, meta
-
-
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as named tensors and JSON."""
-    state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, Any] = {}
-    for index, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{index}.{key}"] = value
-            else:
-                numbers[f"{index}.{key}"] = value
-    return tensors, {"numbers": numbers, "groups": state["param_groups"]}
-
-
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], packed: dict[str, Any]) -> None:
-    """The reverse of :func:`pack_optimizer`, into an optimizer over the same parameters."""
-    state: dict[int, dict[str, Any]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value
-    for name, number in packed["numbers"].items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = number
-    optimizer.load_state_dict({"state": state, "param_groups": packed["groups"]})

@@ -10,7 +10,7 @@ be stored with a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,29 +37,16 @@ def harmonic(u: float, s: float) -> float:
     return 2 * u * s / (u + s) if u + s > 0 else 0.0
 
 
-def _images_of(labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Number of test images of every class number up to the highest of ``classes`` or ``labels``.
-
-    Raises:
-        UserError: one of ``classes`` has none; names them.
-    """
-    counts = np.bincount(labels, minlength=int(classes.max()) + 1)
-    if not counts[classes].all():
-        empty = classes[counts[classes] == 0]
-        more = f" and {len(empty) - 10} more" if len(empty) > 10 else ""
-        raise UserError(f"the classes {empty[:10].tolist()}{more} have no test image; accuracy is undefined")
-    return counts
-
-
 def per_class_accuracy(predicted: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Top-1 accuracy (len(classes),) of each of ``classes``, from predicted and true class numbers (N,) each.
 
-    Raises:
-        UserError: a class has no sample, so its accuracy is undefined (never a silent 0 or NaN).
+    A class without an image is an error, since its accuracy is undefined: never a silent 0 or NaN.
     """
-    counts = _images_of(labels, classes)
-    hits = np.bincount(labels[predicted == labels], minlength=len(counts))
-    return hits[classes] / counts[classes]
+    length = int(classes.max()) + 1
+    counts, hits = (np.bincount(y, minlength=length)[classes] for y in (labels, labels[predicted == labels]))
+    if (empty := classes[counts == 0]).size:
+        raise UserError(f"{empty.size} classes have no test image (first: number {empty[0]}); accuracy is undefined")
+    return hits / counts
 
 
 @dataclass(frozen=True)
@@ -71,16 +58,9 @@ class CalibrationCurve:
     S: np.ndarray  # (T+1,) never rises
 
     @property
-    def T1(self) -> float:
-        """Accuracy among unseen classes alone, which is U once γ excludes the seen ones."""
-        return float(self.U[-1])
-
-    @property
     def area(self) -> float:
-        """AUSUC: exact area, by trapezoids between the points of the curve, from U = 0 on."""
-        u = np.concatenate([[0.0], self.U])
-        s = np.concatenate([self.S[:1], self.S])
-        return float(np.sum(np.diff(u) * (s[1:] + s[:-1]) / 2))
+        """AUSUC: exact area, by trapezoids between the points of the curve, of which the first has U = 0."""
+        return float(np.sum(np.diff(self.U) * (self.S[1:] + self.S[:-1]) / 2))
 
     def at(self, gamma: float) -> tuple[float, float]:
         """(U, S) at γ. Where γ equals a margin, the image is predicted as its best unseen class."""
@@ -92,19 +72,15 @@ class CalibrationCurve:
         return harmonic(*self.at(gamma))
 
     def best(self) -> float:
-        """The γ of the highest H: the middle of the interval in which it holds."""
+        """The γ of the highest H: the middle of the interval in which it holds, 1 beyond the ends of the curve."""
+        if not len(self.thresholds):
+            return 0.0
         total = self.U + self.S
         h = np.divide(2 * self.U * self.S, total, out=np.zeros_like(total), where=total > 0)
         i = int(np.argmax(h))
-        if not len(self.thresholds):
-            return 0.0
-        low = self.thresholds[max(i - 1, 0)]
-        high = self.thresholds[min(i, len(self.thresholds) - 1)]
-        if i == 0:
-            return float(low) - 1.0
-        if i == len(self.thresholds):
-            return float(high) + 1.0
-        return float((low + high) / 2)
+        if i in (0, len(self.thresholds)):
+            return float(self.thresholds[0]) - 1.0 if i == 0 else float(self.thresholds[-1]) + 1.0
+        return float((self.thresholds[i - 1] + self.thresholds[i]) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +90,9 @@ class ScoredImages:
     Scores may also come in pieces (n,C), in the order of the labels, of which only one is held at a time.
     """
 
-    scores_seen: np.ndarray | Iterator[np.ndarray]
+    scores_seen: np.ndarray | Iterable[np.ndarray]
     labels_seen: np.ndarray
-    scores_unseen: np.ndarray | Iterator[np.ndarray]
+    scores_unseen: np.ndarray | Iterable[np.ndarray]
     labels_unseen: np.ndarray
     seen: np.ndarray  # (S,) class numbers
     unseen: np.ndarray  # (U,)
@@ -131,23 +107,29 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
     ``labels``; ``side``, 1 for an image of an unseen class; ``best_seen`` and ``best_unseen``, the class numbers of the
     highest score on either side; ``margin``, by how much the former is ahead, in the unit of the scores. An image is
     predicted as its best unseen class once γ reaches its margin. About 17 bytes an image.
-
-    Raises:
-        UserError: scores not finite, or a class of ``seen`` or ``unseen`` without test images, ``candidates`` excepted.
-        ValueError: an image's label is not among the classes of its side, or there is not a row of scores for each.
     """
-    scores, labels = (images.scores_seen, images.scores_unseen), (images.labels_seen, images.labels_unseen)
-    for y, classes in zip(labels, (images.seen, np.setdiff1d(images.unseen, images.candidates)), strict=True):
-        if _images_of(y, classes)[classes].sum() != len(y):
+    labels = images.labels_seen, images.labels_unseen
+    sides = images.seen, np.setdiff1d(images.unseen, images.candidates)
+    reduced: list[tuple[np.ndarray, ...]] = []
+    for given, y, classes in zip((images.scores_seen, images.scores_unseen), labels, sides, strict=True):
+        per_class_accuracy(y, y, classes)
+        if not np.isin(y, classes).all():
             raise ValueError("a test image's label is no class of its side")
-    parts = []
-    for given, y in zip(scores, labels, strict=True):
-        pieces = iter((given,)) if isinstance(given, np.ndarray) else given
-        found = list(map(lambda s: _reduced(s, images), pieces))
-        if (rows := sum(len(margin) for margin, *_ in found)) != len(y):
+        pieces = np.array_split(given, len(given) // _CACHED + 1) if isinstance(given, np.ndarray) else given
+        before = len(reduced)
+        for scores in pieces:
+            if not np.isfinite(scores).all():
+                raise UserError(
+                    "the model's scores hold NaN or infinity; training diverged (try a lower --lr where the method "
+                    "has one)"
+                )
+            # take() returns C order; scores[:, classes] returns F order, on which argmax is three times slower
+            best = [side[scores.take(side, axis=1).argmax(axis=1)] for side in (images.seen, images.unseen)]
+            seen_score, unseen_score = (scores[np.arange(len(scores)), side] for side in best)
+            reduced.append((seen_score - unseen_score, *best))
+        if (rows := sum(len(margin) for margin, *_ in reduced[before:])) != len(y):
             raise ValueError(f"scores of {rows} images, labels of {len(y)}")
-        parts += found
-    margin, best_seen, best_unseen = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    margin, best_seen, best_unseen = (np.concatenate(arrays) for arrays in zip(*reduced, strict=True))
     return {
         "labels": np.concatenate(labels).astype(np.int32),
         "side": np.repeat(np.array([0, 1], dtype=np.uint8), [len(y) for y in labels]),
@@ -157,37 +139,15 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
     }
 
 
-def _reduced(scores: np.ndarray, images: ScoredImages) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By how much the best seen class is ahead of the best unseen one (n,), and these two classes (n,) each."""
-    if not np.isfinite(scores).all():
-        raise UserError(
-            "the model's scores hold NaN or infinity; training diverged (try a lower --lr where the method has one)"
-        )
-    seen, unseen = images.seen, images.unseen
-    margin = np.empty(len(scores), dtype=scores.dtype)
-    best_seen, best_unseen = (np.empty(len(scores), dtype=classes.dtype) for classes in (seen, unseen))
-    for start in range(0, len(scores), _CACHED):
-        here = slice(start, start + _CACHED)
-        block = scores[here]
-        rows = np.arange(len(block))
-        # take() returns C order; block[:, classes] returns F order, on which argmax is three times slower
-        best_seen[here], best_unseen[here] = (
-            classes[block.take(classes, axis=1).argmax(axis=1)] for classes in (seen, unseen)
-        )
-        margin[here] = block[rows, best_seen[here]] - block[rows, best_unseen[here]]
-    return margin, best_seen, best_unseen
-
-
 def curve_from_compact(arrays: Mapping[str, np.ndarray]) -> CalibrationCurve:
     """The whole calibration curve from what :func:`compact` returns, in O(N log N)."""
     of_unseen = arrays["side"].astype(bool)
     labels, margin = arrays["labels"], arrays["margin"].astype(np.float64)
-    counts = np.bincount(labels)
     sizes = [len(np.unique(labels[side])) for side in (~of_unseen, of_unseen)]
-    weight = 1.0 / (counts[labels] * np.where(of_unseen, sizes[1], sizes[0]))  # in a mean of per-class accuracies
+    # of an image, in a mean of per-class accuracies
+    weight = 1.0 / (np.bincount(labels)[labels] * np.where(of_unseen, sizes[1], sizes[0]))
     right_s = ~of_unseen & (arrays["best_seen"] == labels)
     right_u = of_unseen & (arrays["best_unseen"] == labels)
-
     thresholds = np.unique(margin[right_s | right_u])
     lost, won = (
         np.bincount(np.searchsorted(thresholds, margin[right]), weights=weight[right], minlength=len(thresholds))
@@ -203,7 +163,8 @@ def metrics_from_compact(arrays: Mapping[str, np.ndarray], gamma: float | None) 
     curve = curve_from_compact(arrays)
     gamma = curve.best() if gamma is None else gamma
     u, s = curve.at(gamma)
-    return Metrics(T1=curve.T1, U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=float(gamma))
+    # T1, accuracy among unseen classes alone, is U once γ excludes the seen ones
+    return Metrics(T1=float(curve.U[-1]), U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=float(gamma))
 
 
 def predictions(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
@@ -214,11 +175,7 @@ def predictions(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
 def evaluate(images: ScoredImages, gamma: float | None) -> Metrics:
     """All metrics of one model; the one function every method is measured with.
 
-    Args:
-        gamma: added to unseen scores; None picks the γ of the highest H on these very images (validation only).
-
-    Raises:
-        UserError: scores not finite, or a class without test images.
+    ``gamma`` is added to unseen scores; None picks the γ of the highest H on these very images (validation only).
     """
     return metrics_from_compact(compact(images), gamma)
 

@@ -48,16 +48,17 @@ class Fold:
         return FoldImages(features, self.unseen_rows, self.unseen_labels)
 
 
+@dataclass(frozen=True)
 class FoldImages:
     """Images of one part of a fold as a method's hooks see them (core/method.py, ``Images``)."""
 
-    def __init__(self, features: RegionFeatures, rows: np.ndarray, labels: np.ndarray) -> None:
-        self._features, self._rows = features, rows
-        self._labels = torch.from_numpy(labels)
+    _features: RegionFeatures
+    _rows: np.ndarray
+    _labels: np.ndarray
 
     @property
     def labels(self) -> Tensor:
-        return on_device(self._labels, self._features.device)
+        return on_device(torch.from_numpy(self._labels), self._features.device)
 
     def pooled(self) -> Tensor:
         return self._features.pooled(self._rows)
@@ -100,28 +101,24 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
     if seed:
         share = len(np.unique(m.labels[m.val_loc])) / len(m.seen)
         train_loc, val_loc = class_disjoint_split(m.labels, m.trainval_loc, share, seed)
-    classes = m.seen
-    number = np.full(len(m.class_names), -1, dtype=np.int64)
-    number[classes] = np.arange(len(classes))
     rng = np.random.default_rng(seed)
     held = []
-    trained, images = np.unique(m.labels[train_loc], return_counts=True)
-    if (single := trained[images < 2]).size:
-        names = ", ".join(repr(m.class_names[c]) for c in single[:5]) + (", ..." if single.size > 5 else "")
-        raise UserError(
-            f"{single.size} of {trained.size} training classes have one training image ({names}); validation needs two "
-            "of each: move some from test_seen_loc to trainval_loc, or choose nothing on validation with --select last"
-        )
-    for c in trained:
+    for c in np.unique(m.labels[train_loc]):
         rows = rng.permutation(train_loc[m.labels[train_loc] == c])
+        if len(rows) < 2:
+            raise UserError(
+                f"the training class {m.class_names[c]!r} has one training image, validation needs two: move one from "
+                "test_seen_loc to trainval_loc, or choose nothing on validation with --select last"
+            )
         held.append(rows[: max(1, round(HELD_OUT * len(rows)))])
     held_rows = np.sort(np.concatenate(held))
     train = np.setdiff1d(train_loc, held_rows)
+    number = np.full(len(m.class_names), -1, dtype=np.int64)  # of a class among those of trainval
+    number[m.seen] = np.arange(len(m.seen))
     labels = number[m.labels]
-    text = None if m.class_text is None else m.class_text[classes]
-    space = _space(m.att[classes], np.unique(labels[train]), np.unique(labels[val_loc]), w2v, text)
+    text = None if m.class_text is None else m.class_text[m.seen]
     return Fold(
-        space=space,
+        space=_space(m.att[m.seen], np.unique(labels[train]), np.unique(labels[val_loc]), w2v, text),
         train_rows=train,
         train_labels=labels[train],
         seen_rows=held_rows,

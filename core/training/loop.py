@@ -6,9 +6,9 @@ bit-identical to an uninterrupted run.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+import hashlib
+import io
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +18,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.features.regions import RegionFeatures, on_device
+from core.files.atomic import write_bytes
 from core.files.errors import UserError
 from core.method import Method, Phase, ZeroShotModel
-from core.training.checkpoint import load_checkpoint, pack_optimizer, save_checkpoint, unpack_optimizer
 from core.training.folds import Fold
 
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-_PIECE = 1 << 26  # scores: 256 MiB
-
-
-@dataclass
-class _State:
-    phase: int = 0
-    epoch: int = 0  # finished epochs of that phase
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(
-    method: Method,
-    features: RegionFeatures,
-    fold: Fold,
-    *,
-    seed: int,
-    stop_after: int | None = None,
-    state_path: Path | None = None,
-    identity: dict[str, Any] | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None,
-    label: str = "train",
-    precision: str = "float32",
-) -> list[dict[str, Any]]:
+    method: Method, features: RegionFeatures, fold: Fold, *, seed: int, stop_after: int | None = None,
+    state_path: Path | None = None, identity: dict[str, Any] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None, label: str = "train", precision: str = "float32",
+) -> list[dict[str, Any]]:  # fmt: skip
     """Run all phases; returns the history, one dict per epoch. The caller's random numbers are left as they were.
 
     Args:
@@ -62,66 +46,54 @@ def train(
     devices = [features.device] if features.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)  # dropout
-        state, generator = _State(), np.random.default_rng(seed)
+        generator = np.random.default_rng(seed)
+        history: list[dict[str, Any]] = []
+        begun, done = 0, 0  # phase, its finished epochs
         if state_path and state_path.exists():
-            _restore(state_path, method, state, generator, identity or {})
+            begun, done, history = _restore(state_path, method, generator, identity)
         elif method.begin:
             method.begin(fold.train_images(features))
         lengths = [
             p.epochs if stop_after is None or not p.selectable else min(p.epochs, stop_after) for p in method.phases
         ]
-        done = sum(lengths[: state.phase]) + state.epoch
-        with tqdm(total=sum(lengths), initial=done, desc=label, unit="epoch", leave=False, disable=None) as bar:
-            for index in range(state.phase, len(method.phases)):
-                phase = method.phases[index]
-                first = state.epoch if index == state.phase else 0
-                if on_epoch and phase.selectable and first == 0:
-                    start: dict[str, Any] = {"phase": phase.name, "epoch": 0}
-                    on_epoch(start)
-                    state.history.append(start)
-                made = phase.made(fold.train_images(features)) if phase.made and first < lengths[index] else None
+        initial = sum(lengths[:begun]) + done
+        with tqdm(total=sum(lengths), initial=initial, desc=label, unit="epoch", leave=False, disable=None) as bar:
+            for index, phase in enumerate(method.phases[begun:], begun):
+                watch = on_epoch if phase.selectable else None
+                first = done if index == begun else 0
+                if watch and first == 0:
+                    history.append({"phase": phase.name, "epoch": 0})
+                    watch(history[-1])
                 for epoch in range(first, lengths[index]):
                     row: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1}
-                    row |= _epoch(method.model, phase, epoch, features, fold, generator, PRECISIONS[precision], made)
-                    if on_epoch and phase.selectable:
-                        on_epoch(row)
-                    state.history.append(row)
-                    state.phase, state.epoch = index, epoch + 1
+                    row |= _epoch(method.model, phase, epoch, features, fold, generator, PRECISIONS[precision])
+                    if watch:
+                        watch(row)
+                    history.append(row)
                     if state_path:
-                        _store(state_path, method, state, generator, identity or {})
+                        _store(state_path, method, generator, identity, index, epoch + 1, history)
                     bar.update()
-        return state.history
+        return history
 
 
 def _epoch(
-    model: ZeroShotModel,
-    phase: Phase,
-    epoch: int,
-    features: RegionFeatures,
-    fold: Fold,
-    generator: np.random.Generator,
-    autocast_dtype: torch.dtype | None,
-    made: tuple[Tensor, Tensor] | None,
-) -> dict[str, float]:
+    model: ZeroShotModel, phase: Phase, epoch: int, features: RegionFeatures, fold: Fold,
+    generator: np.random.Generator, products: torch.dtype | None,
+) -> dict[str, float]:  # fmt: skip
+    """One pass over the phase's batches; the mean of every loss over its steps."""
     model.train()
     sums: dict[str, Tensor] = {}
-    classes = fold.train_labels if made is None else made[1].cpu().numpy()
-    drawn = list(phase.batches.epoch(classes, generator))
-    rows = [fold.train_rows[positions] for positions in drawn] if made is None else []
-    if made is not None:
-        xs: Iterable[Tensor] = (made[0][positions] for positions in drawn)
-    elif phase.pooled:
-        xs = map(features.pooled, rows)
-    else:
-        xs = features.batches(rows)
-    labels = on_device(torch.from_numpy(classes[np.concatenate(drawn)]), features.device)
+    drawn = list(phase.batches.epoch(fold.train_labels, generator))
+    rows = [fold.train_rows[positions] for positions in drawn]
+    xs = map(features.pooled, rows) if phase.pooled else features.batches(rows)
+    labels = on_device(torch.from_numpy(fold.train_labels[np.concatenate(drawn)]), features.device)
     batches = zip(xs, labels.split([len(positions) for positions in drawn]), strict=True)
     for step, (x, y) in enumerate(batches):
         if phase.lr_at:
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + step / len(drawn))
         phase.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, dtype=autocast_dtype) if autocast_dtype else contextlib.nullcontext():
+        with torch.autocast(x.device.type, dtype=products, enabled=products is not None):
             losses = phase.loss(x, y)
         losses["loss"].backward()
         phase.optimizer.step()
@@ -136,62 +108,44 @@ def _epoch(
     return means
 
 
-def _store(path: Path, method: Method, state: _State, generator: np.random.Generator, identity: dict[str, Any]) -> None:
-    tensors = {f"model.{k}": v for k, v in method.model.state_dict().items()}
-    optimizer, packed = pack_optimizer(method.phases[state.phase].optimizer)
-    tensors |= optimizer
-    tensors["rng.torch"] = torch.get_rng_state()
-    meta = {
-        "identity": identity,
-        "phase": state.phase,
-        "epoch": state.epoch,
-        "history": state.history,
-        "optimizer": packed,
-        "rng": generator.bit_generator.state,
-    }
-    save_checkpoint(path, tensors, meta)
+def _store(
+    path: Path, method: Method, generator: np.random.Generator, identity: Any, phase: int, epoch: int, history: Any
+) -> None:
+    content = io.BytesIO()
+    kept = {"identity": identity, "phase": phase, "epoch": epoch, "history": history}
+    kept |= {"model": method.model.state_dict(), "optimizer": method.phases[phase].optimizer.state_dict()}
+    kept |= {"torch": torch.get_rng_state(), "numpy": generator.bit_generator.state}
+    torch.save(kept, content)
+    write_bytes(path, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
 
 
 def _restore(
-    path: Path, method: Method, state: _State, generator: np.random.Generator, identity: dict[str, Any]
-) -> None:
-    tensors, meta = load_checkpoint(path)
-    if meta["identity"] != identity:
-        differ = sorted(k for k in identity | meta["identity"] if identity.get(k) != meta["identity"].get(k))
-        raise UserError(
-            f"{path} belongs to a run with other {', '.join(differ)}; delete it or choose another --out to start anew"
-        )
-    method.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-    state.phase, state.epoch, state.history = meta["phase"], meta["epoch"], meta["history"]
-    unpack_optimizer(method.phases[state.phase].optimizer, tensors, meta["optimizer"])
-    generator.bit_generator.state = meta["rng"]
-    torch.set_rng_state(tensors["rng.torch"])
+    path: Path, method: Method, generator: np.random.Generator, identity: Any
+) -> tuple[int, int, list[dict[str, Any]]]:
+    """Take a state up; its phase, the finished epochs of that phase, and the history so far."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        raise UserError(f"{path} is damaged; delete it to train again")
+    kept = torch.load(io.BytesIO(content[32:]), map_location="cpu", weights_only=True)
+    if kept["identity"] != identity:
+        known, now = kept["identity"] or {}, identity or {}
+        differ = ", ".join(sorted(k for k in {*known, *now} if known.get(k) != now.get(k)))
+        raise UserError(f"{path} belongs to a run with other {differ}; delete it or choose another --out to start anew")
+    method.model.load_state_dict(kept["model"])
+    method.phases[kept["phase"]].optimizer.load_state_dict(kept["optimizer"])
+    generator.bit_generator.state = kept["numpy"]
+    torch.set_rng_state(kept["torch"])
+    return kept["phase"], kept["epoch"], kept["history"]
 
 
 @torch.no_grad()
 def score_pieces(model: ZeroShotModel, features: RegionFeatures, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Scores (n,C) in float32 of the images in ``rows``, in evaluation mode; one piece where there are not very many.
-
-    A piece comes back from a GPU at once, so that it need not wait for the host between batches.
-    """
+    """Scores (n,C) in float32 of the images in ``rows``, in evaluation mode, block by block."""
     model.eval()
-    pieces: list[Tensor] = []
-    for _, x in features.means(rows) if model.of_means else features.blocks(rows):
-        pieces.append(model.class_scores(x))
-        if sum(piece.numel() for piece in pieces) >= _PIECE:
-            yield _together(pieces)
-    if pieces:
-        yield _together(pieces)
-
-
-def _together(pieces: list[Tensor]) -> np.ndarray:
-    """Their rows (n,C); the list is empty then, so that they are not held beside."""
-    whole = torch.cat(pieces)
-    pieces.clear()
-    return whole.cpu().numpy()
+    for _, x in features.means(rows) if model.uses_pooled_features else features.blocks(rows):
+        yield model.class_scores(x).cpu().numpy()
 
 
 def class_scores(model: ZeroShotModel, features: RegionFeatures, rows: np.ndarray) -> np.ndarray:
     """(N,C) float32 scores of the images in ``rows``, in evaluation mode."""
-    pieces = list(score_pieces(model, features, rows))
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+    return np.concatenate([*score_pieces(model, features, rows)])

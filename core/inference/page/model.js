@@ -9,20 +9,20 @@ const Model = (function () {
     return new Float32Array(bytes.buffer);
   }
   const D = window.DATA, K = D.attributes.length, C = D.classes.length;
-  const att = floats(D.att), describer = D.describer;
-  const root = describer && describer.root, power = root ? 0.5 : 1;
-  const centre = describer ? floats(describer.centre) : null;
-  const gram = describer && describer.gram ? floats(describer.gram) : null;
-  const landmarks = gram ? floats(describer.landmarks) : null, A = gram ? floats(describer.A) : null;
+  const att = floats(D.att), encoder = D.class_encoder;
+  const root = encoder && encoder.root, power = root ? 0.5 : 1;
+  const centre = encoder ? floats(encoder.centre) : null;
+  const gram = encoder && encoder.gram ? floats(encoder.gram) : null;
+  const landmarks = gram ? floats(encoder.landmarks) : null, A = gram ? floats(encoder.A) : null;
   const S = gram ? Math.round(Math.sqrt(gram.length)) : 0;
   const lengths = Float64Array.from({ length: S }, (_, s) => Math.max(Math.sqrt(gram[s * S + s]), 1e-12));
   const seen = new Set(D.seen);
   const images = D.images.map((image, number) => ({
-    number, name: image.name, truth: image.truth, points: image.points, peaks: image.peaks,
+    number, name: image.name, truth: image.truth,
     scores: floats(image.scores), g: image.g && floats(image.g), h: image.h && floats(image.h),
     own: image.own && floats(image.own),
   }));
-  const splits = Boolean(describer && images[0].g);
+  const splits = Boolean(encoder && images[0].g);
   const classes = D.shown.map((name, c) => ({
     name, known: D.classes[c], number: c, side: seen.has(c) ? "seen" : "unseen", att: Float64Array.from(att.subarray(c * K, (c + 1) * K)),
   }));
@@ -56,14 +56,14 @@ const Model = (function () {
     const length = Math.max(Math.sqrt(dot(z, z)), 1e-12);
     return z.map((v) => v / length);
   }
-  const kernel = (product) => (describer.width === null ? product : Math.exp((product - 1) / describer.width));
+  const kernel = (product) => (encoder.width === null ? product : Math.exp((product - 1) / encoder.width));
   /* of products (m) of a prepared row with the landmarks: weights of the seen classes over the mixture's length, and
      what is taken away for its closeness to the nearest seen mean */
   function mixed(products) {
     const W = back(A, products.map(kernel), S), t = times(gram, W), n = Math.max(Math.sqrt(Math.max(dot(W, t), 0)), 1e-12);
     let nearest = -Infinity;
     for (let s = 0; s < S; s++) nearest = Math.max(nearest, t[s] / (n * lengths[s]));
-    return { mix: W.map((v) => v / n), own: -describer.hubness * nearest };
+    return { mix: W.map((v) => v / n), own: -encoder.hubness * nearest };
   }
   function ready(c) {
     if (!c.z) {
@@ -91,26 +91,8 @@ const Model = (function () {
     return offered(among).map((c) => ({ c, score: score(image, c) })).sort((a, b) => b.score - a.score);
   }
 
-  /* Calibrated score of a class without training images as a function of (attribute, its value). The prepared row is
-     proportional to k (F + d e_i) - m, with k from the length and d = f(v) - F_i, so its products with g and with the
-     landmarks cost a few operations each. */
-  function changed(image, c) {
-    const a = c.att, F = Float64Array.from(a, f), m = centre, squared = dot(a, a);
-    const FF = dot(F, F), Fm = dot(F, m), mm = dot(m, m), gF = dot(image.g, F), gm = dot(image.g, m);
-    const LF = gram ? times(landmarks, F) : null, Lm = gram ? times(landmarks, m) : null;
-    return function (i, v) {
-      const d = f(v) - F[i];
-      const k = Math.pow(Math.max(Math.sqrt(Math.max(squared - a[i] * a[i] + v * v, 0)), 1e-12), -power);
-      const squaredLength = k * k * (FF + 2 * d * F[i] + d * d) + mm - 2 * k * (Fm + d * m[i]);
-      const length = Math.max(Math.sqrt(Math.max(squaredLength, 0)), 1e-12);
-      let sum = (k * (gF + d * image.g[i]) - gm) / length;
-      if (gram) {
-        const { mix, own } = mixed(LF.map((p, l) => (k * (p + d * landmarks[l * K + i]) - Lm[l]) / length));
-        sum += dot(mix, image.h) + own;
-      }
-      return sum + margin(c);
-    };
-  }
+  /* calibrated score of a class without training images as a function of (attribute, its value) */
+  const changed = (image, c) => (i, v) => parts(image, { number: C, side: c.side, att: c.att.with(i, v) }).sum;
   /* the best class among those offered but c */
   function rival(image, c, among) {
     return ranking(image, among).find((r) => r.c !== c) || null;

@@ -5,7 +5,7 @@ const state = { image: M.images[0], among: "all", chosen: null, attribute: 0, sm
 const loaded = new Map(), waiting = new Map();
 window.pageImage = (number, content) => {
   const raw = atob(content.maps);
-  loaded.set(number, { which: content.which, maps: Uint8Array.from(raw, (c) => c.charCodeAt(0)), picture: `data:image/jpeg;base64,${content.picture}` });
+  loaded.set(number, { maps: Uint8Array.from(raw, (c) => c.charCodeAt(0)), picture: `data:image/jpeg;base64,${content.picture}` });
 };
 const fileOf = (image, kind) => `images/${String(image.number).padStart(4, "0")}.${kind}`;
 function withMaps(image, then) {
@@ -54,7 +54,6 @@ function select(c) {
 function point(i) {
   state.attribute = i;
   drawPhoto();
-  renderParts();
   for (const button of document.querySelectorAll("[data-attribute]")) {
     const on = Number(button.dataset.attribute) === i;
     button.setAttribute("aria-pressed", String(on));
@@ -62,7 +61,7 @@ function point(i) {
   }
 }
 function render() {
-  for (const panel of [renderPhoto, renderPrediction, renderReasons, renderVersus, renderWhatIf, renderParts, renderSaving]) panel();
+  for (const panel of [renderPhoto, renderPrediction, renderReasons, renderVersus, renderWhatIf, renderSaving]) panel();
   for (const button of byId("gallery").querySelectorAll("button")) button.setAttribute("aria-current", String(Number(button.dataset.image) === state.image.number));
 }
 /* redraws a panel without losing the place of the keyboard */
@@ -77,17 +76,14 @@ function renderPhoto() {
   const image = state.image, c = predicted(image);
   const picture = el("img", { src: fileOf(image, "jpg"), alt: `Photograph ${nameOf(image)}, predicted: ${c.name}` });
   const check = (id, text, key) => el("label", {}, el("input", { id, type: "checkbox", checked: state[key], onchange: (e) => { state[key] = e.target.checked; drawPhoto(); } }), ` ${text}`);
-  show("photo", el("div", { id: "stage" }, picture, el("canvas", { id: "map", width: 256, height: 256, role: "img" }), svg("svg", { id: "points", viewBox: "0 0 100 100", preserveAspectRatio: "none", "aria-hidden": "true" })),
+  show("photo", el("div", { id: "stage" }, picture, el("canvas", { id: "map", role: "img" })),
     D.grid ? legend(D.largest, 1 / R) : null, el("p", { id: "caption" }),
     D.grid ? el("div", { className: "row" }, check("showmap", "map", "map"), check("smooth", "smooth", "smooth")) : null,
     D.grid && !M.splits ? el("label", {}, "Attribute ", el("select", { id: "pointed", onchange: (e) => point(Number(e.target.value)) }, ...D.attributes.map((a, i) => el("option", { value: String(i), selected: i === state.attribute }, plain(a).slice(0, 60))))) : null,
     D.grid ? el("p", { className: "note" }, "A cell's colour is its share of this attribute's attention; one scale for all attributes and images. It says where was looked, not what the decision rests on.") : el("p", { className: "note" }, `${D.method} has no attention over regions to show.`));
   drawPhoto();
 }
-function cellsOf(content) {
-  const at = content && content.which.indexOf(state.attribute);
-  return !content || at < 0 ? null : content.maps.subarray(at * R, (at + 1) * R);
-}
+const cellsOf = (content) => content && content.maps.subarray(state.attribute * R, (state.attribute + 1) * R);
 function drawPhoto() {
   if (!D.grid) return;
   const image = state.image, attribute = state.attribute;
@@ -97,14 +93,8 @@ function drawPhoto() {
     canvas.style.opacity = state.map && cells ? 0.6 : 0;
     if (cells) drawMap(canvas, cells, D.grid[0], D.grid[1], state.smooth);
     const most = cells ? percent((Math.max(...cells) / 255) * D.largest) : "";
-    byId("caption").replaceChildren(el("b", {}, named(name)), cells ? `: most looked at cell ${most}, uniform ${percent(1 / R)}`
-      : content ? ": its map was left out to keep the page small" : ": the map cannot be read; is the folder images/ beside this page?");
+    byId("caption").replaceChildren(el("b", {}, named(name)), cells ? `: most looked at cell ${most}, uniform ${percent(1 / R)}` : ": the map cannot be read; is the folder images/ beside this page?");
     canvas.setAttribute("aria-label", `Map of attention for ${name}`);
-    const cross = (x, y, color) => svg("path", { d: `M${100 * x - 2} ${100 * y}h4M${100 * x} ${100 * y - 2}v4`, stroke: color, "stroke-width": 1 });
-    byId("points").replaceChildren(...image.points.flatMap(([part, x, y]) => {
-      const mine = D.part_of[attribute].includes(D.parts.indexOf(part));
-      return [svg("circle", { cx: 100 * x, cy: 100 * y, r: mine ? 3 : 1.2, fill: mine ? "none" : "#fff", stroke: mine ? "#fff" : "#000", "stroke-width": mine ? 1.2 : 0.4 }), ...(mine ? [cross(x, y, "#d00000")] : [])];
-    }));
   });
 }
 
@@ -247,37 +237,7 @@ function renderAdding() {
   el("p", { className: "note" }, "The new class counts as one without training images, γ included. It stays until the page is closed."));
 }
 
-/* 6 --------------------------------------------------------------------------------------------------- key points */
-const near = (cellAt, x, y) => Math.abs(((cellAt % D.grid[1]) + 0.5) / D.grid[1] - x) <= 1.5 / D.grid[1] + 1e-9 && Math.abs((Math.floor(cellAt / D.grid[1]) + 0.5) / D.grid[0] - y) <= 1.5 / D.grid[0] + 1e-9;
-function hit(image, i) {
-  const mine = image.points.filter(([part]) => D.part_of[i].includes(D.parts.indexOf(part)));
-  if (!mine.length || !image.peaks) return null;
-  const hits = (cellAt) => mine.some(([, x, y]) => near(cellAt, x, y));
-  const random = Array.from({ length: R }, (_, r) => r).filter(hits).length / R;
-  const centre = mine.some(([, x, y]) => Math.abs(0.5 - x) <= 1.5 / D.grid[1] && Math.abs(0.5 - y) <= 1.5 / D.grid[0]);
-  return { model: hits(image.peaks[i]), random, centre };
-}
-let overall = null;
-function renderParts() {
-  byId("parts").hidden = !D.grid || !M.images.some((image) => image.points.length);
-  if (byId("parts").hidden) return;
-  if (!overall) {
-    overall = { pairs: 0, model: 0, random: 0, centre: 0 };
-    for (const image of M.images) for (let i = 0; i < M.K; i++) {
-      const found = hit(image, i);
-      if (found) for (const key of ["model", "random", "centre"]) overall[key] += Number(found[key]);
-      overall.pairs += found ? 1 : 0;
-    }
-  }
-  const own = hit(state.image, state.attribute), share = (v) => (overall.pairs ? percent(v / overall.pairs) : "-");
-  const line = (name, here, over) => el("tr", {}, el("td", {}, name), el("td", {}, here), el("td", { className: "n" }, over));
-  show("parts", el("p", {}, named(plain(D.attributes[state.attribute])), own ? "" : " names no part that is visible here."),
-    el("table", { id: "hits" }, el("thead", {}, el("tr", {}, el("th", {}, "Point"), el("th", {}, "this attribute, this image"), el("th", { className: "n" }, "all"))),
-      el("tbody", {}, line("cell most looked at", own ? (own.model ? "hit" : "miss") : "-", share(overall.model)), line("random cell", own ? `hits ${percent(own.random)}` : "-", share(overall.random)), line("image centre", own ? (own.centre ? "hit" : "miss") : "-", share(overall.centre)))),
-    el("p", { className: "note" }, `Hit: within one and a half cells of a key point of the part that the attribute's name says. All: ${overall.pairs} pairs of image and attribute on this page. Circles mark the key points, crosses those of the attribute pointed at.`));
-}
-
-/* 7 -------------------------------------------------------------------------------------------------------- saving */
+/* 6 -------------------------------------------------------------------------------------------------------- saving */
 function renderSaving() {
   const stem = `why-${String(state.image.number).padStart(4, "0")}`;
   const drawn = (then) => withMaps(state.image, (content) => {
@@ -339,7 +299,7 @@ function list() {
 }
 function begin() {
   byId("title").textContent = document.title = `Why this class? ${D.title}`;
-  byId("about").textContent = `${M.images.length}${D.given > M.images.length ? ` of ${D.given}` : ""} images, ${D.seen.length} classes with training images, ${D.unseen.length} without, ${M.K} attributes. Arrow keys in the list go from image to image; hover over an attribute, or move to it by keyboard, to see its map.`;
+  byId("about").textContent = `${M.images.length} images, ${D.seen.length} classes with training images, ${D.unseen.length} without, ${M.K} attributes. Arrow keys in the list go from image to image; hover over an attribute, or move to it by keyboard, to see its map.`;
   const known = [...new Set(M.images.map((i) => i.truth).filter((t) => t !== null))].sort((a, b) => a - b);
   const filters = [["all", "all"], ...(known.length ? [["wrong", "wrongly named"], ["right", "rightly named"], ...known.map((t) => [`class ${t}`, D.shown[t].slice(0, 60)])] : [])];
   byId("filter").append(...filters.map(([value, text]) => el("option", { value }, text)));

@@ -33,33 +33,21 @@ function viridis(share) {
   const at = Math.max(0, Math.min(1, share)) * (STOPS.length - 1), low = Math.min(Math.floor(at), STOPS.length - 2);
   return STOPS[low].map((v, i) => Math.round(v + (STOPS[low + 1][i] - v) * (at - low)));
 }
-/* cells of 0..255 onto a canvas: as they are, or smoothed between their centres */
+/* cells of 0..255 onto a canvas of as many pixels; the style sheet stretches it, by squares or smoothed */
 function drawMap(canvas, cells, h, w, smooth) {
-  const small = document.createElement("canvas");
-  small.width = w;
-  small.height = h;
+  [canvas.width, canvas.height] = [w, h];
+  canvas.style.imageRendering = smooth ? "auto" : "pixelated";
   const pixels = new ImageData(w, h);
   cells.forEach((v, i) => pixels.data.set([...viridis(v / 255), 255], 4 * i));
-  small.getContext("2d").putImageData(pixels, 0, 0);
-  const context = canvas.getContext("2d");
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  context.imageSmoothingEnabled = smooth;
-  context.drawImage(small, 0, 0, canvas.width, canvas.height);
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
 }
 function legend(largest, uniform) {
-  const canvas = el("canvas", { width: 256, height: 1 });
-  const context = canvas.getContext("2d");
-  for (let i = 0; i < 256; i++) {
-    context.fillStyle = `rgb(${viridis(i / 255).join(",")})`;
-    context.fillRect(i, 0, 1, 1);
-  }
-  const at = 100 * Math.min(1, uniform / largest), mark = el("i"), label = el("span", {}, `uniform ${percent(uniform)}`);
+  const at = 100 * Math.min(1, uniform / largest), strip = el("div", { className: "strip" }), mark = el("i"), label = el("span", {}, `uniform ${percent(uniform)}`);
+  strip.style.background = `linear-gradient(90deg, ${STOPS.map((rgb) => `rgb(${rgb.join(",")})`).join(",")})`;
   mark.style.left = `${at}%`;
   label.style.left = `${Math.max(22, Math.min(75, at))}%`;
-  const last = el("span", { className: "last" }, percent(largest));
-  last.style.left = "100%";
   return el("div", { id: "legend", role: "img", ariaLabel: `Colour scale from 0 to ${percent(largest)}; uniform attention is ${percent(uniform)}` },
-    canvas, mark, at > 12 ? el("span", { className: "first" }, "0") : null, label, last);
+    strip, mark, at > 12 ? el("span", { className: "first" }, "0") : null, label, el("span", { className: "last" }, percent(largest)));
 }
 /* a horizontal bar from the middle: right and blue for, left and orange against; one-sided: from the left edge */
 function bar(value, scale, oneSided) {

@@ -1,0 +1,86 @@
+"""Settings whose fields are flags: a default, its help and its limits stand once, in a frozen dataclass."""
+
+from __future__ import annotations
+
+import operator
+from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
+from collections.abc import Callable, Mapping
+from dataclasses import Field, field, fields, replace
+from math import isfinite
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from core.files.errors import UserError
+
+LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
+_SWITCH = dict.fromkeys(("on", "true", "yes", "1"), True) | dict.fromkeys(("off", "false", "no", "0"), False)
+_NEEDED = {bool: "on or off", int: "a whole number", float: "a number"}
+
+
+def hp(default: Any, help: str, *, flag: bool = True, **limits: float) -> Any:
+    """A field: its default, its help text, and ``limits`` (above, at_least, below, at_most).
+
+    ``flag`` False: it is no user's choice and has no flag (what makes two methods of one model).
+    """
+    return field(default=default, metadata={"help": help, "limits": limits, "flag": flag})
+
+
+def flag_of(name: str) -> str:
+    """weight_decay -> --weight-decay"""
+    return f"--{name.replace('_', '-')}"
+
+
+def _range_of(f: Field[Any]) -> str:
+    return " and ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in f.metadata["limits"].items())
+
+
+def check(settings: Any) -> Any:
+    """The settings, each :func:`hp` field within its limits.
+
+    Raises:
+        UserError: one is not; with the flag, the value and the range.
+    """
+    for f in fields(settings):
+        value, limits = getattr(settings, f.name), f.metadata.get("limits", {})
+        inside = not isinstance(value, float | int) or isfinite(value)
+        if value is not None and not (inside and all(LIMITS[key](value, limit) for key, limit in limits.items())):
+            must = _range_of(f) or "a finite number"
+            raise UserError(f"{flag_of(f.name)} {value}: {f.metadata.get('help', f.name)} must be {must}")
+    return settings
+
+
+def with_settings(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """The settings with some fields replaced, each within its limits."""
+    return check(replace(settings, **changes))
+
+
+def add_fields(parser: ArgumentParser | _ArgumentGroup, settings: Any) -> None:
+    """One flag for each field; a field without one keeps its value among the parsed arguments."""
+    hints = get_type_hints(type(settings))
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if not f.metadata["flag"]:
+            parser.set_defaults(**{f.name: value})
+            continue
+        shown = ("off", "on")[value] if isinstance(value, bool) else "none" if value is None else value
+        limits = f"; {_range_of(f)}" if f.metadata["limits"] else ""
+        parse = _parser_of(get_args(hints[f.name]) or (hints[f.name],))
+        parser.add_argument(
+            flag_of(f.name), type=parse, default=value, metavar="VALUE", help=f"{f.metadata['help']} ({shown}{limits})"
+        )
+
+
+def _parser_of(kinds: tuple[type, ...]) -> Callable[[str], Any]:
+    """Type of a flag: bool, int or float, or none where that is among the ``kinds``."""
+    (kind,) = (k for k in kinds if k is not NoneType)
+    needed = _NEEDED[kind] + (" (or none)" if NoneType in kinds else "")
+
+    def parse(text: str) -> Any:
+        if NoneType in kinds and text.lower() == "none":
+            return None
+        try:
+            return _SWITCH[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError):
+            raise ArgumentTypeError(f"{text!r}: {needed} is needed") from None
+
+    return parse

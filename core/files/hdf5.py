@@ -1,0 +1,53 @@
+"""Values of HDF5 files as plain ones, and opening them on disks without locks."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from core.files.errors import UserError
+
+
+def open_hdf5(path: Path | str) -> h5py.File:
+    """An HDF5 file to read; on a disk that cannot lock files without a lock."""
+    # 64 MiB: automatic chunks of DAZLE's files are read many times with HDF5's default cache
+    try:
+        return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking="best-effort")
+    except OSError as error:
+        if error.errno != errno.ENOLCK:
+            raise
+        return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking=False)
+
+
+def matrix(file: h5py.File, key: str) -> np.ndarray:
+    """A dataset as a float32 matrix."""
+    values = file[key][()]
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; a matrix of numbers is needed")
+    with np.errstate(over="ignore"):  # to infinity, which is refused
+        return values.astype(np.float32)
+
+
+def whole_numbers(file: h5py.File, key: str) -> np.ndarray:
+    """A dataset as a list of int64."""
+    values = file[key][()]
+    if values.dtype.kind not in "fiu" or not (np.abs(values) < 2**53).all() or (values % 1 != 0).any():
+        raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; whole numbers are needed")
+    return values.ravel().astype(np.int64)
+
+
+def names(file: h5py.File, key: str) -> list[str] | None:
+    """A dataset of text; None where there is none."""
+    if key not in file:
+        return None
+    return [v.decode("utf-8", "surrogateescape") if isinstance(v, bytes) else str(v) for v in file[key][()].ravel()]
+
+
+def plain(value: Any) -> Any:
+    """An HDF5 attribute as a plain Python value."""
+    value = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value

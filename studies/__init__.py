@@ -1,0 +1,1 @@
+"""Questions about the methods that validation splits answer; no test image is read."""

@@ -1,0 +1,161 @@
+"""Whether attention falls on the part that an attribute names, where part locations are known (CUB's format).
+
+    python -m studies.localisation --dataset CUB --out localisation/ --methods vsmr dazle --splits 3
+
+No test image is read. Split k trains on the classes of validation split k, chooses epoch and settings there as a run
+does (no part location takes part in that), and measures on its validation classes, which stand for unseen ones. A
+method says a part is where the map of one attribute of it is highest: the one it predicts the highest value of. Writes
+localisation.csv and .md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from core.datasets.paths import DEFAULT_ROOT, image_folder, resolve_images
+from core.datasets.registry import DATASETS
+from core.experiments.identity import RunConfig
+from core.experiments.inputs import Inputs
+from core.features.images import Transform
+from core.files.errors import UserError, run_cli
+from core.inference.trained import grid_said
+from core.method import ZeroShotModel
+from core.methods import find_method
+from core.reporting.run_page import transform_of
+from core.training.folds import Fold, validation_fold
+from studies.part_measures import Parts, localisation_table, own_and_others, predicted_points, ratio_of
+from studies.part_places import attribute_groups, read_key_points, read_parts, shown_groups
+from studies.validation import arguments, best_on_fold, config_of, inputs_of, kept, splits_said, write
+
+log = logging.getLogger(__name__)
+RADIUS = 36 / 227  # share of the image's side
+BATCH = 16  # images looked at together: θ of 3,441 images at 14x14 with 312 attributes takes 0.8 GB
+HEAD = """\
+Share of visible parts hit (%), on images of the validation classes of {splits}; in brackets 95 % intervals
+over draws of classes. PCP: boxes round the predicted point and round the nearest visible key point of the part, of that
+share of {size}, overlap by IoU > 0.5. Pointing: both are at most {radius:.3f} of the
+image's side apart. own/others: attention within one region of an attribute's own key points, over what attributes of
+other parts have there. Parts: {groups}; {count} are visible. Best cell: the most that
+{grid} regions allow. Epoch and settings were chosen on these images, by AUSUC, without part locations.
+"""
+
+
+class Places:
+    """How a data set's images and regions lie to each other; refused where that or part locations are not known."""
+
+    def __init__(self, inputs: Inputs, data_root: Path) -> None:
+        self.folder = image_folder(data_root, DATASETS[inputs.dataset])
+        grid, regions = grid_said(inputs.provenance["regions"]), inputs.provenance["regions"]
+        if grid is None or grid == (1, 1):
+            raise UserError(f"features of {regions} regions have no place to look at")
+        transform = transform_of(inputs.provenance.get("transform", ""))
+        if transform is None:
+            raise UserError(
+                "the feature file does not record how images were resized and cropped, so its regions cannot be mapped "
+                f"onto them; extract features with extract_feature/extract_feature_map_ResNet_101_{inputs.dataset}.py"
+            )
+        self.grid: tuple[int, int] = grid
+        self.transform: Transform = transform
+        self.groups = shown_groups(inputs.attribute_names, read_key_points(self.folder))
+        self.attribute_group = attribute_groups(inputs.attribute_names, self.groups)  # (K,)
+
+    def parts(self, inputs: Inputs, rows: np.ndarray) -> Parts:
+        """Part locations of the images in ``rows``."""
+        files = [inputs.metadata.image_files[row] for row in rows]
+        paths, lost = resolve_images(self.folder, files)
+        if lost:
+            raise UserError(f"{len(lost)} of {len(paths)} images are missing, the first is {paths[lost[0]]}")
+        labels = inputs.metadata.labels[rows]
+        return read_parts(self.folder, files, paths, labels, transform=self.transform, groups=self.groups)
+
+
+@torch.no_grad()
+def look(config: RunConfig, inputs: Inputs, places: Places, fold: Fold, parts: Parts) -> tuple[list[Any], float]:
+    """Where a method says the parts of the fold's unseen images are, (N,G,2), and its own/others; a batch at a time."""
+    model, rows = best_on_fold(config, inputs, fold).method.model, fold.unseen_rows
+    has = inputs.metadata.original_att
+    points, tables = [], []
+    for start in range(0, len(rows), BATCH):
+        here = slice(start, start + BATCH)
+        a = model.attend(inputs.features.batch(rows[here]))
+        assert a is not None
+        theta = a.theta.float().cpu().numpy()  # (n,R,K)
+        values = (a.w if a.e is None else a.e).float().cpu().numpy()  # (n,K)
+        points.append(predicted_points(theta, values, places.attribute_group, len(places.groups), places.grid))
+        block = parts.of(here)
+        # half of the largest value: half of the people who were asked saw it there (CUB's are percentages)
+        present = has[block.labels] > has.max() / 2  # (n,K)
+        tables.append(own_and_others(theta, block, places.attribute_group, present, places.grid))
+    return np.concatenate(points).tolist(), ratio_of(tables)
+
+
+def measure(
+    inputs: Inputs, places: Places, methods: list[str], splits: int, out: Path, epochs: int | None, precision: str
+) -> pd.DataFrame:
+    """Rows of the table."""
+    tables = []
+    for split in range(splits):
+        fold = validation_fold(inputs.metadata, inputs.w2v, split)
+        parts, training = (places.parts(inputs, rows) for rows in (fold.unseen_rows, fold.train_rows))
+        points, ratio = {}, {}
+        for name in methods:
+            config = config_of(name, inputs, split, epochs, precision)
+            digest = hashlib.sha256(parts.points.tobytes()).hexdigest()
+            make = partial(look, config, inputs, places, fold, parts)
+            found, ratio[name] = kept(out, config, {"parts": digest, "groups": places.groups}, make)
+            points[name] = np.array(found)
+            log.info("split %d, %s: own/others %.2f", split, name, ratio[name])
+        rng = np.random.default_rng(split)
+        rows = localisation_table(points, parts, training, grid=places.grid, radius=RADIUS, rng=rng)
+        tables.append(rows.assign(split=split, own_over_others=rows.point.map(ratio)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def table(rows: pd.DataFrame, places: Places) -> str:
+    """Markdown: a line a point; of several splits the mean, with the mean limits of their intervals."""
+    boxes = (places.folder / "bounding_boxes.txt").is_file()
+    text = HEAD.format(
+        splits=splits_said(rows),
+        size="the object's size (bounding_boxes.txt)" if boxes else "the image's size (no bounding_boxes.txt)",
+        radius=RADIUS,
+        groups=", ".join(places.groups),
+        count=f"{int(rows.drop_duplicates('split').pairs.sum()):,}",
+        grid="x".join(map(str, places.grid)),
+    )
+    measures = list(rows.measure.unique())
+    lines = [text, f"| point | {' | '.join(measures)} | own/others |", "|---|" + "---|" * (len(measures) + 1)]
+    for point, own in rows.groupby("point", sort=False):
+        means = (100 * own[own.measure == m][["share", "low", "high"]].mean() for m in measures)
+        cells = " | ".join(f"{mean.share:.1f} [{mean.low:.1f}, {mean.high:.1f}]" for mean in means)
+        ratio = own.own_over_others.mean()
+        lines.append(f"| {point} | {cells} | {'-' if np.isnan(ratio) else f'{ratio:.2f}'} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, and write the table."""
+    args = arguments(__doc__, methods=["vsmr", "dazle"], splits=1).parse_args(argv)
+    methods = list(dict.fromkeys(args.methods))
+    inputs = inputs_of(args)
+    places = Places(inputs, args.data_root or DEFAULT_ROOT)
+    space, shape = validation_fold(inputs.metadata, inputs.w2v).space, (inputs.features.R, inputs.features.D)
+    for name in methods:  # before hours of training
+        registered = find_method(name)
+        model = registered.build(registered.recipe(inputs.dataset), space, shape, 0, 1).model
+        if type(model).attend is ZeroShotModel.attend:
+            raise UserError(f"--methods {name}: it has no attention over regions, so it says of no part where it is")
+    rows = measure(inputs, places, methods, args.splits, args.out, args.epochs, args.precision)
+    write(args.out, "localisation", rows, table(rows, places))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

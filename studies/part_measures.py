@@ -1,0 +1,230 @@
+"""Whether the attention of an attribute falls on the part that shows it, where part locations are known.
+
+Three measures, each with rows that keep it honest: how much attention lies on an attribute's own part compared with the
+attention of other attributes there (:func:`attention_on_parts`); PCP, whether a box round the predicted point overlaps
+one round the part (Xu et al., APN, NeurIPS 2020); pointing, whether the predicted point lies within a radius of it.
+
+Places are x and y as shares of the image's width and height, 0 at the upper left. G part groups (head, wing, ...) of P
+key points; an attribute belongs to one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from core.files.errors import UserError
+from core.reporting.attention import grid_of
+
+BOXES = {"PCP, box 1/4": 0.25, "PCP, box 1/√2": 0.5**0.5}  # side of the boxes as a share of the object's side
+
+
+def attention_on_parts(
+    theta: np.ndarray,
+    locations: np.ndarray,
+    attribute_part: np.ndarray,
+    present: np.ndarray,
+    grid: tuple[int, int] | None = None,
+) -> pd.DataFrame:
+    """Attention within one region of a part, for attributes that the image's class has and whose part is visible.
+
+    Args:
+        theta: (B,R,K) region weights over a grid, row by row.
+        locations: (B,P,3) x and y of each part as shares of the image's sides, and whether it is visible.
+        attribute_part: (K,) number of the part that shows an attribute.
+        present: (B,K) whether the image's class has the attribute.
+        grid: rows and columns of the R regions; None: a square.
+
+    Returns:
+        One row a part: ``pairs`` counted, ``own`` the mean share of attention on the part, ``chance`` what uniform
+        attention would have there, ``others`` what the attributes of all other parts have there (which rules out that
+        attention merely falls on the creature), the mean over ``other_pairs``. NaN where there is nothing to count.
+    """
+
+    def mean(values: np.ndarray) -> float:
+        return float(values.mean(dtype=np.float64)) if values.size else float("nan")
+
+    B, R, K = theta.shape
+    h, w = grid_of(R, grid)
+    rows = []
+    for part in range(locations.shape[1]):
+        x, y, visible = (locations[:, part, i] for i in range(3))
+        near = _near(x, w)[:, None, :] & _near(y, h)[:, :, None]  # (B,h,w): the part's cell and its neighbours
+        mass = np.einsum("brk,br->bk", theta, near.reshape(B, R))  # (B,K)
+        uniform = near.mean(axis=(1, 2))[:, None].repeat(K, axis=1)
+        shown = visible.astype(bool)[:, None] & present.astype(bool)  # (B,K)
+        mine, other = shown & (attribute_part == part), shown & (attribute_part != part)
+        row = {"part": part, "pairs": int(mine.sum()), "own": mean(mass[mine]), "chance": mean(uniform[mine])}
+        rows.append(row | {"others": mean(mass[other]), "other_pairs": int(other.sum())})
+    return pd.DataFrame(rows)
+
+
+def _near(place: np.ndarray, cells: int) -> np.ndarray:
+    """(B,cells): cells whose centre is within one and a half cells of the place."""
+    centres = (np.arange(cells) + 0.5) / cells
+    return np.abs(centres - place[:, None]) <= 1.5 / cells + 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Where the parts of N images are."""
+
+    points: np.ndarray  # (N,P,3) x, y and whether visible
+    groups: Sequence[Sequence[int]]  # G lists of key points: the parts of a group, such as both eyes of the head
+    size: np.ndarray  # (N,2) width and height of the object, as shares of the image's
+    labels: np.ndarray  # (N,) class numbers
+
+    def of(self, images: np.ndarray | slice) -> Parts:
+        """The parts of some of the images."""
+        return Parts(points=self.points[images], groups=self.groups, size=self.size[images], labels=self.labels[images])
+
+
+def centres(grid: tuple[int, int]) -> np.ndarray:
+    """(R,2) x and y of the cells' centres, row by row."""
+    h, w = grid
+    y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], axis=1)
+
+
+def predicted_points(
+    theta: np.ndarray, values: np.ndarray, attribute_group: np.ndarray, G: int, grid: tuple[int, int] | None = None
+) -> np.ndarray:
+    """(N,G,2) where a model says each part group is: the highest cell of one attribute a group, as APN picks it.
+
+    Args:
+        theta: (N,R,K) region weights.
+        values: (N,K) predicted attribute values; the group's attribute of the highest value speaks for it.
+        attribute_group: (K,) number of an attribute's part group; -1: of none.
+    """
+    places = centres(grid_of(theta.shape[1], grid))
+    rows, points = np.arange(len(theta)), np.empty((len(theta), G, 2))
+    for group in range(G):
+        mine = np.flatnonzero(attribute_group == group)
+        if not len(mine):
+            raise UserError(f"part group {group} has no attribute, so no place can be predicted for it")
+        speaks = mine[values[:, mine].argmax(axis=1)]
+        points[:, group] = places[theta[rows, :, speaks].argmax(axis=1)]
+    return points
+
+
+def hits(points: np.ndarray, parts: Parts, *, radius: float) -> dict[str, np.ndarray]:
+    """Which predicted points hit: measure -> (N,G) of 0 and 1, NaN where the group is not visible.
+
+    The visible key point of the group that is nearest to the prediction is the target. PCP: boxes of equal size round
+    both overlap by IoU > 0.5. Pointing: the distance is at most ``radius``.
+
+    Args:
+        points: (N,G,2) or anything that broadcasts to it.
+        radius: share of the image's side.
+    """
+    N, G = len(parts.points), len(parts.groups)
+    points = np.broadcast_to(points, (N, G, 2))
+    found = {name: np.full((N, G), np.nan) for name in (*BOXES, "pointing")}
+    for number, group in enumerate(parts.groups):
+        targets = parts.points[:, list(group)]
+        gap = targets[:, :, :2] - points[:, number, None]  # (N,P',2)
+        distance = np.where(targets[:, :, 2].astype(bool), np.hypot(gap[:, :, 0], gap[:, :, 1]), np.inf)
+        nearest = distance.argmin(axis=1)
+        gap, distance = gap[np.arange(N), nearest], distance.min(axis=1)
+        shown = np.isfinite(distance)
+        for name, share in BOXES.items():
+            overlap = _iou_of_equal_boxes(gap, share * parts.size)
+            found[name][shown, number] = overlap[shown] > 0.5
+        found["pointing"][shown, number] = distance[shown] <= radius
+    return found
+
+
+def _iou_of_equal_boxes(gap: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Intersection over union (N,) of boxes (N,2) wide and high whose centres are ``gap`` (N,2) apart."""
+    shared = np.clip(sides - np.abs(gap), 0, None).prod(axis=1)
+    return shared / (2 * sides.prod(axis=1) - shared)
+
+
+def localisation_table(
+    points: dict[str, np.ndarray],
+    test: Parts,
+    training: Parts,
+    *,
+    grid: tuple[int, int],
+    radius: float,
+    rng: np.random.Generator,
+    resamples: int = 2_000,
+) -> pd.DataFrame:
+    """PCP and pointing of models beside what needs no model: share of visible groups hit, with 95 % intervals.
+
+    Rows: ``random cell`` (its exact expectation: every cell in turn), ``image centre``, ``part prior`` (mean place in
+    training images), the models, ``best cell`` (the best that a grid of this size allows).
+
+    Args:
+        points: model -> (N,G,2) of :func:`predicted_points`.
+        resamples: draws of classes, with all their images, for the intervals.
+
+    Returns:
+        Columns ``point``, ``measure``, ``share``, ``low``, ``high``, ``pairs``.
+    """
+    prior = np.empty((len(training.groups), 2))  # mean place of a group's visible key points
+    for number, group in enumerate(training.groups):
+        placed = training.points[:, list(group)].reshape(-1, 3)
+        if not placed[:, 2].any():
+            raise UserError(f"part group {number} is visible in no training image")
+        prior[number] = placed[placed[:, 2].astype(bool), :2].mean(axis=0)
+    per_cell = [hits(cell, test, radius=radius) for cell in centres(grid)]
+    found = {"random cell": {m: np.mean([c[m] for c in per_cell], axis=0) for m in per_cell[0]}}
+    simple = {"image centre": np.array([0.5, 0.5]), "part prior": prior}
+    found |= {name: hits(place, test, radius=radius) for name, place in (simple | points).items()}
+    found["best cell"] = {m: np.max([c[m] for c in per_cell], axis=0) for m in per_cell[0]}
+    _, position = np.unique(test.labels, return_inverse=True)
+    n = position.max() + 1
+    draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples)  # (resamples,C) how often each class is drawn
+    rows = []
+    for name, measures in found.items():
+        for measure, values in measures.items():
+            total = np.bincount(position, weights=np.nansum(values, axis=1))
+            count = np.bincount(position, weights=np.isfinite(values).sum(axis=1))
+            drawn = draws @ count
+            low, high = np.percentile((draws @ total)[drawn > 0] / drawn[drawn > 0], (2.5, 97.5))
+            row = {"point": name, "measure": measure, "share": total.sum() / count.sum(), "low": low, "high": high}
+            rows.append(row | {"pairs": int(count.sum())})
+    return pd.DataFrame(rows)
+
+
+def own_and_others(
+    theta: np.ndarray, parts: Parts, attribute_group: np.ndarray, present: np.ndarray, grid: tuple[int, int]
+) -> pd.DataFrame:
+    """Attention within one region of each key point: of attributes of its own part and of those of other parts.
+
+    Args:
+        theta: (N,R,K) region weights; those of many images are too many to hold, so blocks of images may be given one
+            after another and their tables together to :func:`ratio_of`.
+        attribute_group: (K,) number in ``parts.groups``; -1: of none, left out.
+        present: (N,K) whether the image's class has the attribute.
+
+    Returns:
+        One row a key point of a group, as of :func:`attention_on_parts`.
+    """
+    tables = []
+    of_parts = present & (attribute_group >= 0)
+    for group, members in enumerate(parts.groups):
+        mine = np.where(attribute_group == group, 0, 1)
+        for point in members:
+            found = attention_on_parts(theta, parts.points[:, [point]], mine, of_parts, grid)
+            tables.append(found.assign(part=point))
+    return pd.concat(tables, ignore_index=True)
+
+
+def ratio_of(tables: Sequence[pd.DataFrame]) -> float:
+    """own/others: the mean over all pairs of a visible key point and an attribute of a part that the class has.
+
+    1: attention on a part does not depend on what the attribute is of.
+    """
+    rows = pd.concat(tables)
+    own, others = rows.own.fillna(0) * rows.pairs, rows.others.fillna(0) * rows.other_pairs
+    points = rows[["part", "pairs", "other_pairs"]].assign(own=own, others=others).groupby("part").sum()
+    points = points[(points.pairs > 0) & (points.other_pairs > 0)]
+    if points.empty:
+        raise UserError("no image shows a part of which its class has an attribute")
+    own, others = points.own.sum(), (points.others / points.other_pairs * points.pairs).sum()
+    return float(np.divide(own, others))

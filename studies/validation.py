@@ -1,0 +1,133 @@
+"""What studies on validation splits share: their flags, a method trained on a fold, what they write."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor
+
+from core.commands import flags
+from core.commands.parser import Parser, whole
+from core.datasets.registry import DATASETS
+from core.experiments.identity import RunConfig, run_config
+from core.experiments.inputs import Inputs, load_inputs
+
+# private there, since nothing else in core needs them, and used here so that a fold is measured as a run measures it
+from core.experiments.run import _refuse_finetuned, _scored, build
+from core.files.atomic import read_json, sha256_file, write_bytes
+from core.method import Method
+from core.methods import find_method
+from core.training.evaluation import evaluate
+from core.training.folds import Fold
+from core.training.loop import train
+
+METRICS = ("T1", "U", "S", "H", "AUSUC")
+
+
+def arguments(description: str | None, *, methods: Sequence[str], splits: int) -> Parser:
+    """The flags of a study on validation splits; ``methods`` and ``splits`` are what is measured by default."""
+    made = Parser(description)
+    made.add_argument("--dataset", required=True, choices=[*DATASETS])
+    flags.add_data(made, "DS")
+    flags.add_device(made)
+    made.add_argument("--methods", nargs="+", default=list(methods), help=f"({' '.join(methods)})")
+    made.add_argument("--splits", type=whole(1), default=splits, help="validation splits, 0 to N-1 (%(default)s)")
+    made.add_argument("--epochs", type=whole(0), help="at most, for a quick look (each recipe's own)")
+    made.add_argument("--out", type=Path, required=True, help="tables and figures; OUT/measured/ keeps each result")
+    return made
+
+
+def inputs_of(args: argparse.Namespace) -> Inputs:
+    """The inputs that the flags name; no test image can be read from them."""
+    given: dict[str, Any] = {"data_root": args.data_root, "features": args.features, "w2v": args.w2v}
+    return load_inputs(args.dataset, **given, device=args.device, test=False)
+
+
+def write(out: Path, name: str, rows: pd.DataFrame, text: str) -> None:
+    """Write OUT/name.csv and OUT/name.md, and print the latter."""
+    csv = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    write_bytes(out / f"{name}.csv", csv.encode())
+    write_bytes(out / f"{name}.md", text.encode())
+    print(text, end="")
+
+
+def kept(out: Path, config: RunConfig, of: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, plain values, kept in OUT/measured/: an interrupted study goes on when it is repeated.
+
+    A file is named by the digest of the training's identity, of what it is a result ``of`` and of the studies' code.
+    """
+    code = [sha256_file(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    digest = hashlib.sha256(json.dumps([asdict(config), of, code], sort_keys=True).encode()).hexdigest()
+    path = out / "measured" / f"{config.method}_split{config.seed}_{digest[:16]}.json"
+    if not path.is_file():
+        write_bytes(path, json.dumps(make()).encode())
+    return read_json(path)
+
+
+def with_error(values: pd.Series, sign: str = "") -> str:
+    """Mean ± its standard error over splits, where there are several."""
+    mean = f"{values.mean():{sign}.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
+
+
+def splits_said(rows: pd.DataFrame) -> str:
+    count = rows.split.nunique()
+    return f"{count} validation split{'s' * (count > 1)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """A method in the state of its highest AUSUC, in evaluation mode, and what it measures there."""
+
+    method: Method
+    metrics: dict[str, float]  # T1, U, S, H (γ of the highest H), AUSUC: shares
+    epoch: int
+
+
+def config_of(name: str, inputs: Inputs, split: int, epochs: int | None, precision: str) -> RunConfig:
+    """Identity of a method with its own defaults on a split; ``epochs`` at most, None: the recipe's."""
+    recipe = find_method(name).recipe(inputs.dataset)
+    return run_config(inputs, name, recipe, seed=split, epochs=epochs, precision=precision)
+
+
+def best_on_fold(config: RunConfig, inputs: Inputs, fold: Fold) -> Best:
+    """Train a method and keep its best, as the validation half of a run chooses it.
+
+    The epoch (0 included), the settings and γ are chosen on the images that the metrics are measured on, so these
+    flatter every method. It differs from a run's validation in that the fold is given, and the model is kept.
+    """
+    _refuse_finetuned(inputs, fold)
+    method, features = build(config, config.recipe, fold, inputs), inputs.features
+    best: dict[str, Any] = {"AUSUC": -1.0}
+    state: dict[str, Tensor] = {}
+
+    def measure(row: dict[str, Any], setting: dict[str, float] | None = None) -> None:
+        nonlocal state
+        method.model.eval()
+        setting = method.tune(fold.unseen_images(features)) if method.tune else setting
+        found = asdict(evaluate(_scored(method, inputs, fold), None))
+        row["measured"] = True
+        if found["AUSUC"] > best["AUSUC"]:
+            best.update(found, epoch=row["epoch"], setting=setting)
+            state = {key: value.detach().clone() for key, value in method.model.state_dict().items()}
+
+    label = f"{config.method}, {len(fold.space.seen)} classes, split {config.seed}"
+    history = train(method, features, fold, seed=config.seed, on_epoch=measure, label=label, precision=config.precision)
+    for setting in method.grid:
+        assert method.set_params is not None
+        method.set_params(setting)
+        measure({"epoch": 0}, setting)
+    if not method.grid and not any("measured" in row for row in history):  # a closed form without settings
+        measure({"epoch": 0})
+    method.model.load_state_dict(state)
+    if best["setting"] and method.set_params:
+        method.set_params(best["setting"])
+    method.model.eval()
+    return Best(method=method, metrics={m: best[m] for m in METRICS}, epoch=best["epoch"])
