@@ -14,21 +14,24 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
+from torch import Tensor
 
 from benchmarks.common import PeakMemory, Row, Shape, Work, fold_of, megabytes, milliseconds, report, step_of
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as ESZSLRecipe
-from core.preparation import Mixing, prepared_attributes
 from core.reporting.canvas import canvas, style
 from core.training.evaluation import ScoredImages, compact, evaluate, metrics_from_compact
+from core.VSMR import VSMR
+from core.VSMR import Recipe as VSMRRecipe
 
 BASE = Shape("growth", K=64, C=200, unseen=50, B=16, R=16, D=64, V=32)
 CLASSES = (200, 2000, 10_000, 20_000)
@@ -80,12 +83,35 @@ def evaluation_with_images(images: int) -> Work:
     return work
 
 
-def encoder_with_classes(classes: int) -> Work:
-    """vsmr's encoder, solved and asked for the prototypes (C,d) of all classes."""
-    space = fold_of(replace(BASE, C=classes, unseen=classes // 4)).space
-    z = prepared_attributes(space.att, space.seen)
-    means = torch.randn(len(space.seen), 512, generator=torch.Generator().manual_seed(0))
-    return lambda: Mixing.solve(z[space.seen], ridge=0.2, width=2.0).expected(z, means)
+@dataclass(frozen=True)
+class Drawn:
+    """Two images of each seen class, in the form a method is given them."""
+
+    x: Tensor  # (N,R,D)
+    labels: Tensor  # (N,)
+
+    def pooled(self) -> Tensor:
+        return self.x.mean(dim=1)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(self.x.split(512), self.labels.split(512), strict=True)
+
+    def region_norm(self) -> float:
+        return 1.0
+
+
+def vsmr_with(field: str) -> Callable[[int], Work]:
+    """vsmr's closed form at a size of ``field`` (K, C or R)."""
+
+    def make(size: int) -> Work:
+        shape = replace(BASE, **{field: size})  # type: ignore[arg-type]
+        space = fold_of(replace(shape, unseen=shape.C // 4)).space
+        y = space.seen.repeat(2)
+        x = F.normalize(torch.randn(len(y), shape.R, shape.D, generator=torch.Generator().manual_seed(0)), dim=2)
+        model = VSMR(space, shape.D, VSMRRecipe())
+        return lambda: model.fit(Drawn(x, y))
+
+    return make
 
 
 def eszsl_with_classes(classes: int) -> Work:
@@ -104,14 +130,13 @@ def eszsl_with_classes(classes: int) -> Work:
 
 CURVES = (
     Curve("training step of dazle", "attributes", (64, 256, 1024, 4096), step_with("dazle", "K")),
-    Curve("training step of vsmr", "attributes", (64, 256, 1024, 4096), step_with("vsmr", "K")),
+    Curve("closed form of vsmr", "attributes", (64, 256, 1024, 4096), vsmr_with("K")),
     Curve("training step of dazle", "classes", CLASSES, step_with("dazle", "C")),
-    Curve("training step of vsmr", "classes", CLASSES, step_with("vsmr", "C")),
+    Curve("closed form of vsmr", "classes", CLASSES, vsmr_with("C")),
     Curve("evaluation", "classes", CLASSES, evaluation_with_classes),
-    Curve("encoder of vsmr", "classes", (2500, 5000, 10000, 20000), encoder_with_classes),
     Curve("closed form of eszsl", "classes", CLASSES, eszsl_with_classes),
     Curve("training step of dazle", "regions", (49, 196, 512, 1024), step_with("dazle", "R")),
-    Curve("training step of vsmr", "regions", (49, 196, 512, 1024), step_with("vsmr", "R")),
+    Curve("closed form of vsmr", "regions", (49, 196, 512, 1024), vsmr_with("R")),
     Curve("evaluation, streamed", "images", (10_000, 100_000, 500_000, 1_000_000), evaluation_with_images),
 )
 

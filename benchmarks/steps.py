@@ -19,7 +19,7 @@ import torch
 from benchmarks import common
 from benchmarks.common import SHAPES, Row, Shape, megabytes, milliseconds, step_of
 
-OTHERS = ("vsmr", "msdn", "transzero")
+OTHERS = ("msdn", "transzero")
 FORMS = {"reference": ("reference", None), "dazle": ("dazle", None), "dazle bf16": ("dazle", torch.bfloat16)}
 
 

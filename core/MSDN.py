@@ -35,7 +35,7 @@ from core.losses import classification_losses
 from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method, seeded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MutualAttentionOutput(AttentionOutput):
     """What both attentions found; ``theta`` and ``e`` are the first branch's, ``w`` is 1: attributes count alike."""
 
@@ -70,7 +70,7 @@ class MutualAttention(nn.Module):
         beta = maps[:, :, 2].softmax(dim=2)  # (B,R,K)
         e = (theta * maps[:, :, 1]).sum(dim=1)  # (B,K)
         e2 = (beta * maps[:, :, 3]).sum(dim=1)  # (B,K)
-        return MutualAttentionOutput(theta, torch.ones_like(e), e, beta, e2)
+        return MutualAttentionOutput(theta, torch.ones_like(e), e, beta=beta, e2=e2)
 
 
 def distillation(s1: Tensor, s2: Tensor, margin: Tensor) -> Tensor:

@@ -1,11 +1,10 @@
-"""What vsmr starts from: both maps of the attention in closed form, pulled back onto the attributes' word vectors.
+"""Where vsmr looks: in which regions an attribute can be read, in closed form and without a single part location.
 
-W1 says how much of an attribute is in a region (ESZSL). W2 says in which regions an attribute is looked for, and is
-found without a single part location: regions that look alike (beaks, wings, twigs) are taken for one kind, and an
-attribute is looked for in the kinds from which its value can be foretold for a class that was left out. The colour of a
-crown can be read from heads, and from wings and twigs only as far as it goes along with what these show.
+Regions that look alike (beaks, wings, twigs) are taken for one kind, and an attribute is looked for in the kinds from
+which its value can be foretold for a class that was left out. The colour of a crown can be read from heads, and from
+wings and twigs only as far as it goes along with what these show.
 
-N images · R regions · D channels · K attributes · S seen classes · V word-vector size · k kinds of regions
+N images · R regions · D channels · K attributes · S seen classes · k kinds of regions
 """
 
 from __future__ import annotations
@@ -22,35 +21,19 @@ _ROUNDS = 15  # of k-means
 _SHARPNESS = 20.0  # of the share of a region in a kind, per unit of cosine
 _CLASSES = 1024  # that readability is judged on, at most: its cost grows with their cube
 _RIDGE = 0.3  # of the regression that readability is judged by, in mean diagonals of its Gram matrix
-_PULL_BACK = 0.1  # ridge of the maps' pull-back onto word vectors; rows of v have unit length
-
-
-def closed_form_W1(u: Tensor, index: Tensor, z: Tensor, v: Tensor) -> Tensor:
-    """(V,D): ESZSL's bilinear map from centred pooled features u (N,D) to attributes, pulled back onto word vectors.
-
-    ESZSL (Romera-Paredes and Torr, ICML 2015) has W (D,K) = (uᵀu + γI)^-1 uᵀ Y z (zᵀz + λI)^-1 in closed form, Y (N,S)
-    being +1 for an image's own class and -1 else. v_iᵀ W1 x scores attribute i.
-
-    Args: index (N,) class of each image, 0 to S-1; z (S,K); v (K,V).
-    """
-    u, z = u.double(), z.double()
-    own = torch.zeros(len(z), u.shape[1], dtype=u.dtype, device=u.device).index_add_(0, index, u)  # (S,D)
-    right = (2 * own - u.sum(dim=0)).T @ z  # uᵀ Y z
-    W = torch.linalg.solve(_shrunk(u.T @ u, 10), right) @ torch.linalg.inv(z.T @ z + _eye(z.T))  # (D,K)
-    return _pulled_back(W.T, v)
 
 
 @torch.no_grad()
-def closed_form_W2(images: Images, seen_index: Tensor, z: Tensor, v: Tensor) -> Tensor:
-    """(V,D), to be multiplied by a sharpness: v_iᵀ W2 x_r is how well attribute i can be read from what region r shows.
+def readable_regions(images: Images, seen_index: Tensor, z: Tensor) -> Tensor:
+    """(K,D), to be multiplied by a sharpness: its product with x_r is how well each attribute can be read from what
+    region r shows.
 
     Kinds of regions are clusters of unit regions less their mean (spherical k-means). A kind's share q in a region is
     the softmax of 20 times the cosines with the centres. A (K,k) is how well attributes can be read from the kinds
-    (:func:`readability`). P (k,D), ridge regression from regions to q, makes shares linear in x, and W2 is the ridge
-    solution of v W2 = A P.
+    (:func:`readability`), and P (k,D), ridge regression from regions to q, makes shares linear in x: A P.
 
     Args: images of training; seen_index (C,) place of a class number among the seen; z (S,K) prepared attributes of the
-    seen classes; v (K,V).
+    seen classes.
     """
     regions = sampled_regions(images).to(z)
     mean = regions.mean(dim=0)
@@ -73,7 +56,7 @@ def closed_form_W2(images: Images, seen_index: Tensor, z: Tensor, v: Tensor) -> 
         counts.index_add_(0, index, torch.ones_like(index, dtype=counts.dtype))
     means = sums / counts.clamp_min(1).view(-1, 1, 1)
     A = torch.stack([readability(means[:, kind], z[chosen]) for kind in range(k)], dim=1)  # (K,k)
-    return _pulled_back(A.double() @ P, v)
+    return (A.double() @ P).to(z)
 
 
 def sampled_regions(images: Images) -> Tensor:
@@ -129,16 +112,7 @@ def readability(means: Tensor, z: Tensor) -> Tensor:
     return ((predicted * target).sum(dim=0) / (predicted.norm(dim=0) * target.norm(dim=0)).clamp_min(1e-12)).to(z)
 
 
-def _pulled_back(maps: Tensor, v: Tensor) -> Tensor:
-    """(V,·): ridge solution W of v W = maps (K,·)."""
-    v = v.double()
-    return torch.linalg.solve(v.T @ v + _PULL_BACK * _eye(v.T), v.T @ maps.double()).float()
-
-
 def _shrunk(gram: Tensor, share: float) -> Tensor:
     """Gram matrix and ``share`` of its mean diagonal."""
-    return gram + share * gram.diagonal().mean().clamp_min(1e-12) * _eye(gram)
-
-
-def _eye(like: Tensor) -> Tensor:
-    return torch.eye(len(like), dtype=like.dtype, device=like.device)
+    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return gram + share * gram.diagonal().mean().clamp_min(1e-12) * eye

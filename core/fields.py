@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, field, fields, replace
 from math import isfinite
 from types import NoneType
@@ -14,15 +14,15 @@ from core.files.errors import UserError
 
 LIMITS = {"above": operator.gt, "at_least": operator.ge, "below": operator.lt, "at_most": operator.le}
 _SWITCH = dict.fromkeys(("on", "true", "yes", "1"), True) | dict.fromkeys(("off", "false", "no", "0"), False)
-_NEEDED = {bool: "on or off", int: "a whole number", float: "a number"}
+_NEEDED = {bool: "on or off", int: "a whole number", float: "a number", str: "a text"}
 
 
-def hp(default: Any, help: str, *, flag: bool = True, **limits: float) -> Any:
-    """A field: its default, its help text, and ``limits`` (above, at_least, below, at_most).
+def hp(default: Any, help: str, *, flag: bool = True, choices: Sequence[str] = (), **limits: float) -> Any:
+    """A field: its default, its help text, the texts it may be, or ``limits`` (above, at_least, below, at_most).
 
     ``flag`` False: it is no user's choice and has no flag (what makes two methods of one model).
     """
-    return field(default=default, metadata={"help": help, "limits": limits, "flag": flag})
+    return field(default=default, metadata={"help": help, "limits": limits, "flag": flag, "choices": choices})
 
 
 def flag_of(name: str) -> str:
@@ -46,6 +46,8 @@ def check(settings: Any) -> Any:
         if value is not None and not (inside and all(LIMITS[key](value, limit) for key, limit in limits.items())):
             must = _range_of(f) or "a finite number"
             raise UserError(f"{flag_of(f.name)} {value}: {f.metadata.get('help', f.name)} must be {must}")
+        if value is not None and (choices := f.metadata.get("choices")) and value not in choices:
+            raise UserError(f"{flag_of(f.name)} {value}: choose one of {', '.join(choices)}")
     return settings
 
 
@@ -62,16 +64,21 @@ def add_fields(parser: ArgumentParser | _ArgumentGroup, settings: Any) -> None:
         if not f.metadata["flag"]:
             parser.set_defaults(**{f.name: value})
             continue
-        shown = ("off", "on")[value] if isinstance(value, bool) else "none" if value is None else value
+        shown = ("off", "on")[value] if isinstance(value, bool) else "none" if value in (None, ()) else value
         limits = f"; {_range_of(f)}" if f.metadata["limits"] else ""
-        parse = _parser_of(get_args(hints[f.name]) or (hints[f.name],))
+        limits += f"; {', '.join(f.metadata['choices'])}" if f.metadata["choices"] else ""
+        kinds = get_args(hints[f.name]) or (hints[f.name],)
         parser.add_argument(
-            flag_of(f.name), type=parse, default=value, metavar="VALUE", help=f"{f.metadata['help']} ({shown}{limits})"
-        )
+            flag_of(f.name), type=_parser_of(kinds), default=value, metavar="VALUE",
+            nargs="?" if bool in kinds else None, const=True if bool in kinds else None,  # the flag alone: on
+            help=f"{f.metadata['help']} ({shown}{limits})",
+        )  # fmt: skip
 
 
-def _parser_of(kinds: tuple[type, ...]) -> Callable[[str], Any]:
-    """Type of a flag: bool, int or float, or none where that is among the ``kinds``."""
+def _parser_of(kinds: tuple[Any, ...]) -> Callable[[str], Any]:
+    """Type of a flag: bool, int, float or str, or none where that is among the ``kinds``; of a tuple NAME,NAME."""
+    if Ellipsis in kinds:
+        return lambda text: tuple(part.strip() for part in text.split(",") if part.strip())
     (kind,) = (k for k in kinds if k is not NoneType)
     needed = _NEEDED[kind] + (" (or none)" if NoneType in kinds else "")
 

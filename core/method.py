@@ -79,6 +79,7 @@ class AttentionOutput:
     theta: Tensor  # (B,R,K) region weights, sum to 1 over R
     w: Tensor  # (B,K) attribute weights in (0,1)
     e: Tensor | None  # (B,K) attribute scores
+    ev: Tensor | None = None  # (B,R,K) evidence: its sum over regions is the model's evidence, each a part of the score
 
 
 class ZeroShotModel(nn.Module, ABC):
@@ -92,6 +93,7 @@ class ZeroShotModel(nn.Module, ABC):
 
     gamma: float = 0.0
     uses_pooled_features: bool = False
+    z: Tensor  # (C,K) class attributes as the model takes them
 
     @abstractmethod
     def class_scores(self, x: Tensor) -> Tensor:
@@ -109,16 +111,16 @@ class ZeroShotModel(nn.Module, ABC):
         """g (B,K) from what :meth:`attend` found: Σ_i g_i z_ci is what attributes add to class c; None: no split."""
         return None
 
-    def seen_class_evidence(self, x: Tensor, a: AttentionOutput | None) -> tuple[Tensor, Tensor] | None:
-        """h (B,S) and mixture (C,S): Σ_s h_s mixture_cs is what seen classes add to class c; None: nothing."""
-        return None
+    def class_attributes(self) -> Tensor:
+        """z (C,K) that :meth:`evidence` is multiplied with."""
+        return self.z
 
-    def corrections(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:
-        """(B,C) what class scores hold besides these two parts; None: nothing."""
-        return None
+    def corrections(self, x: Tensor, a: AttentionOutput | None) -> dict[str, Tensor]:
+        """(B,C) each, by name: what class scores hold besides their attributes."""
+        return {}
 
     def class_encoder(self, space: ClassSpace) -> ClassEncoder | None:
-        """What gives classes described anew the z and mixture of the two parts; None where scores do not split."""
+        """What scores classes described anew; None where scores do not split."""
         return None
 
     def describe_classes(self, classes: Tensor) -> None:

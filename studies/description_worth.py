@@ -1,12 +1,12 @@
-"""How many photographs a description is worth: vsmr's prototypes of unseen classes against means of a few photographs.
+"""How many photographs a description is worth: vsmr's unseen classes by description, by a few photographs, and by both.
 
     python -m studies.description_worth --dataset CUB --out worth/ --splits 5
 
-No test image is read. `vsmr` is trained on the classes of validation split k as a run does. Then, with all else as it
-is, the prototypes of the validation classes, which stand for unseen ones, are replaced by the mean of n photographs of
-each, drawn from a half of them; measured is on the other half, five draws a split. The last row, the mean of the whole
-half, is what a better mapping from descriptions to prototypes could reach with the same features and attention. Writes
-description_worth.csv and .md.
+No test image is read. `vsmr` is fitted on the classes of validation split k as a run does. Then, with all else as it
+is, each validation class, which stands for an unseen one, is known by the mean of n photographs of it, drawn from a
+half of them, and by its description; measured is on the other half, five draws a split. By both, its score is
+n/(n+k) that of the photographs + k/(n+k) that of the description, k = 3. The last row, the mean of the whole half, is
+what a better mapping from descriptions could reach with the same features. Writes description_worth.csv and .md.
 """
 
 from __future__ import annotations
@@ -26,81 +26,90 @@ from core.method import Images
 from core.reporting.tables import OURS
 from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import Fold, validation_fold
-from core.VSMR import VSMR
+from core.VSMR import POINTS, VSMR
 from studies.validation import arguments, best_on_fold, config_of, inputs_of, kept, splits_said, with_error, write
 
-SHOTS = (1, 2, 3, 5, 10)
+SHOTS = (1, 2, 3, 5, 10, 20)
 DRAWS = 5
 DESCRIPTION = "description"
+WORTH = 3  # k: photographs that a description counts for
 HEAD = """\
-vsmr on {splits}, five draws each (%); ± the standard error over splits. The prototypes of the validation
-classes come from their descriptions, or from the mean of n photographs of each; all else is the same, and half of the
-photographs of each are measured on. The epoch was chosen on all of them.
+vsmr on {splits}, five draws each (%); ± the standard error over splits. Validation classes are known
+by their descriptions, by n photographs of each, or by both; all else is the same, and half of the photographs of each
+are measured on. The sharpness was chosen on all of them.
 """
 
 
 @torch.no_grad()
 def observed(model: VSMR, images: Images) -> tuple[Tensor, Tensor, Tensor]:
-    """s1 (N,C), P φ (N,d) and labels (N,) of images."""
-    blocks = [(model.branch_scores(x), y) for x, y in images.blocks()]
-    return torch.cat([b[0] for b, _ in blocks]), torch.cat([b[3] for b, _ in blocks]), torch.cat([y for _, y in blocks])
+    """Scores (N,C), f (N,d) and labels (N,) of images."""
+    blocks = [(model.class_scores(x), model.attend(x).f, y) for x, y in images.blocks()]
+    scores, f, labels = (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    return scores, f, labels
 
 
 @torch.no_grad()
-def scores(model: VSMR, s1: Tensor, u: Tensor, prototypes: Tensor) -> np.ndarray:
-    """Class scores (N,C) of images as ``observed`` gives them, with these prototypes (C,d) and the hubness of these."""
-    known = model.hub.clone()
-    model.hub.copy_(model._nearest_mean(prototypes))
-    s2 = model.recipe.alpha * F.normalize(u, dim=1) @ prototypes.T
-    found = s1 + model.recipe.beta * s2 + model._correct(u)
-    model.hub.copy_(known)
-    return found.cpu().numpy()
+def shown(model: VSMR, f: Tensor, means: Tensor) -> Tensor:
+    """(N,A) points of images f (N,d) for classes known by the means (A,d) of f of their photographs, hubness taken."""
+    means, seen = F.normalize(means, dim=1), F.normalize(model.means, dim=1)
+    return POINTS * (F.normalize(f, dim=1) @ means.T - model.recipe.hubness * (means @ seen.T).amax(dim=1))
 
 
-def replaced(prototypes: Tensor, u: Tensor, labels: Tensor, rows: list[Tensor]) -> Tensor:
-    """Prototypes (C,d) in which those of the classes of ``rows`` are the unit mean of P φ (N,d) of those images."""
-    made = prototypes.clone()
-    for mine in rows:
-        made[labels[mine[0]]] = F.normalize(u[mine].mean(dim=0), dim=0)
-    return made
+def both(described: Tensor, photographed: Tensor, n: int) -> Tensor:
+    """Scores (N,A) of classes known by a description and n photographs."""
+    share = n / (n + WORTH)
+    return share * photographed + (1 - share) * described
 
 
 def measure_one(config: RunConfig, inputs: Inputs, fold: Fold) -> list[dict[str, object]]:
-    """T1 and AUSUC in percent by where the prototypes come from: means over draws."""
+    """T1 and AUSUC in percent by what classes are known from: means over draws."""
     model = best_on_fold(config, inputs, fold).method.model
     assert isinstance(model, VSMR)
-    s1_seen, u_seen, y_seen = observed(model, fold.seen_images(inputs.features))
-    s1, u, y = observed(model, fold.unseen_images(inputs.features))
+    s_seen, f_seen, y_seen = observed(model, fold.seen_images(inputs.features))
+    s, f, y = observed(model, fold.unseen_images(inputs.features))
+    unseen = fold.space.unseen
     found: dict[str, list[tuple[float, float]]] = {}
     for draw in range(DRAWS):
         rng = np.random.default_rng([config.seed, draw])
-        orders = [torch.from_numpy(rng.permutation(np.flatnonzero(y.numpy() == c))) for c in fold.space.unseen.numpy()]
+        orders = [torch.from_numpy(rng.permutation(np.flatnonzero(y.numpy() == int(c)))) for c in unseen]
         halves = [order[: len(order) // 2] for order in orders]
         rest = torch.cat([order[len(order) // 2 :] for order in orders])
-        of = {DESCRIPTION: model.prototypes()}
-        for n in SHOTS:
-            of[f"{n} photograph{'s' * (n > 1)}"] = replaced(of[DESCRIPTION], u, y, [half[:n] for half in halves])
-        of["half of the photographs"] = replaced(of[DESCRIPTION], u, y, halves)
-        for name, prototypes in of.items():
+
+        def measured(name: str, n: int | None, of_seen: Tensor, of_unseen: Tensor, rest: Tensor = rest) -> None:
+            sides = []
+            for scores, own in ((s_seen, of_seen), (s[rest], of_unseen)):
+                sides.append(
+                    scores.index_copy(1, unseen, own if n is None else both(scores[:, unseen], own, n)).numpy()
+                )
             images = ScoredImages(
-                scores_seen=scores(model, s1_seen, u_seen, prototypes),
+                scores_seen=sides[0],
                 labels_seen=y_seen.numpy(),
-                scores_unseen=scores(model, s1[rest], u[rest], prototypes),
+                scores_unseen=sides[1],
                 labels_unseen=y[rest].numpy(),
                 seen=fold.space.seen.numpy(),
-                unseen=fold.space.unseen.numpy(),
+                unseen=unseen.numpy(),
             )
             m = evaluate(images, None)
             found.setdefault(name, []).append((100 * m.T1, 100 * m.AUSUC))
-    means = {name: np.mean(values, axis=0) for name, values in found.items()}
-    return [{"split": config.seed, "source": name, "T1": t, "AUSUC": a} for name, (t, a) in means.items()]
+
+        measured(DESCRIPTION, None, s_seen[:, unseen], s[rest][:, unseen])
+        for n in SHOTS:
+            means = torch.stack([f[half[:n]].mean(dim=0) for half in halves])
+            own = shown(model, f_seen, means), shown(model, f[rest], means)
+            photographs = f"{n} photograph{'s' * (n > 1)}"
+            measured(photographs, None, *own)
+            measured(f"description and {photographs}", n, *own)
+        means = torch.stack([f[half].mean(dim=0) for half in halves])
+        measured("half of the photographs", None, shown(model, f_seen, means), shown(model, f[rest], means))
+    means_of = {name: np.mean(values, axis=0) for name, values in found.items()}
+    return [{"split": config.seed, "source": name, "T1": t, "AUSUC": a} for name, (t, a) in means_of.items()]
 
 
 def table(rows: pd.DataFrame) -> str:
     """Markdown: a line a source of prototypes, with AUSUC less that of the descriptions, paired over splits."""
     lines = [
         HEAD.format(splits=splits_said(rows)),
-        "| prototypes of the classes from | T1 | AUSUC | AUSUC less that of descriptions |",
+        "| classes are known by | T1 | AUSUC | AUSUC less that of descriptions |",
         "|---|---|---|---|",
     ]
     base = rows[rows.source == DESCRIPTION].set_index("split").AUSUC
@@ -114,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure, and write the table."""
     args = arguments(__doc__, methods=[OURS], splits=5).parse_args(argv)
     if {*args.methods} != {OURS}:
-        raise UserError(f"--methods {' '.join(args.methods)}: only {OURS} has prototypes that can be replaced")
+        raise UserError(f"--methods {' '.join(args.methods)}: only {OURS} takes photographs of new classes")
     inputs, rows = inputs_of(args), []
     for split in range(args.splits):
         fold = validation_fold(inputs.metadata, inputs.w2v, split)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,6 @@ from tests.helpers import (
     TOY,
     C,
     K,
-    ToyFeatures,
     V,
     extraction,
     run_here,
@@ -30,7 +28,6 @@ from tests.helpers import (
 from tests.helpers_predict import Made
 from tests.helpers_xlsa17 import PARTS, Drawn, Maker
 
-MEMORY = 200 << 20  # bytes that Python may allocate while it refuses a file
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -72,28 +69,8 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def no_child() -> None:
-    """Of the time when strangers' files were read in a child process."""
-
-
-@pytest.fixture
-def small_memory():
-    """Fails the test if refusing took much memory."""
-    tracemalloc.start()
-    yield
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < MEMORY
-
-
-@pytest.fixture
-def toy(tmp_path, no_child):
+def toy(tmp_path):
     return read_mat_files(*toy_mats(tmp_path / "toy"), TOY)
-
-
-@pytest.fixture
-def toy_features(toy):
-    return ToyFeatures(toy)
 
 
 @pytest.fixture

@@ -18,12 +18,11 @@ import pytest
 import scipy.io
 from safetensors.torch import save_file
 
-from core.datasets.registry import Counts, DataSet
+from core.datasets.registry import DataSet
 
 ROOT = Path(__file__).resolve().parents[1]
 
 TOY = DataSet(name="TOY", anchor="TOY_images", val_share=0.34)
-TOY_COUNTS = Counts(seen=6, unseen=3, attributes=8, images=90, trainval=48, test_seen=12, test_unseen=30)
 K, C, V = 11, 7, 5  # attributes, classes, vector size of the fixture ``space``
 
 

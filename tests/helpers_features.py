@@ -9,9 +9,8 @@ import scipy.io
 from PIL import Image
 
 from core.datasets.metadata import Metadata
-from core.features.layout import FeatureFileMetadata
 from core.features.settings import ExtractionConfig
-from core.features.writer import Writer
+from core.features.writer import FeatureFileMetadata, Writer
 from tests.helpers import toy_mats
 
 SHAPE = (8, 7, 7)

@@ -28,6 +28,22 @@ HOSTILE = [
 ]
 
 
+class Shown:
+    """Images as a method's hooks see them, in blocks of a few."""
+
+    def __init__(self, x, labels, block=7):
+        self.x, self.labels, self.block = x, labels, block
+
+    def pooled(self):
+        return self.x.mean(dim=1)
+
+    def blocks(self):
+        yield from zip(self.x.split(self.block), self.labels.split(self.block), strict=True)
+
+    def region_norm(self):
+        return 1.0
+
+
 def made(name="vsmr", names=None, n=12, **settings):
     """A model over 7 seen and 4 unseen classes, and images of each class."""
     g = torch.Generator().manual_seed(0)
@@ -35,7 +51,7 @@ def made(name="vsmr", names=None, n=12, **settings):
         torch.rand(11, 7, generator=g, dtype=torch.float64) - 0.2
     )  # a few below 0, as descriptions of one's own may be
     space = ClassSpace(att, torch.arange(7), torch.arange(7, 11), torch.randn(7, 5, generator=g))
-    trained = trained_on(space, name, **({"beta": 0.5} if name == "vsmr" else {}) | settings)
+    trained = trained_on(space, name, **settings)
     trained.model.float()
     attributes = ["has_bill_color::red", "belly color: blue", *trained.attributes[2:]]
     vars(trained).update(classes=names or trained.classes, attributes=(names or attributes)[:7])
@@ -59,19 +75,14 @@ def trained_on(space: ClassSpace, name: str = "vsmr", **settings) -> Trained:
     recipe = with_settings(registered.recipe("*"), settings)
     model = registered.build(recipe, space, (R, D), 0, 1).model
     g = torch.Generator().manual_seed(1)
-    if name == "vsmr":
-        y = space.seen[torch.arange(60) % len(space.seen)]
-        signal = space.att.float() @ torch.randn(space.att.shape[1], D, generator=g)
-        model.fit_closed_form(F.normalize(signal[y] + torch.randn(60, D, generator=g), dim=1), y)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.3 * torch.randn(p.shape, generator=g))
-        if name == "vsmr":
-            model.epoch_sums.copy_(model.class_means)
-            model.epoch_counts.fill_(1)
-            means = model.projected_means()
-            model.epoch_scatter.copy_(means.T @ means + torch.eye(means.shape[1]))
-            model.update_closed_forms()
+    if name == "vsmr":
+        y = space.seen[torch.arange(60) % len(space.seen)]
+        signal = space.att.float() @ torch.randn(space.att.shape[1], D, generator=g)
+        x = signal[y].unsqueeze(1) + torch.randn(60, R, D, generator=g)
+        model.double().fit(Shown(F.normalize(x, dim=2).double(), y))
     return Trained(
         model=model.double().eval(),
         space=space,

@@ -18,7 +18,7 @@ SHORT = {  # flags with which a method takes seconds
     "dazle": ("--epochs", "1"),
     "msdn": ("--epochs", "1"),
     "transzero": ("--epochs", "1"),
-    "vsmr": ("--epochs", "1"),
+    "vsmr": (),
     "vsmr-staged": (
         *("--classes-per-batch", "8", "--images-per-class", "4", "--visual-iterations", "10"),
         *("--hidden", "64", "--predictor-epochs", "2", "--semantic-epochs", "2"),

@@ -22,7 +22,7 @@ SMALL = {  # settings with which a method takes less than a second here; another
         **{"predictor_lr": 1e-2, "predictor_epochs": 2, "threshold": None, "hidden": 16, "semantic_lr": 1e-2},
         **{"semantic_epochs": 20, "neighbours": 5, "classes_per_batch": 4, "images_per_class": 3},
     },
-    "vsmr": {"batch_size": 16, "width": 8},
+    "vsmr": {"width": 8},
     "eszsl": {},
     "msdn": {"lr": 1e-3, "batch_size": 16},
     "transzero": {"lr": 1e-3, "batch_size": 16, "width": 12, "feed_forward": 16},

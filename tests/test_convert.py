@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from core.commands.convert import main
-from core.features import convert as module
-from core.features.convert import LAYOUTS, convert
+from core.commands import convert as module
+from core.commands.convert import LAYOUTS, convert, main
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
-from tests.helpers import TOY, toy_mats
 
 N, D, SIDE = 90, 96, 4
 
@@ -29,7 +27,6 @@ def arranged(maps: np.ndarray, layout: str) -> np.ndarray:
     tokens = maps.reshape(N, D, SIDE * SIDE).transpose(0, 2, 1)
     return {
         "ndhw": maps,
-        "ndr": maps.reshape(N, D, SIDE * SIDE),
         "nhwc": maps.transpose(0, 2, 3, 1),
         "nrd": tokens,
         "tokens": np.concatenate([tokens[:, :3] * 0 - 1, tokens], axis=1),  # a class and two register tokens
@@ -88,11 +85,11 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, maps: np.ndarray, mon
     monkeypatch.setattr(module, "_BLOCK", 1)
     real, calls = module.to_ndhw, []
 
-    def stop(values: np.ndarray, layout: str) -> np.ndarray:
+    def stop(values: np.ndarray, layout: str, pool: int = 1) -> np.ndarray:
         calls.append(len(values))
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return real(values, layout)
+        return real(values, layout, pool)
 
     monkeypatch.setattr(module, "to_ndhw", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -101,17 +98,6 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, maps: np.ndarray, mon
     made = convert(source, tmp_path / "f.hdf5", layout="nrd")
     assert made.read_bytes() == clean
     assert len(calls) < 2 * -(-N // 7)  # what was done is not done again
-
-
-def test_names_come_from_the_data_sets_own_files(tmp_path: Path, maps: np.ndarray) -> None:
-    toy_mats(tmp_path / "xlsa17" / "data" / "TOY")
-    source = write(tmp_path / "theirs.hdf5", maps)
-    made = convert(source, tmp_path / "f.hdf5", layout="ndhw", dataset=TOY, data_root=tmp_path)
-    with FeatureFile(made) as file:
-        assert file.class_names == [f"class{c}" for c in range(9)] and len(file.image_files or []) == N
-    write(source, maps, labels=np.repeat(np.arange(9)[::-1], 10))
-    with pytest.raises(UserError, match="labels are not those of TOY"):
-        convert(source, tmp_path / "g.hdf5", layout="ndhw", dataset=TOY, data_root=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,37 +8,25 @@ from core.datasets.registry import DATASETS
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
 from core.training.folds import validation_fold
-from studies.description_worth import main, observed, replaced, scores
+from studies.description_worth import both, main, observed, shown
 from studies.validation import best_on_fold, config_of
 from tests.helpers_runs import inputs_of
 from tests.helpers_xlsa17 import tiny_features
 
 
-def test_with_the_descriptions_prototypes_scores_are_the_models_own(toy):
+def test_a_class_of_photographs_alone_and_beside_its_description_by_hand(toy):
     inputs = inputs_of(toy)
     fold = validation_fold(toy, inputs.w2v, 0)
-    model = best_on_fold(config_of("vsmr", inputs, 0, 1, "float32"), inputs, fold).method.model
-    model.requires_grad_(False)
-    images = fold.unseen_images(inputs.features)
-    s1, u, y = observed(model, images)
-    own = torch.cat([model.class_scores(x) for x, _ in images.blocks()])
-    torch.testing.assert_close(torch.from_numpy(scores(model, s1, u, model.prototypes())), own)
-
-    rows = [torch.tensor([i, j]) for i, j in ((0, 1), (len(y) - 2, len(y) - 1))]
-    made = replaced(model.prototypes(), u, y, rows)
-    for mine in rows:
-        torch.testing.assert_close(made[y[mine[0]]], F.normalize((u[mine[0]] + u[mine[1]]) / 2, dim=0))
-    kept = [c for c in range(len(made)) if c not in {int(y[r[0]]) for r in rows}]
-    assert torch.equal(made[kept], model.prototypes()[kept])
-    before = model.hub.clone()
-    others = scores(model, s1, u, made)
-    assert torch.equal(model.hub, before)
-    # by hand, for one class: s1 + β α (f·p - h max_s cos(p, M_s)), since the class is unseen and has no seen expert
-    c = int(y[rows[0][0]])
-    p, r = made[c], model.recipe
-    hub = (F.normalize(model.projected_means(), dim=1) @ p).max()
-    by_hand = s1[:, c] + r.beta * r.alpha * (F.normalize(u, dim=1) @ p - model.hubness * hub)
-    torch.testing.assert_close(torch.from_numpy(others[:, c]), by_hand)
+    model = best_on_fold(config_of("vsmr", inputs, 0, 0, "float32"), inputs, fold).method.model
+    s, f, y = observed(model, fold.unseen_images(inputs.features))
+    c = int(y[0])
+    mean = f[:2].mean(dim=0)
+    hub = (F.normalize(model.means, dim=1) @ F.normalize(mean, dim=0)).max()
+    cosine = F.normalize(f, dim=1) @ F.normalize(mean, dim=0)
+    own = shown(model, f, mean.unsqueeze(0))
+    torch.testing.assert_close(own[:, 0], 100 * (cosine - model.recipe.hubness * hub))
+    torch.testing.assert_close(both(s[:, [c]], own, 2), 0.4 * own + 0.6 * s[:, [c]])
+    assert torch.equal(both(s[:, [c]], own, 0), s[:, [c]])
 
 
 def test_from_features_to_the_table_without_a_test_image(tmp_path, monkeypatch, capsys):

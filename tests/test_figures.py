@@ -14,7 +14,8 @@ from PIL import Image
 from core.experiments.run import run
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
-from core.inference.names import shown_class, shown_classes
+from core.inference.explain import explain
+from core.inference.names import shown_class, shown_classes, shown_reason
 from core.inference.trained import load_trained
 from core.reporting import attention
 from core.reporting.attention import Panel, attention_figure, best_median_worst, draw_attention, grid_of, margins_of
@@ -52,8 +53,7 @@ def outcome(seed, names):
 def panels_of(names):
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    theta = rng.dirichlet(np.ones(12), 5).reshape(5, 3, 4)
-    given = {"theta": theta, "contributions": rng.normal(size=5), "attributes": [*names, *names][:5]}
+    given = {"evidence": rng.normal(size=(5, 3, 4)), "reasons": [*names, *names][:5]}
     return [Panel(picture=picture, **given, true=names[0], predicted=names[i], says="best") for i in (0, 1)]
 
 
@@ -170,32 +170,29 @@ def test_figures_of_classes_and_what_is_left_of_the_seen_ones(tmp_path, monkeypa
 
 
 def test_attributes_are_ranked_by_what_predict_says_they_add(toy, tmp_path, monkeypatch):
-    """The demo's five attributes of a photograph are those of the model's evidence, not of w·e·z, which differ."""
+    """The five attributes that add most, in words with their sign, and maps that add up to what they add."""
     inputs = inputs_of(toy)
-    run(config_of("vsmr", inputs), inputs, tmp_path / "run", diagnostics=False)
-    model = load_trained(tmp_path / "run").model
+    run(config_of("vsmr", inputs, epochs=0), inputs, tmp_path / "run", diagnostics=False)
     drawn = []
     monkeypatch.setattr(attention, "attention_figure", lambda panels, *_, **__: drawn.extend(panels))
     monkeypatch.setattr(attention, "resolve_images", lambda folder, names: ([folder / names[0]], []))
     monkeypatch.setattr(attention, "image_folder", lambda *_: tmp_path)
     monkeypatch.setattr(attention, "load_image", lambda *_: np.zeros((4, 4, 3), np.uint8))
     monkeypatch.setitem(attention.DATASETS, "TOY", None)
+    with pytest.raises(UserError, match="fewer than 20"):
+        draw_attention(tmp_path / "run", inputs, tmp_path, tmp_path / "attention.png")
+    monkeypatch.setattr("core.inference.explain.MAPS_FROM", 2)
     draw_attention(tmp_path / "run", inputs, tmp_path, tmp_path / "attention.png")
-    rows = toy.test_unseen_loc
-    x = inputs.features.batch(rows)
-    a = model.attend(x)
-    evidence = model.evidence(x, a).detach()
-    assert len(drawn) == 3 and not torch.allclose(evidence, a.w * a.e)
+    found = explain(load_trained(tmp_path / "run"), inputs.features.batch(toy.test_unseen_loc))
+    assert len(drawn) == 3
     for panel in drawn:
-        c = toy.class_names.index(panel.predicted)
-        places = [inputs.attribute_names.index(name) for name in panel.attributes]
-        added = (evidence * model.z[c])[:, places].detach().numpy()
-        i = np.abs(added - panel.contributions).max(axis=1).argmin()
-        np.testing.assert_allclose(panel.contributions, added[i], atol=1e-5)
-        assert panel.contributions.tolist() == sorted(panel.contributions, reverse=True)
-        assert panel.contributions[0] == pytest.approx((evidence[i] * model.z[c]).max().item(), abs=1e-5)
-        maps = a.theta[i].T[places].detach().numpy()
-        np.testing.assert_allclose(panel.theta.reshape(maps.shape), maps, atol=1e-5)
+        parts = found.g * found.y[toy.class_names.index(panel.predicted)]  # (N,K)
+        sums = panel.evidence.sum(axis=(1, 2))
+        i = int((parts.topk(5, dim=1).values - torch.from_numpy(sums)).abs().amax(dim=1).argmin())
+        values, places = parts[i].topk(5)
+        np.testing.assert_allclose(values, sums, atol=1e-4)
+        names = [inputs.attribute_names[k] for k in places.tolist()]
+        assert panel.reasons == [shown_reason(n, float(found.g[i, k])) for n, k in zip(names, places, strict=True)]
 
 
 def test_class_names_as_a_person_reads_them():

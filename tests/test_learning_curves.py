@@ -1,7 +1,5 @@
 """Learning curves: what a smaller fold holds, and that a method is chosen on it as a run's validation chooses."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,14 +12,9 @@ from core.files.errors import UserError
 from core.methods import find_method
 from core.training.folds import validation_fold
 from studies.learning_curves import main, subset
-from studies.validation import METRICS, best_on_fold, config_of
+from studies.validation import best_on_fold
 from tests.helpers_runs import inputs_of
 from tests.helpers_xlsa17 import tiny_features
-
-
-@pytest.fixture
-def fold(toy):
-    return validation_fold(toy, np.eye(8, dtype=np.float32), 1)
 
 
 def classes_of(metadata, rows):
@@ -66,19 +59,6 @@ def test_a_method_is_chosen_as_a_run_chooses_it(toy, tmp_path, method):
     assert best.epoch == chosen["epochs"]
 
 
-@pytest.mark.parametrize("method", ["dazle", "eszsl-prepared"])
-def test_what_is_kept_is_the_best_not_the_last(toy, method):
-    """The model handed over gives the very metrics that it was chosen for."""
-    from core.experiments.run import _scored
-    from core.training.evaluation import evaluate
-
-    inputs = inputs_of(toy)
-    fold = validation_fold(toy, inputs.w2v, 1)
-    best = best_on_fold(config_of(method, inputs, 1, 2, "float32"), inputs, fold)
-    again = evaluate(_scored(best.method, inputs, fold), None)
-    assert {m: getattr(again, m) for m in METRICS} == pytest.approx(best.metrics)
-
-
 def test_the_command_reads_no_test_image(tmp_path, monkeypatch, capsys):
     given = tiny_features(tmp_path)
     read: set[int] = set()
@@ -107,10 +87,3 @@ def test_the_command_reads_no_test_image(tmp_path, monkeypatch, capsys):
         main([*flags, "--classes", "10", "--precision", "bfloat16", "--out", str(tmp_path / "out")])
     with pytest.raises(UserError, match="--classes 9999: the validation splits have"):
         main([*flags, "--classes", "9999", "--out", str(tmp_path / "out")])
-
-
-def test_a_fold_of_text_keeps_it_with_its_classes(fold):
-    text = torch.arange(len(fold.space.att)).float()[:, None, None].expand(-1, 2, 3)
-    small = subset(replace(fold, space=replace(fold.space, text=text)), 2, 1)
-    same = [fold.space.att[int(t)].tolist() for t in small.space.text[:, 0, 0]]
-    assert small.space.att.tolist() == same

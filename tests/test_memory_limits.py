@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ def tree(root: Path, files: dict[str, object]) -> Path:
 
 GiB = 1 << 30
 V2, V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
-HOST = {"proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {40 << 20} kB\n", "proc/self/statm": "100 50"}
+HOST = {"proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {40 << 20} kB\n"}
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,6 @@ HOST = {"proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {40 << 20} kB\n", "proc/
         ),
         ({"proc/self/cgroup": "4:cpu,memory:/", f"{V1}/memory.limit_in_bytes": 9223372036854771712}, 40),
         ({"proc/self/cgroup": "0::/", f"{V2}/memory.max": GiB, f"{V2}/memory.current": 2 * GiB}, 0),
-        ({"proc/self/cgroup": "0::/x\n", "sys/fs/cgroup/unified/x/memory.max": GiB}, 1),
         ({"proc/self/cgroup": "junk"}, 40),
     ],
 )
@@ -67,25 +65,13 @@ def test_the_memory_limit_of_a_container_or_job_is_seen(tmp_path: Path, files: d
     assert free_bytes(torch.device("cpu"), tree(tmp_path, HOST | files)) == int(gib * GiB)
 
 
-def test_the_limit_of_the_address_space_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda what: (GiB, GiB))
-    left = free_bytes(torch.device("cpu"), tree(tmp_path, HOST))
-    assert left == GiB - 100 * resource.getpagesize()
-
-
 def test_features_leave_memory_for_what_is_done_with_them() -> None:
     assert [held_bytes(free) / GiB for free in (40 * GiB, 5 * GiB, 2 * GiB, GiB, 0)] == pytest.approx([8, 3, 1, 0, 0])
 
 
-_PEAK = "import core.commands.train as _; print(next(l for l in open('/proc/self/status') if 'VmPeak' in l).split()[1])"
-
-
 @pytest.fixture
 def limited() -> Iterator[list[str]]:
-    """What is put before a command so that it has 1,000 MB: a control group, version 1 or 2, else RLIMIT_AS.
-
-    The second counts libraries that are mapped too, so it is what they take and 700 MB.
-    """
+    """What is put before a command so that it has 1,000 MB: a control group, version 1 or 2."""
     base, limit = Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"
     if not base.is_dir():
         base, limit = Path("/sys/fs/cgroup"), "memory.max"
@@ -96,9 +82,7 @@ def limited() -> Iterator[list[str]]:
     except OSError:
         with contextlib.suppress(OSError):
             place.rmdir()
-        taken = subprocess.run([sys.executable, "-c", _PEAK], cwd=ROOT, capture_output=True, text=True, check=True)
-        yield ["bash", "-c", 'ulimit -v "$0" && exec "$@"', str(int(taken.stdout) + (700 << 10))]
-        return
+        pytest.skip("needs a system that lets this user make control groups")
     yield ["bash", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(place)]
     place.rmdir()
 

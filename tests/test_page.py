@@ -1,5 +1,6 @@
 """The page that explains: what it writes and what it refuses (test_page_browser.py: how it behaves)."""
 
+import base64
 import json
 import re
 
@@ -8,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from core.features.images import Transform
 from core.files.errors import UserError
+from core.inference import explain as explain_module
 from core.inference import page as page_module
+from core.inference.explain import explain
 from core.inference.page import Item, check_replaceable, script_json, text, write_page
 from core.reporting.run_page import spread
 from tests.helpers_page import HOSTILE, made
@@ -31,12 +35,51 @@ def test_the_folder_stands_alone(tmp_path):
             assert image.format == "JPEG" and max(image.size) <= 320 and not image.getexif()
 
 
-def test_attention_that_looks_everywhere_alike_is_the_middle_of_the_scale(tmp_path):
+@pytest.fixture(autouse=True)
+def few_classes_do(monkeypatch):
+    monkeypatch.setattr(explain_module, "MAPS_FROM", 7)
+
+
+def test_evidence_of_places_is_that_of_the_model_to_a_step(tmp_path):
     trained, items = made()
-    with torch.no_grad():
-        trained.model.attention.W2.zero_()
+    write_page(trained, items, tmp_path / "p", grid=(3, 3))
+    data, found = data_of(tmp_path / "p"), explain(trained, torch.stack([item.x for item in items]))
+    assert data["grid"] == [3, 3] and not data["no_maps"] and data["corrections"] == ["hubness", "seen expert"]
+    for number in (0, 5):
+        content = json.loads((tmp_path / f"p/images/{number:04d}.js").read_text().partition(", ")[2].rstrip(");\n"))
+        ev = np.frombuffer(base64.b64decode(content["ev"]), np.int8).reshape(7, 9) * content["step"]
+        assert np.abs(ev - found.ev[number].T.numpy()).max() <= 0.51 * content["step"]
+        assert np.abs(ev).max() == pytest.approx(127 * content["step"])
+
+
+def test_below_the_bound_of_classes_no_map_is_written_and_the_page_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(explain_module, "MAPS_FROM", 8)
+    trained, items = made()
     write_page(trained, items, tmp_path / "p")
-    assert data_of(tmp_path / "p")["largest"] == 2 / len(items[0].x)
+    data = data_of(tmp_path / "p")
+    assert data["grid"] is None and "7 classes had training images, and with fewer than 8" in data["no_maps"]
+    assert '"ev"' not in (tmp_path / "p/images/0000.js").read_text()
+
+
+def test_reasons_come_in_words_for_either_sign(tmp_path):
+    trained, items = made()
+    write_page(trained, items, tmp_path / "p")
+    data = data_of(tmp_path / "p")
+    assert data["more"][0] == "bill color: red" and data["less"][0] == "bill color: red, less than usual"
+    assert data["less"][2] == "less attribute 2 than usual"
+
+
+@pytest.mark.parametrize(("size", "transform", "crop"), [
+    ((300, 200), None, [1 / 6, 0, 2 / 3, 1]),
+    ((200, 400), Transform(crop=224, resize=256), [1 / 16, 9 / 32, 7 / 8, 7 / 16]),
+])  # fmt: skip
+def test_the_whole_photograph_is_shown_and_what_the_model_saw_of_it(tmp_path, size, transform, crop):
+    trained, items = made(n=1)
+    Image.new("RGB", size).save(tmp_path / "bird.jpg")
+    write_page(trained, [Item(picture=tmp_path / "bird.jpg", x=items[0].x)], tmp_path / "p", transform=transform)
+    assert data_of(tmp_path / "p")["images"][0]["crop"] == pytest.approx(crop)
+    with Image.open(tmp_path / "p/images/0000.jpg") as image:
+        assert image.width / image.height == pytest.approx(size[0] / size[1], rel=0.02)
 
 
 def data_of(folder):

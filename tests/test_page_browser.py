@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from core.inference import explain as explain_module
 from core.inference.explain import explain
+from core.inference.names import shown_reason
 from core.inference.page import write_page
 from tests.helpers_page import HOSTILE, made
 
@@ -40,6 +42,11 @@ def browser(tmp_path_factory):
     opened.downloads = downloads
     yield opened
     opened.quit()
+
+
+@pytest.fixture(autouse=True)
+def few_classes_do(monkeypatch):
+    monkeypatch.setattr(explain_module, "MAPS_FROM", 7)
 
 
 @pytest.fixture
@@ -94,58 +101,55 @@ def test_bars_add_up_to_the_models_score(opened, name, settings):
         assert sum(parts) == pytest.approx(number(browser, "#ahead"), abs=1e-3)
 
 
+def test_maps_add_up_to_their_bars_and_words_have_the_sign_of_the_photograph(opened):
+    trained, items = made()
+    browser = opened(trained, items)
+    click(browser, '[data-image="3"]')
+    found = explain(trained, items[3].x[None])
+    c = browser.execute_script("return state.chosen.number")
+    parts, total = found.attributes(0, c), 0.0
+    sums = """const content = loaded.get(3), sum = (i) => cellsOf(content, state.chosen, i).reduce((a, b) => a + b);
+        return content && [...Array(M.K).keys(), -1].map(sum)"""
+    *single, total = wait(lambda: browser.execute_script(sums))
+    assert single == pytest.approx(parts.tolist(), abs=0.02 * float(parts.abs().max()))  # 127 steps
+    assert total == pytest.approx(float(parts.sum()), abs=0.05 * float(parts.abs().sum()))
+    for i in range(7):
+        text = browser.execute_script(f"return document.querySelector('#why-{i}').textContent")
+        assert text == shown_reason(trained.attributes[i], float(found.g[0, i]))
+    drawn = "const c = byId('cells'); return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]"
+    maps = found.ev[0] * found.y[c]  # (R,K)
+    mixed = int(torch.minimum(maps.amax(dim=0), -maps.amin(dim=0)).argmax())  # for it here, against it there
+    browser.execute_script("point(arguments[0])", mixed)
+    cells, pixels = found.places(0, c, mixed), np.array(browser.execute_script(drawn)).reshape(9, 4)
+    strong = cells.abs() > 0.2 * cells.abs().max()
+    assert (cells[strong] < 0).any() and (cells[strong] > 0).any()
+    assert ((pixels[:, 0] > pixels[:, 2]) == (cells > 0).numpy())[strong.numpy()].all()  # orange for, blue against
+    assert np.corrcoef(pixels[:, 3], cells.abs())[0, 1] > 0.99  # transparent where there is none
+
+
 @pytest.mark.parametrize("name", ["vsmr", "dazle"])
-def test_the_slider_flips_the_decision_where_the_page_says(opened, name):
+def test_the_slider_flips_the_answer_where_the_page_says(opened, name):
     trained, items = made(name)
     browser = opened(trained, items)
-    found = browser.execute_script(
-        """
-        for (const image of Model.images) for (const c of Model.classes.filter((c) => c.side !== 'seen')) {
-          const s = Model.smallest(image, c, 'all');
-          if (s && s.size > 1) return [image.number, c.number, s.i, s.value];
-        }"""
-    )
-    assert found, "no image whose decision a single attribute flips"
-    image, c, i, value = found
+    image = browser.execute_script("return M.images.findIndex((i) => M.smallest(i, 'all'))")
     click(browser, f'[data-image="{image}"]')
-    choose = (
-        "const s = document.getElementById(arguments[0]); s.value = arguments[1]; s.dispatchEvent(new Event('change'))"
-    )
-    browser.execute_script(choose, "edited", str(c))
+    i, more, c = browser.execute_script("const s = M.smallest(state.image, 'all'); return [s.i, s.more, s.c.number]")
     click(browser, "#smallest")
-    assert "makes the decision" in browser.find_element("id", "found").text
-    assert browser.execute_script("return state.changing") == i
+    assert browser.execute_script("return document.querySelector('#decision').dataset.flipped") == "true"
+    assert trained.classes[c] in browser.find_element("id", "found").text
     move = "const s = document.getElementById('slider'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))"
-    flipped = "return document.getElementById('decision').dataset.flipped"
-    now = float(trained.space.att[c, i]) * 100 / float(trained.space.att.max())
-    for step, expected in ((0.4, "true"), (-0.4, "false")):
-        browser.execute_script(move, str(value + step * np.sign(value - now)))
-        assert browser.execute_script(flipped) == expected
-    # and the model agrees with the score at the slider's place
-    at = float(browser.execute_script("return document.getElementById('slider').value"))
-    att = trained.space.att[c].clone()
-    att[i] = at / 100 * float(trained.space.att.max())
-    expected = float(explain(trained, items[image].x[None]).described(att[None])) + trained.gamma
-    assert number(browser, "#changed") == pytest.approx(expected, abs=1e-3)
-
-
-@pytest.mark.parametrize("name", ["vsmr", "dazle"])
-def test_the_form_adds_a_class_and_scores_every_image(opened, name):
-    trained, items = made(name)
-    browser = opened(trained, items)
-    values = [3.0, 0, 9.5, 2, 0, 7, 1]
-    browser.find_element("id", "newname").send_keys("a new bird")
-    for i, value in enumerate(values):
-        browser.execute_script("document.getElementById(arguments[0]).value = arguments[1]", f"value-{i}", str(value))
-    browser.find_element("id", "add").send_keys("\ue007")
-    wait(lambda: "a new bird has the highest score" in browser.find_element("id", "added").text)
-    found = browser.execute_script("const c = Model.classes.at(-1); return Model.images.map((i) => Model.score(i, c))")
-    x = torch.stack([item.x for item in items])
-    expected = explain(trained, x).described(torch.tensor([values], dtype=torch.float64))[:, 0] + trained.gamma
-    assert found == pytest.approx(expected.tolist(), abs=1e-3)
-    assert "a new bird" in browser.find_element("id", "edited").text
-    click(browser, "#known button")
-    assert "a new bird" not in browser.find_element("id", "edited").text
+    found = explain(trained, items[image].x[None])
+    for step, flipped in ((0.9, "false"), (1.1, "true")):
+        browser.execute_script(move, float(found.g[0, i]) + step * more)
+        assert browser.execute_script("return document.querySelector('#decision').dataset.flipped") == flipped
+        shows = found.g[0].clone()
+        shows[i] = float(browser.execute_script("return document.getElementById('slider').value"))
+        scores = (
+            shows @ found.y.T + sum(v[0] for v in found.corrections.values()) + trained.gamma * (torch.arange(11) >= 7)
+        )
+        assert (int(scores.argmax()) != int(found.scores[0].add(trained.gamma * (torch.arange(11) >= 7)).argmax())) == (
+            flipped == "true"
+        )
 
 
 def test_hostile_names_do_nothing(opened):
@@ -159,7 +163,7 @@ def test_hostile_names_do_nothing(opened):
     )
     assert browser.execute_script(script) == [None, True, 12, 13]
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-    shown = browser.execute_script("return document.querySelector('#edited').textContent")
+    shown = browser.execute_script("return document.querySelector('#versus-a').textContent")
     assert HOSTILE[8] in shown and "HYPERLINK" in shown
     saved = download(browser, "csv").decode("utf-8-sig")
     assert '"\'=HYPERLINK(1)"' in saved and '"""\'`;window.broken' in saved
@@ -180,7 +184,7 @@ def test_the_keyboard_reaches_everything(opened):
     assert expected <= reached, expected - reached
     browser.execute_script("document.querySelector('#gallery button').focus()")
     ActionChains(browser).send_keys(Keys.ARROW_RIGHT, Keys.ARROW_DOWN).perform()
-    assert browser.execute_script("return state.image.number") == 4
+    assert browser.execute_script("return state.image.number") == 3
     browser.execute_script("document.querySelector('#why [data-attribute]:not([aria-pressed=true])').focus()")
     assert browser.execute_script("return document.activeElement.getAttribute('aria-pressed')") == "true"
     missing = "return [...document.querySelectorAll('img')].filter((n) => !n.alt).length"
@@ -204,7 +208,7 @@ def test_it_saves_figures_and_numbers(opened):
     click(browser, '[data-image="4"]')
     with Image.open(io.BytesIO(download(browser, "png"))) as figure:
         drawn = np.asarray(figure.convert("RGB"))
-    assert drawn.shape[1] == 1920
+    assert drawn.shape[1] == 1960
     assert len(np.unique(drawn[100:680, 60:620].reshape(-1, 3), axis=0)) > 1000  # the photograph, under its map
     root = ElementTree.fromstring(download(browser, "svg"))
     assert [n for n in root.iter() if n.tag.endswith("image")]

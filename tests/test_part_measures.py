@@ -47,14 +47,6 @@ def test_boxes_and_radius_by_hand():
     assert both["PCP, box 1/4"].item() == 0  # (0.2 / 0.25)² = 0.64 shared, 0.64 / 1.36 = 0.47
 
 
-def test_the_nearest_visible_key_point_is_the_target():
-    two = parts(
-        [[[0.1, 0.1, 1], [0.9, 0.9, 1]], [[0.1, 0.1, 1], [0.9, 0.9, 0]], [[0.1, 0.1, 0], [0.9, 0.9, 0]]], ((0, 1),)
-    )
-    found = hits(np.array([0.9, 0.9]), two, radius=0.1)["pointing"][:, 0]
-    assert found[:2].tolist() == [1, 0] and np.isnan(found[2])
-
-
 def test_the_table_by_hand():
     test = parts(
         [[[0.25, 0.25, 1]], [[0.75, 0.25, 1]], [[0.5, 0.5, 1]], [[0.1, 0.1, 0]]], labels=np.array([4, 4, 7, 7])

@@ -12,11 +12,9 @@ import studies.localisation as command
 from core.datasets.registry import CUB
 from core.datasets.xlsa17 import read_metadata
 from core.features.images import Transform
-from core.features.layout import FeatureFileMetadata
-from core.features.writer import Writer
+from core.features.writer import FeatureFileMetadata, Writer
 from core.files.errors import UserError
 from core.method import AttentionOutput, Method, ZeroShotModel
-from core.reporting.run_page import transform_of
 from studies.localisation import main
 from studies.part_measures import own_and_others, ratio_of
 from studies.part_places import attribute_groups, group_of, read_parts, shown_groups
@@ -177,18 +175,3 @@ def test_what_cannot_be_measured_is_refused(drawn, tmp_path):
     (bare / CUB.folders[0] / "parts/part_locs.txt").unlink()
     with pytest.raises(UserError, match="part_locs.txt"):
         main(flags(bare, tmp_path / "out"))
-
-
-def test_how_images_were_resized_is_read_from_the_feature_file():
-    how = transform_of("Resize(256, bilinear) CenterCrop(224) mean (0.4,) std (0.2,)")
-    assert (how.resize, how.crop, how.interpolation) == (256, 224, "bilinear")
-
-
-def test_damaged_lists_are_refused_with_the_line(one):
-    folder, read = one
-    for name, bad in [("part_locs", b) for b in ("1 1 5.0 6.0", "3 1 1 1 1", "1 1 x 1 1")] + [("boxes", "1 5 5 nan 9")]:
-        path = folder / ("parts/part_locs.txt" if name == "part_locs" else "bounding_boxes.txt")
-        path.write_text(f"1 1 5.0 6.0 1\n{bad}\n")
-        with pytest.raises(UserError, match=rf"{path.name}, line 2"):
-            read()
-        path.write_text("1 1 5.0 6.0 1\n")

@@ -23,8 +23,8 @@ from core.features.backbones import Backbone
 from core.files.errors import UserError
 from core.inference import backbone, predictor
 from core.inference.explain import explain
+from core.inference.names import shown_reason
 from core.inference.predictor import SPOKEN, Predictor, find_images
-from core.method import AttentionOutput
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.loop import class_scores
 from tests.helpers import ROOT, refused, run_apart, run_here, weights_file
@@ -174,12 +174,15 @@ def test_an_answer_holds_classes_sides_margin_and_attributes(there: Made, photo:
     assert len(whole.classes) == 1 and whole.margin == answer.margin
 
 
-def test_the_attention_of_an_image(there: Made, photo: Path) -> None:
-    found = there.load("dazle").attention(photo)
-    assert found.theta.shape == (85, 3, 3) and np.allclose(found.theta.sum(axis=(1, 2)), 1, atol=1e-5)
-    assert len(found.attributes) == 85 and found.e is not None
-    with pytest.raises(UserError, match="eszsl has no attention"):
-        there.load("eszsl").attention(photo)
+def test_the_parts_of_an_images_score(there: Made, photo: Path) -> None:
+    model = there.load("vsmr")
+    found, best = model.explain(photo), model.predict(photo).classes[0]
+    c, (_, h, w) = model.trained.classes.index(best.name), model.network.shape
+    assert found.ev.shape == (1, h * w, 85)
+    gamma = model.trained.gamma if best.side == "unseen" else 0.0
+    total = found.places(0, c).sum() + sum(v[0, c] for v in found.corrections.values()) + gamma
+    assert float(total) == pytest.approx(best.score, abs=1e-5 * max(1, abs(best.score)))
+    assert there.load("eszsl").explain(photo).ev is None
 
 
 def test_scoring_attends_once(there: Made, monkeypatch) -> None:
@@ -187,25 +190,24 @@ def test_scoring_attends_once(there: Made, monkeypatch) -> None:
     calls = []
     kind = type(trained.model)
     attend = kind.attend
-
-    def counted(self, x) -> AttentionOutput:
-        calls.append(len(x))
-        return attend(self, x)
-
-    monkeypatch.setattr(kind, "attend", counted)
-    trained.scores(there.inputs.features.batch(there.tested()[0][:4]))
+    monkeypatch.setattr(kind, "attend", lambda self, x: calls.append(len(x)) or attend(self, x))
+    explain(trained, there.inputs.features.batch(there.tested()[0][:4]))
     assert calls == [4]
 
 
 @pytest.mark.parametrize("method", ["vsmr", "dazle"])
-def test_the_attributes_named_are_those_that_the_page_ranks_first(there: Made, photo: Path, method: str) -> None:
+def test_reasons_are_those_that_count_most_in_words_with_their_sign(there: Made, photo: Path, method: str) -> None:
     model = there.load(method)
-    answer = model.predict(photo)
-    (batch,) = model.batches([photo])
-    parts = explain(model.trained, batch.x).attributes(0, model.trained.classes.index(answer.name))
-    values, places = parts.topk(SPOKEN)
-    assert [name for name, _ in answer.attributes] == [model.trained.attributes[k] for k in places.tolist()]
-    assert [value for _, value in answer.attributes] == pytest.approx(values.tolist(), rel=1e-3)
+    answer, found = model.predict(photo), model.explain(photo)
+    parts = found.attributes(0, model.trained.classes.index(answer.name))
+    for sign, said in ((1, answer.attributes), (-1, answer.against)):
+        values, places = (sign * parts).topk(SPOKEN if sign > 0 else 2)
+        named = [shown_reason(model.trained.attributes[k], float(found.g[0, k])) for k in places.tolist()]
+        expected = [(n, v) for n, v in zip(named, values.tolist(), strict=True) if v > 0]
+        assert [words for words, _ in said] == [n for n, _ in expected]
+        assert [points for _, points in said] == pytest.approx([sign * v for _, v in expected], rel=1e-3)
+    if method == "vsmr":
+        assert any("less" in words for answer in model.predict_all(there.tested()[1]) for words, _ in answer.attributes)
 
 
 def test_files_and_a_damaged_image_through_the_command(there: Made, tmp_path: Path) -> None:

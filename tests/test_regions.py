@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.features.regions import RegionFeatures, read_ahead
-from core.files.errors import UserError
+from core.features.regions import RegionFeatures
 from core.methods import find_method
 from core.training import loop
 from core.training.folds import final_fold, validation_fold
@@ -37,31 +36,19 @@ def test_features_held_in_part_are_the_same(toy, held):
     for pick in (np.arange(90), np.arange(29, 34), np.array([3, 80, 3]), np.array([30, 30]), np.array([44, 2, 30, 29])):
         assert torch.equal(partly.batch(pick), streamed.batch(pick))
         assert torch.equal(partly.pooled(pick), streamed.pooled(pick))
-        source.prefetched = np.empty(0, dtype=np.int64)
-        partly.prefetch(pick)
-        assert np.array_equal(source.prefetched, pick[partly._position[pick] < 0])  # what is held is not fetched
 
 
-def test_reading_ahead_changes_nothing():
-    def load(rows):
-        return torch.from_numpy(rows * 2)
-
-    batches = [np.arange(i, i + 3) for i in range(5)]
-    plain, threaded = (list(read_ahead(load, batches, t)) for t in (False, True))
-    assert len(plain) == len(threaded) == 5
-    for rows, x, y in zip(batches, plain, threaded, strict=True):
-        assert torch.equal(x, load(rows)) and torch.equal(y, x)
-    assert list(read_ahead(load, [], True)) == list(read_ahead(load, [], False)) == []
-    told = []
-    for number, _ in enumerate(read_ahead(load, batches, False, told.append)):
-        assert len(told) == min(number + 1, 4)  # of the next batch, before this one is used
-    assert all(np.array_equal(rows, batch) for rows, batch in zip(told, batches[1:], strict=True))
-
-    def failing(rows):
-        raise UserError("no such row")
-
-    with pytest.raises(UserError, match="no such row"):
-        list(read_ahead(failing, batches, True))
+@pytest.mark.parametrize("cores", [1, 99])  # the disk is told of the next batch; a thread reads it
+def test_reading_ahead_changes_nothing(toy, monkeypatch, cores):
+    source, told, rows = ToyFeatures(toy), [], [np.arange(i, i + 3) for i in range(5)]
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    source.prefetch = told.append
+    features = RegionFeatures(source, np.arange(90), source.shape, budget=4 * 9 * 12 * 2)  # rows 0 to 3 are held
+    for some, x in zip(rows, features.batches(rows), strict=True):
+        assert torch.equal(x, features.batch(some))
+    expected = [[], [4], [4, 5], [4, 5, 6], []] if cores == 1 else []
+    assert [some.tolist() for some in told] == expected
+    assert list(features.batches([])) == []
 
 
 def test_features_are_streamed_where_memory_is_short(toy, monkeypatch):

@@ -11,7 +11,6 @@ from core.experiments.results import row_of
 from core.experiments.statistics import Interval
 from core.files.errors import UserError
 from core.reporting import report
-from core.reporting.figures import is_ours
 from core.reporting.report import OverClassesTable, published, write_report
 from core.reporting.tables import (
     AUSUC,
@@ -152,14 +151,6 @@ def test_published_rows_only_where_the_data_set_is_the_benchmark():
         assert "TransZero" not in all_tables([row(dataset=name)])
 
 
-def test_missing_columns_are_no_obstacle_and_digests_stay_text(tmp_path):
-    few = {"dataset": "X", "method": "eszsl", "seed": 0, "T1": 0.5, "AUSUC": 0.25, "val_AUSUC": 0.3}
-    text = all_tables([few])
-    assert lines_with(text, "| eszsl | 50.0 | 25.0 |") and "code unknown" in text
-    prepared([r | {"features_sha256": "00123"} for r in two_methods()]).to_csv(tmp_path / "summary.csv", index=False)
-    assert "features 00123;" in all_tables(read_summary(tmp_path / "summary.csv"))
-
-
 def test_intervals_over_classes_are_asked_for_the_seeds_in_common():
     asked = []
 
@@ -217,28 +208,17 @@ def result(select="val", gamma=0.5, **standard):
     chosen = {"epochs": 4, "how": "fixed (--select last)"}
     if select == "val":
         chosen |= {"validation": METRICS, "how": "class-disjoint validation split"}
+    config = {"dataset": "CUB", "method": "vsmr", "seed": 0, "select": select, "epochs": 5, "precision": "float32"}
+    config |= {"code": "c1", "method_code": "m1", "features_sha256": "ab" * 32, "split_sha256": "s1"}
+    config |= {"vectors_sha256": "v1", "recipe": {"alpha": 20}}
     return {
-        "config": {
-            "dataset": "CUB",
-            "method": "vsmr",
-            "seed": 0,
-            "select": select,
-            "epochs": 5,
-            "code": "c1",
-            "method_code": "m1",
-            "precision": "float32",
-            "features_sha256": "ab" * 32,
-            "split_sha256": "s1",
-            "vectors_sha256": "v1",
-            "recipe": {"alpha": 20},
-            "features": {"backbone": "mobilenet_v2", "regions": "49 regions"},
-        },
+        "config": config | {"features": {"backbone": "mobilenet_v2", "regions": "49 regions"}},
         "chosen": chosen,
         "standard": METRICS | {"gamma": gamma, "H_gamma0": 0.338} | standard,
         "selected_on_test": METRICS | {"H": 0.64},
         "published_procedure": None,
         "seconds": 3.0,
-        "environment": {"device": "cpu", "torch": "2"},
+        "environment": {"device": "cpu", "torch": "2", "threads": 3},
         "notes": ["a note"],
     }
 
@@ -252,27 +232,24 @@ def test_a_row_of_the_summary_says_what_the_run_says():
     assert {k: found[k] for k in METRICS} == METRICS
     assert {k: found[f"val_{k}"] for k in METRICS} == made["chosen"]["validation"]
     assert {k: found[f"test_{k}"] for k in METRICS} == METRICS | {"H": 0.64} and found["published_T1"] == 0.9
-    assert (found["seed"], found["most_epochs"], found["epochs"], found["configurations"]) == (0, 5, 4, 6)
-    assert (found["notes"], found["cut_off"], found["select"]) == ("one | two", "", "val")
     assert json.loads(found["recipe"]) == {"alpha": 20} and json.loads(found["chosen"]) == {"hubness": 0.15}
-    assert (found["pretraining_saw_unseen"], found["backbone"], found["precision"]) == (
-        "unknown",
-        "mobilenet_v2",
-        "float32",
-    )
-    assert found["deviations"] == ""
-    digests = {"features_sha256": "ab" * 32, "vectors_sha256": "v1", "split_sha256": "s1", "code": "c1"}
-    assert {k: found[k] for k in digests} == digests and found["method_code"] == "m1"
-    short = result()
-    short["config"] |= {"epochs": 4, "method": "dazle", "recipe": {}}
-    short["config"]["features"] |= {"pretraining_saw_unseen": "yes", "finetuned": "true", "input_size": "448"}
-    found = row_of(short)
-    assert (found["most_epochs"], found["cut_off"]) == (4, "4 of its 20 epochs")
-    assert "chosen on validation" in found["deviations"]
-    assert (found["pretraining_saw_unseen"], found["finetuned"], found["input_size"]) == ("yes", "true", "448")
-    short["chosen"]["epochs"] = 2
-    short["config"]["epochs"] = 20  # validation chose few of all: that is no cut
-    assert row_of(short)["cut_off"] == ""
+    same = {"seed": 0, "most_epochs": 5, "epochs": 4, "configurations": 6, "notes": "one | two", "cut_off": ""}
+    same |= {"pretraining_saw_unseen": "unknown", "backbone": "mobilenet_v2", "precision": "float32", "threads": 3}
+    same |= {"features_sha256": "ab" * 32, "vectors_sha256": "v1", "split_sha256": "s1", "code": "c1"}
+    same |= {"method_code": "m1", "deviations": "", "select": "val", "torch": "2", "device": "cpu"}
+    assert {k: found[k] for k in same} == same
+
+
+def test_a_row_says_which_part_of_the_recipes_epochs_was_offered():
+    """Fewer than the recipe's are cut off, more are another row; that validation chose few of all is no cut."""
+    for epochs, cut in ((4, "4 of its 20 epochs"), (20, ""), (40, "")):
+        made = result()
+        made["config"] |= {"epochs": epochs, "method": "dazle", "recipe": {}}
+        made["config"]["features"] |= {"pretraining_saw_unseen": "yes", "finetuned": "true", "input_size": "448"}
+        found = row_of(made)
+        assert (found["most_epochs"], found["recipe_epochs"], found["cut_off"]) == (epochs, 20, cut)
+        assert "chosen on validation" in found["deviations"]
+        assert (found["pretraining_saw_unseen"], found["finetuned"], found["input_size"]) == ("yes", "true", "448")
 
 
 def test_a_drivers_table_says_which_gamma_and_keeps_what_was_cut_off_apart():
@@ -305,14 +282,6 @@ def test_a_method_of_two_kinds_has_two_rows(changes, labels):
     text = all_tables([row(seed=s) for s in range(2)] + [row(seed=s, up=0.2, **changes) for s in range(2)])
     for label, mean in zip(labels, ("70.5", "90.5"), strict=True):
         assert len(lines_with(text, f"| **{label}** | {mean} ± 0.7 |")) == 2, text
-
-
-def test_more_epochs_than_the_recipe_has_are_said_in_the_row_where_the_file_is_older_than_the_column():
-    rows = [row("dazle", s, most_epochs=40, recipe_epochs=None) for s in (0, 1)]  # CUB: 20
-    assert len(lines_with(all_tables(rows), "| dazle (40 epochs, recipe 20) | 70.5 ± 0.7 |")) == 2
-    assert "dazle (" not in all_tables([row("dazle", most_epochs=20, recipe_epochs=None)])
-    assert "x (" not in all_tables([row("x", most_epochs=40, recipe_epochs=None)])  # not registered
-    assert "eszsl (" not in all_tables([row("eszsl", most_epochs=40, recipe_epochs=0)])  # a closed form has no epochs
 
 
 def test_an_ablation_of_two_codes_is_refused_and_of_two_versions_of_torch_is_two():
@@ -384,11 +353,6 @@ def test_each_of_several_rows_has_its_figures_and_the_missing_comparison_is_told
     says = {names for *_, names, _ in drawn["per_class"].values()}
     assert says == {("vsmr (lr=0.1)", "dazle"), ("vsmr (lr=0.2)", "dazle")}
     assert "several rows of vsmr" in caplog.text
-
-
-def test_a_label_with_settings_is_ours_and_a_variant_is_not():
-    assert all(map(is_ours, ("vsmr", "vsmr (lr=0.1)", "vsmr; 2 seeds")))
-    assert not any(map(is_ours, ("vsmr-staged", "vsmr2", "dazle", "vsmr-staged (lr=1)", "the vsmr")))
 
 
 def test_a_figures_name_is_a_files_name(tmp_path, drawn):

@@ -1,22 +1,16 @@
 """reproduce_tables.py: jobs in processes or one after another, resuming, summary.csv from the run folders alone."""
 
-import json
 from dataclasses import asdict, replace
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from core.commands.reproduce import main
 from core.experiments import sweep as s
 from core.experiments.ablations import ABLATIONS
-from core.experiments.identity import run_config
-from core.experiments.results import row_of
-from core.features.regions import RegionFeatures
 from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.reporting.tables import all_tables, read_summary
-from tests.helpers import ToyFeatures
 from tests.helpers_runs import SMALL, inputs_of
 
 
@@ -111,19 +105,6 @@ def test_other_data_never_share_a_folder_a_row_or_a_mean(toy_plan, toy, monkeypa
     assert [line for line in all_tables(table).splitlines() if line.startswith("| eszsl | ") and "| 2 |" in line]
 
 
-def test_a_row_says_what_was_offered_and_what_it_ran_on(toy):
-    """Fewer epochs than the recipe's are cut off, more are a row of their own; so is another torch."""
-    rows = []
-    for epochs in (5, 20, 40):
-        config = run_config(inputs_of(toy), "dazle", s.find_method("dazle").recipe("*"), seed=0, epochs=epochs)
-        chosen = {"epochs": 1, "recipe": {}, "how": ""}
-        machine = {"torch": "2.1", "device": "cpu", "threads": 3}
-        rows.append(row_of({"config": asdict(config), "chosen": chosen, "seconds": 1, "environment": machine}))
-    assert [(r["most_epochs"], r["recipe_epochs"]) for r in rows] == [(5, 20), (20, 20), (40, 20)]
-    assert [r["cut_off"] for r in rows] == ["5 of its 20 epochs", "", ""]
-    assert {(r["torch"], r["device"], r["threads"]) for r in rows} == {("2.1", "cpu", 3)}
-
-
 def test_a_job_is_the_run_that_the_plan_names(toy, tmp_path, monkeypatch):
     """The data set's own recipe, the plan's epochs, precision and diagnostics, the job's seed, an ablation's change."""
     asked = []
@@ -147,15 +128,6 @@ def test_a_job_is_the_run_that_the_plan_names(toy, tmp_path, monkeypatch):
         assert options["ablation"] == ablation and config.epochs == changes.get("epochs", 7)
         assert config.recipe == asdict(whole) | {k: v for k, v in changes.items() if k != "epochs"}
         assert out.parts[-3] == "ablation" and ablation.split()[0] in out.parts[-2]
-
-
-def test_an_ablation_needs_no_test_image(toy_plan, toy, monkeypatch):
-    source = ToyFeatures(toy)
-    features = RegionFeatures(source, toy.trainval_loc, source.shape)
-    monkeypatch.setattr(s, "_inputs", lambda *a, **k: inputs_of(toy, features))
-    assert not s.attempt(toy_plan, s.Job(dataset="TOY", method="vsmr", seed=1, ablation="no whitening"), "cpu")
-    (path,) = toy_plan.out.rglob("validation.json")
-    assert np.isfinite(json.loads(path.read_text())["chosen"]["validation"]["AUSUC"])
 
 
 def test_seeds_in_processes_give_the_same_rows(tmp_path):

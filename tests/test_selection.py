@@ -17,11 +17,11 @@ import torch
 import core.method as contract
 import core.training.loop as loop
 from core.experiments.identity import run_config
-from core.experiments.run import run
+from core.experiments.run import _spread, build, run
 from core.features.regions import RegionFeatures
 from core.inference.trained import load_trained
 from core.method import Batches, Method, Phase
-from core.methods import methods
+from core.methods import find_method, methods
 from core.training.folds import final_fold, validation_fold
 from tests import helpers_selection
 from tests.helpers_runs import inputs_of
@@ -71,9 +71,12 @@ def go(inputs, tmp_path, monkeypatch):
     """Run the scripted method: go(recipe changes, hooks) -> (result, what was shown)."""
 
     def go(
-        recipe=None, select="val", do=run, seed=0, precision="float32", epochs=None, gamma_splits=1, drift=None, **hooks
-    ):
+        recipe=None, select="val", do=run, seed=0, precision="float32", epochs=None, gamma_splits=1, drift=None,
+        spread=lambda classes: 1.0, **hooks,
+    ):  # fmt: skip
         shown: dict = {} if drift is None else {"drift": drift}
+        unit = lambda method, inputs, fold: spread(len(fold.space.att))  # noqa: E731
+        monkeypatch.setattr("core.experiments.run._spread", unit)
         monkeypatch.setattr(contract, "REGISTRY", {m.name: m for m in methods().values()})
         contract.method("scripted", recipes={"*": Recipe()})(registered(shown, **hooks))
         how = {"select": select, "precision": precision, "epochs": epochs, "gamma_splits": gamma_splits}
@@ -98,6 +101,26 @@ def test_the_gamma_of_the_validation_classes_is_what_the_test_sets_are_read_with
     assert chosen["validation"]["H"] == pytest.approx(2 * 0.45 / 1.4)
     assert (standard["U"], standard["H"], standard["H_gamma0"]) == (0, 0, 0) and standard["S"] == pytest.approx(0.6)
     assert standard["H_best"] == pytest.approx(2 * 0.6 * 0.4 / 1.0)
+
+
+def test_gamma_is_carried_over_in_spreads_of_the_training_images_scores(go):
+    """A model whose scores have twice the unit when it is refitted needs twice the γ."""
+    result, _ = go(spread=lambda classes: 3.0 if classes == 12 else 6.0)
+    assert result["chosen"]["gamma"] == pytest.approx(1.5)
+    assert result["chosen"]["gamma_in_spreads"] == pytest.approx(0.5)
+    assert result["standard"]["gamma"] == pytest.approx(3.0)
+
+
+def test_the_spread_is_of_training_images_alone(inputs):
+    config = run_config(inputs, "eszsl", find_method("eszsl").recipe("TOY"), seed=0)
+    fold = validation_fold(inputs.metadata, inputs.w2v, 0)
+    method = build(config, config.recipe, fold, inputs)
+    method.begin(fold.train_images(inputs.features))
+    x = torch.cat([x for x, _ in fold.train_images(inputs.features).blocks()])
+    scores = method.model.class_scores(x).numpy()
+    assert len(scores) == len(fold.train_rows) < 1024
+    by_hand = (scores - scores.mean(axis=1, keepdims=True)).std()
+    assert _spread(method, inputs, fold) == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_gamma_is_the_mean_over_validation_splits_at_the_epoch_that_the_first_has_chosen(go, tmp_path):

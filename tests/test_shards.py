@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import shutil
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from core.commands.extract import local_rank, parse_shard, shard_of_environment
 from core.commands.extract import main as command
-from core.commands.merge import main as merge
 from core.datasets.registry import DEMO
 from core.features import writer
-from core.features.extraction import extract
-from core.features.shards import Shard, local_rank, parse_shard, shard_of_environment
-from core.features.writer import Part, finish, parts_of
-from core.files.atomic import Busy, Lock
+from core.features.extraction import extract, shard_rows
+from core.files.atomic import Lock
 from core.files.errors import UserError
 from tests.helpers import forked
 from tests.helpers_features import TINY, make_data
@@ -40,7 +37,7 @@ def single(root) -> bytes:
 def shards(root: Path, final: Path, count: int, *which: int, config=TINY) -> Path:
     path = final
     for index in which or range(count):
-        path = extract(DEMO, data_root=root, out=final, config=config, shard=Shard(index, count))
+        path = extract(DEMO, data_root=root, out=final, config=config, shard=(index, count))
     return path
 
 
@@ -50,7 +47,7 @@ def three(root, tmp_path) -> Path:
     final = tmp_path / "f.hdf5"
     with Lock(final):
         shards(root, final, 3)
-    assert not final.exists() and len(parts_of(final)) == 3
+    assert not final.exists() and len(list(tmp_path.glob("f.hdf5.rows-*.npy"))) == 3
     return final
 
 
@@ -62,21 +59,11 @@ def test_the_file_is_that_of_a_single_pass(root, single, tmp_path, count) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["f.hdf5"]
 
 
-def test_in_any_order_and_again(root, single, tmp_path) -> None:
-    final = tmp_path / "f.hdf5"
-    part = shards(root, final, 3, 2, 0)
-    assert part.name == "f.hdf5.rows-0-12.npy"
-    assert shards(root, final, 3, 0) == part  # finished: read back
-    assert shards(root, final, 3, 1) == final and final.read_bytes() == single
-    assert shards(root, final, 3, 1) == final
-
-
 @pytest.mark.parametrize("then", [(1, 0), (4, 0), (2, 1)])
 def test_parts_of_another_division_are_taken_over(root, single, tmp_path, monkeypatch, then) -> None:
     """Two of three shards are done, and another number of processes goes on: their rows are not computed again."""
-    final, (count, first) = tmp_path / "f.hdf5", then
-    shards(root, final, 3, 0, 2)
-    computed = []
+    final, (count, first), computed = tmp_path / "f.hdf5", then, []
+    assert shards(root, final, 3, 2, 0).name == "f.hdf5.rows-0-12.npy"
     real = writer.Writer.write
     monkeypatch.setattr(
         writer.Writer, "write", lambda self, rows, maps: (computed.extend(rows), real(self, rows, maps))
@@ -87,126 +74,67 @@ def test_parts_of_another_division_are_taken_over(root, single, tmp_path, monkey
 
 
 def test_a_killed_shard_is_repeated(root, single, tmp_path) -> None:
-    final = tmp_path / "f.hdf5"
+    final, part = tmp_path / "f.hdf5", tmp_path / "f.hdf5.rows-0-16.npy"
     flags = [*FLAGS, "--data-root", str(root), "--out", str(final), "--device", "cpu", "--shard", "0/2"]
-    part = Part(tmp_path / "f.hdf5.rows-0-16.npy", range(16))
     process = forked(command, "DEMO", None, flags)
     deadline = time.time() + 60
-    while time.time() < deadline and process.is_alive() and not (part.path.exists() and part.stored["crc32"].any()):
+    while time.time() < deadline and process.is_alive() and not (part.exists() and np.load(part)["crc32"].any()):
         time.sleep(0.002)
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    shards(root, final, 2, 1)
-    with pytest.raises(UserError, match="rows of .* are missing still.*the same --shard"):
-        merge([str(final)])
+    assert shards(root, final, 2, 1).name == "f.hdf5.rows-16-36.npy"
     assert shards(root, final, 2, 0) == final and final.read_bytes() == single
 
 
 @pytest.mark.parametrize("moment", ["copying", "renaming", "removing"])
 def test_killed_while_finishing_ends_the_same(root, single, three, monkeypatch, moment) -> None:
-    kept = [part.path.name for part in parts_of(three)]
-
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        if moment == "copying":
-            patch.setattr(writer, "content_digest", killed)
-        elif moment == "renaming":
+        if moment == "renaming":
             patch.setattr("core.files.atomic.os.replace", killed)
         else:
-            patch.setattr(writer, "_remove", killed)
+            patch.setattr(writer, "content_digest" if moment == "copying" else "remove_parts", killed)
         with pytest.raises(KeyboardInterrupt):
-            finish(three)
-    assert three.exists() == (moment == "removing") and [part.path.name for part in parts_of(three)] == kept
+            shards(root, three, 3, 1)
+    assert three.exists() == (moment == "removing") and len(list(three.parent.glob("*.npy"))) == 3
     assert shards(root, three, 3, 1) == three and three.read_bytes() == single
     assert [p.name for p in three.parent.iterdir()] == ["f.hdf5"]
 
 
-def test_two_that_finish_at_once(three, single) -> None:
-    with Lock(three), pytest.raises(Busy, match="another process"):
-        finish(three)
-    assert merge([str(three)]) == 0 and three.read_bytes() == single
-    with pytest.raises(UserError, match="is there already, and no part of it"):
-        merge([str(three)])
-    with pytest.raises(UserError, match=r"no part of .*other\.hdf5"):
-        merge([str(three.with_name("other.hdf5"))])
-
-
-def test_a_full_disk_while_finishing_keeps_every_part(three, single, monkeypatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, os.strerror(28))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "posix_fallocate", full)
-        with pytest.raises(UserError, match=r"No space left.*It takes 0\.00 GiB.*run the same command again"):
-            finish(three)
-    assert len(parts_of(three)) == 3 and not three.exists()
-    assert finish(three) == 0 and three.read_bytes() == single
-
-
 def test_parts_of_other_settings_are_refused_by_name(root, three) -> None:
-    other = three.with_name("other.hdf5")
-    with Lock(other):
-        shards(root, other, 3, config=replace(TINY, flip=True))
-    with pytest.raises(UserError, match=r"rows-0-12\.npy was begun with other settings.*flip: 'average of both .*rm "):
-        shards(root, other, 3, 1)
-    for path in other.parent.glob("other.hdf5.rows-12-24.*"):  # brought together by hand
-        shutil.move(path, three.with_name(path.name.replace("other", "f")))
-    with pytest.raises(
-        UserError, match=r"rows-12-24\.npy is of another extraction than f\.hdf5\.rows-0-12\.npy .*flip"
-    ):
-        finish(three)
-    assert not three.exists()
+    with pytest.raises(UserError, match=r"rows-.*\.npy was begun with other settings.*flip: 'no' .*rm .*rows-\*"):
+        shards(root, three, 3, 1, config=replace(TINY, flip=True))
+    assert len(list(three.parent.glob("*.npy"))) == 3
 
 
 def test_a_row_that_the_disk_lost_is_refused_and_done_again(root, single, three) -> None:
-    part = parts_of(three)[1]
-    with open(part.path, "r+b") as raw:
+    with open(three.with_name("f.hdf5.rows-12-24.npy"), "r+b") as raw:
         raw.seek(-5, os.SEEK_END)
         raw.write(b"\xff\x00\xff")
     with pytest.raises(UserError, match="row 23 .*lost.*run the same command again"):
-        finish(three)
+        shards(root, three, 3, 0)
     assert not three.exists()
     assert shards(root, three, 3, 1) == three and three.read_bytes() == single
 
 
-def test_a_part_cut_short_is_named(three) -> None:
-    part = parts_of(three)[1]
-    os.truncate(part.path, 999)
+def test_a_part_cut_short_is_named(root, three) -> None:
+    os.truncate(three.with_name("f.hdf5.rows-12-24.npy"), 999)
     with pytest.raises(UserError, match=r"rows-12-24\.npy is damaged.*delete it"):
-        finish(three)
-
-
-def test_a_process_for_each_device(root, single, tmp_path, monkeypatch) -> None:
-    fresh = multiprocessing.get_context
-    other = tmp_path / "g.hdf5"
-    flags = [*FLAGS, "--data-root", str(root), "--out", str(other)]
-    image = next((root / "DEMO").rglob("030.png"))
-    kept = image.read_bytes()
-    image.write_bytes(b"junk")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda how: fresh("fork"))  # they need not import anything
-    try:
-        with pytest.raises(UserError, match=r"shard 1/2 on cpu \(exit code 2\) did not finish"):
-            command("DEMO", None, [*flags, "--devices", "cpu,cpu"])
-    finally:
-        image.write_bytes(kept)
-        monkeypatch.undo()
-    assert (tmp_path / "g.hdf5.rows-0-16.npy").is_file()
-    assert command("DEMO", None, [*flags, "--devices", "cpu,cpu"]) == 0
-    assert other.read_bytes() == single
+        shards(root, three, 3, 0)
 
 
 def test_the_environment_says_which_shard() -> None:
     array = {f"SLURM_ARRAY_TASK_{k}": v for k, v in {"ID": "5", "MIN": "3", "MAX": "6", "COUNT": "4"}.items()}
-    assert shard_of_environment({}) == Shard(0, 1)
-    assert shard_of_environment(array) == Shard(2, 4)
-    assert shard_of_environment({"RANK": "3", "WORLD_SIZE": "8"}) == Shard(3, 8)
+    assert shard_of_environment({}) == (0, 1)
+    assert shard_of_environment(array) == (2, 4)
+    assert shard_of_environment({"RANK": "3", "WORLD_SIZE": "8"}) == (3, 8)
     step = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1"}
-    assert shard_of_environment(step) == Shard(1, 2) and local_rank(step) == 1
-    assert shard_of_environment(array | step) == Shard(5, 8)  # four tasks of two processes: none does another's
-    assert shard_of_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == Shard(0, 1)  # a batch script, no step
+    assert shard_of_environment(step) == (1, 2) and local_rank(step) == 1
+    assert shard_of_environment(array | step) == (5, 8)  # four tasks of two processes: none does another's
+    assert shard_of_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == (0, 1)  # a batch script, no step
     assert local_rank({}) is None
     with pytest.raises(UserError, match="with gaps"):
         shard_of_environment(array | {"SLURM_ARRAY_TASK_MAX": "9"})
@@ -216,11 +144,11 @@ def test_every_row_is_in_one_shard() -> None:
     for images, size in ((36, 4), (1, 32), (14_340, 32), (1000, 7)):
         batches = -(-images // size)
         for count in {1, min(2, batches), min(7, batches), batches}:
-            ranges = [Shard(i, count).rows(images, size) for i in range(count)]
+            ranges = [shard_rows(images, size, i, count) for i in range(count)]
             assert [r for part in ranges for r in part] == list(range(images))
             assert all(r.start % size == 0 and len(r) for r in ranges)
     with pytest.raises(UserError, match="at most 9 shards"):
-        Shard(0, 10).rows(36, 4)
+        shard_rows(36, 4, 0, 10)
     for text in ("8/8", "1", "-1/3", "a/b", "1/0"):
         with pytest.raises(UserError, match="i/n is needed"):
             parse_shard(text)

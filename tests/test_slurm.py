@@ -135,7 +135,7 @@ def test_the_state_of_a_sweep(places, tmp_path, capsys) -> None:
     write_json(folder / "seed5" / "metrics.json", seal(read_json(done)))  # of seed 0
     flags = [*flags_of(places, tmp_path, seeds=7), "--epochs", "1"]
     with Lock(folder / "seed1" / "run"):
-        states = [state for _, state, _ in s.status(plan)]
+        states = [state for _, state in s.status(plan)]
         assert states[:4] == ["done", "running", "interrupted", "failed: no luck"]
         assert states[4].startswith("failed: ") and "not readable JSON" in states[4]
         assert states[5].endswith("is of other settings or code") and states[6] == "not begun"

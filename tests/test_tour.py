@@ -10,7 +10,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from core.demo import setup
+from core.commands import demo as setup
 from core.demo.backbone import train_demo_backbone
 from core.demo.dataset import render_demo
 from core.reporting import attention

@@ -1,29 +1,37 @@
-"""The joint VSMR and ESZSL: closed forms against brute force, both directions' gradients, what an epoch renews."""
+"""The additive VSMR and ESZSL: closed forms against brute force, and that every point is an attribute at a place."""
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from core.closed_forms import closed_form_W1, closed_form_W2
+from core.closed_forms import readable_regions
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as EszslRecipe
-from core.preparation import Mixing, prepared_attributes, shrunk_whitening, signed_root
-from core.VSMR import VSMR, Recipe, build
+from core.preparation import prepared_attributes, shrunk_whitening, signed_root
+from core.VSMR import SHARPNESS, VSMR, Recipe, build
 from tests.helpers import C, K
+from tests.helpers_page import Shown
 
-B, R, D = 6, 9, 16
-RECIPE = Recipe(width=8, mean_share=0.3)  # not ½, where the plain mean and the saliency could be exchanged
+R, D = 9, 16
+RECIPE = Recipe(width=8, mean_share=0.3, sharpness=30.0)  # not ½, where plain mean and saliency could be exchanged
 
 
 def images(n=40):
     g = torch.Generator().manual_seed(1)
     y = torch.tensor([0, 1, 3, 5]).repeat(n // 4)
+    y[:6] = 0  # classes of other sizes
     centre = torch.randn(C, 1, D, generator=g, dtype=torch.float64)
     x = centre[y] + torch.randn(n, R, D, generator=g, dtype=torch.float64)
     return F.normalize(x, dim=2), y
+
+
+def trained(space, recipe=RECIPE):
+    model = VSMR(space, D, recipe).double().eval()
+    x, y = images()
+    model.fit(Shown(x, y))
+    return model, x, y
 
 
 def test_prepared_attributes_by_hand():
@@ -48,151 +56,120 @@ def test_whitening_limits():
     assert kept.square().sum() > 0.8 * phi.square().sum()  # the leading axes
 
 
-@pytest.mark.parametrize("attributes", [3, 11])  # fewer and more than seen classes: the penalty's two forms
-def test_without_a_kernel_the_mixture_is_ridge_regression(attributes):
-    g = torch.Generator().manual_seed(3)
-    z = F.normalize(torch.randn(C, attributes, generator=g, dtype=torch.float64), dim=1)
-    target = torch.randn(4, 2, generator=g, dtype=torch.float64)
-    penalty = 0.3 * 4 / min(4, attributes)
-    zs = z[torch.tensor([0, 1, 3, 5])]
-    W = torch.linalg.inv(zs.T @ zs + penalty * torch.eye(attributes)) @ zs.T @ target  # (K,2)
-    mixing = Mixing.solve(zs, ridge=0.3, width=None)
-    torch.testing.assert_close(mixing.weights(z) @ target, z @ W)
-    torch.testing.assert_close(mixing.expected(z, target), z @ W)
-
-
-def test_the_mixture_is_kernel_ridge_regression():
-    g = torch.Generator().manual_seed(4)
-    known, z = (F.normalize(torch.randn(n, 5, generator=g, dtype=torch.float64), dim=1) for n in (7, 3))
-    target = torch.randn(7, 2, generator=g, dtype=torch.float64)
-    # textbook: Gaussian processes with that kernel, one system an output
-    K = torch.tensor([[float(torch.exp((a @ b - 1) / 2)) for b in known] for a in known], dtype=torch.float64)
-    across = torch.tensor([[float(torch.exp((a @ b - 1) / 2)) for b in known] for a in z], dtype=torch.float64)
-    expected = across @ torch.linalg.inv(K + 0.2 * torch.eye(7)) @ target
-    torch.testing.assert_close(Mixing.solve(known, ridge=0.2, width=2.0).expected(z, target), expected)
-
-
-@pytest.mark.parametrize("width", [2.0, None])
-def test_landmarks_stand_for_all_classes_and_few_come_near(width):
-    g = torch.Generator().manual_seed(5)
-    known, z = (F.normalize(torch.randn(n, 6, generator=g, dtype=torch.float64), dim=1) for n in (80, 20))
-    target = torch.tanh(known @ torch.randn(6, 3, generator=g, dtype=torch.float64))
-    full = Mixing.solve(known, ridge=0.2, width=width).expected(z, target)
-    few = Mixing.solve(known, ridge=0.2, width=width, most=40)
-    assert few.landmarks.shape == (40, 6) and few.A.shape == (40, 80)
-    assert (few.expected(z, target) - full).norm() < 0.05 * full.norm()
-
-
-def test_closed_form_W1_scores_attributes_like_eszsl(space):
-    x, y = images()
-    u = x.mean(1)
-    u = u - u.mean(0)
-    z = prepared_attributes(space.att, space.seen)[space.seen]
-    index = torch.searchsorted(space.seen, y)
-    v = torch.eye(K, dtype=torch.float64)  # word vectors that can express any map: the pull-back only shrinks
-    W1 = closed_form_W1(u, index, z, v).double()
-    Y = -torch.ones(len(y), 4, dtype=torch.float64)
-    Y[torch.arange(len(y)), index] = 1
-    cov = u.T @ u
-    cov = cov + 10 * cov.diagonal().mean() * torch.eye(D)
-    W = torch.linalg.inv(cov) @ u.T @ Y @ z @ torch.linalg.inv(z.T @ z + torch.eye(K))
-    torch.testing.assert_close(W1, W.T / 1.1, atol=1e-6, rtol=1e-5)
-
-
-def textbook(model, x):
-    """Scores by loops over images and classes, the equations of core/VSMR.py one by one."""
-    a, r = model.attention, model.recipe
-    v = a.v
-    out = []
-    weights = model.mixing.weights(model.z)
-    for image in x:
-        S = v @ a.W1 @ (image - model.x_mean).T  # (K,R); taking x̄ away is taking vᵀW1x̄ away
-        theta = torch.softmax(v @ a.W2 @ image.T, dim=1)
-        w = torch.sigmoid((theta * (v @ a.W3 @ image.T)).sum(1))
-        e = (theta * S).sum(1)
-        rho = r.mean_share / R + (1 - r.mean_share) * (w @ theta) / w.sum()
-        f = model.P @ (signed_root((rho @ image)[None])[0] - model.phi_mean)
-        logits = model.expert @ f + model.expert_bias
-        row = []
-        for c in range(C):
-            s1 = torch.dot(w * e, model.z[c]) / (w * e).norm() / model.z[c].norm()
-            means = [model.P @ M for M in model.class_means]
-            prototype = sum(weights[c, s] * means[s] for s in range(len(model.seen)))
-            s2 = torch.dot(f, prototype) / f.norm() / prototype.norm()
-            nearest = max(torch.dot(m, prototype) / m.norm() / prototype.norm() for m in means)
-            s2 = s2 - model.hubness * nearest.detach()
-            if c in model.seen:
-                place = model.seen.tolist().index(c)
-                s2 = s2 + r.seen_expert * (logits[place] - logits.mean()) / logits.std(correction=0)
-            row.append(r.alpha * (s1 + r.beta * s2))
-        out.append(torch.stack(row))
-    return torch.stack(out)
-
-
-def trained(space, recipe=RECIPE):
-    torch.manual_seed(0)
-    model = VSMR(space, D, recipe).double()
-    x, y = images()
-    model.fit_closed_form(x.mean(1), y)
-    with torch.no_grad():
-        model.attention.W2.normal_()
-        model.attention.W3.normal_()
-    return model, x, y
-
-
-def test_scores_and_gradients_equal_the_textbook_form(space):
-    model, x, _ = trained(space)
-    fast, slow = model.class_scores(x[:4]), textbook(model, x[:4])
-    torch.testing.assert_close(fast, slow)
-    parameters = [model.attention.v, model.attention.W1, model.attention.W2, model.attention.W3]
-    mark = torch.randn(4, C, dtype=torch.float64)
-    got = torch.autograd.grad((fast * mark).sum(), parameters)
-    for a, b in zip(got, torch.autograd.grad((slow * mark).sum(), parameters), strict=True):
-        torch.testing.assert_close(a, b)
-
-
-def test_each_direction_alone_teaches_the_attention(space):
-    for switch, other in (("loss_semantic", "s2"), ("loss_visual", "s1")):
-        model, x, y = trained(space, replace(RECIPE, **{switch: False}))
-        losses = model.loss(x[:8], y[:8])
-        assert losses["loss"] == losses[other]
-        losses["loss"].backward()
-        for parameter in (model.attention.v, model.attention.W2, model.attention.W3):
-            assert parameter.grad.abs().sum() > 0
-    assert model.attention.W1.grad is not None  # s1 alone moves W1; s2 does not see it
-    model, x, y = trained(space, replace(RECIPE, loss_semantic=False))
-    model.loss(x[:8], y[:8])["loss"].backward()
-    assert not model.attention.W1.grad.any()
-
-
-def test_class_means_are_those_of_the_epoch_and_the_rate_falls_along_a_cosine(space):
-    method = build(replace(RECIPE, lr=8e-4), space, (R, D), 0, 6)
-    rates = [method.phases[0].lr_at(done) for done in (0, 1.5, 2, 3, 4, 6)]
-    # half the rate times 1 + cos of 0, 45, 60, 90, 120 and 180 degrees
-    assert rates == pytest.approx([8e-4, 4e-4 * (1 + 0.5**0.5), 6e-4, 4e-4, 2e-4, 0], abs=1e-12)
-    assert method.phases[0].after_epoch == method.model.update_closed_forms
+@pytest.mark.parametrize("attributes", [3, K])  # fewer and more than seen classes: the penalty's two forms
+def test_what_is_fitted_is_of_the_training_images(space, attributes):
+    space = replace(space, att=space.att[:, :attributes] + 0.1)
     model, x, y = trained(space)
-    before = model.class_means.clone()
-    model.loss(x[:3], y[:3])  # classes 0, 1, 3
-    model.update_closed_forms()
-    torch.testing.assert_close(model.class_means[:3], model.pooled(x[:3], model.attend(x[:3])))
-    assert torch.equal(model.class_means[3], before[3])  # class 5 was not drawn: its mean stays
-    prototypes = F.normalize(model.mixing.weights(model.z) @ model.class_means @ model.P.T, dim=1)
-    torch.testing.assert_close(model.prototypes(), prototypes)
-    model.loss(x[1:2], y[1:2])  # the next epoch counts anew
-    model.update_closed_forms()
-    torch.testing.assert_close(model.class_means[1:2], model.pooled(x[1:2], model.attend(x[1:2])))
+    z = prepared_attributes(space.att, space.seen)[space.seen]
+    torch.testing.assert_close(model.looks, readable_regions(Shown(x, y), model.seen_index, z))
+    theta = (30 * x @ model.looks.T).softmax(dim=1)
+    rho = 0.3 / R + 0.7 * theta.mean(dim=2)
+    phi = signed_root((rho.unsqueeze(2) * x).sum(dim=1))
+    torch.testing.assert_close(model.mu, phi.mean(0))
+    torch.testing.assert_close(model.P, shrunk_whitening(phi - phi.mean(0), 8, 10.0))
+    f = (phi - phi.mean(0)) @ model.P.T
+    torch.testing.assert_close(model.attend(x).f, f)
+    means = torch.stack([f[y == c].mean(0) for c in space.seen])
+    torch.testing.assert_close(model.means, means)
+    penalty = 0.8 * 4 / min(4, attributes) * torch.eye(attributes)
+    torch.testing.assert_close(model.W, torch.linalg.inv(z.T @ z + penalty) @ z.T @ means)
+    torch.testing.assert_close(model.length, (model.z @ model.W).norm(dim=1))
+    hub = F.normalize(model.z @ model.W, dim=1) @ F.normalize(means, dim=1).T
+    torch.testing.assert_close(model.hub, hub.max(dim=1).values)
 
 
-def test_an_unprepared_class_is_never_known_but_by_its_attributes(space):
-    """Only the attributes of unseen classes enter: scores of seen classes do not change with them."""
+def test_sharpness_0_pools_by_the_plain_mean(space):
+    model, x, _ = trained(space, replace(RECIPE, sharpness=0.0, own=0.6))
+    phi = signed_root(x.mean(dim=1))
+    torch.testing.assert_close(model.attend(x).f, (phi - phi.mean(0)) @ model.P.T)
+
+
+def test_without_attention_of_its_own_a_score_is_a_cosine(space):
+    model, x, _ = trained(space, replace(RECIPE, own=0.0, hubness=0.0, seen_expert=0.0))
+    cosines = F.normalize(model.attend(x).f, dim=1) @ F.normalize(model.z @ model.W, dim=1).T
+    torch.testing.assert_close(model.class_scores(x), 100 * cosines)
+
+
+def test_every_point_is_an_attribute_at_a_place(space):
     model, x, _ = trained(space)
-    other = space.att.clone()
-    other[space.unseen] = other[space.unseen].flip(1)
-    changed, _, _ = trained(replace(space, att=other))
+    a = model.attend(x)
+    parts = torch.einsum("brk,ck->bcrk", a.ev, model.z / (model.z @ model.W).norm(dim=1, keepdim=True))
+    total = parts.sum(dim=(2, 3)) + sum(model.corrections(x, a).values())
+    torch.testing.assert_close(total, model.class_scores(x))
+    torch.testing.assert_close(model.evidence(x, a), a.ev.sum(dim=1))
+
+
+def test_evidence_of_a_region_is_what_its_removal_takes(space):
+    """With |f|, the gains and the weights held; computed from pooled features, as the score is."""
+    model, x, _ = trained(space)
+    a, own = model.attend(x), RECIPE.own
+    theta = (30 * x @ model.looks.T).softmax(dim=1)
+    rho = 0.3 / R + 0.7 * theta.mean(dim=2)
+    t = (1 - own) * rho.unsqueeze(2) + own * theta  # (B,R,K)
+    g = (rho.unsqueeze(2) * x).sum(dim=1)
+    scale = D**0.5 / g.norm(dim=1, keepdim=True)
+    gains = 1 / (((scale * g).abs() + 1e-2).sqrt() + 0.1)
+
+    def evidence(kept):  # of attributes, from the regions that are kept
+        pooled = torch.einsum("brk,brd->bkd", t[:, kept], x[:, kept]) * (scale * gains).unsqueeze(1)
+        pooled = pooled - t[:, kept].sum(dim=1).unsqueeze(2) * model.mu
+        return 100 * (pooled @ model.P.T * model.W).sum(dim=2) / a.f.norm(dim=1, keepdim=True)
+
+    everything = list(range(R))
+    torch.testing.assert_close(evidence(everything), a.e)
+    for r in everything:
+        lost = evidence(everything) - evidence([s for s in everything if s != r])
+        assert float((lost - a.ev[:, r]).abs().max()) < 1e-6
+
+
+def test_hubness_and_seen_expert_by_hand(space):
+    model, x, y = trained(space)
+    a, seen = model.attend(x), space.seen.tolist()
+    means = {c: a.f[y == c].mean(0) for c in seen}
+    within = sum(torch.outer(r - means[c], r - means[c]) for r, c in zip(a.f, y.tolist(), strict=True)) / len(y)
+    within = within + 0.3 * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype)
+    inverse = torch.linalg.inv(within)
+    logits = torch.stack([a.f @ inverse @ means[c] - 0.5 * means[c] @ inverse @ means[c] for c in seen], dim=1)
+    expected = (logits - logits.mean(1, keepdim=True)) / logits.std(1, correction=0, keepdim=True)
+    found = model.corrections(x, a)
+    torch.testing.assert_close(found["seen expert"][:, seen], 2.5 * expected)
+    assert not found["seen expert"][:, space.unseen].any()
+    for c in range(C):
+        prototype = model.z[c] @ model.W
+        nearest = max(float(F.cosine_similarity(prototype, m, dim=0)) for m in means.values())
+        torch.testing.assert_close(found["hubness"][:, c], torch.full_like(found["hubness"][:, c], -10 * nearest))
+
+
+def test_unseen_classes_are_known_by_their_attributes_alone(space):
+    """Scores of seen classes do not change with them, and describing a class afterwards gives what fitting gave."""
+    model, x, _ = trained(space)
+    changed, _, _ = trained(replace(space, att=space.att.index_copy(0, space.unseen, space.att[space.unseen].flip(1))))
     a, b = model.class_scores(x), changed.class_scores(x)
     torch.testing.assert_close(a[:, space.seen], b[:, space.seen])
     assert (a[:, space.unseen] - b[:, space.unseen]).abs().max() > 1e-3
+    before = model.length.clone(), model.hub.clone()
+    model.length.fill_(7), model.hub.fill_(7)
+    model.describe_classes(torch.arange(C))
+    torch.testing.assert_close((model.length, model.hub), before)
+    weights, correction = model.class_encoder(space).encode(space.att)
+    torch.testing.assert_close(weights, model.class_attributes())
+    torch.testing.assert_close(correction, -10 * model.hub)
+
+
+def test_validation_chooses_the_sharpness_and_switches_reach_the_model(space):
+    x, y = images()
+    method = build(replace(RECIPE, sharpness=None), space, (R, D), 0, 0)
+    method.model.double()
+    assert method.grid == tuple({"sharpness": s} for s in SHARPNESS) and not build(RECIPE, space, (R, D), 0, 0).grid
+    method.begin(Shown(x, y))
+    reference = method.model.class_scores(x)
+    for sharpness in SHARPNESS[::-1]:
+        method.set_params({"sharpness": sharpness})
+        expected, _, _ = trained(space, replace(RECIPE, sharpness=sharpness))
+        torch.testing.assert_close(method.model.class_scores(x), expected.class_scores(x))
+    for name, value in (("root_attributes", False), ("root_features", False), ("own", 1.0), ("mean_share", 1.0)):
+        other, _, _ = trained(space, replace(RECIPE, **{name: value}))
+        assert (other.class_scores(x) - reference).abs().max() > 1e-3, name
 
 
 @pytest.mark.parametrize("prepared", [False, True])
@@ -210,123 +187,3 @@ def test_eszsl_is_its_closed_form(space, prepared, monkeypatch):
     W = left @ X.T @ Y @ Z @ torch.linalg.inv(Z.T @ Z + 10 * torch.eye(K))
     torch.testing.assert_close(model.W, W / W.norm())
     torch.testing.assert_close(model.class_scores(x), X @ model.W @ model.z.T)
-
-
-def test_switches_reach_the_model(space):
-    base, x, _ = trained(space)
-    reference = base.class_scores(x).detach()
-    for name in ("root_attributes", "centre_attributes", "root_features", "whiten", "closed_start", "ridge_encoder"):
-        other, _, _ = trained(space, replace(RECIPE, **{name: False}))
-        assert (other.class_scores(x).detach() - reference).abs().max() > 1e-4, name
-    assert np.isfinite(reference.numpy()).all()
-
-
-def test_the_seen_expert_is_a_linear_discriminant_of_the_epochs_images(space):
-    model, x, y = trained(space)
-    with torch.no_grad():
-        for part in (slice(0, 8), slice(8, 24), slice(24, 40)):
-            model.loss(x[part], y[part])
-        model.update_closed_forms()
-        u = model.branch_scores(x)[3]  # (N,d)
-    seen = space.seen.tolist()
-    means = {c: u[y == c].mean(0) for c in seen}
-    within = sum(torch.outer(row - means[c], row - means[c]) for row, c in zip(u, y.tolist(), strict=True)) / len(u)
-    within = within + 0.3 * within.diagonal().mean() * torch.eye(len(within), dtype=within.dtype)
-    inverse = torch.linalg.inv(within)
-    logits = torch.stack([u @ inverse @ means[c] - 0.5 * means[c] @ inverse @ means[c] for c in seen], dim=1)  # (N,S)
-    expected = (logits - logits.mean(1, keepdim=True)) / logits.std(1, correction=0, keepdim=True)
-    got = model.corrections(x, model.attend(x)).detach()
-    scale = model.recipe.alpha * model.recipe.beta
-    torch.testing.assert_close(got[:, seen] + scale * model.hubness * model.hub[seen], scale * 0.025 * expected)
-    torch.testing.assert_close(
-        got[:, space.unseen], (-scale * model.hubness * model.hub[space.unseen]).expand(len(x), -1)
-    )
-
-
-class Shown:
-    """Images as a method's hooks see them."""
-
-    def __init__(self, x, labels):
-        self.x, self.labels = x, labels
-
-    def pooled(self):
-        return self.x.mean(dim=1)
-
-    def blocks(self):
-        yield from zip(self.x.split(3), self.labels.split(3), strict=True)
-
-
-@pytest.mark.parametrize("share", [0.15, 0.0])
-def test_validation_chooses_the_share_of_hubness_among_unseen_classes(space, share):
-    model, _, _ = trained(space)
-    for seed in range(8):
-        g = torch.Generator().manual_seed(seed)
-        x = F.normalize(torch.randn(60, R, D, generator=g, dtype=torch.float64), dim=2)
-        with torch.no_grad():
-            model.hub[space.unseen] = torch.linspace(-1, 1, len(space.unseen), dtype=torch.float64)
-            best = {}
-            for model.hubness in (0.15, 0.0):
-                best[model.hubness] = model.class_scores(x)[:, space.unseen].argmax(1)
-        assert (best[0.15] != best[0.0]).sum() > 3
-        images = Shown(x, space.unseen[best[share]])  # labels as the one share would have them
-        assert model.tune_hubness(images) == {"hubness": share} and model.hubness == share
-    model.set_params({"hubness": 0.07})
-    assert model.hubness == 0.07
-    given = build(replace(RECIPE, hubness=0.3), space, (R, D), 0, 1)  # what is given is not tuned
-    assert given.tune is None and given.model.hubness == 0.3 and build(RECIPE, space, (R, D), 0, 1).tune
-
-
-def test_the_share_of_hubness_is_judged_by_classes_and_the_first_of_equals_is_taken(space):
-    """The first class is a hub, 10 ahead in every image; four images are of it, and one of each other class.
-
-    With all of the share the hub falls 24 and loses its own four images, but two of three classes are right.
-    """
-    model, _, _ = trained(space)
-    first, second, third = space.unseen.tolist()
-    s1 = torch.zeros(6, C, dtype=torch.float64)
-    s1[:, first], s1[4, second], s1[5, third] = 20.0, 10.0, 10.0
-    s1[:4, second] = 10.0
-    model.branch_scores = lambda x: (s1, torch.zeros_like(s1), None, None)
-    images = Shown(torch.zeros(6, R, D), torch.tensor([first] * 4 + [second, third]))
-    images.blocks = lambda: iter([(images.x, images.labels)])
-    with torch.no_grad():
-        model.hub.zero_()
-        assert model.tune_hubness(images) == {"hubness": 0.15}  # nothing is changed by either share
-        model.hub[first] = 1.0
-    assert model.tune_hubness(images) == {"hubness": 0.15}
-    images.labels[4:] = first  # now it is right to take the hub
-    assert model.tune_hubness(images) == {"hubness": 0.0}
-
-
-def test_what_has_a_closed_form_is_of_the_training_images(space):
-    torch.manual_seed(0)
-    model = VSMR(space, D, RECIPE).double()
-    x, y = images()
-    y[:12] = 0  # classes of other sizes
-    pooled = x.mean(1)
-    model.fit_closed_form(pooled, y)
-    phi = signed_root(pooled)
-    torch.testing.assert_close(model.x_mean, pooled.mean(0))
-    torch.testing.assert_close(model.phi_mean, phi.mean(0))
-    phi = phi - phi.mean(0)
-    torch.testing.assert_close(model.P, shrunk_whitening(phi, 8, 10.0))
-    torch.testing.assert_close(model.class_means, torch.stack([phi[y == c].mean(0) for c in space.seen]))
-
-
-def test_the_attention_starts_where_attributes_can_be_read_and_means_are_measured_with_it(space):
-    x, y = images()
-    shown = Shown(x.float(), y)
-    method = build(RECIPE, space, (R, D), 0, 1)
-    method.begin(shown)
-    model = method.model
-    W2 = closed_form_W2(shown, model.seen_index, model.z[space.seen], F.normalize(model.attention.v, dim=1))
-    assert W2.abs().max() > 1e-4
-    torch.testing.assert_close(model.attention.W2.detach(), 40 * W2)
-    phi = model.pooled(x.float(), model.attend(x.float())).detach()
-    means = torch.stack([phi[y == c].mean(0) for c in space.seen])
-    torch.testing.assert_close(model.class_means, means)
-    assert not model.epoch_counts.any()  # the first epoch counts anew
-    plain = build(replace(RECIPE, sharpness=0.0), space, (R, D), 0, 1)
-    plain.begin(shown)
-    assert not plain.model.attention.W2.any()
-    assert (plain.model.class_means - means).abs().max() > 1e-4

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from core.method import ClassSpace
-from core.VSMR_staged import RECIPES, THRESHOLDS, StagedRecipe, VSMRStaged, build, published_procedure
+from core.VSMR_staged import RECIPES, THRESHOLDS, VSMRStaged, build
 from tests import reference
-from tests.helpers import C
 
 B, R, D = 6, 9, 16
 CUB50 = RECIPES["CUB50"]
@@ -81,14 +80,6 @@ def test_images_are_scored_with_the_mask_that_is_predicted_of_them(space, batch)
     assert not model.predicted_mask(x).any()  # an attribute at the threshold is not there
 
 
-def test_stage_3_takes_the_classes_in_their_order(space, batch, monkeypatch):
-    model, order = VSMRStaged(space, D, replace(CUB50, semantic_epochs=2), seed=0).double(), []
-    plain = model.semantic_loss
-    monkeypatch.setattr(model, "semantic_loss", lambda c, p: (order.append(c.tolist()), plain(c, p))[1])
-    model.fit_prototypes(torch.ones(C, D, dtype=torch.float64))
-    assert order == [[0, 1, 3, 5]] * 2
-
-
 def test_the_predictor_takes_the_mean_of_regions_at_their_length_before_they_were_unit_vectors(space):
     """Of (0,1), (0,1), (0,1), (1,0) the mean is (.25,.75); at length 8 (2,6): 2·2 - 6 is below 0, 4·2 - 6 above."""
     two = ClassSpace(space.att[:, :2], space.seen, space.unseen, space.w2v[:2])
@@ -152,22 +143,6 @@ def test_f1_is_of_each_image_and_then_averaged(space, batch):
     assert together
 
 
-def test_the_seed_decides_where_stage_3_starts(space):
-    starts = []
-    for seed in (0, 1, 1):
-        model = VSMRStaged(space, D, replace(CUB50, semantic_epochs=0), seed=seed).double()
-        model.fit_prototypes(torch.ones(C, D, dtype=torch.float64))
-        starts.append(model.E[0].weight.detach().clone())
-    assert torch.equal(starts[1], starts[2]) and not torch.equal(starts[0], starts[1])
-
-
-def test_a_given_threshold_is_not_tuned(space):
-    for threshold in (0.3, 0.45):
-        method = build(replace(CUB50, threshold=threshold), space, (R, D), 0, 4)
-        assert method.tune is None
-        assert method.model.threshold.item() == pytest.approx(threshold)
-
-
 # ---- stage 5 on paper. One region an image and ρ = 1, so that f is the region; the plane, directions in degrees.
 # Class 1 is seen, at 0. Classes 2 and 0 are unseen, at 30 and 90. Each gets its nearest test image (k = 1): class 2 the
 # first at 9 degrees and three times as long, which turns it to 14.2 (as unit vectors it would be 19.5), class 0 its
@@ -204,17 +179,3 @@ def test_stage_5_on_paper():
     # without stage 5: 9 is nearer to 0 than to 30, 10 too
     scores = model.class_scores(plane(SEEN + UNSEEN).x).argmax(dim=1)
     assert scores.tolist() == [1, 1, 2, 1, 1, 1, 0, 0]
-
-
-def test_stage_5_takes_as_many_neighbours_as_there_are():
-    method, model = staged_in_the_plane(neighbours=50)
-    found = method.diagnose(plane(SEEN), plane(UNSEEN))
-    # every prototype gets the same sum (6.88, 5.05); 30 turns to 35.7, 90 to 41.4
-    assert found["T1"] == pytest.approx(5 / 5) and found["S"] == pytest.approx(2 / 3)
-    assert published_procedure(model, plane(SEEN), plane(UNSEEN)) == found
-
-
-def test_steps_of_the_visual_phase_are_tens(space):
-    assert StagedRecipe(visual_iterations=47).epochs == 4 and StagedRecipe(visual_iterations=3).epochs == 1
-    visual = build(CUB50, space, (R, D), 0, 4).phases[1]
-    assert visual.epochs == 4 and len(list(visual.batches.epoch(np.arange(8), np.random.default_rng(0)))) == 10

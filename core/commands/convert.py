@@ -10,35 +10,105 @@ Interrupted? The same command continues.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from core.commands.parser import Parser, whole
-from core.files.errors import run_cli
+import numpy as np
 
+from core.commands.parser import Parser, whole
+from core.datasets.stored import check_maps, read_content
+from core.features.settings import STORES
+from core.features.writer import FeatureFileMetadata, Writer
+from core.files.atomic import sha256_file
+from core.files.errors import UserError, run_cli
+from core.files.hdf5 import names, open_hdf5, plain
+from core.files.kinds import missing, unreadable
+from core.files.progress import Progress
+
+LAYOUTS = {  # what the axes of feature_map are
+    "ndhw": "(N,D,h,w), DAZLE's",
+    "nhwc": "(N,h,w,D), channels last",
+    "nrd": "(N,R,D), regions then channels",
+    "tokens": "(N,T,D) of a vision transformer: class and register tokens, then the patches",
+}
+_BLOCK = 256 << 20  # bytes of features in memory, but a whole chunk, which is decompressed whole
 _log = logging.getLogger(__name__)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    # where an error or an interruption of their import is one line
-    from core.datasets.registry import DATASETS
-    from core.features.convert import LAYOUTS, convert
-    from core.features.settings import STORES
+def to_ndhw(maps: np.ndarray, layout: str, pool: int = 1) -> np.ndarray:
+    """Features (n,...) of that layout as (n,D,h,w); pool x pool regions averaged into one, in float32."""
+    if maps.ndim != len(LAYOUTS[layout].split(")")[0].split(",")):
+        raise UserError(f"feature_map has {maps.ndim} axes, --layout {layout} is {LAYOUTS[layout]}")
+    if layout == "nhwc":
+        maps = maps.transpose(0, 3, 1, 2)
+    elif layout != "ndhw":
+        # the patches are the largest square that leaves a token in front
+        regions = math.isqrt(maps.shape[1] - 1) ** 2 if layout == "tokens" else maps.shape[1]
+        side = math.isqrt(regions)
+        grid = (side, side) if side**2 == regions else (1, regions)
+        maps = maps[:, -regions:].reshape(len(maps), *grid, maps.shape[2]).transpose(0, 3, 1, 2)
+    if pool == 1:
+        return maps
+    n, channels, height, width = maps.shape
+    if height % pool or width % pool:
+        raise UserError(f"--pool {pool}: {height}x{width} regions cannot be averaged by {pool}")
+    parts = maps.astype(np.float32).reshape(n, channels, height // pool, pool, width // pool, pool)
+    return np.asarray(parts.mean(axis=(3, 5)))
 
+
+def convert(source: Path, target: Path, *, layout: str, store: str = "float16", pool: int = 1) -> Path:
+    """Rewrite a feature file, or go on with a run that was interrupted.
+
+    Args:
+        layout: a key of LAYOUTS. store: type in the new file, float16 or float32.
+        pool: average pool x pool regions into one, as ``--pool`` of the extraction does before it rounds to ``store``.
+    """
+    if not source.is_file():
+        raise UserError(missing(source, "feature file"))
+    try:
+        file = open_hdf5(source)
+    except (OSError, RuntimeError) as error:
+        raise unreadable(source, "feature file", error) from error
+    with file:
+        metadata = replace(read_content(file, source), class_names=names(file, "allclasses_names") or [])
+        told = {"pretraining_saw_unseen": "unknown"} | {k: plain(v) for k, v in file.attrs.items()}
+        provenance = {k: v for k, v in told.items() if isinstance(v, str | int) and k not in ("complete", "sha256")}
+        provenance["converted_from"] = f"{source.name} sha256 {sha256_file(source)}, layout {layout}"
+        provenance |= {"pool": pool * int(provenance.get("pool", 1))} if pool > 1 else {}
+        w2v, text = (file[key][()] if key in file else None for key in ("w2v_att", "class_text"))
+        content, maps = FeatureFileMetadata(metadata, provenance, w2v, text), file["feature_map"]
+        shape = (len(maps), *to_ndhw(maps[:1], layout, pool).shape[1:])
+        check_maps(shape, maps.dtype, source)
+        chunk = maps.chunks[0] if maps.chunks else 1
+        block = chunk * max(1, _BLOCK // (chunk * maps[:1].nbytes))
+        with Writer(target, content, shape[1:], store) as writer, Progress(len(maps), target.name, "image") as bar:
+            for start in range(0, len(maps), block):
+                rows = np.arange(start, min(start + block, len(maps)))
+                if not writer.done[rows].all():
+                    try:
+                        values = maps[start : start + block]
+                    except Exception as error:  # filters raise nearly anything
+                        raise UserError(
+                            f"{source}: rows from {start} on are damaged ({error}); get it again"
+                        ) from error
+                    writer.write(rows, to_ndhw(values, layout, pool))
+                bar.update(len(rows))
+            writer.finish()
+    return target
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="feature file to read; it is left as it is")
     add("target", type=Path, metavar="OUT", help="feature file to write")
     layouts = "; ".join(f"{name}: {what}" for name, what in LAYOUTS.items())
     add("--layout", choices=LAYOUTS, required=True, help=f"axes of its feature_map. {layouts}")
-    add("--store", choices=STORES, default="float16", help="type in the new file (default: %(default)s)")
-    add("--pool", type=whole(1), default=1, help="average this many by this many regions into one (default: 1)")
-    add("--dataset", choices=DATASETS, help="take names, attributes and splits from this data set's .mat files")
-    add(
-        "--data-root", type=Path, default=Path("data"), help="folder with xlsa17/, for --dataset (default: %(default)s)"
-    )
-    args = vars(parser.parse_args(argv))
-    _log.info("features in %s", convert(**args | {"dataset": DATASETS.get(args["dataset"])}))
+    add("--store", choices=STORES, default="float16", help="type in the new file (%(default)s)")
+    add("--pool", type=whole(1), default=1, help="average this many by this many regions into one (1)")
+    _log.info("features in %s", convert(**vars(parser.parse_args(argv))))
     return 0
 
 

@@ -5,120 +5,81 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from core.commands.parser import DEVICE, Parser, from_flags, whole
+from core.commands.parser import Parser, from_flags, whole
 from core.datasets.paths import DEFAULT_ROOT
 from core.datasets.registry import DATASETS, DataSet
-from core.features.backbones import SAW_UNSEEN
-from core.features.devices import resolve_device
-from core.features.extraction import estimate, extract
-from core.features.settings import BATCH_SIZE, DTYPES, STORES, ExtractionConfig
-from core.features.shards import Shard, local_rank, parse_shard, run_on_devices, shard_of_environment
-from core.features.trunks import DEFAULT_WEIGHTS
+from core.features.extraction import extract
+from core.features.settings import ExtractionConfig
+from core.fields import add_fields
+from core.files.errors import UserError
+from core.files.memory import keep_memory
 
 _log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
     """The extraction flags, each with its default."""
-    source = dataset.source
-    demo = source == "DEMO"
-    add = parser.add_argument
-    add(
-        "--backbone",
-        default="demo" if demo else "resnet101",
-        help="torchvision classifier (resnet101, vit_b_16, swin_t, ...), timm:NAME for any model of timm, "
-        "open_clip:MODEL/PRETRAINED for the image embeddings of CLIP models, or demo "
-        "(default: %(default)s)",
-    )
-    add(
-        "--weights",
-        help="torchvision weights name, a weights file (.safetensors, .pth, .pth.tar, .ckpt; its head is ignored), or "
-        f"random (default: {DEFAULT_WEIGHTS}; for timm those its name says)",
-    )
-    add(
-        "--pretraining-saw-unseen",
-        choices=SAW_UNSEEN,
-        help="for weights files and timm: whether their pretraining saw images of unseen classes (default: unknown)",
-    )
-    add(
-        "--input-size",
-        type=whole(1),
-        help="image side in pixels: 224 gives ResNet 7x7 regions, 448 gives 14x14 (default: the backbone's own)",
-    )
-    add(
-        "--pool",
-        type=whole(1),
-        default=1,
-        help="average this many by this many regions into one (default: %(default)s)",
-    )
-    add(
-        "--layers",
-        default="",
-        metavar="NAME[,NAME]",
-        help="earlier layers, averaged to the grid of the last map and put behind it, as layer3 (default: none)",
-    )
-    add("--flip", action="store_true", help="average the features of each image and of its mirror image")
-    add("--dtype", choices=DTYPES, default="float32", help="arithmetic of the backbone (default: %(default)s)")
-    add("--store", choices=STORES, default="float16", help="type in the file (default: %(default)s)")
-    add("--device", default="auto", help=DEVICE)
-    add("--devices", help="one process and shard for each: cuda:0,cuda:1 or all (default: --device alone)")
-    add(
-        "--shard",
-        metavar="I/N",
-        help="extract part I of N (from 0 on); the last one makes the file (default: from a SLURM job array, torchrun "
-        "or srun, else all)",
-    )
-    add("--workers", type=whole(1), help="decoding threads (default: one per core, 2 to 16)")
-    add(
-        *("--batch-size", "--image-batch-size"),  # the latter is its name where a command trains too
-        type=whole(1),
-        default=BATCH_SIZE,
-        help="images per forward pass (default: %(default)s)",
-    )
-    add("--limit", type=whole(1), help="stop after this many images and keep the partial file (default: all)")
-    add("--dry-run", action="store_true", help="say rows, bytes and time from a measured batch; write nothing")
-    add("--data-root", type=Path, default=DEFAULT_ROOT, help="folder with images and xlsa17/ (default: %(default)s)")
-    add(
-        "--out",
-        type=Path,
-        help=f"feature file (default: DATA_ROOT/{source}/feature_map_<Backbone>_{source}.hdf5)",
-    )
+    add_fields(parser, ExtractionConfig(backbone="demo" if dataset.source == "DEMO" else "resnet101"))
+    add, batch = parser.add_argument, parser.get_default("batch_size")
+    said = "the same as --batch-size: its name where a command trains too"
+    add("--image-batch-size", dest="batch_size", type=whole(1), default=batch, help=said)
+    said = "part I of N, from 0 on; the last one makes the file (from a SLURM job array, torchrun or srun, else all)"
+    add("--shard", metavar="I/N", help=said)
+    add("--limit", type=whole(1), help="stop after about this many images and keep their part: says images a second")
+    add("--data-root", type=Path, default=DEFAULT_ROOT, help="folder with images and xlsa17/ (%(default)s)")
+    where = f"DATA_ROOT/{dataset.source}/feature_map_<Backbone>_{dataset.source}.hdf5"
+    add("--out", type=Path, help=f"feature file ({where})")
 
 
 def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
     dataset, parser = DATASETS[name], Parser(description)
     add_arguments(parser, dataset)
     args = parser.parse_args(argv)
-    layers = tuple(name.strip() for name in args.layers.split(",") if name.strip())
-    config = from_flags(ExtractionConfig, args, layers=layers)
-    if args.dry_run:
-        _log.info("%s", estimate(dataset, data_root=args.data_root, config=config))
-        return 0
+    keep_memory()
+    config = from_flags(ExtractionConfig, args)
     shard = parse_shard(args.shard) if args.shard else shard_of_environment()
-    work = partial(extract_shard, name, data_root=args.data_root, out=args.out, limit=args.limit)
-    if args.devices:
-        every = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
-        named = args.devices.strip().lower()
-        devices = every if named == "all" else [str(resolve_device(name)) for name in args.devices.split(",")]
-        cores = (os.cpu_count() or 2) // len(devices)
-        run_on_devices(partial(work, replace(config, workers=config.workers or max(2, cores))), devices, shard)
-        return 0
-    device = config.device
-    if device in ("auto", "cuda", "gpu") and (rank := local_rank()) is not None and torch.cuda.is_available():
-        device = f"cuda:{rank % torch.cuda.device_count()}"
-    work(config, shard, device)
+    if config.device in ("auto", "cuda", "gpu") and (rank := local_rank()) is not None and torch.cuda.is_available():
+        config = replace(config, device=f"cuda:{rank % torch.cuda.device_count()}")
+    path = extract(dataset, data_root=args.data_root, out=args.out, config=config, limit=args.limit, shard=shard)
+    _log.info("features in %s", path)
     return 0
 
 
-def extract_shard(name: str, config: ExtractionConfig, shard: Shard, device: str, **places: Any) -> None:
-    """Extract a shard on a device; what a process of --devices does."""
-    path = extract(DATASETS[name], config=replace(config, device=device), shard=shard, **places)
-    _log.info("features in %s", path)
+def parse_shard(text: str) -> tuple[int, int]:
+    """ "2/8" as (2,8)."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip())
+    if not match or not int(match[1]) < int(match[2]):
+        raise UserError(f"--shard {text}: i/n is needed, i from 0 to n-1, such as 0/8 for the first of eight")
+    return int(match[1]), int(match[2])
+
+
+def shard_of_environment(environment: Mapping[str, str] = os.environ) -> tuple[int, int]:
+    """(i,n) that a job array, and torchrun or srun within it, give this process; (0,1) where there is none."""
+    index, count = 0, int(environment.get("SLURM_ARRAY_TASK_COUNT", 1))
+    if count > 1:
+        first, last, own = (int(environment[f"SLURM_ARRAY_TASK_{key}"]) for key in ("MIN", "MAX", "ID"))
+        if last - first + 1 != count:
+            raise UserError(
+                f"the job array has {count} tasks from {first} to {last}, with gaps, so the shards are not clear; give "
+                "each task its own --shard i/n"
+            )
+        index = own - first
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in environment and size in environment:
+            return index * int(environment[size]) + int(environment[rank]), count * int(environment[size])
+    return index, count
+
+
+def local_rank(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Number of this process among those that torchrun or srun started on this machine; None without them."""
+    for index, count_of in (("LOCAL_RANK", "WORLD_SIZE"), ("SLURM_LOCALID", "SLURM_STEP_NUM_TASKS")):
+        if index in environment and int(environment.get(count_of, 1)) > 1:
+            return int(environment[index])
+    return None

@@ -15,26 +15,22 @@ _log = logging.getLogger(__name__)
 
 def parser(description: str | None) -> Parser:
     p = Parser(description)
-    p.add_argument("dataset", choices=[*DATASETS], help="the data set whose seen classes are learned")
-    p.add_argument(
-        "--split",
-        default="0",
-        metavar="K",
-        help="validation split K: its training classes alone, so that features made with the weights may be validated "
-        "on with --seed K, and tested on; or final: all of trainval, for features that nothing is chosen on (0)",
-    )
-    p.add_argument("--backbone", default="resnet101", help="torchvision classifier or timm:NAME (resnet101)")
-    p.add_argument("--weights", help="what to begin with: a weights file, or a name as for the extraction")
-    p.add_argument("--input-size", type=whole(32), help="image side in pixels (the backbone's own)")
-    p.add_argument("--epochs", type=whole(1), default=20, help="most epochs; the learning rate falls over them (20)")
-    p.add_argument("--patience", type=whole(1), default=4, help="epochs without a better one before it stops (4)")
-    p.add_argument("--lr", type=number(0), default=1e-4, help="of the backbone; its new head has ten times that (1e-4)")
-    p.add_argument("--batch-size", type=whole(1), default=32, help="images a step (32)")
-    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products (float32)")
-    p.add_argument("--device", default="auto", help=DEVICE)
-    p.add_argument("--workers", type=whole(1), default=4, help="decoding threads (4)")
-    p.add_argument("--data-root", type=Path, default=Path("data"), help="holds the images and xlsa17/ (data)")
-    p.add_argument("--out", type=Path, help="(ROOT/<data set>/finetuned_<backbone>_split<K>_val.safetensors)")
+    add = p.add_argument
+    add("dataset", choices=[*DATASETS], help="the data set whose seen classes are learned")
+    said = "validation split K, for features that --seed K validates on and tests; or final: all of trainval (0)"
+    add("--split", default="0", metavar="K", help=said)
+    add("--backbone", default="resnet101", help="torchvision classifier or timm:NAME (resnet101)")
+    add("--weights", help="what to begin with: a weights file, or a name as for the extraction")
+    add("--input-size", type=whole(32), help="image side in pixels (the backbone's own)")
+    add("--epochs", type=whole(1), default=20, help="most epochs; the learning rate falls over them (20)")
+    add("--patience", type=whole(1), default=4, help="epochs without a better one before it stops (4)")
+    add("--lr", type=number(0), default=1e-4, help="of the backbone; its new head has ten times that (1e-4)")
+    add("--batch-size", type=whole(1), default=32, help="images a step (32)")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products (float32)")
+    add("--device", default="auto", help=DEVICE)
+    add("--workers", type=whole(1), default=4, help="decoding threads (4)")
+    add("--data-root", type=Path, default=Path("data"), help="holds the images and xlsa17/ (data)")
+    add("--out", type=Path, help="(ROOT/<data set>/finetuned_<backbone>_split<K>_val.safetensors)")
     return p
 
 

@@ -10,8 +10,6 @@ from core.commands.parser import DEVICE, Parser, whole
 from core.fields import add_fields
 from core.methods import find_method, methods
 
-PRECISIONS = ("float32", "bfloat16")
-
 
 def method_first(description: str | None, dataset: str, argv: Sequence[str] | None) -> tuple[Parser, str]:
     """A parser with --method, the settings of the method that ``argv`` names, and on CUB --split; the data set's name.
@@ -43,7 +41,7 @@ def add_device(p: argparse.ArgumentParser) -> None:
     """--device and --precision."""
     p.add_argument("--device", default="auto", help=DEVICE)
     said = "of the products in a training step; bfloat16 is faster where the processor has it (float32)"
-    p.add_argument("--precision", choices=PRECISIONS, default="float32", help=said)
+    p.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help=said)
 
 
 def add_seeds(p: argparse.ArgumentParser, default: int) -> None:
@@ -59,27 +57,18 @@ def seeds_of(args: argparse.Namespace) -> tuple[int, ...]:
 
 def add_run(p: argparse.ArgumentParser, out: Path | None, gamma_splits: int = 1) -> None:
     """How a run is chosen, where it goes and what it leaves; ``out`` None: ROOT/results."""
-    on_off = argparse.BooleanOptionalAction
-    p.add_argument(
-        "--select",
-        choices=("val", "last"),
-        default="val",
-        help="val: epochs, γ and thresholds from a class-disjoint validation split, then refit; last: all epochs, the "
-        "method's own γ (val)",
+    add, on_off = p.add_argument, argparse.BooleanOptionalAction
+    said = "val: on class-disjoint validation classes, then refit; last: all epochs, the method's own γ (val)"
+    add("--select", choices=("val", "last"), default="val", help=said)
+    said = (
+        f"validation splits whose γ is averaged: that of the seed and the next, each trained on once ({gamma_splits})"
     )
-    p.add_argument(
-        "--gamma-splits",
-        type=whole(1),
-        default=gamma_splits,
-        help="with --select val: validation splits whose γ is averaged, the seed's own and the next; each is trained "
-        f"on once, and where there are few classes one split's γ is a guess ({gamma_splits})",
-    )
+    add("--gamma-splits", type=whole(1), default=gamma_splits, help=said)
     said = f"OUT/<data set>/<features>/<method>/seed<k>/ ({out or 'ROOT/results'})"
-    p.add_argument("--out", type=Path, default=out, help=said)
+    add("--out", type=Path, default=out, help=said)
     said = "continue an unfinished run and read back a finished one; --no-resume starts anew (resume)"
-    p.add_argument("--resume", action=on_off, default=True, help=said)
+    add("--resume", action=on_off, default=True, help=said)
     said = "also print the row labelled 'selected on test'; it costs one evaluation an epoch (yes)"
-    p.add_argument("--diagnostics", action=on_off, default=True, help=said)
-    said = "also write OUT/.../tensorboard/, to be watched while it trains"
-    p.add_argument("--tensorboard", action="store_true", help=said)
-    p.add_argument("--page", action="store_true", help="also write page/, which shows why test images got their names")
+    add("--diagnostics", action=on_off, default=True, help=said)
+    add("--tensorboard", action="store_true", help="also write OUT/.../tensorboard/, to be watched while it trains")
+    add("--page", action="store_true", help="also write page/, which shows why test images got their names")

@@ -19,13 +19,14 @@ from core.datasets.vectors import attribute_vectors, write_attribute_vectors
 from core.datasets.word_vectors import FORMATS, MODELS
 from core.files.atomic import read_json, sha256_file
 from core.files.errors import UserError
+from core.files.memory import keep_memory
 from core.methods import find_method
 
 log = logging.getLogger(__name__)
 NONE = "none"
 
 
-def parser(description: str | None, argv: Sequence[str] | None) -> Parser:
+def parser(description: str | None, argv: Sequence[str] | None = ()) -> Parser:
     p, _ = flags.method_first(description, OWN.name, argv)
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
@@ -35,21 +36,17 @@ def parser(description: str | None, argv: Sequence[str] | None) -> Parser:
     share = "share of the classes with images that is drawn instead (unseen.txt, else 0.2)"
     unseen.add_argument("--unseen-share", type=number(0), help=share)
     data.add_argument("--split-seed", type=whole(0), default=0, help="of everything that is drawn for the split (0)")
-    vectors = "word vectors of the attributes: none (one-hot: names mean nothing), "
-    vectors += f"{' or '.join(MODELS)} (through gensim), a file of word vectors ({FORMATS}), or ready ones (K,V) as "
-    vectors += ".npy or .pkl (none)"
+    vectors = f"word vectors of the attributes: none (one-hot: names mean nothing), {' or '.join(MODELS)} (through "
+    vectors += f"gensim), a file of word vectors ({FORMATS}), or ready ones (K,V) as .npy or .pkl (none)"
     data.add_argument("--vectors", default=NONE, metavar="NONE_NAME_OR_FILE", help=vectors)
     features = "feature file to read, or to make (ROOT/OWN/feature_map_*_OWN.hdf5)"
     data.add_argument("--features", type=Path, help=features)
     # values are checked by ExtractionConfig: its module takes seconds to import, which --help need not wait for
-    images = p.add_argument_group("features", "used where the feature file is not there yet")
-    add = images.add_argument
+    add = p.add_argument_group("features", "used where the feature file is not there yet").add_argument
     add("--backbone", default="resnet101", help="torchvision classifier, timm:NAME, or demo (resnet101)")
     add("--weights", help="torchvision weights name, a weights file, or random (IMAGENET1K_V1)")
-    add(
-        "--pretraining-saw-unseen",
-        help="no, unknown or yes, for weights files and timm: whether pretraining saw unseen classes (unknown)",
-    )
+    saw = "no, unknown or yes, for weights files and timm: whether pretraining saw unseen classes (unknown)"
+    add("--pretraining-saw-unseen", help=saw)
     add("--input-size", type=whole(1), help="image side in pixels (the backbone's own)")
     add("--pool", type=whole(1), default=1, help="average this many by this many regions into one (1)")
     add("--image-batch-size", type=whole(1), default=32, help="images per forward pass (32)")
@@ -62,26 +59,25 @@ def parser(description: str | None, argv: Sequence[str] | None) -> Parser:
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
     args = parser(description, argv).parse_args(argv)
+    keep_memory()
     if args.data_root is None:
         raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")
     root: Path = args.data_root
     if not os.access(root, os.W_OK) and root.is_dir() and not (args.features and args.out):
         raise UserError(f"{root} may only be read: name places elsewhere with --features FILE.hdf5 and --out FOLDER")
-    args.out = args.out or root / "results"
-    recipe = from_flags(find_method(args.method).recipe_type, args)
     if args.unseen_share is not None and args.unseen_share >= 1:
         raise UserError(f"--unseen-share {args.unseen_share:g}: must be between 0 and 1")
+    args.out = args.out or root / "results"
+    recipe = from_flags(find_method(args.method).recipe_type, args)
+    validation = args.select == "val"
     choices = Choices(
-        unseen=tuple(args.unseen),
-        unseen_share=args.unseen_share,
-        seed=args.split_seed,
-        validation=args.select == "val",
+        unseen=tuple(args.unseen), unseen_share=args.unseen_share, seed=args.split_seed, validation=validation
     )
     log.info("1 of 3: the folder %s", root)
     m = read_folder(root, choices)
-    classes = f"{len(m.class_names)} classes by {m.att.shape[1]} attributes: {len(m.seen)} seen, {len(m.unseen)} unseen"
-    test = f"{len(m.test_seen_loc)} + {len(m.test_unseen_loc)} for test"
-    log.info("%s; %d images, %d for training, %s", classes, len(m.labels), len(m.trainval_loc), test)
+    log.info("%d classes by %d attributes: %d seen, %d unseen", *m.att.shape, len(m.seen), len(m.unseen))
+    parts = map(len, (m.labels, m.trainval_loc, m.test_seen_loc, m.test_unseen_loc))
+    log.info("%d images, %d for training, %d + %d for test", *parts)
     for note in m.notes:
         log.info("note: %s", note)
     path = paths.vectors_file(root, OWN)
@@ -104,14 +100,13 @@ def _vectors(source: str, path: Path, m: Metadata) -> Path | None:
         log.info("note: no word vectors (--vectors none): one-hot, so attribute names mean nothing to the model")
         return None
     digest = sha256_file(source) if Path(source).is_file() else None
-    made_from = {"source": Path(source).name if digest else source, "source_sha256": digest, "names": m.attribute_names}
+    name = Path(source).name if digest else source
     sidecar = path.with_suffix(".json")
     record = read_json(sidecar) if path.is_file() and sidecar.is_file() else None
-    if isinstance(record, dict) and all(record.get(key) == value for key, value in made_from.items()):
-        return path
-    made = attribute_vectors(source, m.attribute_names)
-    write_attribute_vectors(path, made, str(made_from["source"]), digest)
-    log.info("word vectors in %s", path)
+    made_from = {"source": name, "source_sha256": digest, "names": m.attribute_names}
+    if not isinstance(record, dict) or any(record.get(key) != value for key, value in made_from.items()):
+        write_attribute_vectors(path, attribute_vectors(source, m.attribute_names), name, digest)
+        log.info("word vectors in %s", path)
     return path
 
 

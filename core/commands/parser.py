@@ -14,6 +14,8 @@ from core.fields import check
 from core.files.errors import UserError
 
 DEVICE = f"{NAMES} (auto: a GPU where there is one)"  # the help of --device in every command
+MOST = 2**31 - 1  # of what is counted, and of seeds: generators of random numbers take no larger ones everywhere
+Settings = TypeVar("Settings")
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,13 +28,9 @@ class Parser(argparse.ArgumentParser):
         self.named = named
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse found wrong, as a UserError."""
-        raise UserError(
-            f"{message.removeprefix('argument ')}; python {sys.argv[0]} {self.named}--help lists every flag"
-        )
-
-
-Settings = TypeVar("Settings")
+        said = message.removeprefix("argument ")
+        command = sys.argv[0] if sys.argv[0].startswith("vsmr") else f"python {sys.argv[0]}"
+        raise UserError(f"{said}; {command} {self.named}--help lists every flag")
 
 
 def from_flags(kind: type[Settings], args: argparse.Namespace, **others: Any) -> Settings:
@@ -42,21 +40,15 @@ def from_flags(kind: type[Settings], args: argparse.Namespace, **others: Any) ->
     return made
 
 
-_MOST = 2**31 - 1  # of what is counted, and of seeds: generators of random numbers take no larger ones everywhere
-
-
 def whole(at_least: int) -> Callable[[str], int]:
     """Type of a flag: a whole number, not below ``at_least``."""
 
     def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = at_least - 1
+        value = int(text) if text.strip().removeprefix("-").isdecimal() else at_least - 1
         if value < at_least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {at_least}")
-        if value > _MOST:
-            raise argparse.ArgumentTypeError(f"{text!r} is more than {_MOST}")
+        if value > MOST:
+            raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST}")
         return value
 
     return parse

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import sys
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING
 
 from core.commands.parser import DEVICE, Parser, whole
 from core.files.errors import UserError
+from core.files.memory import keep_memory
 
 if TYPE_CHECKING:
     from core.inference.page import Item
     from core.inference.predictor import Prediction, Predictor
 
 log = logging.getLogger(__name__)
-SIDES = ("all", "seen", "unseen")
 BEGINNING = ("image", "class", "side", "score", "margin", "attributes")  # of the table's header
 
 
 def parser(description: str | None) -> Parser:
     p = Parser(description)
-    add = p.add_argument
+    add, sides = p.add_argument, ("all", "seen", "unseen")
     add("run", type=Path, help="a finished run, RESULTS/<data set>/<features>/<method>/seed<k>, or a folder above one")
     add("images", type=Path, nargs="*", help="photographs, and folders of them (searched to the bottom)")
     add("--top", type=whole(1), default=5, help="classes in an answer (%(default)s)")
-    add("--among", choices=SIDES, default="all", help="candidates: seen classes, unseen ones, or all (%(default)s)")
+    add("--among", choices=sides, default="all", help="candidates: seen classes, unseen ones, or all (%(default)s)")
     add("--out", type=_named(".csv"), metavar="FILE.csv", help="table, a row an image; without it answers are printed")
     add("--add-classes", type=Path, metavar="FILE.csv", help="more classes by description alone: class,<attribute>,...")
     add("--explain", type=Path, metavar="FOLDER", help="a page that says why, to be opened in a browser")
@@ -43,27 +43,24 @@ def parser(description: str | None) -> Parser:
 
 
 def _named(ending: str) -> Callable[[str], Path]:
-    """Of a file that is written: no slip of the keyboard replaces a photograph or a sheet."""
+    """Of a file that is written: no slip of the keyboard replaces a photograph, or a table that holds no answers."""
 
     def path(text: str) -> Path:
+        path, begins = Path(text), ",".join(BEGINNING[:3]).encode()
         if not text.lower().endswith(ending):
             raise ArgumentTypeError(f"{text}: its name must end in {ending}")
-        return Path(text)
+        if ending == ".csv" and path.is_file() and path.read_bytes()[: len(begins)] not in (b"", begins):
+            raise UserError(f"{path} is there and holds no answers of predict.py; choose another name, or move it away")
+        return path
 
     return path
 
 
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     args = parser(description).parse_intermixed_args(argv)
+    keep_memory()
     if args.with_backbone and args.export is None:
         raise UserError("--with-backbone belongs to --export FILE.onnx")
-    if args.explain and args.add_classes:
-        raise UserError(
-            "--explain shows the run's own classes, and its page has a form that adds one; leave --add-classes out, or "
-            "write the answers with --out"
-        )
-    if args.out:
-        _check_replaceable(args.out)
     # what parsing and --help do not need: torch takes seconds
     from core.inference.page import IMAGES, check_replaceable, write_page
     from core.inference.predictor import Predictor, find_images
@@ -81,7 +78,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     config = model.trained.config
     log.info("run %s: %s on %s, features of %s", run, config["method"], config["dataset"], model.config.backbone)
     if args.add_classes:
-        _add(model, args.add_classes)
+        model.add_classes(args.add_classes)
     if args.export:
         from core.inference.export import export
 
@@ -90,7 +87,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         log.info("%s", export(model, args.export, with_backbone=args.with_backbone))
     if not images:
         return 0
-    failed, items = _answer(model, images, args.out, top=args.top, among=args.among, shown=IMAGES * bool(args.explain))
+    failed, items = _answer(model, images, args, shown=IMAGES if args.explain else 0)
     if items:
         if len(images) - len(failed) > IMAGES:
             log.info("the page shows the first %d images", IMAGES)
@@ -104,38 +101,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _check_replaceable(table: Path) -> None:
-    """Refuse to write answers over anything but answers."""
-    if not table.is_file():
-        return
-    begins = ",".join(BEGINNING[:3]).encode()
-    with open(table, "rb") as handle:
-        head = handle.read(len(begins))
-    if head and head != begins:
-        raise UserError(f"{table} is there and holds no answers of predict.py; choose another name, or move it away")
-
-
-def _add(model: Predictor, path: Path) -> None:
-    """The classes of a CSV file."""
-    import pandas as pd
-
-    from core.datasets.sheets import read_attributes
-
-    if not path.is_file():
-        raise UserError(f"--add-classes {path}: there is no such file")
-    sheet = read_attributes(path)
-    frame = pd.DataFrame(sheet.values, columns=sheet.attributes)
-    frame.insert(0, "class", sheet.classes, allow_duplicates=True)
-    try:
-        model.add_classes(frame)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    log.info("%d classes added by their description: %s", len(sheet.classes), ", ".join(sheet.classes[:5]))
-
-
-def _answer(
-    model: Predictor, images: list[Path], table: Path | None, *, top: int, among: str, shown: int
-) -> tuple[dict[str, str], list[Item]]:
+def _answer(model: Predictor, images: list[Path], args: Namespace, shown: int) -> tuple[dict[str, str], list[Item]]:
     """Predict, and write answers as they come.
 
     Returns:
@@ -150,46 +116,47 @@ def _answer(
     items: list[Item] = []
     with ExitStack() as stack:
         rows = None
-        if table:
-            temporary = stack.enter_context(atomic_path(table))
+        if args.out:
+            temporary = stack.enter_context(atomic_path(args.out))
             rows = csv.writer(stack.enter_context(open(temporary, "w", encoding="utf-8", newline="")))
-            rows.writerow(header(top))
+            rows.writerow(header(args.top))
         bar = stack.enter_context(tqdm(total=len(images), unit="image", desc="predict", leave=False, disable=None))
         for batch in model.batches(images):
-            for i, answer in enumerate(model.answers(batch, top=top, among=among)):
+            for i, answer in enumerate(model.answers(batch, top=args.top, among=args.among)):
                 if answer.error:
                     failed[answer.image] = answer.error
                 elif len(items) < shown:
                     items.append(Item(picture=batch.paths[i], x=batch.x[i].cpu()))
                 if rows:
-                    rows.writerow(row_of(answer, top))
+                    rows.writerow(row_of(answer, args.top))
                 else:
                     sys.stdout.write("\n".join(lines_of(answer)) + "\n")
                 bar.update()
-    if table:
-        log.info("%d answers in %s", len(images), table)
+    if args.out:
+        log.info("%d answers in %s", len(images), args.out)
     return failed, items
 
 
 def header(top: int) -> list[str]:
-    more = [f"{what}_{k}" for k in range(2, top + 1) for what in ("class", "side", "score")]
-    return [*BEGINNING, *more, "error"]
+    return [*BEGINNING, *(f"{what}_{k}" for k in range(2, top + 1) for what in ("class", "side", "score")), "error"]
 
 
 def row_of(answer: Prediction, top: int) -> list[str]:
     """One row of the table; nothing in it is a formula to a spreadsheet."""
-    cells = [[_plain(c.name), c.side, f"{c.score:.6g}"] for c in answer.classes]
-    cells += [["", "", ""]] * (top - len(cells))
-    spoke = "; ".join(f"{name} {value:+.3g}" for name, value in answer.attributes)
-    margin = "" if answer.margin is None else f"{answer.margin:.6g}"
-    rest = [cell for some in cells[1:] for cell in some]
-    return [_plain(answer.image), *cells[0], margin, _plain(spoke), *rest, _plain(answer.error)]
+    cells = [cell for c in answer.classes for cell in (_plain(c.name), c.side, f"{c.score:.6g}")]
+    cells += [""] * (3 * top - len(cells))
+    margin, spoke = "" if answer.margin is None else f"{answer.margin:.6g}", _listed(answer.attributes, "; ")
+    return [_plain(answer.image), *cells[:3], margin, _plain(spoke), *cells[3:], _plain(answer.error)]
 
 
 def _plain(text: str) -> str:
     """Text that a spreadsheet does not take for a formula, and that can be written: file names may hold anything."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
+
+
+def _listed(reasons: tuple[tuple[str, float], ...], between: str = ", ") -> str:
+    return between.join(f"{words} {points:+.3g}" for words, points in reasons)
 
 
 def lines_of(answer: Prediction) -> Iterator[str]:
@@ -201,6 +168,8 @@ def lines_of(answer: Prediction) -> Iterator[str]:
     ahead = "" if answer.margin is None else f", ahead by {answer.margin:.3g}"
     yield f"{answer.image}\n    {first.name} ({first.side}) {first.score:.4g}{ahead}"
     if answer.attributes:
-        yield "    for it: " + ", ".join(f"{name} {value:+.2g}" for name, value in answer.attributes)
+        yield f"    for it: {_listed(answer.attributes)}"
+    if answer.against:
+        yield f"    against it: {_listed(answer.against)}"
     if others:
         yield "    then: " + ", ".join(f"{c.name} ({c.side}) {c.score:.4g}" for c in others)

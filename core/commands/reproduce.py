@@ -36,9 +36,8 @@ def parser(description: str | None) -> Parser:
     p.add_argument("--task", type=whole(0), help="run this one of the jobs alone and write no table (job arrays)")
     p.add_argument("--status", action="store_true", help="run nothing: which runs are done, running, failed, not begun")
     p.add_argument("--epochs", type=whole(0), help="most epochs of every method (each recipe's own)")
-    on_off = BooleanOptionalAction
-    p.add_argument("--ablation", action=on_off, default=True, help="the ablation of vsmr (yes)")
-    p.add_argument("--diagnostics", action=on_off, default=True, help="the rows labelled 'selected on test' (yes)")
+    for flag, said in (("--ablation", "the ablation of vsmr"), ("--diagnostics", "rows labelled 'selected on test'")):
+        p.add_argument(flag, action=BooleanOptionalAction, default=True, help=f"{said} (yes)")
     p.add_argument("--collect", action="store_true", help="run nothing: tables of the finished runs below OUT")
     p.add_argument("--docs", type=Path, help="also write the tables and their CSV to this folder (no)")
     return p
@@ -55,8 +54,11 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     if sbatch and args.engine == "local" and not args.print_sbatch:
         raise UserError(f"--slurm-{next(iter(sbatch))} is of SLURM, and this would run here: add --engine slurm")
     # what parsing and --help do not need: pandas, scipy and matplotlib take seconds
+    import torch
+
     from core.experiments.slurm import sbatch_script, submit
     from core.experiments.sweep import Plan, attempt, collect, jobs_of, status, sweep
+    from core.features.devices import resolve_device
     from core.reporting.report import write_report
 
     if args.demo and not args.collect:
@@ -76,29 +78,22 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
             raise UserError(f"{jobs[args.task]}: {failure}")
     elif args.status:
         states = status(plan)
-        for job, state, where in states:
-            sys.stdout.write(f"{job!s:<48} {state}{f' ({where})' if where else ''}\n")
-        counts = Counter(state.partition(":")[0] for _, state, _ in states)
-        sys.stdout.write(", ".join(f"{count} {state}" for state, count in counts.most_common()) + "\n")
+        counts = Counter(state.partition(":")[0] for _, state in states)
+        lines = [*(f"{job!s:<48} {state}" for job, state in states)]
+        lines += [", ".join(f"{count} {state}" for state, count in counts.most_common())]
+        sys.stdout.write("\n".join(lines) + "\n")
     elif args.engine == "slurm" and not args.collect:
         sys.stdout.write(submit(plan, sbatch))
     else:
-        failures = [] if args.collect else sweep(replace(plan, devices=_devices(args.device)))
+        failures = []
+        if not args.collect:
+            device = resolve_device(args.device)
+            every = device.type == "cuda" and device.index is None  # without a number: every GPU there is
+            devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if every else [str(device)]
+            failures = sweep(replace(plan, devices=tuple(devices)))
         collect(args.out)
         sys.stdout.write("\n" + write_report(args.out, args.docs))
         if failures:  # the others are in the tables
             said = f"{len(failures)} of {len(jobs_of(plan))} runs did not finish:"
             raise UserError("\n  ".join([said, *failures]))
     return 0
-
-
-def _devices(name: str) -> tuple[str, ...]:
-    """cuda without a number: every GPU there is."""
-    import torch
-
-    from core.features.devices import resolve_device
-
-    device = resolve_device(name)
-    if device.type == "cuda" and device.index is None:
-        return tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-    return (str(device),)

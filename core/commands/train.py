@@ -63,22 +63,15 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: 
     folder = args.out / inputs.dataset / inputs.variant / args.method
     rows = []
     for seed in flags.seeds_of(args):
-        config = run_config(
-            inputs,
-            args.method,
-            recipe,
-            seed=seed,
-            select=args.select,
-            precision=args.precision,
-            gamma_splits=args.gamma_splits,
-        )
+        how = {"select": args.select, "precision": args.precision, "gamma_splits": args.gamma_splits}
+        config = run_config(inputs, args.method, recipe, seed=seed, **how)
         out = folder / f"seed{seed}"
         watch = Board(out) if args.tensorboard else None
         result = run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics, watch=watch)
         rows.append(row_of(result) | {"folder": out.name})
-    text = table(rows)
-    write_bytes(folder / "table.md", (text + "\n").encode())
-    sys.stdout.write(f"\n{text}\n\nresults: {folder}\n")
+    text = table(rows) + "\n"
+    write_bytes(folder / "table.md", text.encode())
+    sys.stdout.write(f"\n{text}\nresults: {folder}\n")
     figure, first = folder / "attention.png", folder / f"seed{flags.seeds_of(args)[0]}"
     try:
         draw_attention(first, inputs, data_root, figure)

@@ -31,10 +31,11 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     out = a.out or vectors_file(a.data_root, dataset)
     if out.suffix.lower() not in (".pkl", ".pickle"):  # a .json of that name is written too
         raise UserError(f"--out {out}: the name of a file of attribute vectors ends in .pkl")
-    names, local = read_attribute_names(dataset, a.data_root, a.attributes), Path(a.source)
-    made = attribute_vectors(a.source, names)
+    made = attribute_vectors(a.source, read_attribute_names(dataset, a.data_root, a.attributes))
     # only the file's name goes into the record: a path means nothing on another machine
-    digest = sha256_file(local) if local.is_file() else None
-    write_attribute_vectors(out, made, local.name if local.is_file() else a.source, digest)
+    local = Path(a.source).is_file()
+    write_attribute_vectors(
+        out, made, Path(a.source).name if local else a.source, sha256_file(a.source) if local else None
+    )
     log.info("wrote %s %s", out, made.vectors.shape)
     return 0

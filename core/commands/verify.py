@@ -14,11 +14,7 @@ from core.files.errors import UserError, run_cli
 
 
 def check(path: Path) -> int:
-    """Check one file or folder; returns how many things were checked.
-
-    Raises:
-        UserError: what is wrong with it, or that it is nothing this program writes.
-    """
+    """Check one file or folder; returns how many things were checked."""
     # where an error or an interruption of their import is one line
     from core.datasets.vectors import load_attribute_vectors
     from core.experiments.results import read_result, verify_run
@@ -27,27 +23,23 @@ def check(path: Path) -> int:
     from core.training.checkpoint import load_checkpoint
 
     if path.is_dir():
-        finished = sorted(path.rglob("metrics.json"))
-        for found in finished:
-            verify_run(found.parent)
-        validation_only = sorted(path.rglob("validation.json"))
-        for found in validation_only:
-            read_result(found)
-        if not finished and not validation_only:
+        runs, validations = sorted(path.rglob("metrics.json")), sorted(path.rglob("validation.json"))
+        if not runs and not validations:
             raise UserError(f"no finished run below {path} (looked for metrics.json and validation.json)")
-        return len(finished) + len(validation_only)
+        for found in runs:
+            verify_run(found.parent)
+        for found in validations:
+            read_result(found)
+        return len(runs) + len(validations)
+    kinds = {
+        ".hdf5": verify, ".safetensors": load_checkpoint, ".json": read_result,
+        ".pkl": lambda path: load_attribute_vectors(path, len(load_array_pickle(path))),
+    }  # fmt: skip
     if not path.is_file():
         raise UserError(f"no file or folder at {path}")
-    if path.suffix == ".hdf5":
-        verify(path)
-    elif path.suffix == ".safetensors":
-        load_checkpoint(path)
-    elif path.suffix == ".pkl":
-        load_attribute_vectors(path, len(load_array_pickle(path)))
-    elif path.suffix == ".json":
-        read_result(path)
-    else:
-        raise UserError(f"{path}: only .hdf5, .pkl, .safetensors, .json and folders of results can be checked")
+    if path.suffix not in kinds:
+        raise UserError(f"{path}: only {', '.join(kinds)} and folders of results can be checked")
+    kinds[path.suffix](path)
     return 1
 
 

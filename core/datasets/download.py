@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.client
 import logging
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from core.files.atomic import Lock, fsync_folder
+from core.files.atomic import Lock, atomic_path
 from core.files.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -57,23 +56,17 @@ SOURCES: dict[str, tuple[Archive, ...]] = {
 
 def download(url: str, path: Path, timeout: float = TIMEOUT) -> None:
     """Download ``url`` to ``path``; a broken download leaves nothing there."""
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with urllib.request.urlopen(url, timeout=timeout) as response, open(part, "wb") as out:
-            total = int(response.headers.get("Content-Length") or 0)
-            with tqdm.wrapattr(response, "read", total=total, desc=path.name) as counted:
-                shutil.copyfileobj(counted, out, 1 << 20)
-            if total and out.tell() != total:
-                raise ValueError(f"{out.tell()} of {total} bytes came")
-        os.replace(part, path)
-    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise UserError(
-            f"download of {url} stopped: {error}. Run the same command again, or download it yourself, as with "
-            f"`curl -C - -O {url}`, which continues, and give it with --archive PATH"
-        ) from error
+    with atomic_path(path) as part:
+        try:
+            with urllib.request.urlopen(url, timeout=timeout) as response, open(part, "wb") as out:
+                total = int(response.headers.get("Content-Length") or 0)
+                with tqdm.wrapattr(response, "read", total=total, desc=path.name) as counted:
+                    shutil.copyfileobj(counted, out, 1 << 20)
+                if total and out.tell() != total:
+                    raise ValueError(f"{out.tell()} of {total} bytes came")
+        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+            how = f"get it with `curl -C - -O {url}`, which continues, and give it with --archive PATH"
+            raise UserError(f"download of {url} stopped: {error}. Run the same command again, or {how}") from error
 
 
 def check_md5(path: Path, md5: str) -> None:
@@ -102,18 +95,13 @@ def extract(archive: Path, into: Path) -> None:
                     with tarfile.open(archive) as packed:
                         packed.extractall(folder, filter="data")
                 for entry in sorted(Path(folder).iterdir()):
-                    if (into / entry.name).exists():
-                        log.warning("%s is already there; left as it is", into / entry.name)
-                    else:
+                    if not (into / entry.name).exists():
                         os.rename(entry, into / entry.name)
-        fsync_folder(into)
     except UserError:  # another process is unpacking there
         raise
     except Exception as error:  # damaged archives raise nearly anything
-        raise UserError(
-            f"cannot unpack {archive} ({type(error).__name__}: {error}). Nothing half-unpacked was kept; get the "
-            "archive again"
-        ) from error
+        why = f"{type(error).__name__}: {error}"
+        raise UserError(f"cannot unpack {archive} ({why}); nothing of it was kept: get the archive again") from error
 
 
 def get(name: str, data_root: Path, archives: Sequence[Path] = ()) -> None:
@@ -124,21 +112,24 @@ def get(name: str, data_root: Path, archives: Sequence[Path] = ()) -> None:
         raise UserError(f"{', '.join(unknown)}: not an archive of {name}, which are {', '.join(sorted(expected))}")
     for source in SOURCES[name]:
         into = data_root / source.into
-        if all((into / content).exists() for content in source.contents):
+        wanted = [into / content for content in source.contents]
+        if all(path.exists() for path in wanted):
             log.info("%s: already unpacked in %s", source.file, into)
             continue
-        path = given.get(source.file, data_root / "archives" / source.file)
-        if not path.is_file():
+        archive = given.get(source.file, data_root / "archives" / source.file)
+        if not archive.is_file():
             if source.file in given:
-                raise UserError(f"no archive at {path}")
-            download(source.url, path)
+                raise UserError(f"no archive at {archive}")
+            download(source.url, archive)
         if source.md5:
-            check_md5(path, source.md5)
-        extract(path, into)
-        for content in source.contents:  # SUN's attributes.mat lies in a folder of its archive
-            below = sorted(into.glob(f"*/{content}"))
-            if not (into / content).exists() and len(below) == 1:
-                os.rename(below[0], into / content)
-        if missing := [content for content in source.contents if not (into / content).exists()]:
-            raise UserError(f"{path.name} is unpacked in {into}, but {', '.join(missing)} is not there: another file?")
+            check_md5(archive, source.md5)
+        extract(archive, into)
+        for path in wanted:  # SUN's attributes.mat lies in a folder of its archive
+            below = sorted(into.glob(f"*/{path.name}"))
+            if not path.exists() and len(below) == 1:
+                os.rename(below[0], path)
+        if missing := [path.name for path in wanted if not path.exists()]:
+            raise UserError(
+                f"{archive.name} is unpacked in {into}, but {', '.join(missing)} is not there: another file?"
+            )
         log.info("%s: unpacked in %s", source.file, into)

@@ -75,15 +75,12 @@ class Metadata:
     def check(self, where: str, images: str | None = None, first: int = 0) -> None:
         """Raise unless everything fits together; what is odd but usable goes into ``notes``.
 
-        Args:
-            where: the file it comes from, for messages.
-            images: the file that labels and image files come from, if another.
-            first: what that file counts from (MATLAB: 1), for messages.
+        For messages: ``where`` it comes from, the file that labels and ``images`` come from, if another, and what these
+        count from (MATLAB: 1).
         """
-        for problem in self._label_problems(first):
-            raise UserError(f"{images or where}: {problem}")
-        for problem in self._split_problems(first):
-            raise UserError(f"{where}: {problem}")
+        for path, problems in ((images or where, self._label_problems), (where, self._split_problems)):
+            for problem in problems(first):
+                raise UserError(f"{path}: {problem}")
         for note in self._oddities():
             # a feature file's notes have it already, perhaps with names where it is numbers here
             if not any(note.partition(" (")[0] in known for known in self.notes):
@@ -101,7 +98,7 @@ class Metadata:
             yield f"labels {run}, expected {first} to {classes - 1 + first} (counted from {first})"
 
     def _split_problems(self, first: int) -> Iterator[str]:
-        names, att = self.class_names, self.att
+        names, att, n = self.class_names, self.att, len(self.labels)
         for name in names:
             if why := name_problem(name):
                 yield f"{name!r} is no class name: it {why}; get the file again"
@@ -110,13 +107,13 @@ class Metadata:
         if len(names) != len(att) or self.original_att.shape != att.shape:
             shapes = f"att is {att.T.shape}, original_att {self.original_att.T.shape}"
             yield f"{shapes}, but there are {len(names)} class names"
-        for values in (att, self.original_att):
+        for key, values in (("att", att), ("original_att", self.original_att)):
             for c, k in np.argwhere(~np.isfinite(values))[:1]:
-                yield f"att holds NaN or infinity, first for the class {names[c]!r}, attribute {k + 1} (from 1)"
+                yield f"{key} holds NaN or infinity, first for the class {names[c]!r}, attribute {k + 1} (from 1)"
         if (none := ~(att != 0).any(axis=1)).any():
             yield f"no attribute is present in the classes {self._named(np.flatnonzero(none))}"
         for key in (*SPLITS, "train_loc", "val_loc"):
-            loc, n = getattr(self, key), len(self.labels)
+            loc = getattr(self, key)
             if key in SPLITS and len(loc) == 0:
                 yield f"{key} is empty"
             if len(loc) and (loc.min() < 0 or loc.max() >= n):
@@ -133,16 +130,10 @@ class Metadata:
         if both := np.intersect1d(seen, unseen).size:
             yield f"{both} unseen classes have images in trainval; this is not a zero-shot split"
         if (one_side := np.setxor1d(seen, tested)).size:
-            yield (
-                f"the seen classes {self._named(one_side)} have no test image, or no other, so their accuracy is "
-                "undefined; move some of their images between trainval_loc and test_seen_loc"
-            )
+            yield f"the seen classes {self._named(one_side)} have no test image, or no other"
         left = np.setdiff1d(np.arange(len(names)), np.concatenate([seen, unseen]))
         if left.size and not self.allow_candidates:
-            yield (
-                f"the classes {self._named(left)} have no image in any split, so their accuracy is undefined; leave "
-                "them out of allclasses_names and att, or get the file again"
-            )
+            yield f"the classes {self._named(left)} have no image in any split"
 
     def _oddities(self) -> Iterator[str]:
         _, group, size = np.unique(self.att, axis=0, return_inverse=True, return_counts=True)
@@ -180,10 +171,8 @@ def clip_negative(att: np.ndarray, dataset: DataSet) -> tuple[np.ndarray, list[s
     share = float((att < 0).mean()) if att.size else 0.0
     count = f"{(att < 0).sum()} of {att.size} attributes ({share:.1%}) are negative"
     if not dataset.clip_negative:
-        note = f"{count} and are kept; a method that takes attributes as strengths may not suit them"
-        return att, [note] if share else []
-    note = f"{count} and were set to 0, which is xlsa17's rule for a few missing values; these are many: text "
-    note += "embeddings or standardised attributes belong into a data set of its own (clip_negative=False)"
+        return att, [f"{count} and are kept; methods that take attributes as strengths may not suit"] if share else []
+    note = f"{count} and were set to 0, xlsa17's rule for missing values; embeddings need clip_negative=False"
     return np.maximum(att, 0.0), [note] if share > NEGATIVE_SHARE else []
 
 
@@ -203,16 +192,13 @@ def cub50(metadata: Metadata, seed: int = VALIDATION_SEED) -> Metadata:
 
     Which images the authors tested on was not published; their counts (1938/400/598) are met exactly.
     """
-    m = metadata
+    m, rng = metadata, np.random.default_rng(seed)
     number = {int(name.split(".")[0]): c for c, name in enumerate(m.class_names) if name.split(".")[0].isdigit()}
     if lost := [n for n in CUB50_SEEN + CUB50_UNSEEN if n not in number]:
         raise UserError(f"CUB50 needs the CUB classes {lost[:8]}..., which this copy of CUB does not have")
-    seen = [number[n] for n in CUB50_SEEN]
-    unseen = [number[n] for n in CUB50_UNSEEN]
-    rng = np.random.default_rng(seed)
+    seen, unseen = ([number[n] for n in numbers] for numbers in (CUB50_SEEN, CUB50_UNSEEN))
     test_seen = np.concatenate([rng.permutation(np.flatnonzero(m.labels == c))[:10] for c in seen])
-    trainval = np.setdiff1d(np.flatnonzero(np.isin(m.labels, seen)), test_seen)
-    kept = np.array(sorted(seen + unseen))
+    kept, none = np.array(sorted(seen + unseen)), np.empty(0, dtype=np.int64)
     new_label = np.full(len(m.class_names), -1, dtype=np.int64)
     new_label[kept] = np.arange(len(kept))
     subset = replace(
@@ -222,11 +208,11 @@ def cub50(metadata: Metadata, seed: int = VALIDATION_SEED) -> Metadata:
         class_names=[m.class_names[c] for c in kept],
         att=m.att[kept],
         original_att=m.original_att[kept],
-        trainval_loc=trainval,
+        trainval_loc=np.setdiff1d(np.flatnonzero(np.isin(m.labels, seen)), test_seen),
         test_seen_loc=np.sort(test_seen),
         test_unseen_loc=np.flatnonzero(np.isin(m.labels, unseen)),
-        train_loc=np.empty(0, np.int64),  # theirs are of other seen classes
-        val_loc=np.empty(0, np.int64),
+        train_loc=none,  # theirs are of other seen classes
+        val_loc=none,
         # what was noted of the proposed split does not hold here
         notes=[f"CUB50: 10 test images per seen class drawn with seed {seed}"],
     )
@@ -240,20 +226,13 @@ def compare_counts(m: Metadata, dataset: DataSet, where: Path | str) -> None:
     counts = dataset.counts
     if counts is None or m.name != dataset.name:  # CUB, which CUB50 is made of
         return
-    found = {
-        "seen": len(m.seen),
-        "unseen": len(m.unseen),
-        "images": int((m.labels >= 0).sum()),
-        "trainval": len(m.trainval_loc),
-        "test_seen": len(m.test_seen_loc),
-        "test_unseen": len(m.test_unseen_loc),
-        "attributes": m.att.shape[1],
-    }
+    found = {key: len(getattr(m, key)) for key in ("seen", "unseen")}
+    found |= {"images": int((m.labels >= 0).sum())} | {key[:-4]: len(getattr(m, key)) for key in SPLITS}
+    found["attributes"] = m.att.shape[1]
     wrong = {k: f"{k} {v} (published {getattr(counts, k)})" for k, v in found.items() if v != getattr(counts, k)}
     if found["images"] == counts.images and wrong.keys() - {"attributes"}:
         raise UserError(f"{where}: not the proposed split of {dataset.name}: {', '.join(wrong.values())}")
     if wrong:
         what = "a subset of" if wrong.keys() - {"attributes"} else "other attributes than"
-        m.notes.append(
-            f"{what} {dataset.name}, numbers do not compare with the literature: {', '.join(wrong.values())}"
-        )
+        numbers = "numbers do not compare with the literature"
+        m.notes.append(f"{what} {dataset.name}, {numbers}: {', '.join(wrong.values())}")

@@ -17,31 +17,20 @@ from core.files.kinds import unreadable
 from core.files.matfile import read_mats
 
 # Always rewritten; the left forms are not English words, or the other data sets spell them as on the right.
+# fmt: off
 _RESPELLED = {
-    "grey": "gray",
-    "quadrapedal": "quadrupedal",
-    "newworld": "new world",
-    "oldworld": "old world",
-    "nestspot": "nest spot",
-    "toughskin": "tough skin",
-    "longleg": "long leg",
-    "chewteeth": "chew teeth",
-    "meatteeth": "meat teeth",
-    "strainteeth": "strain teeth",
+    "grey": "gray", "quadrapedal": "quadrupedal", "newworld": "new world", "oldworld": "old world",
+    "nestspot": "nest spot", "toughskin": "tough skin", "longleg": "long leg", "chewteeth": "chew teeth",
+    "meatteeth": "meat teeth", "strainteeth": "strain teeth",
 }
 # Rewritten only where the vocabulary lacks the word; among the published vectors upperparts and
 # spatulate were rewritten, longneck, buckteeth, flys and underparts were not.
 FALLBACK = {
-    "longneck": "long neck",
-    "buckteeth": "buck teeth",
-    "flys": "flies",
-    "upperparts": "upper parts",
-    "underparts": "under parts",
-    "eyering": "eye ring",
-    "eyeline": "eye line",
-    "spatulate": "broad",
+    "longneck": "long neck", "buckteeth": "buck teeth", "flys": "flies", "upperparts": "upper parts",
+    "underparts": "under parts", "eyering": "eye ring", "eyeline": "eye line", "spatulate": "broad",
     "multicolored": "multi colored",
 }
+# fmt: on
 
 
 def clean_name(name: str) -> list[str]:
@@ -65,15 +54,13 @@ def read_names_file(path: Path | str) -> list[str]:
     try:
         if path.suffix == ".mat":
             cells = read_mats({path: ["attributes"]})[0]["attributes"]
-            names = [str(cell[0] if isinstance(cell, list) else cell).strip() for cell in cells]
-        else:
-            rows = [line.split(maxsplit=1) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
-            if [row[0] for row in rows] != [str(k) for k in range(1, len(rows) + 1)]:
-                raise ValueError("its lines are not `1 name`, `2 name`, `3 name`, ...")
-            names = [row[1].strip() for row in rows]
+            return [str(cell[0] if isinstance(cell, list) else cell).strip() for cell in cells]
+        rows = [line.split(maxsplit=1) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        if [row[0] for row in rows] != [str(k) for k in range(1, len(rows) + 1)]:
+            raise ValueError("its lines are not `1 name`, `2 name`, `3 name`, ...")
+        return [row[1].strip() for row in rows]
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise unreadable(path, "list of attribute names", error) from error
-    return names
 
 
 def find_names_file(dataset: DataSet, data_root: Path, given: Path | None = None) -> Path:
@@ -87,10 +74,8 @@ def find_names_file(dataset: DataSet, data_root: Path, given: Path | None = None
     for path in tried:
         if path.is_file():
             return path
-    raise UserError(
-        f"no attribute names of {dataset.source}. Looked for: {', '.join(map(str, tried))}. Name the file with "
-        f"--attributes PATH, or see data/{dataset.source}.md for where to get it"
-    )
+    looked = f"Looked for: {', '.join(map(str, tried))}"
+    raise UserError(f"no attribute names of {dataset.source}. {looked}. Name the file with --attributes PATH")
 
 
 def attribute_count(data_root: Path | str, dataset: DataSet) -> int | None:

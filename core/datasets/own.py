@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from core.datasets.metadata import Metadata, clip_negative, name_problem
-from core.datasets.own_splits import Choices, did_you_mean, listed, split_images
+from core.datasets.own_splits import Choices, listed, split_images
 from core.datasets.paths import feature_file
 from core.datasets.registry import OWN
 from core.datasets.sheets import read_attributes
@@ -39,18 +39,17 @@ def read_folder(root: Path | str, choices: Choices | None = None) -> Metadata:
     path = root / "attributes.csv"
     sheet = read_attributes(path)
     images, notes = find_images(root)
-    number = {name: c for c, name in enumerate(sheet.classes)}
-    for name in images:
-        if name not in number:
-            remedy = _remedy(name, images[name], sheet.classes)
-            raise UserError(f"{path} has no row for {name!r}, of which there are images in {root / 'images'}. {remedy}")
-    files = [file for name in images for file in images[name]]
+    if strange := sorted(images.keys() - {*sheet.classes}):
+        raise UserError(
+            f"{path} has no row for the folders {listed(strange)}. Add it, or rename them: did a spreadsheet take "
+            "the zeros of 001 away, or do the classes lie in train/ and val/? Move these up, and use splits.csv"
+        )
     att, negative = clip_negative(sheet.values, OWN)
-    locs, split_notes = split_images(root, choices, number, images)
+    locs, split_notes = split_images(root, choices, sheet.classes, images)
     metadata = Metadata(
         name=OWN.name,
-        image_files=files,
-        labels=np.repeat([number[name] for name in images], [len(images[name]) for name in images]),
+        image_files=[file for name in images for file in images[name]],
+        labels=np.concatenate([np.full(len(images[name]), sheet.classes.index(name)) for name in images]),
         class_names=sheet.classes,
         att=att,
         original_att=att,
@@ -60,36 +59,21 @@ def read_folder(root: Path | str, choices: Choices | None = None) -> Metadata:
         attribute_names=sheet.attributes,
         allow_candidates=True,
     )
+    metadata.check(str(root))
     sizes = np.abs(att).max(axis=0)
     if big := [sheet.attributes[k] for k in np.flatnonzero(sizes > _SCALE * np.median(sizes))]:
-        metadata.notes.append(
-            f"the attributes {listed(big)} are more than {_SCALE} times as large as most and drown the others; bring "
-            "the columns to one scale"
-        )
-    metadata.check(str(root / ("splits.csv" if (root / "splits.csv").is_file() else path.name)))
+        metadata.notes.append(f"the attributes {listed(big)} are more than {_SCALE} times as large as most; scale them")
     if (without := metadata.candidates).size:
-        names = listed([sheet.classes[c] for c in without])
         count = "1 class" if without.size == 1 else f"{without.size} classes"
+        names = listed([sheet.classes[c] for c in without])
         metadata.notes.insert(0, f"{count} without images ({names}): offered in every prediction, in no accuracy")
     if not choices.validation:
         return metadata
     metadata = metadata.with_validation(OWN.val_share, choices.seed)
     if len(held := np.unique(metadata.labels[metadata.val_loc])) < 3:
-        metadata.notes.append(
-            f"epochs and γ are chosen on few validation classes ({len(held)}): that says little; add classes with "
-            "images, or use --select last, which chooses nothing"
-        )
+        note = f"epochs and γ are chosen on few validation classes ({len(held)}): add classes, or use --select last"
+        metadata.notes.append(note)
     return metadata
-
-
-def _remedy(stranger: str, files: list[str], classes: list[str]) -> str:
-    """What to do about a folder of images that is no class of the sheet, by its likely cause."""
-    if {file.split("/")[1] for file in files} & {*classes}:
-        return f"The classes lie in {stranger}/: move them up, and name the parts in splits.csv"
-    for name in classes:
-        if name.lstrip("0") == stranger.lstrip("0"):
-            return f"The sheet has {name!r}: a spreadsheet took the zeros in front away; write {stranger!r} there"
-    return f"Add the row, rename the folder{did_you_mean(stranger, classes)}, or move it out of images/"
 
 
 def stand_in(root: Path | str) -> Metadata:
@@ -102,9 +86,9 @@ def stand_in(root: Path | str) -> Metadata:
     files = [file for of_class in images.values() for file in of_class]
     counts = np.array([len(of_class) for of_class in images.values()])
     labels = np.repeat(np.arange(len(images)), counts)
-    seen = np.flatnonzero(counts > 1)[: len(images) - 1]  # at least one class is left for test_unseen
     last = np.isin(np.arange(len(labels)), np.cumsum(counts) - 1)
-    of_seen = np.isin(labels, seen)
+    # at least one class is left for test_unseen
+    of_seen = np.isin(labels, np.flatnonzero(counts > 1)[: len(images) - 1])
     one_hot = np.eye(len(images), dtype=np.float32)
     return Metadata(
         name=OWN.name,
@@ -159,48 +143,37 @@ def _sizes(root: Path, m: Metadata) -> dict[str, int]:
 
 
 def find_images(root: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """Class -> its image files below ROOT/images, sorted, and a note on every file that was passed over.
+    """Class -> its image files below ROOT/images, sorted, and a note on what was passed over.
 
-    Links to folders are followed. Class names are compared in Unicode's composed form: file systems that decompose
-    them make no other class.
+    Links to folders are followed. Folders whose names differ in a blank at the end or in how accents are stored (NFC)
+    are one class.
     """
     folder = root / "images"
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: --data-root must hold images/<class>/*.jpg and attributes.csv")
     images: dict[str, list[str]] = {}
-    passed: list[str] = []
+    passed = [entry.name for entry in folder.iterdir() if not entry.is_dir() and not entry.name.startswith(".")]
     for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if not entry.is_dir():
-            passed.append(entry.name)
         files: list[str] = []
         visited: set[str] = set()
         for place, folders, names in os.walk(entry, followlinks=True):
-            if (real := os.path.realpath(place)) in visited:  # a link to where the walk has been
-                folders.clear()
-                passed.append(Path(place).relative_to(folder).as_posix())
+            if entry.name.startswith(".") or (real := os.path.realpath(place)) in visited:
+                folders.clear()  # a link to where the walk has been
                 continue
             visited.add(real)
             folders[:] = [f for f in folders if not f.startswith(".")]
             for file in (Path(place, name) for name in names if not name.startswith(".")):
                 below = file.relative_to(folder).as_posix()
                 (files if file.suffix.lower() in IMAGE_SUFFIXES else passed).append(below)
-        name = unicodedata.normalize("NFC", entry.name).strip()
-        for text in (name, *files) if files else ():
+        for text in files:
             if why := name_problem(text):
                 raise UserError(f"{folder}: rename {text!r}: its name {why}")
-        if files and name in images:
-            raise UserError(
-                f"{folder} has two folders for the class {name!r}, which differ in a blank at the end or in how "
-                "accents are stored; merge them"
-            )
         if files:
-            images[name] = sorted(files)
+            name = unicodedata.normalize("NFC", entry.name).strip()
+            images[name] = sorted([*images.get(name, []), *files])
     if not images:
         raise UserError(f"no image below {folder}/<class>/; what is read: {', '.join(IMAGE_SUFFIXES)}")
-    if not passed:
-        return images, []
     kinds = Counter(Path(file).suffix.lower() or "no suffix" for file in sorted(passed))
     counts = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common(5))
-    return images, [f"{len(passed)} files below images/ are passed over ({counts}): {listed(sorted(passed))}"]
+    note = f"{len(passed)} files below images/ are passed over ({counts}): {listed(sorted(passed))}"
+    return images, [note] if passed else []

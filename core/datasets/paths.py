@@ -18,19 +18,17 @@ def image_folder(data_root: Path, dataset: DataSet) -> Path:
     for folder in tried:
         if folder.is_dir():
             return folder
-    looked = ", ".join(map(str, tried))
-    raise UserError(f"the images of {dataset.source} are not there. Looked for the folders: {looked}. {_get(dataset)}")
+    raise UserError(f"the images of {dataset.source} are not there. Looked for: {_places(tried, dataset)}")
 
 
 def xlsa17_folder(data_root: Path, dataset: DataSet) -> Path:
     """The folder with the data set's res101.mat and att_splits.mat."""
-    for folder in (tried := _xlsa17_folders(data_root, dataset)):
+    tried = _xlsa17_folders(data_root, dataset)
+    for folder in tried:
         if (folder / "att_splits.mat").is_file() and (folder / "res101.mat").is_file():
             return folder
-    raise UserError(
-        f"xlsa17's res101.mat and att_splits.mat of {dataset.source} are not there. "
-        f"Looked in: {', '.join(map(str, tried))}. {_get(dataset)}, or point --data-root at the folder of xlsa17/"
-    )
+    what = f"xlsa17's res101.mat and att_splits.mat of {dataset.source} are not there"
+    raise UserError(f"{what}. Looked in: {_places(tried, dataset)}, or point --data-root at the folder of xlsa17/")
 
 
 def _xlsa17_folders(data_root: Path, dataset: DataSet) -> list[Path]:
@@ -55,8 +53,8 @@ def require(data_root: Path, dataset: DataSet) -> None:
     looked = [Path(data_root) / folder for folder in dataset.folders]
     looked += [folder / "att_splits.mat" for folder in _xlsa17_folders(data_root, dataset)]
     if not any(path.exists() for path in looked) and not any(features.parent.glob(features.name)):
-        places = ", ".join(map(str, [*looked, features]))
-        raise UserError(f"--data-root {data_root} holds no {dataset.source}. Looked for: {places}. {_get(dataset)}")
+        where = _places([*looked, features], dataset)
+        raise UserError(f"--data-root {data_root} holds no {dataset.source}. Looked for: {where}")
 
 
 def resolve_images(folder: Path, names: Sequence[str]) -> tuple[list[Path], list[int]]:
@@ -82,9 +80,6 @@ def resolve_images(folder: Path, names: Sequence[str]) -> tuple[list[Path], list
     return paths, missing
 
 
-def _get(dataset: DataSet) -> str:
-    if dataset.source == "OWN":
-        return "docs/own-data.md shows how a folder of one's own is laid out"
-    if dataset.counts is None:
-        return "data/CUB.md shows how a data set is laid out"
-    return f"See data/{dataset.source}.md for where to get them and where to unpack them"
+def _places(places: Sequence[Path], dataset: DataSet) -> str:
+    page = "docs/own-data.md" if dataset.source == "OWN" else f"data/{dataset.source if dataset.counts else 'CUB'}.md"
+    return f"{', '.join(map(str, places))}. See {page} for the layout and where to get it"

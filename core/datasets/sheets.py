@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,6 @@ import pandas as pd
 from core.datasets.metadata import name_problem
 from core.files.errors import UserError
 from core.files.kinds import missing, what_it_is
-
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_COMMA = r"([+-]?\d*),(\d+(?:[eE][+-]?\d+)?)"  # a decimal comma, where commas do not part the cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +47,7 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     text = text_of(path)
     body = text.lstrip()
-    first_line = body.partition("\n")[0]
-    mark = max(",;\t", key=first_line.count)
+    mark = max(",;\t", key=body.partition("\n")[0].count)
     layout = {"header": None, "keep_default_na": False, "skip_blank_lines": False, "skipinitialspace": True}
     try:
         table = pd.read_csv(io.StringIO(body), sep=mark, dtype=str, **layout).fillna("")
@@ -65,44 +60,31 @@ def read_table(path: Path) -> pd.DataFrame:
         raise UserError(f"{path} has no row below its header")
     if mark != ",":
         cells = table.iloc[1:, 1:].stack()  # by line and column
-        commas = cells[cells.str.fullmatch(_COMMA)]
-        points = cells[cells.str.fullmatch(_NUMBER) & cells.str.contains(".", regex=False)]
-        if len(commas) and len(points):  # one of them may part thousands
-            raise UserError(
-                f"{path}, line {commas.index[0][0]}: {commas.iloc[0]!r} has a decimal comma, but {points.iloc[0]!r} "
-                f"in line {points.index[0][0]} a point; write all numbers in one way"
-            )
-        table.iloc[1:, 1:] = table.iloc[1:, 1:].replace(f"^{_COMMA}$", r"\1.\2", regex=True)
+        commas = cells[cells.str.contains(",")]
+        if len(commas) and cells.str.contains(".", regex=False).any():  # one of them may part thousands
+            where = f"{path}, line {commas.index[0][0]}: {commas.iloc[0]!r}"
+            raise UserError(f"{where} has a decimal comma, but other cells a point; write all numbers in one way")
+        table.iloc[1:, 1:] = table.iloc[1:, 1:].replace(r"^([^,]*),([^,]*)$", r"\1.\2", regex=True)
     return table
 
 
 def read_attributes(path: Path) -> Description:
     """attributes.csv: a header ``class,<attribute>,...`` and one row of numbers a class."""
     table = read_table(path)
-    header, body = table.iloc[0], table.iloc[1:]
-    if header[0].lower() != "class" or len(header) < 2:
-        raise UserError(
-            f"{path}, line {table.index[0]}: the header must be class,<attribute>,...; it is {','.join(header)[:80]!r}"
-        )
-    attributes, classes, cells = list(header[1:]), list(body[0]), body.iloc[:, 1:]
-    _check_names(path, "attribute", ((table.index[0], name) for name in attributes))
-    _check_names(path, "class", body[0].items())
-    wrong = ~cells.apply(lambda column: column.str.fullmatch(_NUMBER))
-    for c, k in np.argwhere(wrong.to_numpy())[:1]:
-        raise UserError(
-            f"{path}, line {cells.index[c]}, class {classes[c]!r}: {cells.iloc[c, k][:40]!r} for {attributes[k]!r} is "
-            "not a number (0.5, -2, 1e3); a missing one must be filled in"
-        )
-    with np.errstate(over="ignore"):  # to infinity, which is refused where it is used
-        values = cells.to_numpy().astype(np.float64).astype(np.float32)
-    return Description(classes=classes, attributes=attributes, values=values)
-
-
-def _check_names(path: Path, what: str, named: Iterable[tuple[int, str]]) -> None:
-    first: dict[str, int] = {}
-    for line, name in named:
+    header, classes, cells = table.iloc[0, 1:], table.iloc[1:, 0], table.iloc[1:, 1:]
+    if table.iloc[0, 0].lower() != "class" or not len(header):
+        raise UserError(f"{path}, line {table.index[0]}: the header must be class,<attribute>,...")
+    named = [("attribute", name, table.index[0], header) for name in header]
+    named += [("class", name, line, classes) for line, name in classes.items()]
+    for what, name, line, names in named:
         if why := name_problem(name):
             raise UserError(f"{path}, line {line}: {name[:60]!r} is no name for the {what}: it {why}")
-        if name in first:
-            raise UserError(f"{path}, line {line}: the {what} {name!r} stands there twice (line {first[name]})")
-        first[name] = line
+        if (names == name).sum() > 1:
+            raise UserError(f"{path}: the {what} {name!r} stands there twice")
+    finite = np.isfinite(cells.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64))
+    for c, k in np.argwhere(~finite)[:1]:
+        where = f"{path}, line {cells.index[c]}, class {classes.iloc[c]!r}"
+        raise UserError(f"{where}: {cells.iloc[c, k][:40]!r} for {header.iloc[k]!r} is not a number; fill it in")
+    with np.errstate(over="ignore"):  # to infinity, which is refused where it is used
+        values = cells.to_numpy().astype(np.float64).astype(np.float32)
+    return Description(classes=list(classes), attributes=list(header), values=values)

@@ -1,7 +1,4 @@
-"""Vectors of attributes from text encoders, as many numbers each as the encoder has.
-
-Unlike the sums of word vectors, an encoder reads the whole name: "curved bill shape" is one text.
-"""
+"""Vectors of attributes from text encoders, which read the whole name: "curved bill shape" is one text."""
 
 from __future__ import annotations
 
@@ -23,14 +20,9 @@ def attribute_text(name: str) -> str:
 
 
 @torch.inference_mode()
-def encode_attributes(source: str, names: Sequence[str]) -> np.ndarray:
-    """(K,V) float32 of attribute names, unit rows.
-
-    Args:
-        source: open_clip:MODEL/PRETRAINED or sentence-transformers:NAME (a model of its hub, or a folder).
-    """
-    texts, name = [attribute_text(name) for name in names], source.partition(":")[2]
-    of_clip = source.startswith(OPEN_CLIP)
+def encode_attributes(source: str, texts: Sequence[str]) -> np.ndarray:
+    """(K,V) float32 of the texts, unit rows; ``source`` is one of SOURCES (NAME: a model of its hub, or a folder)."""
+    name, of_clip = source.partition(":")[2], source.startswith(OPEN_CLIP)
     with library(f"--source {source}", "open_clip_torch" if of_clip else "sentence-transformers"):
         if of_clip:
             import open_clip
@@ -46,10 +38,8 @@ def encode_attributes(source: str, names: Sequence[str]) -> np.ndarray:
             model = sentence_transformers.SentenceTransformer(name, device="cpu", trust_remote_code=False)
             rows = model.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     except Exception as error:  # of the hub's client: nearly anything
-        raise UserError(
-            f"--source {source} could not be loaded ({first_line(error)}). Offline? Download the model's folder "
-            f"elsewhere and name it: --source {SENTENCE}FOLDER"
-        ) from error
+        why = first_line(error)
+        raise UserError(f"--source {source} could not be loaded ({why}). Offline? Name a downloaded folder") from error
     rows = np.asarray(rows, dtype=np.float32)
     if not np.isfinite(rows).all() or not rows.any(axis=1).all():
         raise UserError(f"--source {source}: a vector is zero or not finite; are its weights damaged?")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from core.datasets.names import FALLBACK, clean_name, read_names_file, words_of
-from core.datasets.text_vectors import OPEN_CLIP, SENTENCE, attribute_text, encode_attributes
+from core.datasets.text_vectors import SOURCES, attribute_text, encode_attributes
 from core.datasets.word_vectors import WIDEST, load_words
 from core.files.atomic import read_json, sha256_file, write_bytes
 from core.files.errors import UserError
@@ -40,25 +40,24 @@ class AttributeVectors:
 
 def sum_vectors(names: Sequence[str], vocabulary: Mapping[str, np.ndarray]) -> AttributeVectors:
     """Sum the vectors of each name's words -> (K,V) float32; words outside the vocabulary are logged and listed."""
-    vectors: list[np.ndarray] = []
-    words: list[list[str]] = []
-    unknown: dict[str, list[str]] = {}
-    for k, name in enumerate(names):
-        used = []
+    made = AttributeVectors(np.empty(0, np.float32), list(names), [], {})
+    sums = []
+    for name in names:
+        parts = []
         for word in clean_name(name):
-            parts = [word] if word in vocabulary else FALLBACK.get(word, word).split()
-            used += [w for w in parts if w in vocabulary]
-            if missing := [w for w in parts if w not in vocabulary]:
-                unknown.setdefault(name, []).extend(missing)
+            parts += [word] if word in vocabulary else FALLBACK.get(word, word).split()
+        used = [word for word in parts if word in vocabulary]
+        if unknown := [word for word in parts if word not in vocabulary]:
+            made.unknown[name] = unknown
+            log.warning("%s: outside the vocabulary, left out: %s", name, ", ".join(unknown))
         if not used:
-            raise UserError(f"no word of attribute {k + 1} ({name!r}) is among the word vectors; use another --source")
-        vectors.append(np.sum([np.asarray(vocabulary[w], dtype=np.float64) for w in used], axis=0))
-        if not (np.abs(vectors[k]) <= np.finfo(np.float32).max).all():  # NaN is not either
-            raise UserError(f"the word vectors of attribute {k + 1} ({name!r}) are not finite; use another --source")
-        words.append(used)
-    for name, missing in unknown.items():
-        log.warning("%s: outside the vocabulary, left out: %s", name, ", ".join(missing))
-    return AttributeVectors(np.array(vectors, np.float32), list(names), words, unknown)
+            raise UserError(f"no word of the attribute {name!r} is among the word vectors; use another --source")
+        sums.append(np.sum([np.asarray(vocabulary[word], dtype=np.float64) for word in used], axis=0))
+        if not (np.abs(sums[-1]) <= np.finfo(np.float32).max).all():  # NaN is not either
+            raise UserError(f"the word vectors of the attribute {name!r} are not finite; use another --source")
+        made.words.append(used)
+    made.vectors = np.array(sums, np.float32)
+    return made
 
 
 def write_attribute_vectors(out: Path | str, made: AttributeVectors, source: str, source_sha256: str | None) -> None:
@@ -88,14 +87,12 @@ def load_attribute_vectors(path: Path | str, K: int, command: str = "") -> np.nd
     A row of zeros is accepted only where the sidecar declares it (the published SUN file has one: man-made).
     """
     path = Path(path)
-    again = f"make the vectors again{f' with: {command}' if command else ''}"
+    again = f"make the vectors again{command and f' with: {command}'}"
     if not path.is_file():
-        raise UserError(missing(path, "attribute vectors") + (f". Make them with: {command}" if command else ""))
+        raise UserError(missing(path, "attribute vectors") + (command and f". Make them with: {command}"))
     if path.suffix.lower() not in _READY:
-        raise UserError(
-            f"{path} is no .pkl or .npy file. Are they word vectors? Vectors of attributes are made of them with: "
-            f"{command or 'python extract_feature/extract_attribute_w2v_AWA2.py'} --source {path}"
-        )
+        made = f"vectors of attributes are made of them with: {command or 'extract_attribute_w2v_*.py'} --source {path}"
+        raise UserError(f"{path} is no .pkl or .npy file. Are they word vectors? {made}")
     vectors = _ready_vectors(path, K, again)
     declared: list[int] = []
     sidecar = path.with_suffix(".json")
@@ -113,13 +110,12 @@ def _ready_vectors(path: Path, K: int, again: str) -> np.ndarray:
     """The array (K,V) float32 of a .npy file or a pickle."""
     vectors = read_npy(path) if path.suffix.lower() == ".npy" else load_array_pickle(path)
     if vectors.ndim != 2 or len(vectors) != K or not 0 < vectors.shape[1] <= WIDEST:
-        raise UserError(
-            f"{path} holds an array of shape {vectors.shape}; ({K}, V), one row an attribute, is needed: {again}"
-        )
+        needed = f"({K}, V), one row an attribute, is needed"
+        raise UserError(f"{path} holds an array of shape {vectors.shape}; {needed}: {again}")
     with np.errstate(over="ignore"):  # to infinity, which the next line refuses
         vectors = vectors.astype(np.float32)
-    for k in np.flatnonzero(~np.isfinite(vectors).all(axis=1))[:1]:
-        raise UserError(f"{path} holds values that are not finite, first for attribute {k + 1}; {again}")
+    if not np.isfinite(vectors).all():
+        raise UserError(f"{path} holds values that are not finite; {again}")
     return vectors
 
 
@@ -136,12 +132,9 @@ def read_npy(path: Path | str) -> np.ndarray:
 
 def hashed_word_vectors(words: Sequence[str], dim: int = 300) -> np.ndarray:
     """A fixed random unit vector per word (len(words),dim) float32, drawn from the word's SHA-256."""
-    rows = np.empty((len(words), dim), np.float32)
-    for row, word in zip(rows, words, strict=True):
-        seed = int.from_bytes(hashlib.sha256(word.encode()).digest(), "big")
-        draw = np.random.default_rng(seed).standard_normal(dim)
-        row[:] = draw / np.linalg.norm(draw)
-    return rows
+    seeds = [int.from_bytes(hashlib.sha256(word.encode()).digest(), "big") for word in words]
+    draws = [np.random.default_rng(seed).standard_normal(dim) for seed in seeds]
+    return np.stack([draw / np.linalg.norm(draw) for draw in draws]).astype(np.float32)
 
 
 def write_demo_vectors(attribute_file: Path | str, out: Path | str) -> None:
@@ -155,9 +148,9 @@ def write_demo_vectors(attribute_file: Path | str, out: Path | str) -> None:
 def attribute_vectors(source: str, names: Sequence[str]) -> AttributeVectors:
     """Vectors of attributes from word vectors, a text encoder, or ready ones (K,V) from a .pkl or .npy file."""
     path = Path(source)
-    if source.startswith((OPEN_CLIP, SENTENCE)):
-        texts = [[attribute_text(name)] for name in names]
-        return AttributeVectors(encode_attributes(source, names), list(names), texts, {})
+    if source.startswith(tuple(encoder.partition(":")[0] + ":" for encoder in SOURCES)):
+        texts = [attribute_text(name) for name in names]
+        return AttributeVectors(encode_attributes(source, texts), list(names), [[text] for text in texts], {})
     if path.suffix.lower() not in _READY or not path.is_file():
         return sum_vectors(names, load_words(source, words_of(names)))
     made = AttributeVectors(_ready_vectors(path, len(names), "choose another --source"), list(names), [], {})

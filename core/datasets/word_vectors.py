@@ -5,11 +5,11 @@ Files of gigabytes are read as streams, and only the wanted words are kept.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import logging
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -33,18 +33,18 @@ _Rows = Iterator[tuple[bytes, np.ndarray]]  # word and vector
 
 def load_words(source: str, words: Sequence[str]) -> dict[str, np.ndarray]:
     """Vectors (V,) of those of ``words`` that a file, or a model that gensim downloads, has; runs nothing in it."""
-    if not Path(source).is_file() and source not in MODELS:
-        raise UserError(f"{missing(source, 'file of word vectors')}, nor is it one of {', '.join((*MODELS, *SOURCES))}")
+    path = source
+    if not Path(source).is_file():
+        if source not in MODELS:
+            known = ", ".join((*MODELS, *SOURCES))
+            raise UserError(f"{missing(source, 'file of word vectors')}, nor is it one of {known}")
+        path = _downloaded(source)
     if source.endswith((".kv", ".model")):
-        name = Path(source).name
-        raise UserError(
-            f"{source} is gensim's own format, a pickle; write its vectors as text: gensim.models.KeyedVectors."
-            f"load('{name}').save_word2vec_format('{Path(name).stem}.vec'), of a .model gensim.models.Word2Vec (or "
-            f"FastText).load('{name}').wv.save_word2vec_format(...)"
-        )
-    path = source if Path(source).is_file() else _downloaded(source)
+        how = "save its KeyedVectors (of a .model: its .wv) with save_word2vec_format(FILE.vec), and give that"
+        raise UserError(f"{source} is gensim's own format, a pickle; {how}")
     try:
-        return _read_words(path, {word.encode(): word for word in words})
+        with np.errstate(over="ignore"):  # to infinity, which is refused where it is used
+            return _read_words(path, {word.encode(): word for word in words})
     except UserError:
         raise
     except Exception as error:  # a damaged gzip or zip raises nearly anything
@@ -73,13 +73,12 @@ def _read_words(path: str, wanted: Mapping[bytes, str]) -> dict[str, np.ndarray]
     header = re.fullmatch(rb"(-?\d+)\s(-?\d+)\s*", lines[0])
     count, V = map(int, header.groups()) if header else (0, 0)
     body = lines[1:] if header else lines
-    widths = [width for line in body[:100] if (width := _numbers(line))]
-    width = max(widths, key=widths.count, default=0)  # not each: a token of GloVe's may end in numbers
-    text = b"\n".join(body).decode(errors="replace")
-    binary = header and width != V and ("\0" in text or text.count("\ufffd") > 1)  # one: a letter cut off at the end
-    if header and (count <= 0 or not 0 < V <= WIDEST or (width != V and not binary)):
+    binary = bool(header) and any(b"\0" in line for line in body)
+    widths = Counter(width for line in body[:100] if (width := _width(line)))
+    width = V if binary else max(widths, key=widths.__getitem__, default=0)  # not each: some tokens hold spaces
+    if header and (count <= 0 or width != V or not 0 < V <= WIDEST):
         raise UserError(f"{path}: its header names {count} vectors of {V} numbers, its lines hold {width}")
-    if not binary and not width:
+    if not width:
         what = f"it is {what}" if (what := what_it_is(path)) else "no line is a word and numbers"
         raise UserError(f"{path} holds no word vectors: {what}. Give {FORMATS}")
     vectors: dict[str, np.ndarray] = {}
@@ -90,34 +89,26 @@ def _read_words(path: str, wanted: Mapping[bytes, str]) -> dict[str, np.ndarray]
         for word, vector in _binary_rows(handle, V) if binary else _text_rows(handle, width, wanted):
             rows += 1
             if word in wanted:
-                if len(vector) != width and not binary:
-                    raise UserError(f"{path}: the vector of {wanted[word]!r} has {len(vector)} numbers, others {width}")
                 vectors.setdefault(wanted[word], vector)  # of a word that is there twice, gensim takes the first too
     if rows < count:
         raise UserError(f"{path} ends after {rows} vectors, but its header names {count}: truncated; get it again")
     return vectors
 
 
-def _numbers(line: bytes) -> int:
-    """How many numbers a line ends in; its first piece is a word, whatever it is."""
-    n = 0
-    for piece in reversed(line.split()[1:]):
-        try:
-            float(piece)
-        except ValueError:
-            break
-        n += 1
-    return n
+def _width(line: bytes) -> int:
+    """How many numbers follow the word of a line; 0 where other things do."""
+    try:
+        return np.array(line.split()[1:], np.float32).size
+    except ValueError:
+        return 0
 
 
 def _text_rows(handle: IO[bytes], width: int, wanted: Mapping[bytes, str]) -> _Rows:
     for line in handle:
-        line = line.removeprefix(_BOM)
-        word = line.split(None, 1)[0] if line.strip() else b""
-        numbers = line.split()[1:] if word in wanted else []
-        # more than the width are of a token with spaces, whose other words are the first of them: glove.840B has some
-        with np.errstate(over="ignore"):  # to infinity, which is refused where it is used
-            yield (word, np.array(numbers, np.float32)) if 0 < len(numbers) <= width else (b"", np.empty(0))
+        word, *numbers = line.removeprefix(_BOM).split(None, 1) or [b""]
+        values = numbers[0].split() if numbers and word in wanted else []
+        # other counts are of tokens with spaces, whose other words are the first of them: glove.840B has some
+        yield (word, np.array(values, np.float32)) if len(values) == width else (b"", np.empty(0))
 
 
 def _binary_rows(handle: IO[bytes], V: int) -> _Rows:
@@ -133,19 +124,15 @@ def _binary_rows(handle: IO[bytes], V: int) -> _Rows:
             at = end + 4 * V
 
 
-@contextlib.contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
+def _opened(path: str) -> IO[bytes]:
     """A file as it is, unpacked by gzip, or the only file of vectors in a zip archive."""
-    if not zipfile.is_zipfile(path):
-        with open(path, "rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else open(path, "rb") as handle:
-            yield handle  # type: ignore[misc]
-        return
-    with zipfile.ZipFile(path) as archive:
+    if zipfile.is_zipfile(path):
+        archive = zipfile.ZipFile(path)
         names = [name for name in archive.namelist() if not name.startswith("__MACOSX/")]
         texts = [name for name in names if name.endswith((".txt", ".vec", ".bin"))]
         if len(texts) != 1:
             raise UserError(f"{path} is a zip archive of {names[:9]}: unpack it, and give the .txt, .vec or .bin file")
-        with archive.open(texts[0]) as handle:
-            yield handle
+        return archive.open(texts[0])
+    with open(path, "rb") as raw:
+        packed = raw.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if packed else open(path, "rb")  # type: ignore[return-value]

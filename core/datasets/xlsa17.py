@@ -35,17 +35,22 @@ def read_mat_files(
     res101, att_splits = Path(res101), Path(att_splits)
     required, optional = ("att", "allclasses_names", *SPLITS), ("original_att", "train_loc", "val_loc")
     images, splits = read_mats({res101: ("labels", "image_files"), att_splits: (*required, *optional)})
-    for path, content, keys in ((res101, images, ("labels", "image_files")), (att_splits, splits, required)):
+    for mat, content, keys in ((res101, images, ("labels", "image_files")), (att_splits, splits, required)):
         if missing := [key for key in keys if key not in content]:
-            raise UserError(f"{path} lacks {', '.join(missing)}; is it xlsa17's file of that name?")
+            raise UserError(f"{mat} lacks {', '.join(missing)}; is it xlsa17's file of that name?")
 
     class_names = _names(splits["allclasses_names"], f"{att_splits}: allclasses_names")
     att, notes = _attributes(splits["att"], len(class_names), f"{att_splits}: att")
-    original, _ = _attributes(
-        splits.get("original_att", splits["att"]), len(class_names), f"{att_splits}: original_att"
-    )
+    original = splits.get("original_att", splits["att"])
+    original, _ = _attributes(original, len(class_names), f"{att_splits}: original_att")
     att, clipped = clip_negative(att, dataset)
-    files = [_below_anchor(f, dataset.anchor, res101) for f in _names(images["image_files"], f"{res101}: image_files")]
+    files = []  # below the data set's own folder
+    for path in _names(images["image_files"], f"{res101}: image_files"):
+        parts = [p for p in path.replace("\\", "/").split("/") if p not in ("", ".")]
+        if dataset.anchor not in parts[:-1] or ".." in parts[parts.index(dataset.anchor) :]:
+            where = f"{res101}: no folder {dataset.anchor!r} in the image path {path[:200]!r}"
+            raise UserError(f"{where}; is it of another data set?")
+        files.append("/".join(parts[parts.index(dataset.anchor) + 1 :]))
     if not files:
         raise UserError(f"{res101}: image_files is empty; get the file again")
     locs = {
@@ -72,12 +77,11 @@ def read_mat_files(
 
 
 def _names(values: Any, where: str) -> list[str]:
+    """Names of a cell array, in every form that programs save: text, cells, cells within cells."""
     names = []
     for value in values if isinstance(values, list) else [values]:
-        while isinstance(value, list) and len(value) == 1:  # cells within cells
-            value = value[0]
-        if isinstance(value, list) and not value:  # an empty cell: an empty name, which Metadata.check refuses
-            value = ""
+        while isinstance(value, list) and len(value) < 2:  # an empty cell: an empty name, which Metadata.check refuses
+            value = value[0] if value else ""
         if not isinstance(value, str):
             raise UserError(f"{where} holds something that is not a name; a cell array of names is expected")
         names.append(value.strip())
@@ -99,7 +103,6 @@ def _attributes(values: Any, classes: int, where: str) -> tuple[np.ndarray, list
 def _from_0(values: Any, where: str) -> np.ndarray:
     """Whole numbers as int64, counted from 0 where MATLAB counts from 1."""
     flat = np.asarray(values).ravel()
-    # 2**53: what a MATLAB number counts to, and far from what an int64 cannot hold
     if flat.size == 0 or flat.dtype.kind not in "iuf" or not (np.abs(flat) < 2**53).all() or (flat % 1 != 0).any():
         raise UserError(f"{where} is empty or holds something other than whole numbers")
     return flat.astype(np.int64) - 1
@@ -113,20 +116,10 @@ def _check_class_order(m: Metadata, where: str) -> None:
         for i in range(len(parts)):  # names it may have in a list of classes: SUN's a/apse/indoor/x.jpg is apse_indoor
             labels_of.setdefault(_letters("".join(parts[i:])), set()).add(label)
     for c, name in enumerate(m.class_names):
-        labels = labels_of.get(_letters(name), {c})
-        if c not in labels:
-            raise UserError(
-                f"{where} number the classes differently: class {c + 1} is {name!r}, but the images in the folder of "
-                f"that name have the label {min(labels) + 1}; take both files from one release"
-            )
+        if c not in (labels := labels_of.get(_letters(name), {c})):
+            of = f"class {c + 1} is {name!r}, but images in the folder of that name have the label {min(labels) + 1}"
+            raise UserError(f"{where} number the classes differently: {of}; take both files from one release")
 
 
 def _letters(name: str) -> str:
     return re.sub(r"[\W_]", "", name.lower())
-
-
-def _below_anchor(path: str, anchor: str, where: Path) -> str:
-    parts = [p for p in path.replace("\\", "/").split("/") if p not in ("", ".")]
-    if anchor not in parts[:-1] or ".." in parts[parts.index(anchor) :]:
-        raise UserError(f"{where}: no folder {anchor!r} in the image path {path[:200]!r}; is it of another data set?")
-    return "/".join(parts[parts.index(anchor) + 1 :])

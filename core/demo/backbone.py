@@ -29,7 +29,7 @@ from core.files.errors import UserError
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # raise it when the network or its training changes
-CHANNELS = 128  # D of the feature map
+D = 128  # channels of the feature map
 _LR = 4e-3
 _ATTRIBUTE_WEIGHT = 4.0  # of the attributes' BCE beside the classes' cross-entropy
 # the maps are so small that threads wait for each other longer than they compute, and one's result is the same anywhere
@@ -42,30 +42,19 @@ class DemoBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            _block(3, 48, 4, kernel=6),  # (B,48,28,28): a coarse stem, because large maps are what costs time on a CPU
-            _block(48, 64, 2),  # (B,64,14,14)
-            _block(64, 96, 1),
-            _block(96, CHANNELS, 2),  # (B,D,7,7)
-            _block(CHANNELS, CHANNELS, 1),
-        )
+        self.body = nn.Sequential()
+        # (B,48,28,28), (B,64,14,14), (B,96,14,14), (B,D,7,7) twice; large maps are what costs time on a CPU
+        for ins, outs, kernel, stride in ((3, 48, 6, 4), (48, 64, 3, 2), (64, 96, 3, 1), (96, D, 3, 2), (D, D, 3, 1)):
+            convolution = nn.Conv2d(ins, outs, kernel, stride, 1, bias=False)
+            self.body.append(nn.Sequential(convolution, nn.BatchNorm2d(outs), nn.ReLU(inplace=True)))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.body((images - 0.5) / 0.25)
         return features
 
 
-def _block(inputs: int, outputs: int, stride: int, kernel: int = 3) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride, 1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
 def train_demo_backbone(
-    data_root: Path | str,
-    out_path: Path | str,
-    seed: int = 0,
-    epochs: int = 40,
-    batch_size: int = 32,
+    data_root: Path | str, out_path: Path | str, seed: int = 0, epochs: int = 40, batch_size: int = 32
 ) -> Path:
     """Train a :class:`DemoBackbone` on the demo's train images on the CPU and save its weights to ``out_path``.
 
@@ -73,13 +62,12 @@ def train_demo_backbone(
     and 58 for dazle. The loss is cross-entropy on the train classes plus a multiple of BCE on their attributes. Weights
     trained with the same arguments on the same split are kept.
     """
-    metadata = read_metadata(data_root, DEMO)
+    metadata, out_path = read_metadata(data_root, DEMO), Path(out_path)
     settings = json.dumps(
-        {"format": FORMAT, "seed": seed, "epochs": epochs, "batch_size": batch_size, "lr": _LR, "channels": CHANNELS}
+        {"format": FORMAT, "seed": seed, "epochs": epochs, "batch_size": batch_size, "lr": _LR, "channels": D}
         | {"attribute_weight": _ATTRIBUTE_WEIGHT, "threads": _THREADS, "split_sha256": metadata.split_sha256},
         sort_keys=True,
     )
-    out_path = Path(out_path)
     with contextlib.suppress(OSError, SafetensorError), safe_open(out_path, "pt") as file:
         if (file.metadata() or {}).get("settings") == settings:
             log.info("the demo backbone is already in %s", out_path)
@@ -96,7 +84,7 @@ def train_demo_backbone(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):  # the modules' own initialisation must not move the global generator
         backbone = DemoBackbone()
-        heads = nn.Linear(CHANNELS, attributes.shape[0] + attributes.shape[1])
+        heads = nn.Linear(D, attributes.shape[0] + attributes.shape[1])
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
@@ -144,10 +132,7 @@ def _training_images(metadata: Metadata) -> np.ndarray:
 
 
 def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random flip and shift of each image, edges repeated: uint8 (B,3,S,S) -> float32 in [0,1], (B,3,S,S).
-
-    One gather on bytes; the result is already in channels_last order.
-    """
+    """Random flip and shift of each image, edges repeated: uint8 (B,3,S,S) -> float32 in [0,1], channels_last."""
     count, _, side, _ = images.shape
     shift = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1), generator=generator)
     flip = torch.rand(count, 1, generator=generator) < 0.5

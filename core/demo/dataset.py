@@ -1,9 +1,8 @@
 """The demo data set: birds drawn here, so that the whole pipeline runs without a download.
 
-A class is a signature: one value for each of fifteen traits (colour of the wing, shape of the bill ...). Each
-(trait, value) is an attribute, named as in CUB, and belongs to one part of the bird. Unseen classes are new
-combinations of values that seen classes show; they come in look-alike pairs, so global colour alone does not tell
-them apart. Pose, articulation, scale, position, individual colour, background, light and occlusion vary by image.
+A class is a signature: one value for each of fifteen traits. Each (trait, value) is an attribute, named as in CUB, and
+belongs to one part of the bird. Unseen classes are new combinations of values that seen classes show; they come in
+look-alike pairs, so global colour alone does not tell them apart.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -55,6 +54,8 @@ TRAITS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 SIBLING_CHANGES = 5  # traits in which the second unseen class of a pair differs from the first
 
+Job = tuple[int, int, Signature, str]  # seed, number, signature, file
+
 
 def attribute_names() -> list[str]:
     """The K attribute names, in the order of ``att``'s columns."""
@@ -83,7 +84,7 @@ def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[l
     new: list[Signature] = []
     for _ in range(1000 * unseen):
         if len(new) == unseen:
-            break
+            return known, new
         if len(new) % 2:  # a look-alike of the one before
             candidate = dict(new[-1])
             changed = [str(t) for t in rng.choice([t for t in TRAITS if len(allowed[t]) > 1], SIBLING_CHANGES, False)]
@@ -94,26 +95,11 @@ def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[l
             candidate[trait] = others[rng.integers(len(others))]
         if candidate not in known and candidate not in new:
             new.append(candidate)
-    if len(new) < unseen:
-        raise UserError(f"{seen} seen classes do not allow {unseen} new combinations; ask for more seen classes")
-    return known, new
-
-
-def signature_strengths(signatures: list[Signature], rng: np.random.Generator) -> np.ndarray:
-    """Class attributes in percent, (C,K) float64, with the scatter of human annotators around present and absent."""
-    present = np.array([[s[t] == v for t, (_, values) in TRAITS.items() for v in values] for s in signatures])
-    yes = rng.uniform(65.0, 98.0, present.shape)
-    no = 25.0 * rng.random(present.shape) ** 3
-    return np.where(present, yes, no)
+    raise UserError(f"{seen} seen classes do not allow {unseen} new combinations; ask for more seen classes")
 
 
 def render_demo(
-    data_root: Path | str,
-    seed: int = 0,
-    images_per_class: int = 50,
-    seen: int = 24,
-    unseen: int = 8,
-    workers: int | None = None,
+    data_root: Path | str, seed: int = 0, images_per_class: int = 50, seen: int = 24, unseen: int = 8, workers: int = 8
 ) -> Path:
     """Draw the demo data set under ``data_root`` in CUB's layout with xlsa17's .mat files; returns its folder.
 
@@ -133,24 +119,27 @@ def render_demo(
         return folder
     data_root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".demo.", dir=data_root, ignore_cleanup_errors=True) as temporary:
-        _write(Path(temporary), wanted, workers)
+        target = Path(temporary)
+        _write(target, seed, images_per_class, seen, unseen, workers)
+        (target / "images" / MARKER).write_text(json.dumps(wanted))
         for part, final in (("mats", mats), ("images", folder)):
             shutil.rmtree(final, ignore_errors=True)
             final.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(temporary, part), final)
+            os.replace(target / part, final)
     return folder
 
 
-def _write(target: Path, wanted: dict[str, int], workers: int | None) -> None:
+def _write(target: Path, seed: int, per_class: int, seen: int, unseen: int, workers: int) -> None:
     """Everything, below ``target``: images/ becomes the data set's folder, mats/ xlsa17's."""
-    seed, per_class, seen, unseen = (wanted[k] for k in ("seed", "images_per_class", "seen", "unseen"))
     rng = np.random.default_rng([seed, FORMAT])
     known, new = draw_signatures(seen, unseen, rng)
     order = rng.permutation(seen + unseen)  # class c has signature order[c]: unseen classes lie anywhere
     signatures = [(known + new)[i] for i in order]
     words = [f"{s['crown_color'].title()}_crowned_{s['wing_color'].title()}wing" for s in signatures]
     names = [f"{c:03d}.{word}" for c, word in enumerate(words, 1)]
-    strengths = signature_strengths(signatures, rng)  # (C,K)
+    # attributes in percent, (C,K), with the scatter of human annotators around present and absent
+    present = np.array([[s[t] == v for t, (_, values) in TRAITS.items() for v in values] for s in signatures])
+    strengths = np.where(present, rng.uniform(65.0, 98.0, present.shape), 25.0 * rng.random(present.shape) ** 3)
     labels = np.repeat(np.arange(len(names)), per_class)
     files = [f"{names[c]}/{words[c]}_{i % per_class + 1:04d}.jpg" for i, c in enumerate(labels)]
 
@@ -160,48 +149,31 @@ def _write(target: Path, wanted: dict[str, int], workers: int | None) -> None:
     log.info("demo: drawing %d images of %d classes", len(files), len(names))
     jobs = [(seed, i, signatures[labels[i]], str(root / "images" / files[i])) for i in range(len(files))]
     locs = np.stack(list(tqdm(_drawn(jobs, workers), total=len(jobs), desc="drawing", disable=None)))  # (N,P,3)
-    _write_tables(root, files, locs)
+    (root / "parts").mkdir()
+    tables = {"images.txt": files, "attributes.txt": attribute_names(), "parts/parts.txt": PARTS}
+    for path, rows in tables.items():  # CUB's text files; every id counts from 1
+        (root / path).write_text("".join(f"{i} {row}\n" for i, row in enumerate(rows, 1)))
+    rows = [f"{i} {p} {x:.1f} {y:.1f} {v:.0f}\n" for i, loc in enumerate(locs, 1) for p, (x, y, v) in enumerate(loc, 1)]
+    (root / "parts" / "part_locs.txt").write_text("".join(rows))
 
-    (target / "mats").mkdir()
+    is_seen, held = order < seen, max(1, round(TEST_SHARE * per_class))
+    test_seen = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:held] for c in np.flatnonzero(is_seen)])
+    trainval = np.setdiff1d(np.flatnonzero(is_seen[labels]), test_seen)
+    train, val = class_disjoint_split(labels, trainval, DEMO.val_share, seed=int(rng.integers(2**31)))
     paths = [f"/drawn/by/seed/{seed}/{DEMO.anchor}/images/{file}" for file in files]
+    (target / "mats").mkdir()
     _write_mat(target / "mats" / "res101.mat", labels=labels + 1.0, image_files=np.array(paths, dtype=object))
-    splits = _splits(labels, order < seen, per_class, rng)
     _write_mat(
         target / "mats" / "att_splits.mat",
         att=strengths.T / np.linalg.norm(strengths.T, axis=0),  # (K,C)
         original_att=strengths.T,
         allclasses_names=np.array(names, dtype=object),
-        **{key: loc + 1.0 for key, loc in splits.items()},
+        trainval_loc=trainval + 1.0,
+        train_loc=train + 1.0,
+        val_loc=val + 1.0,
+        test_seen_loc=np.sort(test_seen) + 1.0,
+        test_unseen_loc=np.flatnonzero(~is_seen[labels]) + 1.0,
     )
-    (root / MARKER).write_text(json.dumps(wanted))
-
-
-def _splits(labels: np.ndarray, is_seen: np.ndarray, per_class: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    held = max(1, round(TEST_SHARE * per_class))
-    test_seen = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:held] for c in np.flatnonzero(is_seen)])
-    trainval = np.setdiff1d(np.flatnonzero(is_seen[labels]), test_seen)
-    train, val = class_disjoint_split(labels, trainval, DEMO.val_share, seed=int(rng.integers(2**31)))
-    return {
-        "trainval_loc": trainval,
-        "train_loc": train,
-        "val_loc": val,
-        "test_seen_loc": np.sort(test_seen),
-        "test_unseen_loc": np.flatnonzero(~is_seen[labels]),
-    }
-
-
-def _write_tables(root: Path, files: list[str], locs: np.ndarray) -> None:
-    """CUB's text files of attributes and parts; every id counts from 1."""
-
-    def table(path: str, rows: Iterable[str]) -> None:
-        (root / path).parent.mkdir(exist_ok=True)
-        (root / path).write_text("".join(f"{row}\n" for row in rows))
-
-    table("images.txt", (f"{i} {f}" for i, f in enumerate(files, 1)))
-    table("attributes.txt", (f"{i} {a}" for i, a in enumerate(attribute_names(), 1)))
-    table("parts/parts.txt", (f"{i} {p}" for i, p in enumerate(PARTS, 1)))
-    rows = (f"{i} {p} {x:.1f} {y:.1f} {v:.0f}" for i, loc in enumerate(locs, 1) for p, (x, y, v) in enumerate(loc, 1))
-    table("parts/part_locs.txt", rows)
 
 
 def _write_mat(path: Path, **content: np.ndarray) -> None:
@@ -211,9 +183,6 @@ def _write_mat(path: Path, **content: np.ndarray) -> None:
     path.write_bytes(b"MATLAB 5.0 MAT-file, demo data set".ljust(116) + buffer.getvalue()[116:])
 
 
-Job = tuple[int, int, Signature, str]
-
-
 def _draw_job(job: Job) -> np.ndarray:
     seed, index, signature, path = job
     drawing = draw_creature(signature, np.random.default_rng([seed, FORMAT, index]))
@@ -221,11 +190,11 @@ def _draw_job(job: Job) -> np.ndarray:
     return drawing.part_locs
 
 
-def _drawn(jobs: list[Job], workers: int | None) -> Iterator[np.ndarray]:
+def _drawn(jobs: list[Job], workers: int) -> Iterator[np.ndarray]:
     """The jobs' results in order; in several processes where a plain fork is safe, else in this one."""
     if sys.platform != "linux" or workers == 1 or len(jobs) < 200:
         yield from map(_draw_job, jobs)
         return
-    count = min(workers or len(os.sched_getaffinity(0)), 8)
+    count = min(workers, len(os.sched_getaffinity(0)))
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("fork")) as pool:
         yield from pool.map(_draw_job, jobs, chunksize=25)

@@ -18,8 +18,9 @@ from core.methods import find_method
 ROOT = Path(core.__file__).resolve().parent
 # Read once, beside the import of the code itself: a file that is edited while a run goes on is not what the run ran.
 SOURCES = {path: path.read_bytes() for path in sorted(ROOT.rglob("*.py"))}
-# A run is what experiments/run.py imports, directly or not. Of that these cannot change a number: they word errors,
-# write files, or make what has a digest of its own (features, vectors, names). A file nobody thought of is counted.
+RUN = ROOT / "experiments/run.py"  # a run is what it imports, directly or not
+# Of that these cannot change a number: they word errors, write files, or make what has a digest of its own (features,
+# vectors, names). A file nobody thought of is counted.
 NUMBERLESS = (
     *("files/errors.py", "files/atomic.py", "files/kinds.py", "features/settings.py", "features/finetuned.py"),
     *("datasets/names.py", "datasets/text_vectors.py", "fields.py", "methods.py"),
@@ -29,40 +30,37 @@ NUMBERLESS = (
 @functools.cache
 def code_digest() -> str:
     """Version, and a digest of the modules that a run of any method passes through."""
-    return f"{core.__version__}-{_sha256(_imported_from(ROOT / 'experiments/run.py'))}"
+    return f"{core.__version__}-{_sha256(_imported_from(RUN))}"
 
 
 @functools.cache
 def method_digest(name: str) -> str:
     """Digest of a method's file and of what it imports (DAZLE's attention, for most) besides the code of any run."""
-    return _sha256(_imported_from(find_method(name).file) - _imported_from(ROOT / "experiments/run.py"))
+    return _sha256(_imported_from(find_method(name).file) - _imported_from(RUN))
 
 
-@functools.cache
-def _imported_from(start: Path) -> frozenset[Path]:
+def _source(path: Path) -> bytes:
+    return SOURCES[path] if path in SOURCES else path.read_bytes()  # a method may lie outside of core/
+
+
+def _imported_from(start: Path) -> set[Path]:
     """The file, and every file of core/ that it imports, directly or not, wherever in a file the import stands."""
-    found: set[Path] = set()
-    waiting = [start]
+    found, waiting = set[Path](), {start}
     while waiting:
-        if (path := waiting.pop()) in found | {ROOT / name for name in NUMBERLESS}:
-            continue
-        found.add(path)
+        found.add(path := waiting.pop())
         names: set[str] = set()
-        for node in ast.walk(ast.parse(SOURCES[path] if path in SOURCES else path.read_bytes())):
-            if isinstance(node, ast.ImportFrom):
-                names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
-            elif isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-        waiting += {ROOT.parent / f"{name.replace('.', '/')}.py" for name in names} & SOURCES.keys()
-    return frozenset(found)
+        for node in ast.walk(ast.parse(_source(path))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                module = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                names |= {*module, *(".".join([*module, alias.name]) for alias in node.names)}
+        imported = {ROOT.parent / f"{name.replace('.', '/')}.py" for name in names} & SOURCES.keys()
+        waiting |= imported - found - {ROOT / name for name in NUMBERLESS}
+    return found
 
 
-def _sha256(files: frozenset[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update((path.relative_to(ROOT).as_posix() if path in SOURCES else path.name).encode())
-        digest.update(SOURCES[path] if path in SOURCES else path.read_bytes())
-    return digest.hexdigest()[:12]
+def _sha256(files: set[Path]) -> str:
+    named = {path.relative_to(ROOT).as_posix() if path in SOURCES else path.name: path for path in sorted(files)}
+    return hashlib.sha256(b"".join(name.encode() + _source(path) for name, path in named.items())).hexdigest()[:12]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,19 +90,10 @@ def run_config(
 ) -> RunConfig:  # fmt: skip
     """The identity of a run of a method on inputs; ``epochs`` None: the recipe's."""
     names = json.dumps([inputs.metadata.class_names, inputs.attribute_names])
-    digests = {name: getattr(inputs, name) for name in ("features_sha256", "vectors_sha256", "split_sha256")}
     return RunConfig(
-        dataset=inputs.dataset,
-        method=method,
-        seed=seed,
-        select=select,
-        epochs=epochs_of(recipe) if epochs is None else epochs,
-        recipe=asdict(recipe),
-        features=dict(inputs.provenance),
-        **digests,
-        names_sha256=hashlib.sha256(names.encode()).hexdigest(),
-        precision=precision,
+        dataset=inputs.dataset, method=method, seed=seed, select=select, recipe=asdict(recipe), precision=precision,
+        epochs=epochs_of(recipe) if epochs is None else epochs, features=dict(inputs.provenance),
+        features_sha256=inputs.features_sha256, vectors_sha256=inputs.vectors_sha256, split_sha256=inputs.split_sha256,
+        names_sha256=hashlib.sha256(names.encode()).hexdigest(), code=code_digest(), method_code=method_digest(method),
         gamma_splits=gamma_splits if select == "val" else 1,
-        code=code_digest(),
-        method_code=method_digest(method),
-    )
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -56,8 +57,7 @@ def split_digest(m: Metadata) -> str:
     """SHA-256 of all that is trained and measured on: labels, attributes, class names and every split."""
     digest = hashlib.sha256(json.dumps(m.class_names).encode())
     for values in (m.labels, m.att, m.trainval_loc, m.test_seen_loc, m.test_unseen_loc, m.train_loc, m.val_loc):
-        digest.update(f"{values.dtype}{values.shape}".encode())
-        digest.update(np.ascontiguousarray(values).tobytes())
+        digest.update(f"{values.dtype}{values.shape}".encode() + values.tobytes())
     if m.class_text is not None:
         digest.update(b"class text" + m.class_text.tobytes())
     return digest.hexdigest()
@@ -67,19 +67,19 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None, own: Me
     """The feature file to use: the one named, else the data root's; of a folder of one's ``own`` that of its images."""
     if given is not None and given.is_file():
         return given
-    command = extraction_command(dataset, data_root=data_root, out=given)
     pattern = given or paths.feature_file(data_root, dataset, "*")
-    if own and not given:
-        pattern = feature_pattern(data_root, own.image_files)
-    found = [] if given else sorted(pattern.parent.glob(pattern.name))
-    if not given and (usual := paths.feature_file(data_root, dataset)) in found:
-        return usual
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
-    if not given and not own:
-        paths.require(data_root, dataset)
+    if not given:
+        pattern = feature_pattern(data_root, own.image_files) if own else pattern
+        found = sorted(pattern.parent.glob(pattern.name))
+        if (usual := paths.feature_file(data_root, dataset)) in found:
+            return usual
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
+        if not own:
+            paths.require(data_root, dataset)
+    command = extraction_command(dataset, data_root=data_root, out=given)
     begun = next(pattern.parent.glob(f"{pattern.name}.*"), None)
     unfinished = f"{begun} is of an unfinished one: run the command that began it again. " if begun else ""
     raise UserError(f"{missing(pattern, 'feature file')}. {unfinished}Make one with: {command}")
@@ -92,8 +92,8 @@ def _vectors(
     if dataset.name == OWN.name:
         return (load_attribute_vectors(given, K), given) if given else (np.eye(K, dtype=np.float32), None)
     path = given or paths.vectors_file(root, dataset)
-    flag = "" if root == paths.DEFAULT_ROOT else f" --data-root {root}"
-    command = f"python extract_feature/extract_attribute_w2v_{dataset.source}.py{flag}"
+    command = f"python extract_feature/extract_attribute_w2v_{dataset.source}.py"
+    command += "" if root == paths.DEFAULT_ROOT else f" --data-root {root}"
     if given or path.is_file():
         return load_attribute_vectors(path, K, command), path
     if file.w2v_att is not None:
@@ -107,11 +107,9 @@ def _attribute_names(dataset: DataSet, root: Path, vectors: Path | None, K: int)
     record = read_json(beside) if beside and beside.is_file() else None
     names = record.get("names") if isinstance(record, dict) else None
     if not isinstance(names, list) or not names:
-        try:
+        with contextlib.suppress(UserError):
             names = read_attribute_names(dataset, root)
-        except UserError:
-            names = []
-    return [str(name) for name in names] if len(names) == K else [f"attribute {k + 1}" for k in range(K)]
+    return [str(name) for name in names] if names and len(names) == K else [f"attribute {k + 1}" for k in range(K)]
 
 
 def load_inputs(
@@ -154,19 +152,11 @@ def load_inputs(
     if provenance.get("finetuned") == "true":
         of = f"{provenance.get('finetuned_dataset')}, {provenance.get('finetuned_fold')}"
         metadata.notes.append(f"backbone fine-tuned on images of seen classes ({of})")
-    log.info(
-        "%s: %d classes, %d images, features %s (%s regions of %d channels)",
-        *(dataset.name, len(metadata.class_names), len(metadata.labels), path, provenance["regions"], D),
-    )
+    log.info("%s: %d images, features %s (%s regions)", dataset.name, len(metadata.labels), path, provenance["regions"])
     return Inputs(
-        dataset=dataset.name,
-        metadata=metadata,
-        w2v=array,
-        features=RegionFeatures(file, rows, (R, D), resolve_device(device), budget),
-        provenance=provenance,
-        vectors=vectors,
-        features_sha256=file.digest(),
+        dataset=dataset.name, metadata=metadata, w2v=array, provenance=provenance, vectors=vectors,
+        features=RegionFeatures(file, rows, (R, D), resolve_device(device), budget), features_sha256=file.digest(),
         vectors_sha256=sha256_file(vectors) if vectors else hashlib.sha256(array.tobytes()).hexdigest(),
         split_sha256=split_digest(metadata),
         attribute_names=metadata.attribute_names or _attribute_names(dataset, root, vectors, K),
-    )
+    )  # fmt: skip

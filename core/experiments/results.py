@@ -40,16 +40,13 @@ BACKBONE = (  # of a feature file's provenance, what a photograph's regions depe
 
 
 def log_epoch(out: Path, config: RunConfig, fold: str, row: dict[str, Any], watch: Watch) -> None:
-    """Say how an epoch went: to ``watch``, in a line of OUT/log.jsonl, and in one of the log, where a closed form's
-    settings would be too many and no number of the test sets is."""
+    """Say how an epoch went: to ``watch``, in OUT/log.jsonl, and in a line of the log, where no test number is."""
     if watch:
         watch(fold, row)
     with open(out / "log.jsonl", "a", encoding="utf-8") as handle:
         handle.write(json.dumps({"fold": fold} | row) + "\n")
-    if config.epochs:
-        said = [f"loss {row['loss']:.4g}"] if "loss" in row else []
-        said += [f"{key} {100 * row[f'val_{key}']:.1f}" for key in ("AUSUC", "H") if f"val_{key}" in row]
-        said += [f"{key[4:]} {value:g}" for key, value in row.items() if key.startswith("set_")]
+    if config.epochs:  # the settings of a closed form would be too many lines
+        said = [f"{key} {row[key]:.4g}" for key in ("loss", "val_AUSUC", "val_H") if key in row]
         where = f"{config.method} seed {config.seed} {fold}: epoch {row['epoch']} of {config.epochs}"
         log.info("%s %s", where, ", ".join(said))
 
@@ -78,10 +75,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_scores(folder: Path) -> dict[str, np.ndarray]:
-    """A finished run's ``labels``, ``side``, ``best_seen``, ``best_unseen``, ``margin``, (N,) each, checked.
-
-    :func:`core.training.evaluation.compact` made them: curve, confusion and every metric follow from these.
-    """
+    """What core.training.evaluation.compact made of a finished run's test images: arrays (N,), checked."""
     with np.load(io.BytesIO(verify_run(folder, "scores.npz")), allow_pickle=False) as arrays:
         return dict(arrays)
 
@@ -120,15 +114,16 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
 def write_files(
     out: Path, method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold, condensed: dict[str, np.ndarray]
 ) -> dict[str, str]:
-    """All that a run leaves besides its metrics.json, which comes last since it marks the run as finished; checksums.
+    """All that a run leaves besides metrics.json, which comes last since it marks the run as finished; checksums.
 
-    ``condensed`` is what core.training.evaluation.compact makes of the scores of the test images.
+    The checkpoint needs nothing else but the backbone's weights to predict. ``condensed``: core.training.evaluation's
+    compact, of the scores of the test images.
     """
-    names, labels = inputs.metadata.class_names, condensed["labels"]
-    seen, measured = fold.space.seen.numpy(), np.setdiff1d(fold.space.unseen.numpy(), fold.candidates)
+    space, labels = fold.space, condensed["labels"]
+    seen, measured = space.seen.numpy(), np.setdiff1d(space.unseen.numpy(), fold.candidates)
     classes = np.concatenate([seen, measured])
     table = {
-        "class": [names[c] for c in classes],
+        "class": [inputs.metadata.class_names[c] for c in classes],
         "side": ["seen"] * len(seen) + ["unseen"] * len(measured),
         "images": np.bincount(labels, minlength=classes.max() + 1)[classes],
         "accuracy": per_class_accuracy(predictions(condensed, result["standard"]["gamma"]), labels, classes),
@@ -137,15 +132,10 @@ def write_files(
         pd.DataFrame(table).to_csv(temporary, index=False)
     with atomic_path(out / "scores.npz") as temporary, open(temporary, "wb") as handle:
         np.savez(handle, allow_pickle=False, **condensed)
-    save_checkpoint(out / "checkpoint.safetensors", *_checkpoint(method, result, inputs, fold))
-    return {name: sha256_file(out / name) for name in ("per_class.csv", "scores.npz", "checkpoint.safetensors")}
-
-
-def _checkpoint(method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold) -> tuple[dict[str, Any], Any]:
-    """Tensors and meta of a checkpoint that needs nothing else but the backbone's weights to predict."""
     tensors = {f"model.{name}": value for name, value in method.model.state_dict().items()}
-    parts = {name: getattr(fold.space, name) for name in ("att", "seen", "unseen", "w2v", "text")}
+    parts = {name: getattr(space, name) for name in ("att", "seen", "unseen", "w2v", "text")}
     tensors |= {f"space.{name}": value for name, value in parts.items() if value is not None}
+    stored = inputs.features.source.read(fold.train_rows[:1]).dtype.name
     meta = {
         "version": core.__version__,
         "config": result["config"],
@@ -155,51 +145,42 @@ def _checkpoint(method: Method, result: dict[str, Any], inputs: Inputs, fold: Fo
         "classes": inputs.metadata.class_names,
         "attributes": inputs.attribute_names,
         "regions": "unit length over D (L2)",
-        # what makes the run's regions of a photograph: of the features' provenance, and the type they were stored in
-        "backbone": {k: v for k, v in inputs.provenance.items() if k in BACKBONE}
-        | {"store": inputs.features.source.read(fold.train_rows[:1]).dtype.name},
+        "backbone": {k: v for k, v in inputs.provenance.items() if k in BACKBONE} | {"store": stored},
         "libraries": {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
         "environment": result["environment"],
     }
-    return tensors, meta
+    save_checkpoint(out / "checkpoint.safetensors", tensors, meta)
+    return {name: sha256_file(out / name) for name in ("per_class.csv", "scores.npz", "checkpoint.safetensors")}
 
 
 def row_of(result: dict[str, Any]) -> dict[str, Any]:
     """A run as one flat row: val_* on the validation split, plain names on the test sets, test_* selected on test."""
     config, chosen, provenance = result["config"], result["chosen"], result["config"]["features"]
     registered = find_method(config["method"])
-    published = asdict(registered.recipe(config["dataset"]))
-    planned = epochs_of(registered.recipe(config["dataset"]))
+    published = registered.recipe(config["dataset"])
+    planned, usual = epochs_of(published), asdict(published)
     measured = {"val": chosen.get("validation"), "test": result.get("selected_on_test")}
     measured |= {"published": result.get("published_procedure")}
-    return {
-        "dataset": config["dataset"],
-        "backbone": provenance.get("backbone", "unknown"),
-        "regions": provenance.get("regions", ""),
+    row = {key: config[key] for key in ("dataset", "method", "seed", "select", "precision", "code", "method_code")}
+    row |= {key: config[key] for key in ("features_sha256", "vectors_sha256", "split_sha256")}
+    row |= {key: provenance.get(key, "") for key in ("regions", "finetuned", "input_size")}
+    row |= {key: provenance.get(key, "unknown") for key in ("backbone", "pretraining_saw_unseen")}
+    row |= {key: result["environment"].get(key, "") for key in ("device", "torch", "threads")}
+    row |= {f"{of}_{key}": value for of, found in measured.items() for key, value in (found or {}).items()}
+    return row | (result.get("standard") or {}) | {
         "features": provenance.get("name", ""),
-        "method": config["method"],
         "ablation": result.get("ablation", ""),
-        "seed": config["seed"],
-        **(result.get("standard") or {}),
         # epochs that were offered, that the published recipe has (more is a row of its own, fewer is cut off), chosen
         "most_epochs": config["epochs"],
         "recipe_epochs": planned,
         "epochs": chosen["epochs"],
-        **{f"{of}_{key}": value for of, found in measured.items() for key, value in (found or {}).items()},
+        "cut_off": f"{config['epochs']} of its {planned} epochs" if config["epochs"] < planned else "",
         "configurations": chosen.get("configurations", 0),
         "chosen": json.dumps(chosen.get("recipe", {}), sort_keys=True),
-        "recipe": json.dumps({k: v for k, v in config["recipe"].items() if published.get(k) != v}, sort_keys=True),
-        "select": config["select"],
-        "precision": config["precision"],
+        "recipe": json.dumps({k: v for k, v in config["recipe"].items() if usual.get(k) != v}, sort_keys=True),
         "gamma_splits": config.get("gamma_splits", 1),  # runs made before there was a choice
-        "cut_off": f"{config['epochs']} of its {planned} epochs" if config["epochs"] < planned else "",
-        "pretraining_saw_unseen": provenance.get("pretraining_saw_unseen", "unknown"),
-        "finetuned": provenance.get("finetuned", ""),
-        "input_size": provenance.get("input_size", ""),
         "seconds": result["seconds"],
-        **{key: result["environment"].get(key, "") for key in ("device", "torch", "threads")},
-        **{key: config[key] for key in ("code", "method_code", "features_sha256", "vectors_sha256", "split_sha256")},
         "how": chosen["how"],
         "deviations": registered.deviations,
         "notes": " | ".join(result.get("notes", [])),
-    }
+    }  # fmt: skip

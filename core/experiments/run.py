@@ -27,14 +27,15 @@ from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.method import Method, with_settings
 from core.methods import find_method
-from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact
+from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact, spread
 from core.training.folds import Fold, final_fold, validation_fold
 from core.training.loop import score_pieces, train
 
 log = logging.getLogger(__name__)
 Row = dict[str, Any]  # of the history: an epoch or a setting
 HOW = {
-    "val": "class-disjoint validation split (seed k uses split k): highest AUSUC, then γ of the highest H there",
+    "val": "class-disjoint validation split (seed k uses split k): highest AUSUC, then γ of the highest H there, in "
+    "spreads of the training images' scores",
     "last": "fixed (--select last): all epochs, the method's own γ",
 }
 
@@ -85,62 +86,54 @@ def choose(
     """Epochs and settings (highest AUSUC), γ (highest H there), on the class-disjoint validation fold; its history.
 
     With ``gamma_splits`` N the method is trained on N - 1 further splits too, and γ is the mean over all N of the γ of
-    the highest H at the epoch and the settings that the first has chosen.
+    the highest H at the epoch and the settings that the first has chosen. It is counted in spreads of the training
+    images' scores: refitted on more classes a model may score in another unit, and γ with it.
     """
-    history = _validate_epochs(config, inputs, out, watch)
-    best = max((r for r in history if "val_AUSUC" in r), key=lambda r: r["val_AUSUC"])
-    # from the history alone: what a resumed run did not measure itself must be chosen from too
-    used = {"epochs": best["epoch"], "recipe": dict(sorted(_settings(best).items()))}
-    gammas = [best["val_gamma"]]
-    for split in range(config.seed + 1, config.seed + config.gamma_splits):
-        try:
-            fold = validation_fold(inputs.metadata, inputs.w2v, split)
-            method, _ = _fit(replace(config, seed=split), inputs, fold, out / f"split{split}.state", used)
-            gammas.append(_measured(method, inputs, fold)["gamma"])
-        except UserError as error:
-            said = f"{error} (on validation split {split}; --gamma-splits 1 takes that of the seed alone)"
-            raise UserError(said) from error
-    averaged = f", mean over {config.gamma_splits} splits" if config.gamma_splits > 1 else ""
-    chosen = used | {
-        "gamma": float(np.mean(gammas)),
-        "gammas": gammas,
-        "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
-        "configurations": sum("val_AUSUC" in r for r in history),
-        "split": config.seed,
-        "how": HOW["val"] + averaged,
-    }
-    log.info(
-        "%s seed %d validation: of %d configurations epoch %d, %s has the highest AUSUC, %.1f; γ %.3g",
-        *(config.method, config.seed, chosen["configurations"], chosen["epochs"], chosen["recipe"] or "the recipe"),
-        *(100 * best["val_AUSUC"], chosen["gamma"]),
-    )
-    return chosen, history
-
-
-def _settings(row: Row) -> dict[str, Any]:
-    return {key.removeprefix("set_"): value for key, value in row.items() if key.startswith("set_")}
-
-
-def _validate_epochs(config: RunConfig, inputs: Inputs, out: Path, watch: results.Watch) -> list[Row]:
-    """Train on the validation fold; the rows of its epochs and settings, each with what it measures there."""
     fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
 
     def measure(method: Method, row: Row) -> None:
         if method.tune:
             method.model.eval()
             row |= {f"set_{k}": v for k, v in method.tune(fold.unseen_images(inputs.features)).items()}
-        row |= _measured(method, inputs, fold, "val_")
+        row |= _measured(method, inputs, fold, "val_") | {"val_spread": _spread(method, inputs, fold)}
         results.log_epoch(out, config, "validation", row, watch)
 
     method, history = _fit(config, inputs, fold, out / "validation.state", on_epoch=measure)
-    rows: list[Row] = [{"epoch": 0} | {f"set_{k}": v for k, v in setting.items()} for setting in method.grid]
-    if not rows and not any("val_AUSUC" in r for r in history):
-        rows = [{"epoch": 0}]  # a closed form without settings to choose among: one row
-    for row in rows:
-        if method.set_params and (setting := _settings(row)):
+    settings = [(setting, {"epoch": 0} | {f"set_{k}": v for k, v in setting.items()}) for setting in method.grid]
+    if not settings and not any("val_AUSUC" in r for r in history):
+        settings = [({}, {"epoch": 0})]  # a closed form without settings to choose among: one row
+    for setting, row in settings:
+        if setting and method.set_params:
             method.set_params(setting)
         measure(method, row)
-    return history + rows
+        history.append(row)
+    # from the history alone: what a resumed run did not measure itself must be chosen from too
+    measured = [r for r in history if "val_AUSUC" in r]
+    best = max(measured, key=lambda r: r["val_AUSUC"])
+    recipe = {key.removeprefix("set_"): value for key, value in sorted(best.items()) if key.startswith("set_")}
+    used = {"epochs": best["epoch"], "recipe": recipe}
+    gammas, spreads = [best["val_gamma"]], [best["val_spread"]]
+    for split in range(config.seed + 1, config.seed + config.gamma_splits):
+        try:
+            fold = validation_fold(inputs.metadata, inputs.w2v, split)
+            method, _ = _fit(replace(config, seed=split), inputs, fold, out / f"split{split}.state", used)
+            gammas.append(_measured(method, inputs, fold)["gamma"])
+            spreads.append(_spread(method, inputs, fold))
+        except UserError as error:
+            said = f"{error} (on validation split {split}; --gamma-splits 1 takes that of the seed alone)"
+            raise UserError(said) from error
+    chosen = used | {
+        "gamma": float(np.mean(gammas)),
+        "gammas": gammas,
+        "gamma_in_spreads": float(np.mean(np.divide(gammas, spreads))),
+        "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
+        "configurations": len(measured),
+        "split": config.seed,
+        "how": HOW["val"] + (f", mean over {config.gamma_splits} splits" if config.gamma_splits > 1 else ""),
+    }
+    found = {key: chosen[key] for key in ("configurations", "epochs", "recipe", "gamma")}
+    log.info("%s seed %d, chosen on validation: %s", config.method, config.seed, found)
+    return chosen, history
 
 
 def _fit(
@@ -152,17 +145,11 @@ def _fit(
     settings = chosen["recipe"] if chosen else {}
     method = build(config, config.recipe | settings, fold, inputs)
     history = train(
-        method,
-        inputs.features,
-        fold,
-        seed=config.seed,
-        stop_after=chosen["epochs"] if chosen else None,
-        state_path=state_path,
-        identity=asdict(config) | {"fold": state_path.stem, "chosen": chosen},
-        on_epoch=partial(on_epoch, method) if on_epoch else None,
+        method, inputs.features, fold, seed=config.seed, stop_after=chosen["epochs"] if chosen else None,
+        state_path=state_path, identity=asdict(config) | {"fold": state_path.stem, "chosen": chosen},
+        on_epoch=partial(on_epoch, method) if on_epoch else None, precision=config.precision,
         label=f"{config.method} seed {config.seed} {state_path.stem}",
-        precision=config.precision,
-    )
+    )  # fmt: skip
     if settings and method.set_params:
         method.set_params(settings)
     return method, history
@@ -181,13 +168,16 @@ def _test(
 
     method, history = _fit(config, inputs, fold, out / "refit.state", chosen, on_epoch)
     condensed = compact(_scored(method, inputs, fold))  # the scores are read once: all that follows is made of this
-    metrics, curve = metrics_from_compact(condensed, chosen["gamma"]), curve_from_compact(condensed)
+    gamma = chosen["gamma"]
+    if "gamma_in_spreads" in chosen:
+        gamma = chosen["gamma_in_spreads"] * _spread(method, inputs, fold)
+    metrics, curve = metrics_from_compact(condensed, gamma), curve_from_compact(condensed)
     on_test = published = None
     if diagnostics:
         if not history:  # a closed form: one row
             history.append({"epoch": 0} | _measured(method, inputs, fold, "selected_on_test_"))
         top = max((r for r in history if "selected_on_test_H" in r), key=lambda r: r["selected_on_test_H"])
-        on_test = {k: top[f"selected_on_test_{k}"] for k in ("T1", "U", "S", "H", "AUSUC", "gamma")}
+        on_test = {k.removeprefix("selected_on_test_"): v for k, v in top.items() if k.startswith("selected_on_test_")}
         on_test["epoch"] = top["epoch"]
     if method.diagnose:
         method.model.eval()
@@ -221,17 +211,21 @@ def _scored(method: Method, inputs: Inputs, fold: Fold) -> ScoredImages:
     method.model.eval()
     if method.finish:
         method.finish(fold.train_images(inputs.features))
+    seen, unseen = (score_pieces(method.model, inputs.features, rows) for rows in (fold.seen_rows, fold.unseen_rows))
     return ScoredImages(
-        scores_seen=score_pieces(method.model, inputs.features, fold.seen_rows),
-        labels_seen=fold.seen_labels,
-        scores_unseen=score_pieces(method.model, inputs.features, fold.unseen_rows),
-        labels_unseen=fold.unseen_labels,
-        seen=fold.space.seen.numpy(),
-        unseen=fold.space.unseen.numpy(),
-        candidates=fold.candidates,
-    )
+        scores_seen=seen, labels_seen=fold.seen_labels, scores_unseen=unseen, labels_unseen=fold.unseen_labels,
+        seen=fold.space.seen.numpy(), unseen=fold.space.unseen.numpy(), candidates=fold.candidates,
+    )  # fmt: skip
 
 
 def _measured(method: Method, inputs: Inputs, fold: Fold, prefix: str = "") -> dict[str, float]:
     """T1, U, S, H, AUSUC and γ of the highest H on the fold's images, each name behind a prefix."""
     return {f"{prefix}{k}": v for k, v in asdict(evaluate(_scored(method, inputs, fold), None)).items()}
+
+
+def _spread(method: Method, inputs: Inputs, fold: Fold) -> float:
+    """Spread of the scores of a thousand of the fold's training images: the unit γ is counted in."""
+    rows = fold.train_rows[
+        np.linspace(0, len(fold.train_rows) - 1, min(len(fold.train_rows), 1024)).round().astype(int)
+    ]
+    return max(spread(score_pieces(method.model, inputs.features, rows)), 1e-12)

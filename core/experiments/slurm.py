@@ -31,20 +31,22 @@ class Task:
 
     def checkpoint(self, job: Job) -> Any:
         """Called by submitit before the time is over or the node is taken."""
-        return library("submitit.helpers", "--engine slurm", "submitit").DelayedSubmission(self, job)
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self, job)
 
 
 def submit(plan: Plan, options: Mapping[str, str]) -> str:
-    """Submit what is not done yet as one job array and return; says how to follow it. ``options`` are sbatch's own."""
-    submitit = library("submitit", "--engine slurm", "submitit")
-    jobs = [job for job, state, _ in status(plan) if state not in ("done", "running")]
+    """Submit what is not done yet as one job array; says how to follow it. ``options`` are sbatch's own."""
+    with library("--engine slurm", "submitit"):
+        import submitit
+    jobs = [job for job, state in status(plan) if state not in ("done", "running")]
     if not jobs:
         return "every run is done or running; --collect makes the tables of those that are done\n"
     folder = (plan.out / "jobs" / "slurm").absolute()
+    more = {key: value or True for key, value in (USUAL | dict(options)).items()}
     try:
         executor = submitit.SlurmExecutor(folder)
-        more = {key: value or True for key, value in (USUAL | dict(options)).items()}
-        # the number is what submitit takes a task to have
         executor.update_parameters(job_name="vsmr", time=24 * 60, additional_parameters=more)
         array = executor.map_array(Task(plan), jobs)[0].job_id.partition("_")[0]
     except Exception as error:  # submitit's own kinds, and the system's
@@ -57,14 +59,13 @@ def sbatch_script(command: Sequence[str], tasks: int, logs: Path, options: Mappi
     """A job-array script: task k runs ``command --task k``. ``options`` are sbatch's own, without their dashes."""
     lines = {"job-name": "vsmr", "array": f"0-{tasks - 1}", "output": f"{logs}/%A_%a.log", "open-mode": "append"}
     lines |= USUAL | {"cpus-per-task": "4"} | dict(options)
-    return "\n".join(
-        [
-            "#!/bin/bash",
-            *(f"#SBATCH --{key}" + (f"={shlex.quote(value)}" if value else "") for key, value in lines.items()),
-            "# a task that was preempted or failed continues where it was: submit the same script again",
-            f"# submit:  mkdir -p {shlex.quote(str(logs))} && sbatch THIS_FILE",
-            f"# then:    {shlex.join(['python', *command])} --status     and when all are done --collect",
-            f"cd {shlex.quote(str(Path.cwd()))}",
-            f"exec {shlex.quote(sys.executable)} {shlex.join(command)} --task $SLURM_ARRAY_TASK_ID\n",
-        ]
-    )
+    said = (f"#SBATCH --{key}" + (f"={shlex.quote(value)}" if value else "") for key, value in lines.items())
+    return f"""\
+#!/bin/bash
+{chr(10).join(said)}
+# a task that was preempted or failed continues where it was: submit the same script again
+# submit:  mkdir -p {shlex.quote(str(logs))} && sbatch THIS_FILE
+# then:    {shlex.join(["python", *command])} --status     and when all are done --collect
+cd {shlex.quote(str(Path.cwd()))}
+exec {shlex.quote(sys.executable)} {shlex.join(command)} --task $SLURM_ARRAY_TASK_ID
+"""

@@ -1,9 +1,8 @@
 """Whether a difference is more than chance: paired over seeds, and paired over classes.
 
-Two sources of error, two intervals. Seeds (each with its own validation split) say how far a method's number depends on
-chance in training and selection. Classes say how far it depends on which classes happened to be in the test set; with
-50 unseen classes that alone gives T1 a standard error of about 3 points, but most of it is common to two methods, so
-the difference is taken on the same resampled classes.
+Seeds (each with its own validation split) say how far a method's number depends on chance in training and selection.
+Classes say how far it depends on which classes happened to be in the test set: with 50 unseen classes T1 has a standard
+error of about 3 points, most of it common to two methods, so the difference is taken on the same resampled classes.
 """
 
 from __future__ import annotations
@@ -37,81 +36,34 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Paired(Interval):
-    """A difference paired over seeds; each seed has its own validation split. The interval is of the t distribution."""
+    """A difference paired over seeds; the interval is of the t distribution."""
 
     p: float  # two-sided exact sign-flip test, which cannot go below 2^(1-n); beyond 20 seeds Wilcoxon's
-    n: int
 
 
 def paired(a: Any, b: Any) -> Paired:
     """The difference a - b of values (n,) of the same n seeds, two or more of them."""
     import scipy.stats  # half a second, which a table of one seed need not wait for
 
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1 or len(a) < 2 or not np.isfinite([a, b]).all():
-        raise ValueError(
-            f"paired values of shapes {a.shape} and {b.shape}: finite, two or more of either, as many of both"
-        )
-    d = a - b
+    d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     n, mean = len(d), float(d.mean())
     half = float(scipy.stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n))
     if n > _EXACT:
         p = scipy.stats.wilcoxon(d).pvalue
     else:
         p = scipy.stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=2**n).pvalue
-    return Paired(mean=mean, low=mean - half, high=mean + half, p=float(p), n=n)
-
-
-def _resampled(run: Mapping[str, np.ndarray], w_u: np.ndarray, w_s: np.ndarray) -> np.ndarray:
-    """T1, U, S, H, AUSUC (n,5) of class weights (n,U) and (n,S) whose rows sum to 1, each at its γ of the highest H.
-
-    Every metric is linear in the weights on either side: U_i(γ) and S_j(γ) of single classes are counted once.
-    """
-    labels, margin, unseen = run["labels"], run["margin"].astype(np.float64), run["side"].astype(bool)
-    right = np.where(unseen, run["best_unseen"], run["best_seen"]) == labels
-    thresholds = np.unique(margin[right])
-    flips = []  # per side (classes, T+1): share of a class's images that flip at a threshold, the first column is empty
-    for side in (unseen, ~unseen):
-        classes, position, counts = np.unique(labels[side], return_inverse=True, return_counts=True)
-        flip = np.zeros((len(classes), len(thresholds) + 1))
-        hit = right[side]
-        np.add.at(flip, (position[hit], np.searchsorted(thresholds, margin[side][hit]) + 1), 1.0)
-        flips.append(flip / counts[:, None])
-    won, lost = flips
-    U = np.cumsum(won, axis=1)
-    S = lost.sum(axis=1, keepdims=True) - np.cumsum(lost, axis=1)
-    area = won[:, 1:] @ ((S[:, 1:] + S[:, :-1]) / 2).T  # (U,S) of one unseen and one seen class; AUSUC: weighted mean
-    # points that can have the highest H: where U has just risen and S is about to fall
-    rises = np.append(True, won[:, 1:].any(axis=0))
-    falls = np.append(lost[:, 1:].any(axis=0), True)
-    corner = np.flatnonzero(rises & falls)
-    u_points, s_points = (np.ascontiguousarray(side[:, corner]) for side in (U, S))
-    u, s = np.empty(len(w_u)), np.empty(len(w_u))
-    step = max(1, _BLOCK // len(corner))
-    for here in (slice(start, start + step) for start in range(0, len(w_u), step)):
-        block_u, block_s = w_u[here] @ u_points, w_s[here] @ s_points
-        total = block_u + block_s
-        h = np.divide(block_u * block_s, total, out=np.zeros_like(total), where=total > 0)
-        best = np.arange(len(h)), h.argmax(axis=1)
-        u[here], s[here] = block_u[best], block_s[best]
-    h = np.divide(2 * u * s, u + s, out=np.zeros(len(u)), where=u + s > 0)
-    return np.stack([w_u @ U[:, -1], u, s, h, np.einsum("nu,nu->n", w_u, w_s @ area.T)], axis=1)
+    return Paired(mean=mean, low=mean - half, high=mean + half, p=float(p))
 
 
 def bootstrap_over_classes(
-    a: Sequence[Mapping[str, np.ndarray]],
-    b: Sequence[Mapping[str, np.ndarray]] = (),
-    *,
-    rng: np.random.Generator,
+    a: Sequence[Mapping[str, np.ndarray]], b: Sequence[Mapping[str, np.ndarray]] = (), *, rng: np.random.Generator,
     resamples: int = 10_000,
-) -> dict[str, Interval]:
+) -> dict[str, Interval]:  # fmt: skip
     """T1, U, S, H and AUSUC of runs, or of ``a`` minus ``b``, with intervals over the draw of test classes, as shares.
 
     Unseen and seen classes are drawn anew with replacement, apart from each other, all images of a class together;
-    ``a`` and ``b`` see the same draws. What is drawn is which classes are *tested*: the candidates that a model chooses
-    among stay as they are, so no prediction changes and a drawn set is a reweighting of the per-class curves, for
-    AUSUC too (exact, not an approximation). It says how far a number depends on the test classes, not what a
-    model trained on other classes would do.
+    ``a`` and ``b`` see the same draws. The candidates that a model chooses among stay as they are, so no prediction
+    changes and a drawn set is a reweighting of the per-class curves, for AUSUC too (exact, not an approximation).
 
     Args:
         a, b: what :func:`core.training.evaluation.compact` returns of one or several runs (seeds) of a method; metrics
@@ -128,6 +80,35 @@ def bootstrap_over_classes(
     result = np.mean([_resampled(run, *weights) for run in a], axis=0)
     if b:
         result = result - np.mean([_resampled(run, *weights) for run in b], axis=0)
-    low, high = np.percentile(result[1:], (2.5, 97.5), axis=0)
-    rows = zip(RESAMPLED, result[0], low, high, strict=True)
-    return {key: Interval(mean=float(mean), low=float(below), high=float(above)) for key, mean, below, above in rows}
+    rows = zip(RESAMPLED, result[0], *np.percentile(result[1:], (2.5, 97.5), axis=0), strict=True)
+    return {key: Interval(mean=float(mean), low=float(low), high=float(high)) for key, mean, low, high in rows}
+
+
+def _resampled(run: Mapping[str, np.ndarray], w_u: np.ndarray, w_s: np.ndarray) -> np.ndarray:
+    """T1, U, S, H, AUSUC (n,5) of class weights (n,U) and (n,S) whose rows sum to 1, each at its γ of the highest H.
+
+    Every metric is linear in the weights on either side: U_i(γ) and S_j(γ) of single classes are counted once.
+    """
+    labels, margin, unseen = run["labels"], run["margin"].astype(np.float64), run["side"].astype(bool)
+    right = np.where(unseen, run["best_unseen"], run["best_seen"]) == labels
+    thresholds = np.unique(margin[right])
+    flips = []  # per side (classes, T+1): share of a class's images that flip at a threshold, the first column is empty
+    for side in (unseen, ~unseen):
+        classes, position, counts = np.unique(labels[side], return_inverse=True, return_counts=True)
+        flip, hit = np.zeros((len(classes), len(thresholds) + 1)), right[side]
+        np.add.at(flip, (position[hit], np.searchsorted(thresholds, margin[side][hit]) + 1), 1.0)
+        flips.append(flip / counts[:, None])
+    won, lost = flips
+    U = np.cumsum(won, axis=1)
+    S = lost.sum(axis=1, keepdims=True) - np.cumsum(lost, axis=1)
+    area = won[:, 1:] @ ((S[:, 1:] + S[:, :-1]) / 2).T  # (U,S) of one unseen and one seen class; AUSUC: weighted mean
+    # points that can have the highest H: where U has just risen and S is about to fall
+    corner = np.append(True, won[:, 1:].any(axis=0)) & np.append(lost[:, 1:].any(axis=0), True)
+    u_points, s_points = (np.ascontiguousarray(side[:, corner]) for side in (U, S))
+    found = []
+    for start in range(0, len(w_u), step := max(1, _BLOCK // corner.sum())):
+        u, s = w_u[start : start + step] @ u_points, w_s[start : start + step] @ s_points
+        h = np.divide(2 * u * s, u + s, out=np.zeros_like(u), where=u + s > 0)
+        best = np.arange(len(h)), h.argmax(axis=1)
+        found.append(np.stack([u[best], s[best], h[best]]))
+    return np.stack([w_u @ U[:, -1], *np.hstack(found), np.einsum("nu,nu->n", w_u, w_s @ area.T)], axis=1)

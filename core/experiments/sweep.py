@@ -1,7 +1,7 @@
 """Data sets x methods x seeds as jobs, in processes of this machine (core/experiments/slurm.py: as a job array).
 
-A finished run is read back, an interrupted one continued, a failed one is one line of the report while the others go
-on. No job writes a shared file: :func:`collect` makes summary.csv from the run folders.
+A finished run is read back, an interrupted one continued, of a failed one there is a note while the others go on. No
+job writes a shared file: :func:`collect` makes summary.csv from the run folders.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Job:
     @property
     def parts(self) -> list[str]:
         """What its folder and its note are named by."""
-        ablation = ["ablation", self.ablation.replace(" ", "_").replace("/", "_")] if self.ablation else []
+        ablation = ["ablation", self.ablation.replace(" ", "_")] if self.ablation else []
         return [self.method, *ablation, f"seed{self.seed}"]
 
 
@@ -91,11 +91,10 @@ def run_of(plan: Plan, job: Job, device: str = "cpu", budget: int | None = 0) ->
     """The identity of a job's run, its data (``budget`` as for :func:`load_inputs`), and its folder."""
     where = {"data_root": plan.data_root, "features": plan.features, "w2v": plan.w2v}
     inputs = _inputs(job.dataset, **where, device=device, budget=budget)
-    recipe = find_method(job.method).recipe(job.dataset)
     changes = dict(ABLATIONS[job.ablation]) if job.ablation else {}
-    epochs = changes.pop("epochs", epochs_of(recipe) if plan.epochs is None else plan.epochs)
-    changed = with_settings(recipe, changes)
-    config = run_config(inputs, job.method, changed, seed=job.seed, epochs=epochs, precision=plan.precision)
+    epochs = changes.pop("epochs", plan.epochs)
+    recipe = with_settings(find_method(job.method).recipe(job.dataset), changes)
+    config = run_config(inputs, job.method, recipe, seed=job.seed, epochs=epochs, precision=plan.precision)
     return config, inputs, plan.out.joinpath(job.dataset, inputs.variant, *job.parts)
 
 
@@ -104,15 +103,15 @@ def attempt(plan: Plan, job: Job, device: str) -> str | None:
     try:
         config, inputs, out = run_of(plan, job, device, budget=None)
         run(config, inputs, out, diagnostics=plan.diagnostics, ablation=job.ablation or None)
-    except Exception as error:  # one run's fault does not end the others
+        _note(plan, job).unlink(missing_ok=True)
+        return None
+    except UserError as error:
         failure = str(error)
-        if not isinstance(error, UserError):
-            log.exception("%s", job)
-            failure = f"{type(error).__name__}: {error}"
-        write_bytes(_note(plan, job), failure.encode())
-        return failure
-    _note(plan, job).unlink(missing_ok=True)
-    return None
+    except Exception as error:  # one run's fault does not end the others
+        log.exception("%s", job)
+        failure = f"{type(error).__name__}: {error}"
+    write_bytes(_note(plan, job), failure.encode())
+    return failure
 
 
 def _note(plan: Plan, job: Job) -> Path:
@@ -125,8 +124,9 @@ def sweep(plan: Plan) -> list[str]:
     jobs, failures = jobs_of(plan), []
     here = ((job, attempt(plan, job, plan.devices[k % len(plan.devices)])) for k, job in enumerate(jobs))
     for job, failure in tqdm(here if plan.jobs == 1 else _in_processes(plan, jobs), "runs", len(jobs), disable=None):
-        failures += [f"{job}: {failure}"] if failure else []
-        log.info("%s: %s", job, f"failed: {failure}" if failure else "done")
+        if failure:
+            failures.append(f"{job}: {failure}")
+            log.info("%s", failures[-1])
     return failures
 
 
@@ -154,31 +154,25 @@ def _in_processes(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | 
         processes = 1
 
 
-def status(plan: Plan) -> list[tuple[Job, str, Path | None]]:
-    """Each job of a plan, its state (done, running, failed: why, interrupted, not begun), and where its log is.
-
-    Done is a run of this very identity: other features, settings or code are another run.
-    """
-    found: list[tuple[Job, str, Path | None]] = []
+def status(plan: Plan) -> list[tuple[Job, str]]:
+    """Each job and its state: done (a run of this very identity), running, failed: why, interrupted, not begun."""
+    found = []
     for job in jobs_of(plan):
         config, _, out = run_of(plan, job)
-        result, journal, note = (
-            out / ("validation.json" if job.ablation else "metrics.json"),
-            out / "log.jsonl",
-            _note(plan, job),
-        )
-        state, where = ("interrupted", journal) if journal.is_file() else ("not begun", None)
+        result, note = out / ("validation.json" if job.ablation else "metrics.json"), _note(plan, job)
         if is_locked(out / "run"):
-            state, where = "running", journal
+            state = "running"
         elif result.is_file():
             try:
                 same = read_result(result)["config"] == json.loads(json.dumps(asdict(config)))
-                state, where = "done" if same else f"failed: {result} is of other settings or code", result
+                state = "done" if same else f"failed: {result} is of other settings or code"
             except UserError as error:
-                state, where = f"failed: {error}", result
+                state = f"failed: {error}"
         elif note.is_file():
-            state, where = f"failed: {note.read_text('utf-8')}", note
-        found.append((job, state, where))
+            state = f"failed: {note.read_text('utf-8')}"
+        else:
+            state = "interrupted" if (out / "log.jsonl").is_file() else "not begun"
+        found.append((job, state))
     return found
 
 
@@ -187,8 +181,7 @@ def collect(out: Path) -> Path:
 
     Where some of them are damaged it raises an error that names them; the table then holds the others.
     """
-    found = sorted(path for name in ("metrics.json", "validation.json") for path in out.rglob(name))
-    if not found:
+    if not (found := sorted([*out.rglob("metrics.json"), *out.rglob("validation.json")])):
         raise UserError(f"no finished run below {out} (looked for metrics.json)")
     rows, damaged, summary = [], [], out / "summary.csv"
     with Lock(summary):  # a slower process would write what was there before a faster one's last run
@@ -198,7 +191,6 @@ def collect(out: Path) -> Path:
             except UserError as error:
                 damaged.append(str(error))
         if rows:
-            # an order that does not depend on when they were made
             keys = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
             with atomic_path(summary) as temporary:
                 pd.DataFrame(rows).sort_values(keys, kind="stable").to_csv(temporary, index=False, float_format="%.6g")

@@ -12,8 +12,9 @@ class Board:
     """Event files in OUT/tensorboard. The test sets' numbers are not in them: those are read when all is chosen."""
 
     def __init__(self, out: Path) -> None:
-        writer = library("torch.utils.tensorboard", f"--tensorboard ({out / 'log.jsonl'} does not)", "tensorboard")
-        self._writer = writer.SummaryWriter(str(out / "tensorboard"))
+        with library(f"--tensorboard ({out / 'log.jsonl'} does not)", "tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+        self._writer: Any = SummaryWriter(str(out / "tensorboard"))
 
     def __call__(self, fold: str, row: dict[str, Any]) -> None:
         """One row of the history of a fold ("validation" or "refit")."""

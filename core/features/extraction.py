@@ -2,18 +2,17 @@
 
 Decoding runs in threads, a bounded number of batches ahead of the forward pass, so memory does not grow with the data
 set. Batches are always the same consecutive rows, and one that was not finished is redone whole: a run that was killed
-and started again ends with the same bytes as one that was not.
+and started again, or several processes with a range of batches each, end with the same bytes as one that was not.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
-import time
-from collections import deque
+import zlib
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,20 +26,18 @@ from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS, OWN, DataSet
 from core.datasets.xlsa17 import read_metadata
 from core.features.backbones import Backbone, build_backbone
-from core.features.decoding import Batch, decoded
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
 from core.features.finetuned import finetuned_provenance, finetuned_record
-from core.features.images import Normaliser
-from core.features.layout import FeatureFileMetadata, difference, held, parts_of
+from core.features.images import Normaliser, Transform, load_image
+from core.features.regions import ahead
 from core.features.settings import DTYPES, ExtractionConfig, default_out, extraction_command
-from core.features.shards import Shard
-from core.features.writer import Writer, finish
+from core.features.writer import FeatureFileMetadata, Writer, decisive, remove_parts
 from core.files.atomic import Busy, write_bytes
-from core.files.errors import UserError, is_out_of_memory
-from core.files.hdf5 import open_hdf5
+from core.files.errors import UserError, differences, is_out_of_memory
 from core.files.progress import Progress
 
+_AHEAD = 3  # batches decoded ahead of the forward pass
 _log = logging.getLogger(__name__)
 
 
@@ -48,119 +45,71 @@ _log = logging.getLogger(__name__)
 class _Job:
     """What an extraction works with, once everything that can be refused has been looked at."""
 
-    dataset: DataSet
     config: ExtractionConfig
-    metadata: Metadata
     paths: list[Path]  # one an image
-    missing: list[int]  # rows whose image is not there
     network: Backbone
     normalise: Normaliser
     content: FeatureFileMetadata
 
-    @property
-    def row_bytes(self) -> int:
-        return math.prod(self.network.shape) * np.dtype(self.config.store).itemsize
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What an extraction would take."""
-
-    rows: int
-    row_bytes: int  # of one image's features
-    seconds: float  # from one measured batch, decoding included
-
-    def __str__(self) -> str:
-        rate = self.rows / self.seconds if self.seconds else math.inf
-        duration = f"{self.seconds / 60:.0f} minutes" if self.seconds >= 120 else f"{self.seconds:.0f} s"
-        return f"{self.rows} rows, {size_of(self.rows * self.row_bytes)}, about {duration} ({rate:.1f} images/s)"
-
 
 def extract(
-    dataset: DataSet,
-    *,
-    data_root: Path | str = "data",
-    out: Path | str | None = None,
-    config: ExtractionConfig | None = None,
-    limit: int | None = None,
-    shard: Shard | None = None,
-) -> Path:
+    dataset: DataSet, *, data_root: Path | str = "data", out: Path | str | None = None,
+    config: ExtractionConfig | None = None, limit: int | None = None, shard: tuple[int, int] = (0, 1),
+) -> Path:  # fmt: skip
     """Extract a data set's feature file, or go on with a run that was interrupted.
 
     Args:
         out: the feature file; None: <data_root>/<source>/feature_map_<Backbone>_<source>.hdf5, what differs from the
             defaults in its name.
         config: backbone, input size and all else that decides the features; None: DAZLE's protocol.
-        limit: stop after that many images and leave the part (for timing); its path is then returned. Images of a
-            batch that was cut short are done again by the next run.
-        shard: extract this part of the images; the process that ends last makes the file. The path of the part is
-            returned where others are missing still.
+        limit: stop after about that many images, in whole batches, and leave the part (for timing).
+        shard: (i,n): extract part i of n of the images, from 0 on; the process that ends last makes the file.
+
+    Returns:
+        The feature file; the part where rows are missing still.
 
     Raises:
         UserError: anything missing or damaged. Bad images are collected, and raised when all others are done.
     """
     config = config or ExtractionConfig()
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: must be at least 1")
     dataset = DATASETS.get(dataset.source, dataset)
     final = Path(out) if out is not None else default_out(data_root, dataset, config)
     again = extraction_command(dataset, data_root=data_root, out=out, config=config)
     job = _prepare(dataset, Path(data_root), config)
     if final.exists():
         return _already_there(final, job, again)
-    rows = (shard or Shard(0, 1)).rows(len(job.paths), config.batch_size)
-    if job.missing:
-        _log.warning(
-            "%d images are missing, the first is %s; going on with the others",
-            len(job.missing),
-            job.paths[job.missing[0]],
-        )
+    rows = shard_rows(len(job.paths), config.batch_size, *shard)
     with Writer(final, job.content, job.network.shape, config.store, rows) as writer:
         failed = _run(writer, job, limit)
-        part = writer.part.path
-        report = part.with_suffix(".bad_images.txt")
+        report = writer.path.with_suffix(".bad_images.txt")
         if failed:
             lines = [f"{job.paths[row]}: {reason}" for row, reason in sorted(failed.items())]
             write_bytes(report, ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
             raise UserError(
                 f"{len(failed)} of {len(job.paths)} images could not be read (all of them in {report}):\n  "
                 + "\n  ".join(lines[:10])
-                + f"\nReplace them and run the same command again; the others are kept in {part}:\n  {again}"
+                + f"\nReplace them and run the same command again; the others are kept in {writer.path}:\n  {again}"
             )
         if not writer.done[rows].all():  # of --limit
-            return part
+            return writer.path
         report.unlink(missing_ok=True)
         try:
-            missing = finish(final)
+            return writer.finish() or writer.path
         except Busy:  # two that end together both come here, and one makes the file
             _log.info("rows %d to %d are there; another process makes %s", rows.start, rows.stop - 1, final)
-            return part
-    if missing:
-        _log.info("rows %d to %d are there; %d others are missing", rows.start, rows.stop - 1, missing)
-    return part if missing else final
+            return writer.path
 
 
-def estimate(dataset: DataSet, *, data_root: Path | str = "data", config: ExtractionConfig | None = None) -> Estimate:
-    """Rows, bytes and time of an extraction, from its second batch; writes nothing.
-
-    Raises:
-        UserError: as :func:`extract`.
-    """
-    config = config or ExtractionConfig()
-    job = _prepare(DATASETS.get(dataset.source, dataset), Path(data_root), config)
-    there = np.setdiff1d(np.arange(len(job.paths)), job.missing)[: 2 * config.batch_size]
-    batches = np.array_split(there, 2) if len(there) > 1 else [there]
-    with ThreadPoolExecutor(threads_of(config)) as pool:
-        for rows in batches:  # what the first takes does not count
-            started = time.perf_counter()
-            try:
-                batch = Batch(rows, job.paths, job.network.transform, False, pool)
-                batch.wait()
-                job.network(job.normalise(batch.pixels)).cpu()
-            except (RuntimeError, MemoryError) as error:
-                raise memory_error(error, config) from error
-            taken = time.perf_counter() - started
-    return Estimate(len(job.paths), job.row_bytes, taken / len(rows) * len(job.paths))
+def shard_rows(images: int, batch_size: int, index: int, count: int) -> range:
+    """Rows of a shard; it begins and ends where a batch does, so every division has the same batches."""
+    batches = -(-images // batch_size)
+    if count > batches:
+        raise UserError(
+            f"--shard {index}/{count}: {images} images are {batches} batches of {batch_size} (--batch-size), so at "
+            f"most {batches} shards"
+        )
+    start, stop = (batches * i // count * batch_size for i in (index, index + 1))
+    return range(start, min(stop, images))
 
 
 def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig) -> _Job:
@@ -170,6 +119,8 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig) -> _Job:
     paths, missing = resolve_images(image_folder(root, dataset), metadata.image_files)
     if len(missing) == len(paths):
         raise UserError(f"none of the {len(paths)} images of {dataset.source} is there; looked for {paths[0]}, ...")
+    if missing:
+        _log.warning("%d images are missing, the first is %s; going on", len(missing), paths[missing[0]])
     network = build_backbone(
         config.backbone, config.weights, input_size=config.input_size, layers=config.layers, pool=config.pool,
         flip=config.flip,
@@ -178,71 +129,13 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig) -> _Job:
     provenance = _provenance(dataset, metadata, network, config, device)
     network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalise = Normaliser(device, dtype, network.transform.mean, network.transform.std)
-    content = FeatureFileMetadata(metadata, provenance, class_text=text)
-    job = _Job(dataset, config, metadata, paths, missing, network, normalise, content)
     channels, height, width = network.shape
+    size = len(paths) * channels * height * width * np.dtype(config.store).itemsize
     _log.info(
-        "%s, layer %s: %d x %dx%d an image at %d pixels; %d images take %s as %s",
-        network.name, network.layer, channels, height, width, network.input_size, len(paths),
-        size_of(len(paths) * job.row_bytes), config.store,
+        "%s, layer %s: %d x %dx%d an image at %d pixels; %d images take %.3f GB as %s",
+        network.name, network.layer, channels, height, width, network.input_size, len(paths), size / 1e9, config.store,
     )  # fmt: skip
-    return job
-
-
-def threads_of(config: ExtractionConfig) -> int:
-    return config.workers or min(16, max(2, os.cpu_count() or 2))
-
-
-def _run(writer: Writer, job: _Job, limit: int | None = None) -> dict[int, str]:
-    """Extract of the writer's rows what is not done yet. Returns row and reason of each image that cannot be read."""
-    rows, size, cuda = writer.rows, job.config.batch_size, job.normalise.device.type == "cuda"
-    batches = [np.arange(s, min(s + size, rows.stop)) for s in range(rows.start, rows.stop, size)]
-    batches = [batch for batch in batches if not writer.done[batch].all()]
-    before = len(rows) - sum(map(len, batches))
-    if limit is not None:
-        before = 0
-        batches = [batch[: max(0, limit - size * i)] for i, batch in enumerate(batches) if size * i < limit]
-    total = before + sum(map(len, batches))
-    failed: dict[int, str] = {}
-    with ExitStack() as stack:
-        writing = stack.enter_context(ThreadPoolExecutor(1))
-        coming = decoded(batches, job.paths, job.network.transform, pin=cuda, threads=threads_of(job.config))
-        stack.enter_context(closing(coming))
-        bar = stack.enter_context(Progress(total, writer.final.name, "image", before))
-        written: deque[Future[None]] = deque()
-        try:
-            for batch, reasons in coming:
-                maps = job.network(job.normalise(batch.pixels))
-                if len(written) == 2:
-                    written.popleft().result()
-                good = [i for i in range(len(batch.rows)) if i not in reasons]
-                failed.update({int(batch.rows[i]): reason for i, reason in reasons.items()})
-                written.append(writing.submit(_store, writer, batch.rows, maps, good))
-                bar.update(len(batch.rows))
-            while written:
-                written.popleft().result()
-        except (RuntimeError, MemoryError) as error:
-            raise memory_error(error, job.config) from error
-    return failed
-
-
-def memory_error(error: Exception, config: ExtractionConfig) -> Exception:
-    """The error to raise in place of one of a forward pass: if memory ran out, what to do about it."""
-    if not is_out_of_memory(error) and "could not create a" not in str(error):  # the latter of oneDNN
-        return error
-    size = config.batch_size
-    smaller = f"--image-batch-size {max(1, size // 2)}" if size > 1 else "a smaller --input-size"
-    return UserError(
-        f"the memory is not enough for {size} images at once (--image-batch-size {size}): run again with {smaller}"
-        + ("" if config.dtype != "float32" else " or --dtype bfloat16")
-    )
-
-
-def _store(writer: Writer, rows: np.ndarray, maps: Tensor, good: list[int]) -> None:
-    kind = torch.float16 if writer.dtype == np.float16 else torch.float32
-    values = maps.to(kind).cpu().numpy()  # contiguous only in channels_last; the writer puts it in order
-    if good:
-        writer.write(rows[good], values[good])
+    return _Job(config, paths, network, normalise, FeatureFileMetadata(metadata, provenance, class_text=text))
 
 
 def _provenance(
@@ -255,6 +148,7 @@ def _provenance(
         "dataset": dataset.source,
         **network.record(),
         "pretraining_saw_unseen": saw,
+        "opened": "as a viewer shows it",  # turned by EXIF, grey by its type; files without this: by neither
         **finetuned_provenance(config.weights),
         "dtype": config.dtype,
         "batch_size": config.batch_size,
@@ -267,27 +161,101 @@ def _provenance(
 
 def _already_there(final: Path, job: _Job, again: str) -> Path:
     """A finished file of the same features is the result; another one is not overwritten."""
-    with FeatureFile(final) as file, open_hdf5(final) as stored:
-        differs = difference(held(stored), (job.content.provenance, job.content.arrays()))
-        if file.dtype.name != job.config.store:
-            differs = f"features: {file.dtype.name} there, {job.config.store} now"
-        declared, there = job.config.pretraining_saw_unseen, file.provenance.get("pretraining_saw_unseen")
-        if declared not in (None, there):
-            differs = f"pretraining_saw_unseen: {there!r} there, {declared!r} now"
+    with FeatureFile(final) as file:
+        declared, texts = job.config.pretraining_saw_unseen, (file.class_text, job.content.class_text)
+        text, new_text = (None if some is None else zlib.crc32(some.astype("<f4").tobytes()) for some in texts)
+        differs = differences(
+            decisive(file.provenance) | {"store": file.dtype.name, "class_text": text},
+            decisive(job.content.provenance) | {"store": job.config.store, "class_text": new_text},
+        )
+        if declared not in (None, file.provenance.get("pretraining_saw_unseen")):
+            differs.append(f"pretraining_saw_unseen: {declared!r} now")
+        if not differs:
+            file.check_belongs(job.content.metadata, "the data root's split file")
     if differs:
         raise UserError(
-            f"{final} exists and was made with other settings ({differs}). Move it away or choose another --out:\n"
-            f"  {again}"
+            f"{final} exists and was made with other settings ({'; '.join(differs)}). Move it away or choose another "
+            f"--out:\n  {again}"
         )
-    if parts_of(final):
-        finish(final)  # was killed before it removed them
+    remove_parts(final)  # where it was killed before it did
     _log.info("%s is complete already", final)
     return final
 
 
-def size_of(count: int) -> str:
-    """A number of bytes as a person reads it."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
-        if count >= scale:
-            return f"{count / scale:.1f} {unit}"
-    return f"{count / 1e3:.0f} kB"
+def _run(writer: Writer, job: _Job, limit: int | None) -> dict[int, str]:
+    """Extract of the writer's rows what is not done yet. Returns row and reason of each image that cannot be read."""
+    rows, size, cuda = writer.rows, job.config.batch_size, job.normalise.device.type == "cuda"
+    batches = [np.arange(s, min(s + size, rows.stop)) for s in range(rows.start, rows.stop, size)]
+    batches = [batch for batch in batches if not writer.done[batch].all()]
+    batches = batches if limit is None else batches[: -(-limit // size)]
+    failed: dict[int, str] = {}
+
+    def forward(batch: tuple[np.ndarray, Tensor, dict[int, str]]) -> Future[int]:
+        rows, pixels, reasons = batch
+        failed.update({int(rows[i]): reason for i, reason in reasons.items()})
+        return writing.submit(store, rows, job.network(job.normalise(pixels)), reasons)
+
+    def store(rows: np.ndarray, maps: Tensor, reasons: dict[int, str]) -> int:
+        kind = torch.float16 if writer.dtype == np.float16 else torch.float32
+        values = maps.to(kind).cpu().numpy()  # contiguous only in channels_last; the writer puts it in order
+        good = [i for i in range(len(rows)) if i not in reasons]
+        writer.write(rows[good], values[good])
+        return len(rows)
+
+    with (
+        ThreadPoolExecutor(1) as writing,
+        closing(decoded(batches, job.paths, job.network.transform, cuda, threads_of(job.config))) as coming,
+        Progress(sum(map(len, batches)), writer.final.name, "image") as bar,
+    ):
+        try:
+            for written in ahead(forward, coming, 2):
+                bar.update(written.result())
+        except (RuntimeError, MemoryError) as error:
+            raise memory_error(error, job.config) from error
+    return failed
+
+
+def threads_of(config: ExtractionConfig) -> int:
+    return config.workers or min(16, max(2, os.cpu_count() or 2))
+
+
+def decoded(
+    batches: Sequence[np.ndarray], paths: list[Path], transform: Transform, pin: bool, threads: int
+) -> Generator[tuple[np.ndarray, Tensor, dict[int, str]], None, None]:
+    """Batches of rows with their pixels (B,H,W,3) uint8, and position and reason of those that could not be read.
+
+    Some are decoded ahead of the one that is given out. What is queued is dropped when the generator is closed.
+
+    Args: paths one a row; pin: memory from which a GPU reads while something else is done.
+    """
+    pool, size = ThreadPoolExecutor(threads), transform.crop
+
+    def fill(pixels: np.ndarray, path: Path) -> str | None:
+        try:
+            pixels[:] = load_image(path, size, transform.resize, transform.interpolation)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def start(rows: np.ndarray) -> tuple[np.ndarray, Tensor, list[Future[str | None]]]:
+        pixels = torch.zeros(len(rows), size, size, 3, dtype=torch.uint8, pin_memory=pin)
+        view = pixels.numpy()
+        return rows, pixels, [pool.submit(fill, view[i], paths[r]) for i, r in enumerate(rows)]
+
+    try:
+        for rows, pixels, jobs in ahead(start, batches, _AHEAD):
+            yield rows, pixels, {i: reason for i, job in enumerate(jobs) if (reason := job.result()) is not None}
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def memory_error(error: Exception, config: ExtractionConfig) -> Exception:
+    """The error to raise in place of one of a forward pass: if memory ran out, what to do about it."""
+    if not is_out_of_memory(error) and "could not create a" not in str(error):  # the latter of oneDNN
+        return error
+    size = config.batch_size
+    smaller = f"--image-batch-size {max(1, size // 2)}" if size > 1 else "a smaller --input-size"
+    return UserError(
+        f"the memory is not enough for {size} images at once (--image-batch-size {size}): run again with {smaller}"
+        + ("" if config.dtype != "float32" else " or --dtype bfloat16")
+    )

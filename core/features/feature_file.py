@@ -3,16 +3,17 @@
 Plain HDF5 under DAZLE's dataset names, so files travel both ways. Format 4 has the rows of feature_map (N,D,h,w) one
 behind another, the crc32 of each in row_crc32, and in the attribute sha256 a digest of all else;
 :mod:`core.features.writer` makes it. Format 3 had a header in front, with a SHA-256 of every byte but the rows. Files
-from elsewhere (DAZLE's, and format 2) have no such checksums and are read through h5py, whose filters check rows if the
-file has any.
+from elsewhere (DAZLE's, and format 2) have no such checksums and are read through h5py.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 import os
 import shlex
+import struct
 import zlib
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -22,24 +23,17 @@ from typing import Any
 import h5py
 import numpy as np
 
-from core.datasets.difference import first_difference
 from core.datasets.metadata import SPLITS, Metadata, clip_negative, compare_counts, cub50
 from core.datasets.registry import CUB50, DATASETS, DataSet
-from core.features.layout import (
-    FORMAT_VERSION,
-    check_maps,
-    content_digest,
-    digest_of_format_3,
-    first_not_finite,
-    metadata_of,
-)
+from core.datasets.stored import check_maps, first_difference, read_content
 from core.features.settings import extraction_command, recorded_config
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
-from core.files.hdf5 import matrix, names, open_hdf5, plain
-from core.files.kinds import unreadable
+from core.files.hdf5 import content_digest, matrix, names, open_hdf5, plain
+from core.files.kinds import missing, unreadable
 
-_REQUIRED = ("feature_map", "labels", *SPLITS, "att")
+FORMAT_VERSION = 4
+_HEADER_3 = struct.Struct("<8sQQQ32s")  # of format 3: magic, offset of row 0, rows, bytes of a row, SHA-256
 
 
 class FeatureFile(AbstractContextManager["FeatureFile"]):
@@ -50,31 +44,28 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
     """
 
     def __init__(self, path: Path | str) -> None:
-        """Open and check everything but the features.
-
-        Raises:
-            UserError: missing, truncated or damaged file, or one that cannot be read now; names the cause.
-        """
+        """Open and check everything but the features."""
         self.path = Path(path)
         self.provenance: dict[str, Any] = {}
         self._descriptor = -1
         self._file: h5py.File | None = None
         try:
+            if self.path.is_dir() or not os.path.lexists(self.path):
+                raise UserError(missing(self.path, "feature file"))
             self._descriptor = os.open(self.path, os.O_RDONLY)
             self._state = _state(self._descriptor)
-            self._sha256 = digest_of_format_3(self._descriptor)  # of the formats 3 and 4
+            self._sha256 = _digest_of_format_3(self._descriptor)  # of the formats 3 and 4
             self._file = open_hdf5(self.path)
             self._load(self._file)
-        except UserError:
+        except (UserError, MemoryError):
             self.close()
             raise
         except Exception as error:  # a damaged file raises nearly anything
             self.close()
-            raise UserError(self._reason(error)) from error
+            raise self._unreadable(error) from error
 
     def _load(self, file: h5py.File) -> None:
-        if missing := [key for key in _REQUIRED if not isinstance(file.get(key), h5py.Dataset)]:
-            raise UserError(f"{self.path} lacks {', '.join(missing)}: not a feature file")
+        self.metadata = read_content(file, self.path)
         self.provenance = {k: plain(v) for k, v in file.attrs.items()}
         stored_digest = self.provenance.pop("sha256", None)
         version = self.provenance.get("format_version", 0)
@@ -93,7 +84,6 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         self.class_text: np.ndarray | None = file["class_text"][()] if "class_text" in file else None
         self.class_names = names(file, "allclasses_names")
         self.image_files = names(file, "image_files")
-        self.metadata = metadata_of(file, self.provenance, self.path)
         self._row_bytes = math.prod((d, *grid)) * self.dtype.itemsize
         self._offset: int | None = None  # of row 0, where rows have checksums
         if version >= 3:
@@ -118,35 +108,34 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Features of the given rows in their order, (n,D,R) in the stored type; rows may repeat.
 
-        The first time a row is read here it is compared with its crc32 and looked through for NaN. Later readings check
-        that it is there in full and that nobody has written to the file meanwhile (its size and times): if so, every
-        row is compared anew. What a failing disk returns on a second reading of an untouched file is not noticed;
-        :func:`verify` would.
-
-        Raises:
-            UserError: a damaged or truncated row, NaN, or a failing disk; names file and row.
+        The first time a row is read here it is compared with its crc32 and looked through for NaN; later again if
+        somebody has written to the file meanwhile (its size and times). What a failing disk returns on a second reading
+        of an untouched file is not noticed; :func:`verify` would.
         """
         rows = np.asarray(rows, dtype=np.int64).ravel()
         if len(rows) and (rows.min() < 0 or rows.max() >= self.shape[0]):
             raise IndexError(f"rows outside 0..{self.shape[0] - 1}")
+        out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
         if self._offset is None:
-            return self._read_h5py(rows)
+            for i in np.argsort(rows):  # a chunk may hold several
+                self._read_h5py(int(rows[i]), out[i])
+            return out
         if (state := _state(self._descriptor)) != self._state:
             self._state, self._verified[:] = state, False
-        out = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
         self.prefetch(rows)  # the disk works on all at once: a cold batch is read in two thirds of the time
         for i, row in enumerate(rows.tolist()):
             target = out[i].reshape(-1).view(np.uint8)
             try:
                 got = os.preadv(self._descriptor, [target.data], self.row_offset(row))
             except OSError as error:
-                raise UserError(self._reason(error)) from error
+                raise self._unreadable(error) from error
             if got != len(target):
-                raise UserError(f"{self.path} is truncated at row {row}{self._image(row)}. {self._mend()}")
+                raise self._damaged(row, "is truncated")
             if not self._verified[row]:
                 if zlib.crc32(target) != self._row_crc32[row]:
-                    raise UserError(f"{self.path}: row {row}{self._image(row)} is damaged (checksum). {self._mend()}")
-                self._check_finite(row, out[i])
+                    raise self._damaged(row, "is damaged (checksum)")
+                if first_not_finite(out[i : i + 1]) is not None:
+                    raise self._damaged(row, "holds NaN or infinity")
                 self._verified[row] = True
         return out
 
@@ -156,29 +145,19 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
             for row in rows.tolist():
                 os.posix_fadvise(self._descriptor, self.row_offset(row), self._row_bytes, os.POSIX_FADV_WILLNEED)
 
-    def _read_h5py(self, rows: np.ndarray) -> np.ndarray:
-        unique, back = np.unique(rows, return_inverse=True)
-        out = np.empty((len(unique), *self.shape[1:]), dtype=self.dtype)
-        for i, row in enumerate(unique.tolist()):
-            try:
-                out[i] = self._maps[row].reshape(self.shape[1:])
-            except Exception as error:  # filters raise nearly anything
-                raise UserError(
-                    f"{self.path}: row {row}{self._image(row)} is damaged or truncated ({error}). {self._mend()}"
-                ) from error
-            self._check_finite(row, out[i])
-            if not out[i].any():
-                what = f"row {row}{self._image(row)} is all zeros, as where an extraction broke off before it"
-                raise UserError(f"{self.path}: {what}. {self._mend()}")
-        return out if np.array_equal(unique, rows) else out[back]
+    def _read_h5py(self, row: int, out: np.ndarray) -> None:
+        try:
+            out[:] = self._maps[row].reshape(self.shape[1:])
+        except Exception as error:  # filters raise nearly anything
+            raise self._damaged(row, f"is damaged or truncated ({error})") from error
+        if first_not_finite(out[None]) is not None:
+            raise self._damaged(row, "holds NaN or infinity")
+        if not out.any():
+            raise self._damaged(row, "is all zeros, as where an extraction broke off before it")
 
-    def _check_finite(self, row: int, maps: np.ndarray) -> None:
-        if first_not_finite(maps[None]) is not None:
-            what = f"row {row}{self._image(row)} holds NaN or infinity"
-            raise UserError(f"{self.path}: {what}. Make it anew with: {self.extraction_command()}")
-
-    def _image(self, row: int) -> str:
-        return f" ({self.image_files[row]})" if self.image_files else ""
+    def _damaged(self, row: int, what: str) -> UserError:
+        image = f" ({self.image_files[row]})" if self.image_files else ""
+        return UserError(f"{self.path}: row {row}{image} {what}. {self._mend()}")
 
     def extraction_command(self, data_root: Path | str | None = None) -> str:
         """The complete command that makes this file, from what it records; a general one where it records nothing."""
@@ -196,30 +175,16 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         return self._sha256 or sha256_file(self.path)
 
     def _mend(self) -> str:
-        """What to do about damage. Rows with checksums are known by them, whatever happened to the others."""
-        if self._file is not None and self.provenance.get("format_version", 0) < 3:
-            return f"Get it again, or make it anew with: {self.extraction_command()}"
-        move = shlex.join(["mv", str(self.path), f"{self.path}.partial"])
-        return f"To keep every row that is whole: {move}, then run what made it: {self.extraction_command()}"
+        return f"Move it away (mv) and get it again. Make it anew with: {self.extraction_command()}"
 
-    def _reason(self, error: Exception) -> str:
+    def _unreadable(self, error: Exception) -> UserError:
         """What an error says of this file: only what is proved is called damage."""
-        if isinstance(error, FileNotFoundError):
-            begun = next(self.path.parent.glob(f"{self.path.name}.rows-*.npy"), None)
-            hint = f" There is an unfinished {begun.name}: run the extraction again." if begun else ""
-            return f"no feature file at {self.path}.{hint}"
-        if isinstance(error, MemoryError):
-            return f"too little memory to read {self.path}; close other programs or ask the job for more"
         if isinstance(error, OSError) and error.errno:
-            if error.errno == errno.EISDIR:
-                return f"{self.path} is a folder; name the feature file in it"
             busy = "; close the program that has it open for writing" if error.errno == errno.EAGAIN else ""
-            return f"cannot read {self.path}: {os.strerror(error.errno)}{busy}"
+            return UserError(f"cannot read {self.path}: {os.strerror(error.errno)}{busy}")
         if not h5py.is_hdf5(self.path):
-            return str(unreadable(self.path, "HDF5 file", error))
-        finished = self.provenance.get("format_version", 0) >= 3 or getattr(self, "_sha256", None)
-        what = "was changed after it was finished" if finished else "is damaged or truncated"
-        return f"{self.path} {what} ({error}). {self._mend()}"
+            return unreadable(self.path, "HDF5 file", error)
+        return UserError(f"{self.path} was changed after it was finished, or is damaged ({error}). {self._mend()}")
 
     def check_belongs(self, metadata: Metadata, where: Path | str, data_root: Path | str | None = None) -> None:
         """Refuse a file whose images, classes, labels, splits or attributes are others than those of the data root.
@@ -227,9 +192,6 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         Args:
             metadata: of the whole data set (CUB's for CUB50), as the data root has it. where: its split file.
             data_root: for the command in the error.
-
-        Raises:
-            UserError: the first difference; names both files and the command that mends it.
         """
         attributes = tuple(key for key in ("att", "original_att") if self._file and key in self._file)
         validation = ("train_loc", "val_loc") if "split_sha256" in self.provenance else ()
@@ -247,25 +209,23 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         Args:
             root_metadata: of the whole data set, as the data root has it; gives the names that a file in DAZLE's layout
                 lacks, where the labels agree.
-
-        Raises:
-            UserError: splits that overlap, or another data set's file.
         """
         where, m = str(self.path), self.metadata
         made_for = self.provenance.get("dataset", dataset.source)
         if made_for != dataset.source:
             raise UserError(f"{where} holds the features of {made_for}, not of {dataset.source}")
-        names, images = self.class_names, self.image_files
+        class_names, images = self.class_names, self.image_files
         if root_metadata is not None and np.array_equal(root_metadata.labels, m.labels):
-            names = root_metadata.class_names if names is None and len(root_metadata.att) == len(m.att) else names
             images = root_metadata.image_files if images is None else images
-        if dataset.name == CUB50.name and names is None:
+            if class_names is None and len(root_metadata.att) == len(m.att):
+                class_names = root_metadata.class_names
+        if dataset.name == CUB50.name and class_names is None:
             raise UserError(
                 f"{where} has no class names, which CUB50 needs; --data-root must hold CUB's att_splits.mat"
             )
         att, notes = clip_negative(m.att, dataset)
         m = replace(m, name=dataset.source, image_files=images or [], att=att, notes=[*m.notes, *notes])
-        m.class_names = names or m.class_names
+        m.class_names = class_names or m.class_names
         m.check(where)
         if "notes" not in self.provenance:  # extraction has noted what is to be said of its files
             compare_counts(m, dataset, self.path)
@@ -283,14 +243,40 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
 
 
 def verify(path: Path | str) -> None:
-    """Read every row of a feature file; opening it compares all else.
-
-    Raises:
-        UserError: the first thing that is wrong with it.
-    """
+    """Read every row of a feature file, which compares it with its checksum; opening it compares all else."""
     with FeatureFile(path) as file:
-        for start in range(0, file.shape[0], 64):
-            file.read(np.arange(start, min(start + 64, file.shape[0])))
+        for row in range(file.shape[0]):
+            file.read(np.array([row]))
+
+
+def _digest_of_format_3(descriptor: int) -> str | None:
+    """The SHA-256 of a file of format 3, compared with its bytes outside the rows; None of any other file."""
+    start = os.pread(descriptor, 64, 0)
+    if not start.startswith(b"VSMRFEAT") or len(start) < 64:
+        return None
+    _, base, rows, row_bytes, sha256 = _HEADER_3.unpack(start)
+    size, end = os.fstat(descriptor).st_size, base + rows * row_bytes
+    if not 64 <= base <= end <= size:
+        raise ValueError("it is cut short, or its header is damaged")
+    digest = hashlib.sha256(start[:32])  # what follows in the header is the digest itself
+    for first, last in ((64, base), (end, size)):
+        for at in range(first, last, 1 << 20):
+            digest.update(os.pread(descriptor, min(last - at, 1 << 20), at))
+    if digest.digest() != sha256:
+        raise ValueError("its checksum does not match")
+    return digest.hexdigest()
+
+
+def first_not_finite(values: np.ndarray) -> int | None:
+    """Index of the first row with NaN or infinity."""
+    if not values.size:
+        return None
+    flat = np.ascontiguousarray(values).reshape(len(values), -1)
+    if values.dtype == np.float16:
+        bad = (flat.view(np.uint16) & 0x7FFF).max(axis=1) >= 0x7C00  # several times as fast as np.isfinite
+    else:
+        bad = ~np.isfinite(flat).all(axis=1)
+    return int(bad.argmax()) if bad.any() else None
 
 
 def _state(descriptor: int) -> tuple[int, ...]:

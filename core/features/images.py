@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
-from core.files.kinds import what_it_is
+from core.files.kinds import modern_kind, what_it_is
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 # Pillow's other decoders are not needed, and one of them (EPS) starts a program
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 LARGE = 89_478_485  # pixels above which Pillow warns; it refuses twice as many, and so do we
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # telephones take 108 megapixels
+warnings.filterwarnings("ignore", "Corrupt EXIF|Tag data larger", UserWarning)  # the pixels are whole
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # editors write histories and profiles of some MB
+_TURNS = {  # EXIF orientation -> what brings the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+Picture = Path | str | bytes | BinaryIO | Image.Image | np.ndarray  # what is opened: on a disk or in memory
 
 
 @dataclass(frozen=True)
@@ -61,54 +70,140 @@ class Normaliser:
         return x.unflatten(2, (width, 3)).permute(0, 3, 1, 2)  # channels_last by its strides
 
 
-def open_image(path: Path, shorter: int) -> Image.Image:
-    """Decode a file as RGB; of an animation the first frame. Every reader of photographs decodes them here.
+def open_image(source: Picture, shorter: int, chosen: list[str] | None = None) -> Image.Image:
+    """Decode a picture as RGB, as a viewer shows it. Every reader of photographs decodes them here.
 
-    Neither EXIF orientation nor transparency is applied: torchvision's loader and DAZLE apply none, so published
-    features have none. Of grey images 16 bits become 8, and floats up to 1 are stretched to 255. A JPEG of very many
-    pixels is shrunk while it is decoded, to no less than twice ``shorter`` pixels.
+    Its EXIF orientation is applied, transparency lies on white, CMYK and palettes become RGB, and of several frames the
+    first counts. Grey levels are scaled by what their type can hold, so that all pictures of a folder are scaled
+    alike: 16 bits by 65535, or by the BitsPerSample that a TIFF states; floats must lie from 0 to 1. ICC profiles are
+    ignored. A JPEG of very many pixels is shrunk while it is decoded, to no less than twice ``shorter`` pixels.
+
+    Args:
+        source: a path, the bytes of a file, a file opened with "rb", a PIL image, or an array (H,W,3) uint8.
+        chosen: takes a word for each choice that a user may want to be told of: ``Counter`` counts them over a folder,
+            and one list may serve several threads.
 
     Raises:
-        ValueError: the file cannot be read as an image; says why.
+        ValueError: it cannot be read as a picture; says why.
     """
+    content = b""
     try:
-        path.stat()  # says what is wrong: nothing there, a loop of links, no permission
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise ValueError("not a file")
-        # from memory: decoders ask a file for as many bytes as it claims to have
-        with Image.open(io.BytesIO(path.read_bytes()), formats=FORMATS) as image:
-            if image.width * image.height > LARGE:
-                image.draft("RGB", (2 * shorter, 2 * shorter))
-            image.load()
-            if image.mode.startswith("I") or image.mode == "F":
-                grey = np.nan_to_num(np.array(image, dtype=np.float32))
-                brightest = grey.max()
-                if image.mode == "F":
-                    grey *= 255 if brightest <= 1 else 1
-                elif image.mode != "I" or brightest > 255:
-                    grey /= 257  # 65535 -> 255
-                return Image.fromarray(np.clip(np.rint(grey, out=grey), 0, 255).astype(np.uint8)).convert("RGB")
-            indexed = image.mode == "P" and isinstance(image.info.get("transparency"), bytes)
-            return (image.convert("RGBA") if indexed else image).convert("RGB")
+        if isinstance(source, np.ndarray):
+            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
+                raise ValueError(f"an array must be (H,W,3) of uint8; this one is {source.shape} of {source.dtype}")
+            rgb = Image.fromarray(np.ascontiguousarray(source))
+        elif isinstance(source, Image.Image):
+            rgb = _as_shown(source, chosen)
+        else:
+            content = _content(source)
+            with Image.open(io.BytesIO(content), formats=_formats(content)) as image:
+                if image.width * image.height > LARGE:
+                    image.draft("RGB", (2 * shorter, 2 * shorter))
+                rgb = _as_shown(image, chosen)
+        if 0 in rgb.size:
+            raise ValueError("it has no pixels")
+        return rgb
     except UnidentifiedImageError as error:  # its text is the address of an object
-        what = what_it_is(path) or "no image, or a damaged one"
-        raise ValueError(f"it is {what}; what is read: {', '.join(FORMATS)}") from error
+        kind = modern_kind(content)
+        what = f"{kind}, and damaged" if kind else what_it_is(content) or "no image, or a damaged one"
+        raise ValueError(f"it is {what}; what is read: {', '.join(FORMATS)}, HEIC, AVIF") from error
     except Exception as error:  # damaged images raise nearly anything
         known = str(error) if type(error) is ValueError else getattr(error, "strerror", None)
         raise ValueError(known or f"{type(error).__name__}: {error}") from error
 
 
-def load_image(path: Path, size: int, resize: int | None = None, interpolation: str = "bilinear") -> np.ndarray:
+def _content(source: Path | str | bytes | BinaryIO) -> bytes:
+    """The bytes of a file, all of them: decoders ask a file for as many as it claims to have."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        path.stat()  # says what is wrong: nothing there, a loop of links, no permission
+        if not path.is_file():  # opening a pipe would wait for ever
+            raise ValueError("not a file")
+        return path.read_bytes()
+    content = source if isinstance(source, bytes) else source.read()
+    if not isinstance(content, bytes):
+        raise ValueError('a file must be opened for reading bytes: open(path, "rb")')
+    return content
+
+
+def _formats(content: bytes) -> tuple[str, ...]:
+    """Pillow's names of the formats that a file may have; HEIC and AVIF are decoded where that is installed."""
+    kind = modern_kind(content)
+    if kind == "HEIC":
+        try:
+            from pillow_heif import register_heif_opener
+        except ImportError as error:
+            raise ValueError("it is HEIC, which pillow-heif reads: pip install pillow-heif") from error
+        register_heif_opener()
+        return ("HEIF",)
+    if kind == "AVIF":
+        Image.init()
+        if "AVIF" not in Image.OPEN or not features.check("avif"):
+            raise ValueError("it is AVIF, which a newer Pillow reads: pip install -U pillow")
+        return ("AVIF",)
+    return FORMATS
+
+
+def _as_shown(image: Image.Image, chosen: list[str] | None) -> Image.Image:
+    """RGB of what Pillow opened: grey levels scaled, transparency on white, turned upright."""
+    image.load()
+    said = []
+    if image.mode.startswith("I") or image.mode == "F":
+        grey, white = np.array(image, dtype=np.float32), _white(image)
+        if image.mode != "F":
+            said.append(f"white is {white}" + (", and it is nearly black" if grey.max() < white / 10 else ""))
+        rgb = Image.fromarray(np.rint(np.nan_to_num(grey) * (255 / white)).astype(np.uint8)).convert("RGB")
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        rgb = Image.new("RGB", image.size, "white")
+        rgb.paste(rgba, mask=rgba)
+        said.append("transparency on white")
+    else:
+        rgb = image.convert("RGB")
+    turn = None
+    with contextlib.suppress(Exception):  # damaged EXIF turns nothing: the pixels are whole
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+        said.append("turned by EXIF")
+    if chosen is not None:
+        chosen += said
+    return rgb
+
+
+def _white(image: Image.Image) -> int:
+    """The grey level that is white, by the type and never by the picture's own brightest pixel."""
+    if image.mode.startswith("I;16"):
+        return int(2 ** np.ravel(getattr(image, "tag_v2", {}).get(258, 16))[0] - 1)  # 258: BitsPerSample of a TIFF
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow's mode for their 16 bits
+        return 65535
+    values = np.array(image)
+    if np.isnan(values).all():
+        raise ValueError("no pixel of it is a number")
+    low, high = np.nanmin(values), np.nanmax(values)
+    if image.mode == "I" or low < 0 or high > 1:
+        raise ValueError(
+            f"its grey levels, from {low:g} to {high:g}, do not tell which is white: save it with 8 or 16 bits, or as "
+            "floating-point numbers from 0 (black) to 1 (white)"
+        )
+    return 1
+
+
+def load_image(
+    source: Picture, size: int, resize: int | None = None, interpolation: str = "bilinear",
+    chosen: list[str] | None = None,
+) -> np.ndarray:  # fmt: skip
     """Decode, Resize, CenterCrop(size): uint8 (size,size,3).
 
     Args:
+        source, chosen: as :func:`open_image` has them.
         resize: shorter side before the crop in pixels; None: ``size``, so that the whole shorter side is kept.
     """
     # brings torch._dynamo with it: seconds, which a run on a feature file need not wait for
     from torchvision.transforms import InterpolationMode, functional
 
     shorter = resize or size
-    rgb = open_image(path, shorter)
+    rgb = open_image(source, shorter, chosen)
     longer = shorter * max(rgb.size) // min(rgb.size)
     if longer * shorter > LARGE:
         raise ValueError(f"too narrow: resized it would be {shorter}x{longer} pixels")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,105 +16,59 @@ from torch import Tensor
 
 from core.files.errors import UserError
 
-try:
-    import resource
-except ImportError:  # Windows has no limits of memory to ask for
-    resource = None  # type: ignore[assignment]
-
 RESIDENT_BYTES = 8 << 30  # features are held in memory up to this size, the rest is streamed from the file
 _SHARE = 0.6  # of the memory that is free, at most
 _SPARE = 1 << 30  # bytes of it that are left for all else; eszsl's eigenvectors of 2048 channels need a third of them
 _STREAMED = 16  # images in a block whose means are all that is kept of them: 13 MB of ResNet-101's, not 50
 _CACHED = 4  # images normalised at a time: their 3 MB stay in the processor's cache (256 take half as long again)
 
-
 Item = TypeVar("Item")
 Started = TypeVar("Started")
 
 
 class FeatureSource(Protocol):
-    """What is asked of a feature file: raw maps of the given rows, (n,D,R)."""
+    """What is asked of a feature file: raw maps of the given rows, (n,D,R), and that it fetches those needed next."""
 
     def read(self, rows: np.ndarray) -> np.ndarray: ...
 
-    def prefetch(self, rows: np.ndarray) -> None:
-        """These rows will be read next; a source may use the time until then."""
-
-
-def normalise(raw: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(n,D,R) maps to (n,R,D) float16, each region of unit length (all-zero regions stay zero), and lengths (n,R)."""
-    return unit_regions(torch.from_numpy(np.ascontiguousarray(raw)))
+    def prefetch(self, rows: np.ndarray) -> None: ...
 
 
 def unit_regions(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`normalise` of a tensor (n,D,R), where it is."""
+    """(n,D,R) maps to (n,R,D) float16, each region of unit length (all-zero regions stay zero), and lengths (n,R)."""
     x = maps.transpose(1, 2).contiguous().float()  # (n,R,D); moved while small
     length = x.norm(dim=2)  # (n,R)
     return (x / length.clamp_min(1e-12).unsqueeze(2)).half(), length
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
-    """Memory in bytes that can be taken on a device without swapping or being killed.
+    """Memory that can be taken on a device: on the CPU the least of what the system and the control groups leave.
 
-    On the CPU the least of what the system has available, what the control groups of this process (containers, jobs)
-    leave it, and what RLIMIT_AS does; as much as one likes where none of them says. ``root`` holds proc/ and sys/.
+    Of what a group uses, files that were not read lately (inactive_file) are given back when memory is needed.
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    free = [1 << 62, *_group_bytes(root)]
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-    if resource is not None and (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) != resource.RLIM_INFINITY:
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            limit -= int((root / "proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        free.append(limit)
+
+    def number(path: str, name: str = "") -> int | None:
+        found = re.search(rf"^{name}\s*(\d+)", (root / path).read_text() if (root / path).is_file() else "", re.M)
+        return int(found[1]) if found else None
+
+    free = [(number("proc/meminfo", "MemAvailable:") or 1 << 52) << 10]
+    own = root / "proc/self/cgroup"
+    groups = re.findall(r"^\d+:[^:]*:/*(.*)$", own.read_text() if own.is_file() else "", re.M)
+    for group in {str(folder) for line in groups for folder in PurePosixPath(line, "x").parents}:
+        v2, v1 = f"sys/fs/cgroup/{group}/memory", f"sys/fs/cgroup/memory/{group}/memory"
+        for most, used, inactive in (
+            (number(f"{v2}.max"), f"{v2}.current", (f"{v2}.stat", "inactive_file")),
+            (number(f"{v1}.limit_in_bytes"), f"{v1}.usage_in_bytes", (f"{v1}.stat", "total_inactive_file")),
+        ):
+            free += [] if most is None else [most - (number(used) or 0) + (number(*inactive) or 0)]
     return max(0, min(free))
 
 
 def held_bytes(free: int) -> int:
     """Bytes of features that are held where ``free`` are: 8 GiB, six tenths, or all but 1 GiB, whichever is least."""
     return max(0, min(RESIDENT_BYTES, int(_SHARE * free), free - _SPARE))
-
-
-def _group_bytes(root: Path) -> list[int]:
-    """What each control group that this process is in, and each above it, has left of its limit.
-
-    Of what a group uses, files that were not read lately (inactive_file) are given back when memory is needed.
-    """
-    found = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            number, controllers, path = line.split(":", 2)
-            own = PurePosixPath(path.lstrip("/"))
-            # in a container the path may be the host's: then only the mount itself is there
-            folders = [*(own / "x").parents]
-            if number == "0":  # version 2; its mount is unified/ where version 1 is there too
-                mounts, limit, used, inactive = ("", "unified"), "memory.max", "memory.current", "inactive_file"
-            elif "memory" in controllers.split(","):
-                mounts, limit, used = ("memory", "memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"
-                inactive = "total_inactive_file"
-            else:
-                continue
-            for group in [root / "sys/fs/cgroup" / mount / folder for mount in mounts for folder in folders]:
-                if (most := _number(group / limit)) is not None:
-                    reclaimable = _entry(group / "memory.stat", inactive)
-                    found.append(most - max(0, (_number(group / used) or 0) - reclaimable))
-    return found
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None where there is no file, or it says "max"."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(path.read_text())
-    return None
-
-
-def _entry(path: Path, name: str) -> int:
-    """The number beside a name in a file of such lines; 0 where there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(dict(line.split() for line in path.read_text().splitlines()).get(name, 0))
-    return 0
 
 
 def on_device(values: Tensor, device: torch.device) -> Tensor:
@@ -131,13 +85,9 @@ class RegionFeatures:
     """
 
     def __init__(
-        self,
-        source: FeatureSource,
-        rows: np.ndarray,
-        shape: tuple[int, int],
-        device: torch.device | str = "cpu",
+        self, source: FeatureSource, rows: np.ndarray, shape: tuple[int, int], device: torch.device | str = "cpu",
         budget: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Args: rows that will be asked for, those needed most often first; shape (R,D); budget in bytes for holding
         them (None: :func:`held_bytes` of what is free).
         """
@@ -158,9 +108,8 @@ class RegionFeatures:
         self._means = torch.empty(len(unique), self.D, device=self.device)  # (N,D) over regions, filled on first use
         self._has_mean = np.zeros(len(unique), dtype=bool)
         self._lengths = np.full(len(unique), np.nan)  # (N,) mean length of a row's raw regions, known once it was read
-        for start in range(0, len(held), self.block):
-            block = held[start : start + self.block]
-            self.held[start : start + len(block)] = self._load(block, torch.float16)
+        for start, block in enumerate(_split(held, self.block)):
+            self.held[start * self.block : start * self.block + len(block)] = self._load(block, torch.float16)
         self.resident = self.held if len(held) == len(unique) else None
 
     def batch(self, rows: np.ndarray) -> Tensor:
@@ -177,13 +126,24 @@ class RegionFeatures:
     def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """:meth:`batch` of each of ``rows``, one after another; what they need of the host or the disk comes ahead.
 
-        Where all is held the row numbers go to the device at once, so that no batch makes the host wait for it.
+        Where all is held the row numbers go to the device at once, so that no batch makes the host wait for it. Else a
+        thread reads the next batch while this one is used, if computing leaves it a processor (with every core
+        computing it cost more than the 9 to 13 % of a step that reading takes); if not, the disk is told.
         """
-        if self.resident is None:
-            yield from read_ahead(self.batch, rows, self._reads_ahead(), self.prefetch)
-        elif len(rows):
+        if not len(rows):
+            return
+        if self.resident is not None:
             positions = on_device(torch.from_numpy(self._position[np.concatenate(rows)]), self.device)
             yield from map(self._pick, positions.split([len(r) for r in rows]))
+        elif self.device.type == "cuda" or (os.cpu_count() or 1) > torch.get_num_threads():
+            with ThreadPoolExecutor(1) as pool:
+                for loaded in ahead(lambda some: pool.submit(self.batch, some), rows, 1):
+                    yield loaded.result()
+        else:
+            for some, following in zip(rows, [*rows[1:], rows[0][:0]], strict=True):
+                x = self.batch(some)
+                self.source.prefetch(following[self._position[following] < 0])
+                yield x
 
     def blocks(self, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[np.ndarray, Tensor]]:
         """All of ``rows`` in blocks, for what needs no gradient: their numbers and :meth:`batch`."""
@@ -199,41 +159,24 @@ class RegionFeatures:
     def _pick(self, positions: Tensor) -> Tensor:
         return self.held.index_select(0, positions).float()
 
-    def _reads_ahead(self) -> bool:
-        """Whether a reading thread pays: computing leaves a processor free.
-
-        Measured with every core computing: reading in between costs 9 to 13 % of a step; a competing thread was dearer.
-        """
-        return self.device.type == "cuda" or (os.cpu_count() or 1) > torch.get_num_threads()
-
-    def prefetch(self, rows: np.ndarray) -> None:
-        """A batch of these rows comes next: those that are streamed are fetched from the disk meanwhile."""
-        away = rows[self._position[rows] < 0]
-        if len(away):
-            self.source.prefetch(away)
-
     def _streamed(self, rows: np.ndarray) -> Tensor:
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16  # moved while small
         return on_device(self._load(rows, dtype), self.device).float()
 
     def _load(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
         """(n,R,D) in memory, of float16 values."""
-        raw = self._read(rows)
-        x = torch.empty(len(rows), self.R, self.D, dtype=dtype)
-        for start in range(0, len(rows), _CACHED):
-            unit, length = normalise(raw[start : start + _CACHED])
-            x[start : start + _CACHED] = unit
-            self._lengths[self._index[rows[start : start + _CACHED]]] = length.mean(dim=1).numpy()
-        return x
-
-    def _read(self, rows: np.ndarray) -> np.ndarray:
         raw = self.source.read(rows)
         if raw.shape != (len(rows), self.D, self.R):
             raise UserError(
                 f"features of shape {raw.shape} for {len(rows)} images; ({len(rows)}, {self.D}, {self.R}) is needed: "
                 "the feature file is of another backbone or resolution"
             )
-        return raw
+        x = torch.empty(len(rows), self.R, self.D, dtype=dtype)
+        for start in range(0, len(rows), _CACHED):
+            some = np.ascontiguousarray(raw[start : start + _CACHED])
+            x[start : start + _CACHED], length = unit_regions(torch.from_numpy(some))
+            self._lengths[self._index[rows[start : start + _CACHED]]] = length.mean(dim=1).numpy()
+        return x
 
     def pooled(self, rows: np.ndarray) -> Tensor:
         """(B,D) mean over regions, each row computed once."""
@@ -246,36 +189,13 @@ class RegionFeatures:
 
     def region_norm(self, rows: np.ndarray) -> float:
         """Mean length of the regions of ``rows`` before they were made unit vectors."""
-        unread = np.unique(rows[np.isnan(self._lengths[self._index[rows]])])
-        for start in range(0, len(unread), self.block):
-            self._load(unread[start : start + self.block], torch.float32)
+        for block in _split(np.unique(rows[np.isnan(self._lengths[self._index[rows]])]), self.block):
+            self._load(block, torch.float32)
         return float(self._lengths[self._index[rows]].mean())
 
 
 def _split(rows: np.ndarray, size: int) -> list[np.ndarray]:
     return [rows[start : start + size] for start in range(0, len(rows), size)]
-
-
-def read_ahead(
-    load: Callable[[np.ndarray], Tensor],
-    batches: Sequence[np.ndarray],
-    threaded: bool,
-    prefetch: Callable[[np.ndarray], None] = lambda rows: None,
-) -> Iterator[Tensor]:
-    """What ``load`` makes of the rows of each batch.
-
-    While a batch is used the next one comes: ``threaded``, a thread loads it; else ``prefetch`` tells the disk.
-    """
-    if not threaded:
-        for number, rows in enumerate(batches):
-            x = load(rows)
-            if number + 1 < len(batches):
-                prefetch(batches[number + 1])
-            yield x
-        return
-    with ThreadPoolExecutor(1) as pool:
-        for loaded in ahead(lambda rows: pool.submit(load, rows), batches, 1):
-            yield loaded.result()
 
 
 def ahead(start: Callable[[Item], Started], items: Iterable[Item], count: int) -> Iterator[Started]:

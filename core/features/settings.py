@@ -13,50 +13,49 @@ import torch
 from core.datasets.paths import feature_file
 from core.datasets.registry import DataSet
 from core.features.backbones import SAW_UNSEEN, file_form
-from core.features.trunks import DEMO, OPEN_CLIP, TIMM, own_size
+from core.features.devices import NAMES
+from core.features.trunks import DEFAULT_WEIGHTS, DEMO, OPEN_CLIP, TIMM, own_size
 from core.features.weights import is_weights_file
+from core.fields import check, flag_of, hp
 from core.files.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORES = ("float16", "float32")
 BATCH_SIZE = 32
 FINETUNED = "finetuned_"  # how the weights files of finetune.py begin
-_RANGES = {"batch_size": (1, 65536), "workers": (1, 1024), "input_size": (32, 4096), "pool": (1, 16)}
-_CHOICES = {"dtype": tuple(DTYPES), "store": STORES, "pretraining_saw_unseen": SAW_UNSEEN}
 # flags that OWN_ours.py has under another name, or has not
 _OWN_FLAGS = {"out": "--features", "batch_size": "--image-batch-size", "layers": "", "flip": "", "store": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractionConfig:
-    """Everything that decides the features. The defaults are DAZLE's protocol: ResNet-101, 224 pixels, layer4.
+    """Everything that decides the features. The defaults are DAZLE's protocol: ResNet-101, 224 pixels, layer4."""
 
-    Raises:
-        UserError: a value out of its range; names the flag.
-    """
-
-    backbone: str = "resnet101"  # torchvision classifier, timm:NAME, open_clip:MODEL/PRETRAINED, or demo
-    weights: str | None = None  # None: IMAGENET1K_V1; timm: those its name says
-    input_size: int | None = None  # image side in pixels; None: what the backbone was made for
-    layers: tuple[str, ...] = ()  # earlier maps put behind the last one, averaged to its grid
-    pool: int = 1  # average pool x pool regions into one
-    flip: bool = False  # average the maps of both views
-    dtype: str = "float32"  # arithmetic of the backbone
-    store: str = "float16"  # type in the file
-    device: str = "auto"
-    batch_size: int = BATCH_SIZE  # images a forward pass
-    workers: int | None = None  # decoding threads; None: one per core, 2 to 16
-    pretraining_saw_unseen: str | None = None  # what a user says of own weights: no, unknown, yes
+    backbone: str = hp("resnet101", "torchvision classifier, timm:NAME, open_clip:MODEL/PRETRAINED, or demo")
+    weights: str | None = hp(
+        None,
+        "torchvision weights name, a weights file (.safetensors, .pth, .pth.tar, .ckpt; its head is ignored), or "
+        f"random; none: {DEFAULT_WEIGHTS}, for timm those its name says",
+    )
+    input_size: int | None = hp(
+        None, "image side in pixels; none: what the backbone was made for", at_least=32, at_most=4096
+    )
+    layers: tuple[str, ...] = hp((), "earlier layers NAME,NAME, averaged to the grid of the last map and put behind it")
+    pool: int = hp(1, "average this many by this many regions into one", at_least=1, at_most=16)
+    flip: bool = hp(False, "average the features of each image and of its mirror image")
+    dtype: str = hp("float32", "arithmetic of the backbone", choices=tuple(DTYPES))
+    store: str = hp("float16", "type in the file", choices=STORES)
+    device: str = hp("auto", NAMES)
+    batch_size: int = hp(BATCH_SIZE, "images per forward pass", at_least=1, at_most=65536)
+    workers: int | None = hp(None, "decoding threads; none: one per core, 2 to 16", at_least=1, at_most=1024)
+    pretraining_saw_unseen: str | None = hp(
+        None,
+        "for weights files and timm: whether pretraining saw images of unseen classes; none: unknown",
+        choices=SAW_UNSEEN,
+    )
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise UserError(f"--{name.replace('_', '-')} {value}: must be from {low} to {high}")
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise UserError(f"--{name.replace('_', '-')} {value}: choose one of {', '.join(choices)}")
+        check(self)
         declared, weights = self.pretraining_saw_unseen, self.weights or ""
         if declared is not None and not is_weights_file(weights) and not self.backbone.startswith((TIMM, OPEN_CLIP)):
             raise UserError(
@@ -95,7 +94,7 @@ def extraction_command(
     changed = [field.name for field in fields(config) if getattr(config, field.name) != field.default]
     given = {"out": out} | {name: getattr(config, name) for name in changed}
     for name, value in given.items():
-        flag = _OWN_FLAGS.get(name) if own and name in _OWN_FLAGS else f"--{name.replace('_', '-')}"
+        flag = _OWN_FLAGS.get(name) if own and name in _OWN_FLAGS else flag_of(name)
         if flag and value is not None:
             value = ",".join(value) if isinstance(value, tuple) else value
             words += [flag] if value is True else [flag, str(value)]

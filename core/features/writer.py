@@ -1,43 +1,80 @@
 """Writing a feature file so that a process killed at any moment loses the rows of its last batch at most.
 
-While it is being made, rows START to STOP - 1 lie in `FINAL.rows-START-STOP.npy`, each behind its crc32, and all else
-in `FINAL.rows-START-STOP.beside` (HDF5). A row that fits its crc32 is done, any other is computed again, whatever a
-crash left there. Several processes make a part each; parts of different divisions may overlap. Where every row is in
-some part, :func:`finish` makes the file of them, with the same bytes however it was divided.
+While it is being made, rows START to STOP - 1 lie in `FINAL.rows-START-STOP.npy`, each behind its crc32, and what
+decides them in a `.json` beside. A row that fits its crc32 is done, any other is computed again, whatever a crash left
+there. Several processes make a part each; parts of different divisions may overlap. Where every row is in some part,
+the file is made of them, with the same bytes however it was divided.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
+import hashlib
+import json
 import logging
 import os
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from core.features.layout import (
-    FeatureFileMetadata,
-    Part,
-    content_digest,
-    difference,
-    first_not_finite,
-    held,
-    parts_of,
-    store,
-)
-from core.files.atomic import Lock, atomic_path
-from core.files.errors import UserError
-from core.files.hdf5 import open_hdf5
+from core.datasets.metadata import Metadata
+from core.features.feature_file import FORMAT_VERSION, first_not_finite
+from core.files.atomic import Lock, atomic_path, read_json, write_bytes
+from core.files.errors import UserError, differences
+from core.files.hdf5 import content_digest
 
+_RECORDED = {
+    "weights", "pretraining_saw_unseen", "batch_size", "device", "torch_version", "word_vectors", "notes",
+    "format_version", "complete", "opened",
+}  # fmt: skip
+_OPTIONAL = ("image_files", "allclasses_names", "train_loc", "val_loc")  # left out where they are empty
 _HDF5 = ("v108", "v108")  # object headers with checksums, read since 2008; the bytes follow from the content
+Parts = Mapping[Path, tuple[range, np.memmap]]  # rows and records (n,)
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FeatureFileMetadata:
+    """Everything in a feature file but the features themselves."""
+
+    metadata: Metadata
+    provenance: Mapping[str, str | int]  # attributes of the root
+    w2v: np.ndarray | None = None  # (K,V) float32
+    class_text: np.ndarray | None = None  # (C,2,E) float32
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Every dataset but the features and their checksums; text as objects."""
+        m = self.metadata
+        integers = ("labels", "trainval_loc", "test_seen_loc", "test_unseen_loc", "train_loc", "val_loc")
+        arrays = {key: np.asarray(getattr(m, key)).astype("<i8") for key in integers}
+        arrays |= {key: getattr(m, key).astype("<f4") for key in ("att", "original_att")}
+        arrays |= {"image_files": np.array(m.image_files, dtype=object)}
+        arrays |= {"allclasses_names": np.array(m.class_names, dtype=object)}
+        arrays |= {} if self.w2v is None else {"w2v_att": self.w2v.astype("<f4")}
+        arrays |= {} if self.class_text is None else {"class_text": self.class_text.astype("<f4")}
+        return {key: values for key, values in arrays.items() if len(values) or key not in _OPTIONAL}
+
+    def signature(self, dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
+        """What tells these features (N,*shape) from others; arrays by their SHA-256."""
+        found = {"features": f"{dtype} {'x'.join(map(str, shape))}"} | decisive(self.provenance)
+        for key, values in self.arrays().items():
+            data = "\n".join(values).encode("utf-8", "surrogateescape") if values.dtype == object else values.tobytes()
+            found[key] = f"{values.shape} sha256 {hashlib.sha256(data).hexdigest()[:16]}"
+        return {key: value for key, value in found.items() if key != "w2v_att"}
+
+
+def decisive(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a file's attributes decides its features: another run may go on with it though the rest differs."""
+    return {key: value for key, value in provenance.items() if key not in _RECORDED}
 
 
 class Writer(contextlib.AbstractContextManager["Writer"]):
@@ -47,81 +84,76 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         self, final: Path | str, content: FeatureFileMetadata, shape: tuple[int, int, int], dtype: str = "float16",
         rows: range | None = None,
     ) -> None:  # fmt: skip
-        """Create or resume the part of ``rows`` (None: of all). shape is (D,h,w), dtype float16 or float32.
-
-        Raises:
-            UserError: another writer is at work, the disk is full, or what is there was begun with other settings.
-        """
-        if dtype not in ("float16", "float32"):
-            raise UserError(f"features are stored as float16 or float32, not {dtype}")
-        self.final, count = Path(final), len(content.metadata.labels)
-        self.rows = range(count) if rows is None else rows
-        path = self.final.with_name(f"{self.final.name}.rows-{self.rows.start}-{self.rows.stop}.npy")
-        self.part = Part(path, self.rows)
+        """Create or resume the part of ``rows`` (None: of all). shape is (D,h,w), dtype float16 or float32."""
+        self.final, self.content, self.count = Path(final), content, len(content.metadata.labels)
+        self.rows = range(self.count) if rows is None else rows
+        self.path = self.final.with_name(f"{self.final.name}.rows-{self.rows.start}-{self.rows.stop}.npy")
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._record = np.dtype([("crc32", "<u4"), ("maps", self.dtype, shape)])
-        self.done = np.zeros(count, dtype=bool)  # rows of the data set that are there, as far as they are this part's
-        self._data = -1
+        self._signature = content.signature(dtype, shape)
+        self.done = np.zeros(self.count, dtype=bool)  # rows of the data set that are there, if they are this part's
+        self._descriptor = -1
         with _refusing(self.final):
             self.final.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.part.path)
+            self._lock = Lock(self.path)
         try:
             if self.final.exists():
                 raise UserError(f"{self.final} exists already; delete it or choose another --out")
-            with _refusing(self.final, self._record.itemsize * len(self.rows)):
-                self._begin(content)
-                self._find_done(content)
+            parts = self._parts()  # of other settings: refused before anything is written
+            with _refusing(self.final):
+                if self.path not in parts:
+                    self._create()
+                    parts = self._parts()
+                self._descriptor = os.open(self.path, os.O_RDWR)
+            self._offset = int(parts[self.path][1].offset)
+            self.done[self.rows] = [self._row(parts, row) is not None for row in self.rows]
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
 
-    def _begin(self, content: FeatureFileMetadata) -> None:
-        """Make the part's two files, or compare the ones there."""
-        for part in parts_of(self.final):
-            differs = difference(part.content(), (content.provenance, content.arrays()))
-            if not differs and part.stored.dtype != self._record:
-                differs = f"features: {part.stored.dtype['maps']} there, {self._record['maps']} now"
+    def _create(self) -> None:
+        beside = self.path.with_suffix(".json")
+        _clear(beside)
+        _clear(self.path)
+        write_bytes(beside, json.dumps(self._signature, indent=1).encode())
+        with atomic_path(self.path) as temporary, open(temporary, "wb") as handle:
+            about = {"descr": self._record.descr, "fortran_order": False, "shape": (len(self.rows),)}
+            np.lib.format.write_array_header_1_0(handle, about)
+            handle.flush()
+            _reserve(handle.fileno(), handle.tell() + len(self.rows) * self._record.itemsize)
+
+    def _parts(self) -> Parts:
+        """Every part, each of this very extraction."""
+        found = {}
+        for path in self.final.parent.glob(glob.escape(self.final.name) + ".rows-*-*.npy"):
+            try:
+                differs = differences(read_json(path.with_suffix(".json")), self._signature)
+                stored, rows = np.load(path, mmap_mode="r"), range(*map(int, path.stem.rsplit("-", 2)[1:]))
+                if not differs and (stored.dtype != self._record or stored.shape != (len(rows),)):
+                    raise ValueError("it holds other rows than its name says")
+            except (UserError, OSError, ValueError, EOFError) as error:
+                raise UserError(f"{path} is damaged ({error}); delete it and run what made it again") from error
             if differs:
                 raise UserError(
-                    f"{part.path} was begun with other settings ({differs}); delete it (rm {self.final}.rows-*) to "
-                    "start again, or choose another --out"
+                    f"{path} was begun with other settings ({'; '.join(differs)}); delete it (rm {self.final}.rows-*) "
+                    "to start again, or choose another --out"
                 )
-        _clear(self.part.beside)
-        _clear(self.part.path)
-        with atomic_path(self.part.beside) as temporary, h5py.File(temporary, "w", libver=_HDF5) as file:
-            store(file, content.provenance, content.arrays())
-        if not self.part.path.exists():
-            with atomic_path(self.part.path) as temporary, open(temporary, "wb") as handle:
-                about = {"descr": self._record.descr, "fortran_order": False, "shape": (len(self.rows),)}
-                np.lib.format.write_array_header_1_0(handle, about)
-                handle.flush()
-                _reserve(handle.fileno(), handle.tell() + len(self.rows) * self._record.itemsize)
-        self._data = os.open(self.part.path, os.O_RDWR)
-        self._offset = int(self.part.stored.offset)
+            found[path] = rows, stored
+        return found
 
-    def _find_done(self, content: FeatureFileMetadata) -> None:
-        """Rows of this part that fit their crc32: here, in another part, or in a damaged file named .partial."""
-        parts = [self.part, *(p for p in parts_of(self.final) if p != self.part)]
-        for row in self.rows:
-            self.done[row] = any(part.row(row) is not None for part in parts)
-        old = self.final.with_name(self.final.name + ".partial")
-        if self.done[self.rows].all() or not old.is_file():
-            return
-        with contextlib.suppress(OSError, KeyError, RuntimeError, ValueError), open_hdf5(old) as file:
-            if differs := difference(held(file), (content.provenance, content.arrays())):
-                _log.warning("%s is of another extraction (%s); its rows are not taken", old, differs)
-                return
-            for row in [row for row in self.rows if not self.done[row]]:
-                maps = file["feature_map"][row]
-                if maps.dtype == self.dtype and zlib.crc32(maps.tobytes()) == file["row_crc32"][row]:
-                    self.write(np.array([row]), maps[None])
+    @staticmethod
+    def _row(parts: Parts, row: int) -> bytes | None:
+        """The map of a row of the data set; None where it is in no part, or does not fit its crc32."""
+        for rows, stored in parts.values():
+            if row in rows:
+                record = stored[row - rows.start]
+                data: bytes = record["maps"].tobytes()
+                if record["crc32"] and zlib.crc32(data) == record["crc32"]:
+                    return data
+        return None
 
     def write(self, rows: np.ndarray, maps: np.ndarray) -> None:
-        """Write maps (n,D,h,w) or (n,D,R) at the given rows of the data set.
-
-        Raises:
-            UserError: values that are not finite in the stored type, or the disk refuses.
-        """
+        """Write maps (n,D,h,w) or (n,D,R) at the given rows of the data set."""
         if not len(rows):
             return
         with np.errstate(over="ignore"):
@@ -138,102 +170,76 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 data = values.tobytes()
                 record = struct.pack("<I", zlib.crc32(data)) + data
                 at = self._offset + (row - self.rows.start) * self._record.itemsize
-                if os.pwrite(self._data, record, at) != len(record):
+                if os.pwrite(self._descriptor, record, at) != len(record):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 self.done[row] = True
 
-    def finish(self) -> Path:
-        """:func:`finish` where this is the only part.
-
-        Raises:
-            UserError: rows are missing, or the disk refuses.
-        """
-        if missing := finish(self.final):
-            raise UserError(f"{missing} rows of {self.final} are not there yet; run the extraction again")
+    def finish(self) -> Path | None:
+        """Make the file of all parts, which are removed then; None where rows are missing. Takes twice its size."""
+        with Lock(self.final):
+            if not self.final.exists():  # else another process has made it
+                parts = self._parts()
+                there = np.zeros(self.count, dtype=bool)
+                for rows, stored in parts.values():
+                    there[rows] |= stored["crc32"] > 0
+                if missing := int((~there).sum()):
+                    _log.info("%d rows of %s are missing still, of other shards", missing, self.final)
+                    return None
+                _clear(self.final)
+                with atomic_path(self.final) as temporary, _refusing(self.final):
+                    self._assemble(temporary, parts)
+            remove_parts(self.final)
         return self.final
 
-    def close(self) -> None:
-        """Close without finishing; what was written stays for the next run."""
-        if self._data >= 0:
-            os.close(self._data)
-        self._data = -1
-        self._lock.release()
+    def _assemble(self, path: Path, parts: Parts) -> None:
+        plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the rows stay a hole, until _reserve
+        shape = (self.count, *self._record["maps"].shape)
+        with h5py.File(path, "w", libver=_HDF5) as file:
+            for name, value in {**self.content.provenance, "format_version": FORMAT_VERSION}.items():
+                file.attrs[name] = _text([value]).reshape(()) if isinstance(value, str) else value
+            for key, values in self.content.arrays().items():
+                file.create_dataset(key, data=_text(values.tolist()) if values.dtype == object else values)
+            file.create_dataset("row_crc32", data=np.zeros(self.count, "<u4"))
+            offset = file.create_dataset("feature_map", shape, self.dtype, dcpl=plan).id.get_offset()
+        crcs = np.zeros(self.count, "<u4")
+        with open(path, "r+b") as out:
+            _reserve(out.fileno(), os.fstat(out.fileno()).st_size)
+            out.seek(offset)
+            for row in range(self.count):
+                if (data := self._row(parts, row)) is None:
+                    raise UserError(f"row {row} in {path.parent} was lost by the disk: run the same command again")
+                crcs[row] = zlib.crc32(data)
+                out.write(data)
+        with h5py.File(path, "r+", libver=_HDF5) as file:
+            file["row_crc32"][:] = crcs
+            file.attrs["sha256"] = content_digest(file)
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+        self._lock.release()
 
 
-def finish(final: Path) -> int:
-    """Make a feature file of its parts, which are removed then. Until then it takes twice its size on disk.
-
-    Returns:
-        How many rows are missing; then nothing was changed.
-
-    Raises:
-        UserError: no part, parts of two extractions, a process that finishes it already, or a disk that refuses.
-    """
-    with Lock(final):
-        parts = parts_of(final)
-        if final.exists():  # by another process; or this was killed before it removed the parts
-            _remove(final, parts)
-            return 0
-        if not parts:
-            raise UserError(f"no part of {final}: looked for {final}.rows-*.npy")
-        first = parts[0].content()
-        for part in parts[1:]:
-            if differs := difference(first, part.content()):
-                raise UserError(
-                    f"{part.path} is of another extraction than {parts[0].path.name} ({differs}); delete it"
-                )
-        there = np.zeros(len(first[1]["labels"]), dtype=bool)
-        for part in parts:
-            there[part.rows.start : part.rows.stop] |= part.stored["crc32"] > 0
-        if not there.all():
-            return int((~there).sum())
-        _clear(final)
-        with atomic_path(final) as temporary, _refusing(final, part.stored.dtype.itemsize * len(there)):
-            _assemble(temporary, *first, parts)
-        _remove(final, parts)
-        return 0
+def remove_parts(final: Path) -> None:
+    """Remove the parts of a finished file, and their lists of bad images."""
+    for suffix in (".npy", ".json", ".bad_images.txt"):
+        for path in final.parent.glob(f"{glob.escape(final.name)}.rows-*{suffix}"):
+            path.unlink(missing_ok=True)
 
 
-def _assemble(path: Path, attributes: dict[str, Any], arrays: dict[str, np.ndarray], parts: list[Part]) -> None:
-    maps, count = parts[0].stored.dtype["maps"], len(arrays["labels"])
-    plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the rows stay a hole, until _reserve
-    with h5py.File(path, "w", libver=_HDF5) as file:
-        store(file, attributes, arrays)
-        file.create_dataset("row_crc32", data=np.zeros(count, "<u4"))
-        offset = file.create_dataset("feature_map", (count, *maps.shape), maps.base, dcpl=plan).id.get_offset()
-    crcs = np.zeros(count, "<u4")
-    with open(path, "r+b") as out:
-        _reserve(out.fileno(), os.fstat(out.fileno()).st_size)
-        out.seek(offset)
-        for row in range(count):
-            data = next((found for part in parts if (found := part.row(row)) is not None), None)
-            if data is None:
-                raise UserError(f"row {row} in {path.parent} was lost by the disk: run the same command again")
-            crcs[row] = zlib.crc32(data)
-            out.write(data)
-    with h5py.File(path, "r+", libver=_HDF5) as file:
-        file["row_crc32"][:] = crcs
-        file.attrs["sha256"] = content_digest(file)
-
-
-def _remove(final: Path, parts: list[Part]) -> None:
-    for part in parts:
-        part.path.unlink(missing_ok=True)
-        part.beside.unlink(missing_ok=True)
-    final.with_name(final.name + ".partial").unlink(missing_ok=True)
+def _text(values: list[str]) -> np.ndarray:
+    """Text as UTF-8 of one length: text of any length HDF5 keeps without checksums, and hangs on a damaged one."""
+    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
 
 
 def _clear(path: Path) -> None:
     """Remove what killed processes left of an earlier write of ``path``, whose lock is held: it may be large."""
-    form = re.compile(rf"\.{re.escape(path.name)}\.\d+\.tmp")
-    for old in path.parent.glob(".*.tmp"):
-        if form.fullmatch(old.name):
-            old.unlink(missing_ok=True)
+    for old in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):
+        old.unlink(missing_ok=True)
 
 
 def _reserve(descriptor: int, size: int) -> None:
@@ -245,8 +251,8 @@ def _reserve(descriptor: int, size: int) -> None:
 
 
 @contextlib.contextmanager
-def _refusing(final: Path, size: int = 0) -> Iterator[None]:
-    """What the system refuses, as one sentence; ``size`` bytes are needed."""
+def _refusing(final: Path) -> Iterator[None]:
+    """What the system refuses, as one sentence."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -257,8 +263,5 @@ def _refusing(final: Path, size: int = 0) -> Iterator[None]:
             raise
         why = os.strerror(errno.ENOTDIR if isinstance(error, FileExistsError) else number)
         full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-        way = "Make room and run the same command again: it continues" if full else "Choose another --out"
-        if number == errno.EFBIG:
-            way = "Raise the limit of this shell or job (ulimit -f) or of the file system, and run the command again"
-        need = f" It takes {size / 2**30:.2f} GiB." if full and size else ""
-        raise UserError(f"cannot write {final}: {why}.{need} {way}") from error
+        way = "Make room (or raise ulimit -f) and run the same command again: it continues"
+        raise UserError(f"cannot write {final}: {why}. {way if full else 'Choose another --out'}") from error

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +53,15 @@ def plain(value: Any) -> Any:
     """An HDF5 attribute as a plain Python value."""
     value = value.item() if isinstance(value, (np.generic, np.ndarray)) and value.size == 1 else value
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
+def content_digest(file: h5py.File, rows: str = "feature_map") -> str:
+    """SHA-256 of all of a feature file but its ``rows``, whose crc32 stand for them."""
+    attributes = {k: plain(v) for k, v in file.attrs.items() if k != "sha256"}
+    digest = hashlib.sha256(json.dumps(attributes, sort_keys=True, default=str).encode())
+    for key in sorted(file):
+        data = file[key]
+        digest.update(f"{key} {data.shape} {data.dtype.str}".encode())
+        if key != rows:
+            digest.update(data[()].tobytes())
+    return digest.hexdigest()

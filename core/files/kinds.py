@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
 from core.files.errors import UserError, first_line
 
-# endings of photographs: torchvision's IMG_EXTENSIONS, and those that cameras and browsers give JPEG files besides
+# endings of photographs: torchvision's IMG_EXTENSIONS, and those that cameras, telephones and browsers give besides
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"),
+    *(".heic", ".heif", ".avif"),
 )
 _OFTEN = {  # what a download gives in place of the file
     b"version https://git-lfs": "a Git LFS pointer that stands for the file: run `git lfs pull` in its repository",
     b"<": "a web page: open the address in a browser, save the file and name that",
+    b"\0\0\0\x0cjP  ": "a JPEG 2000 image: save it as JPEG or PNG",
     b"PK\x03\x04": "a zip archive: unpack it and name what is in it",
     b"": "empty: get it again",
 }
 
 
-def what_it_is(path: Path | str) -> str:
-    """What often lies in place of a file, with the way out; "" where the beginning tells nothing."""
+def modern_kind(content: bytes) -> str:
+    """Whether the bytes of a file are HEIC or AVIF, else ""; films have the same container and other brands."""
+    brands = content[8 : int.from_bytes(content[:4], "big")] if content[4:8] == b"ftyp" else b""
+    return "AVIF" if b"avif" in brands else "HEIC" if any(b in brands for b in (b"hei", b"hev", b"mif1")) else ""
+
+
+def what_it_is(source: Path | str | bytes) -> str:
+    """What often lies in place of a file (or of its bytes), with the way out; "" where its beginning tells nothing."""
     try:
-        with open(path, "rb") as handle:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as handle:
             begin = handle.read(64).lstrip()
     except OSError:
         return ""

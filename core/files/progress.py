@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from contextlib import AbstractContextManager
-from typing import Any
 
 from tqdm import tqdm
 
@@ -14,26 +13,21 @@ _log = logging.getLogger(__name__)
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """``with Progress(len(images), "CUB", "image") as bar: ... bar.update(32)``; ``options`` are tqdm's."""
+    """``with Progress(len(images), "CUB", "image") as bar: ... bar.update(32)``"""
 
-    def __init__(self, total: int | None, label: str, unit: str, initial: int = 0, **options: Any) -> None:
-        self.total, self.label, self.unit, self.initial, self.done = total, label, unit, initial, initial
-        self._began, self._said = time.monotonic(), self._tenth()
+    def __init__(self, total: int, label: str, unit: str) -> None:
+        self.total, self.label, self.unit, self.done, self._began = total, label, unit, 0, time.monotonic()
         terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=initial, desc=label, unit=unit, **options) if terminal else None
+        self._bar = tqdm(total=total, desc=label, unit=unit) if terminal else None
 
-    def update(self, count: int = 1) -> None:
+    def update(self, count: int) -> None:
         """``count`` more are done."""
-        self.done += count
+        before, self.done = self.done, self.done + count
         if self._bar is not None:
             self._bar.update(count)
-        elif self._tenth() > self._said:
-            self._said = self._tenth()
-            rate = (self.done - self.initial) / max(time.monotonic() - self._began, 1e-9)
+        elif 10 * before // self.total < 10 * self.done // self.total:
+            rate = self.done / max(time.monotonic() - self._began, 1e-9)
             _log.info("%s: %d of %d %ss, %.3g a second", self.label, self.done, self.total, self.unit, rate)
-
-    def _tenth(self) -> int:
-        return 10 * self.done // self.total if self.total else 0
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:

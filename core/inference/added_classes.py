@@ -1,55 +1,66 @@
 """Classes by description alone on a trained run. Nothing is trained.
 
 A class that is added gets from its attributes what every unseen class had from the start: its row of prepared
-attributes (with the mean of the *seen* classes, as they were), its encoded prototype, its hubness.
+attributes (with the mean of the *seen* classes, as they were) and its hubness. The run's own classes keep their scores
+to the bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from core.datasets.metadata import name_problem
+from core.datasets.sheets import read_attributes
 from core.files.errors import UserError
-from core.inference.trained import Trained, build_model
-from core.method import ClassSpace, ZeroShotModel
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-_EQUAL = 1e-3  # to which lengths of rows count as one
+from core.inference.trained import Trained
 
 
-def add_classes(trained: Trained, frame: pd.DataFrame) -> Trained:
+@torch.no_grad()
+def add_classes(trained: Trained, described: pd.DataFrame | Path) -> Trained:
     """The run with more unseen classes.
 
     Args:
-        frame: a row a class; first column the name, the others the run's attributes in any order, in the unit of the
-            run's own. Where all its rows have one length, as in xlsa17's files, any unit will do: rows are scaled.
+        described: a CSV file or its frame, a row a class; first column the name, the others the run's attributes in any
+            order. Any unit will do: what counts is proportions within a row.
 
     Raises:
         UserError: missing, unknown or twice-named columns, a name that exists, a value that is no number, a row of
-            zeros, or a method that learns something of every class and so cannot take one from its description.
+            zeros, or a method whose scores do not split over attributes.
     """
-    names, att = _rows(trained, frame)
-    space = trained.space
-    lengths = space.att.norm(dim=1)
-    if float(lengths.max() - lengths.min()) <= _EQUAL * float(lengths.mean()):
-        att = att / att.norm(dim=1, keepdim=True) * lengths.mean()
-    C = len(trained.classes)
-    more = torch.arange(C, C + len(names))
-    space = ClassSpace(
-        att=torch.cat([space.att, att.to(space.att.dtype)]),
-        seen=space.seen,
-        unseen=torch.cat([space.unseen, more]),
-        w2v=space.w2v,
+    if isinstance(described, Path):
+        if not described.is_file():
+            raise UserError(f"--add-classes {described}: there is no such file")
+        sheet = read_attributes(described)
+        frame = pd.DataFrame(sheet.values, columns=sheet.attributes)
+        frame.insert(0, "class", sheet.classes, allow_duplicates=True)
+        try:
+            return add_classes(trained, frame)
+        except UserError as error:
+            raise UserError(f"{described}: {error}") from error
+    names, att = _rows(trained, described)
+    encoder, space, C = trained.encoder, trained.space, len(trained.classes)
+    if encoder is None:
+        raise UserError(
+            f"{trained.config['method']} cannot score a class from its description: its scores do not split over "
+            "attributes; train again with the class among the unseen ones, or take vsmr"
+        )
+    added = encoder.encode(att.to(trained.device))
+    if trained.added is not None:
+        added = torch.cat([trained.added[0], added[0]]), torch.cat([trained.added[1], added[1]])
+    space = replace(
+        space,
+        att=torch.cat([space.att, att.to(space.att)]),
+        unseen=torch.cat([space.unseen, torch.arange(C, C + len(names))]),
+        text=None,
     )
-    return replace(trained, space=space, classes=[*trained.classes, *names], added=_extended(trained, space, more))
+    return replace(trained, space=space, classes=[*trained.classes, *names], added=added)
 
 
 def _rows(trained: Trained, frame: pd.DataFrame) -> tuple[list[str], Tensor]:
@@ -86,27 +97,3 @@ def _rows(trained: Trained, frame: pd.DataFrame) -> tuple[list[str], Tensor]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
-def _extended(trained: Trained, space: ClassSpace, more: Tensor) -> ZeroShotModel:
-    """A copy of the model for a space with classes ``more`` (A,) at its end: what is learned is taken over."""
-    model = build_model(trained.config, trained.recipe, space, trained.shape)
-    before, C, C_all = (trained.added or trained.model).state_dict(), len(trained.classes), len(space.att)
-    parameters = {name for name, _ in model.named_parameters()}
-    state = {}
-    for key, built in model.state_dict().items():
-        old = before[key].to(built.device)
-        if built.shape == old.shape:
-            state[key] = old
-        elif built.shape == (C_all, *old.shape[1:]) and len(old) == C and key not in parameters:
-            state[key] = torch.cat([old, built[C:]])  # rows of classes
-        elif key in parameters or built.shape[1:] != old.shape[1:]:
-            raise UserError(
-                f"{trained.config['method']} learns something of every class ({key}), so it cannot take one from its "
-                "description; train again with the class among the unseen ones"
-            )
-        else:
-            state[key] = built  # the list of unseen classes
-    model.load_state_dict(state)
-    model.eval().describe_classes(more)
-    return model.to(trained.device)

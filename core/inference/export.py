@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from core.features.regions import unit_regions
 from core.files.atomic import atomic_path
 from core.files.errors import UserError, library
+from core.inference.explain import explain
 from core.inference.predictor import Predictor
 from core.inference.trained import Trained, grid_said
 
@@ -31,7 +32,7 @@ class Head(nn.Module):
 
     def __init__(self, trained: Trained) -> None:
         super().__init__()
-        self.model, self.added = trained.model, trained.added
+        self.trained, self.model = trained, trained.model  # the model as a module of its own: its weights go along
         self.store = getattr(torch, trained.backbone["store"])
         gamma = torch.zeros(len(trained.classes))
         gamma[trained.space.unseen] = trained.gamma
@@ -39,11 +40,7 @@ class Head(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B,D,h,w) to (B,C)."""
-        x = unit_regions(maps.to(self.store).flatten(2))[0].float()
-        scores = self.model.class_scores(x)
-        if self.added is not None:
-            scores = torch.cat([scores, self.added.class_scores(x)[:, scores.shape[1] :]], dim=1)
-        return scores + self.gamma
+        return explain(self.trained, unit_regions(maps.to(self.store).flatten(2))[0].float()).scores + self.gamma
 
 
 class Whole(nn.Module):

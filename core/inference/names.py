@@ -1,4 +1,4 @@
-"""Names as a person reads them in figures and on pages; tables, files and models keep the names of the data."""
+"""Names and reasons as a person reads them in figures and on pages; tables, files and models keep the data's names."""
 
 from __future__ import annotations
 
@@ -30,3 +30,16 @@ def _spaced(name: str) -> str:
 def shown_attribute(name: str) -> str:
     """``bill color: grey`` of ``has_bill_color::grey``."""
     return name.removeprefix("has_").replace("::", ": ").replace("_", " ")
+
+
+def shown_reason(attribute: str, g: float) -> str:
+    """What a photograph shows of an attribute, by the sign of its evidence g: ``red top``, or ``less red top than
+    usual``; ``bill color: grey``, or ``bill color: grey, less than usual``.
+
+    It names a reason for a class as well as one against it. What adds to the score of a class that has less of the
+    attribute than usual is that the photograph shows less of it, too: g and y are both negative there.
+    """
+    name = shown_attribute(attribute)
+    if g >= 0:
+        return name
+    return f"{name}, less than usual" if ": " in name else f"less {name} than usual"

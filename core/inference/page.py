@@ -1,11 +1,11 @@
 """A static folder that shows why each photograph got its name: opens by file://, needs no server and no network.
 
     index.html page.css model.js panels.js page.js     as they lie in core/inference/page/
-    data.js            DATA = {...}: classes, attributes, the arrays that score a class from its description, and of
-                       each image its scores and factors; browsers refuse to fetch JSON from file://
-    images/0000.jpg    the photograph as the backbone saw it, at most 256 pixels wide and high
-    images/0000.js     its attention maps, and the photograph again for saving as PNG; read when the image is opened
-Numbers are float32 in base64, so bars add up to the score shown; maps have 256 steps from 0 to the largest share.
+    data.js            DATA = {...}: classes, attributes, and of each image its scores, what it shows of each attribute
+                       and the corrections; browsers refuse to fetch JSON from file://
+    images/0000.jpg    the whole photograph, at most 320 pixels wide and high
+    images/0000.js     the evidence of its places, and the photograph again for saving; read when the image is opened
+Numbers are float32 in base64, so bars add up to the score shown; evidence of places has 127 steps either way.
 Names are data: JSON with every letter outside ASCII and < > & escaped here, and put into the page as text there.
 
 B images · R regions · D channels · K attributes · C classes (S seen)
@@ -31,22 +31,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from core.features.images import Transform, load_image
+from core.features.images import Transform, open_image
 from core.files.atomic import fsync_folder
 from core.files.errors import UserError
-from core.inference.explain import Explainer, Explanation
-from core.inference.names import shown_classes
+from core.inference.explain import explain, why_no_maps
+from core.inference.names import shown_classes, shown_reason
 from core.inference.trained import Trained
-from core.preparation import ClassEncoder
 
 log = logging.getLogger(__name__)
 
 IMAGES = 200  # at most, on a page
 ASSETS = ("index.html", "page.css", "model.js", "panels.js", "page.js")
 _MARK = "// a page of core/inference/page.py\n"  # how data.js begins: what may be replaced
-_SIDE, _QUALITY = 256, 70  # of the photographs
+_SIDE, _QUALITY = 320, 70  # of the photographs
 _BATCH = 16
-_GRAM = 1000  # seen classes; above it the products of their means would be most of the page
+_STEPS = 127  # of evidence, either way
 _NEVER = 1e30  # stands for no number
 
 
@@ -54,7 +53,7 @@ _NEVER = 1e30  # stands for no number
 class Item:
     """One image of a page."""
 
-    picture: Path | np.ndarray  # a file, or (H,W,3) uint8 as the backbone saw it
+    picture: Path | np.ndarray  # a file, or (H,W,3) uint8, of which the backbone saw the middle square
     x: Tensor  # (R,D) regions of unit length
     truth: int | None = None  # class number
     name: str = ""  # shown; empty: the file's name
@@ -75,7 +74,7 @@ def write_page(
         items: the first :data:`IMAGES` are shown.
         out: the folder; a page that is there already is replaced, anything else is refused.
         grid: rows and columns of the R regions; None: a square, and no maps where they form none.
-        transform: of the backbone, so that a file is cropped to what it saw; None: the middle square of the picture.
+        transform: of the backbone, so that what it saw of a file is drawn in; None: the middle square of the picture.
 
     Raises:
         UserError: no images, ``out`` is not ours to replace or cannot be written, a picture cannot be read.
@@ -92,7 +91,7 @@ def write_page(
         (temporary / "images").mkdir(parents=True)
         for name in ASSETS:
             (temporary / name).write_bytes((resources.files("core.inference") / "page" / name).read_bytes())
-        _write(temporary, trained, items, grid=grid, transform=transform, title=title)
+        _write(temporary, trained, items, grid, transform, title)
         shutil.rmtree(out, ignore_errors=True)
         os.rename(temporary, out)
         fsync_folder(out.parent)
@@ -126,96 +125,72 @@ def check_replaceable(out: Path) -> None:
 
 
 def _write(
-    folder: Path,
-    trained: Trained,
-    items: Sequence[Item],
-    *,
-    grid: tuple[int, int] | None,
-    transform: Transform | None,
+    folder: Path, trained: Trained, items: Sequence[Item], grid: tuple[int, int] | None, transform: Transform | None,
     title: str,
-) -> None:
-    explainer, R = Explainer(trained), items[0].x.shape[0]
+) -> None:  # fmt: skip
+    R = len(items[0].x)
+    h, w = grid or (round(R**0.5),) * 2
     images: list[dict[str, Any]] = []
-    maps: list[np.ndarray | None] = []  # (R,K) of each image
     for start in range(0, len(items), _BATCH):
         batch = items[start : start + _BATCH]
-        found = explainer(torch.stack([item.x for item in batch]).to(trained.device).float())
-        images += [_image(item, found, i) for i, item in enumerate(batch)]
-        maps += [None if found.theta is None else found.theta[i].float().cpu().numpy() for i in range(len(batch))]
-    h, w = grid or (round(R**0.5),) * 2
-    shape = (h, w) if h * w == R and maps[0] is not None else None
-    # an attention that looks everywhere alike must not look like one that found something: it stays in the middle
-    largest = max([2 / R, *(float(theta.max()) for theta in maps if theta is not None)])
-    data = _classes(trained, explainer.class_encoder, title) | {"grid": shape, "largest": largest, "images": images}
-    (folder / "data.js").write_text(_MARK + f"window.DATA = {script_json(data)};\n", "ascii")
-    for number, (item, theta) in enumerate(zip(items, maps, strict=True)):
-        picture = _jpeg(item.picture, transform)
-        (folder / f"images/{number:04d}.jpg").write_bytes(picture)
-        content = {"picture": base64.b64encode(picture).decode(), "maps": ""}
-        if theta is not None and shape is not None:
-            steps = np.rint(theta.T * (255 / largest)).astype(np.uint8)  # (K,R)
-            content["maps"] = base64.b64encode(steps.tobytes()).decode()
-        (folder / f"images/{number:04d}.js").write_text(f"pageImage({number}, {script_json(content)});\n", "ascii")
-
-
-def _classes(trained: Trained, class_encoder: ClassEncoder | None, title: str) -> dict[str, Any]:
-    """What is the same for all images."""
-    space = trained.space
-    if class_encoder is not None and len(space.seen) > _GRAM and class_encoder.gram is not None:
-        log.info("with %d seen classes the page takes no scores apart: their products would be too much", _GRAM)
-        class_encoder = None
-    att = space.att.double().cpu()
-    return {
+        found = explain(trained, torch.stack([item.x for item in batch]).to(trained.device).float())
+        why = why_no_maps(trained, found) or ("" if h * w == R else f"{R} regions form no grid, so there is no map.")
+        for i, item in enumerate(batch):
+            stem, (picture, crop) = f"images/{len(images):04d}", _jpeg(item.picture, transform)
+            (folder / f"{stem}.jpg").write_bytes(picture)
+            content: dict[str, Any] = {"picture": base64.b64encode(picture).decode()}
+            if found.ev is not None and not why:
+                ev = found.ev[i].T.float().cpu()  # (K,R)
+                step = float(ev.abs().max()) / _STEPS or 1.0
+                steps = (ev / step).round().to(torch.int8).numpy()
+                content |= {"step": step, "ev": base64.b64encode(steps.tobytes()).decode()}
+            (folder / f"{stem}.js").write_text(f"pageImage({len(images)}, {script_json(content)});\n", "ascii")
+            images.append(
+                {
+                    "name": text(item.name or (item.picture.name if isinstance(item.picture, Path) else "")),
+                    "truth": item.truth,
+                    "crop": crop,
+                    "scores": floats(found.scores[i].clamp(-_NEVER, _NEVER)),
+                    "g": None if found.g is None else floats(found.g[i]),
+                    "corrections": [floats(values[i]) for values in found.corrections.values()],
+                }
+            )
+    data = {
         "title": text(title or f"{trained.config.get('dataset', '')}, {trained.config.get('method', '')}"),
-        "method": text(str(trained.config.get("method", ""))),
         "classes": [text(c) for c in trained.classes],
         "shown": [text(c) for c in shown_classes(trained.classes)],  # for people; tables keep the names of the data
         "attributes": [text(a) for a in trained.attributes],
-        "seen": space.seen.tolist(),
-        "unseen": space.unseen.tolist(),
+        "more": [text(shown_reason(a, 1)) for a in trained.attributes],
+        "less": [text(shown_reason(a, -1)) for a in trained.attributes],
+        "seen": trained.space.seen.tolist(),
         "gamma": trained.gamma,
-        "att": floats(att * (100 / (float(att.abs().max()) or 1.0))),  # the largest is 100, for people
-        "class_encoder": None if class_encoder is None else _class_encoder(class_encoder),
+        "y": None if found.y is None else floats(found.y),
+        "corrections": list(found.corrections),
+        "grid": None if why else (h, w),
+        "no_maps": why,
+        "images": images,
     }
+    (folder / "data.js").write_text(_MARK + f"window.DATA = {script_json(data)};\n", "ascii")
 
 
-def _class_encoder(d: ClassEncoder) -> dict[str, Any]:
-    return {
-        "root": d.root,
-        "centre": floats(d.centre),
-        "gram": None if d.gram is None else floats(d.gram),
-        "landmarks": None if d.mixing is None else floats(d.mixing.landmarks),
-        "A": None if d.mixing is None else floats(d.mixing.A),
-        "width": None if d.mixing is None else d.mixing.width,
-        "hubness": d.hubness,
-    }
-
-
-def _image(item: Item, found: Explanation, i: int) -> dict[str, Any]:
-    return {
-        "name": text(item.name or (item.picture.name if isinstance(item.picture, Path) else "")),
-        "truth": item.truth,
-        "scores": floats(found.scores[i].clamp(-_NEVER, _NEVER)),
-        "g": None if found.g is None else floats(found.g[i]),
-        "h": None if found.h is None else floats(found.h[i]),
-        "own": None if found.own is None else floats(found.own[i]),
-    }
-
-
-def _jpeg(picture: Path | np.ndarray, transform: Transform | None) -> bytes:
-    """The picture as the backbone saw it, small, coded anew: nothing of the file itself reaches the page."""
+def _jpeg(picture: Path | np.ndarray, transform: Transform | None) -> tuple[bytes, list[float]]:
+    """The whole picture, small, coded anew so that nothing of the file itself reaches the page; and left, top, width
+    and height, as shares of it, of the square that the backbone saw.
+    """
     if isinstance(picture, np.ndarray):
-        image = Image.fromarray(picture)
-        image.thumbnail((_SIDE, _SIDE))
+        image, share = Image.fromarray(picture), 1.0
     else:
-        shorter = _SIDE if transform is None else round(_SIDE * transform.resize / transform.crop)
+        share = 1.0 if transform is None else transform.crop / transform.resize
         try:
-            image = Image.fromarray(load_image(picture, _SIDE, shorter))
+            image = open_image(picture, _SIDE)
         except ValueError as error:
             raise UserError(f"{picture} cannot be shown on the page: {error}") from error
+    width, height = (share * min(image.size) / side for side in image.size)
+    image = image.convert("RGB")
+    image.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=_QUALITY, optimize=True)
-    return buffer.getvalue()
+    image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)
+    return buffer.getvalue(), [(1 - width) / 2, (1 - height) / 2, width, height]
 
 
 def floats(values: Tensor) -> str:

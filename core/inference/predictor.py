@@ -16,30 +16,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from core.features.backbones import Backbone
-from core.features.decoding import decoded
 from core.features.devices import resolve_device
-from core.features.extraction import memory_error, threads_of
+from core.features.extraction import decoded, memory_error, threads_of
 from core.features.images import Normaliser
 from core.features.regions import unit_regions
 from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig
 from core.files.errors import UserError
 from core.files.kinds import IMAGE_SUFFIXES
-from core.inference import added_classes
+from core.inference.added_classes import add_classes
 from core.inference.backbone import rebuild, recorded_settings
+from core.inference.explain import Explanation, explain
+from core.inference.names import shown_reason
 from core.inference.trained import CHECKPOINT, SIDES, Trained, find_run, load_trained
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 log = logging.getLogger(__name__)
-SPOKEN = 5  # attributes named with a prediction
+SPOKEN, AGAINST = 5, 2  # attributes named with a prediction, for and against its class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +56,13 @@ class Prediction:
     image: str
     classes: tuple[ClassScore, ...] = ()  # best first
     margin: float | None = None  # by how much the first is ahead of the second; None: there was one candidate
-    attributes: tuple[tuple[str, float], ...] = ()  # what spoke most for the first class, and how much of its score
+    attributes: tuple[tuple[str, float], ...] = ()  # what spoke most for the first class, in words, and its points
+    against: tuple[tuple[str, float], ...] = ()  # and what most against it
     error: str = ""
 
     @property
     def name(self) -> str:
         return self.classes[0].name if self.classes else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionMaps:
-    """Where each attribute was looked for in an image as the backbone saw it."""
-
-    attributes: list[str]  # (K,)
-    theta: np.ndarray  # (K,h,w) sums to 1 over the grid
-    w: np.ndarray  # (K,) how much each attribute counts
-    e: np.ndarray | None  # (K,) attribute scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +134,12 @@ class Predictor:
         """Images through the backbone, in their order, each once. Decoding runs in threads ahead of it."""
         paths, size = [Path(image) for image in images], self.config.batch_size
         rows = [np.arange(s, min(s + size, len(paths))) for s in range(0, len(paths), size)]
-        coming = decoded(
-            rows, paths, self.network.transform, pin=self.device.type == "cuda", threads=threads_of(self.config)
-        )
+        cuda = self.device.type == "cuda"
+        coming = decoded(rows, paths, self.network.transform, cuda, threads_of(self.config))
         with closing(coming):
             try:
-                for batch, errors in coming:
-                    yield RegionBatch(paths=[paths[i] for i in batch.rows], x=self.regions(batch.pixels), errors=errors)
+                for some, pixels, errors in coming:
+                    yield RegionBatch(paths=[paths[i] for i in some], x=self.regions(pixels), errors=errors)
             except (RuntimeError, MemoryError) as error:
                 raise memory_error(error, self.config) from error
 
@@ -179,10 +167,9 @@ class Predictor:
     def answers(self, batch: RegionBatch, *, top: int = 5, among: str = "all") -> list[Prediction]:
         """:meth:`predict_all` of images that went through the backbone already."""
         trained = self.trained
-        found, evidence = trained.scores(batch.x)
-        scores = trained.calibrated(found.float().cpu().numpy(), among)  # (B,C)
+        found = explain(trained, batch.x)
+        scores = trained.calibrated(found.scores.float().cpu().numpy(), among)  # (B,C)
         best = np.argsort(-scores, axis=1, kind="stable")
-        spoke = _spoke(trained, evidence, best[:, 0])
         seen = set(trained.space.seen.tolist())
         made = []
         for i, path in enumerate(batch.paths):
@@ -196,45 +183,41 @@ class Predictor:
                 for c in order[:top].tolist()
             )
             margin = float(row[order[0]] - row[order[1]]) if len(order) > 1 else None
-            made.append(Prediction(image=str(path), classes=classes, margin=margin, attributes=spoke[i]))
+            spoke, against = _spoke(trained, found, i, int(order[0]))
+            made.append(Prediction(image=str(path), classes=classes, margin=margin, attributes=spoke, against=against))
         return made
 
-    def attention(self, image: Path | str) -> AttentionMaps:
-        """Where each attribute was looked for in one image.
-
-        Raises:
-            UserError: the image cannot be read, or the method has no attention over regions.
-        """
+    def explain(self, image: Path | str) -> Explanation:
+        """The parts of the scores of one image, in a batch of one; regions row by row of the grid ``network.shape``."""
         (batch,) = self.batches([image])
         if batch.errors:
             raise UserError(f"cannot read {image}: {batch.errors[0]}")
-        with torch.inference_mode():
-            a = self.trained.model.attend(batch.x)
-        if a is None:
-            raise UserError(f"{self.trained.config['method']} has no attention over regions")
-        _, h, w = self.network.shape
-        return AttentionMaps(
-            attributes=list(self.trained.attributes),
-            theta=a.theta[0].T.float().cpu().numpy().reshape(-1, h, w),
-            w=a.w[0].float().cpu().numpy(),
-            e=None if a.e is None else a.e[0].float().cpu().numpy(),
+        return explain(self.trained, batch.x)
+
+    def add_classes(self, described: pd.DataFrame | Path | str) -> None:
+        """Classes by description alone: see :func:`core.inference.added_classes.add_classes`."""
+        described = Path(described) if isinstance(described, str) else described
+        self.trained = add_classes(self.trained, described)
+
+
+Reasons = tuple[tuple[str, float], ...]
+
+
+def _spoke(trained: Trained, found: Explanation, image: int, of: int) -> tuple[Reasons, Reasons]:
+    """The attributes that add most to the score of a class and those that take most, in words, and their points."""
+    if found.g is None:
+        return (), ()
+    parts, shows = found.attributes(image, of), found.g[image].tolist()  # (K,)
+
+    def named(sign: int, most: int) -> Reasons:
+        values, places = (sign * parts).topk(min(most, len(parts)))
+        return tuple(
+            (shown_reason(trained.attributes[k], shows[k]), sign * value)
+            for k, value in zip(places.tolist(), values.tolist(), strict=True)
+            if value > 0
         )
 
-    def add_classes(self, frame: pd.DataFrame) -> None:
-        """Classes by description alone: see :func:`core.inference.added_classes.add_classes`."""
-        self.trained = added_classes.add_classes(self.trained, frame)
-
-
-def _spoke(trained: Trained, evidence: Tensor | None, classes: np.ndarray) -> list[tuple[tuple[str, float], ...]]:
-    """For each image the attributes that add most to the score of its class (B,), and how much."""
-    if evidence is None or trained.z is None:
-        return [()] * len(classes)
-    parts = evidence * trained.z[torch.from_numpy(classes.copy()).to(trained.z.device)]  # (B,K)
-    values, places = parts.topk(min(SPOKEN, parts.shape[1]), dim=1)
-    return [
-        tuple((trained.attributes[k], value) for k, value in zip(ks, vs, strict=True) if value > 0)
-        for ks, vs in zip(places.tolist(), values.tolist(), strict=True)
-    ]
+    return named(1, SPOKEN), named(-1, AGAINST)
 
 
 def find_images(given: Sequence[Path | str]) -> list[Path]:

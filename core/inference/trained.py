@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import torch
 from torch import Tensor
 
 from core.files.errors import UserError
-from core.method import AttentionOutput, ClassSpace, ZeroShotModel, with_settings
+from core.method import ClassSpace, ZeroShotModel, with_settings
 from core.methods import find_method
+from core.preparation import ClassEncoder
 from core.training.checkpoint import load_checkpoint
 from core.training.evaluation import calibrated
 
@@ -27,8 +27,7 @@ _LISTED = 8  # runs in a message
 class Trained:
     """A model in evaluation mode, and what its checkpoint says of it.
 
-    Classes described after training (core/inference/added_classes.py) stand behind the run's own and are unseen. They
-    are scored by a copy of the model that knows them, so that the run's own classes keep their scores to the bit.
+    Classes described after training (core/inference/added_classes.py) stand behind the run's own and are unseen.
     """
 
     model: ZeroShotModel
@@ -40,11 +39,17 @@ class Trained:
     recipe: dict[str, Any] = field(default_factory=dict)  # with what validation chose
     shape: tuple[int, int] = (0, 0)  # (R,D)
     backbone: dict[str, Any] = field(default_factory=dict)  # what made the regions
-    added: ZeroShotModel | None = None  # knows all classes; None: none was added
+    added: tuple[Tensor, Tensor] | None = None  # (A,K) class attributes and (A,) corrections of classes described
 
     @property
     def device(self) -> torch.device:
         return next(iter(self.model.state_dict().values())).device
+
+    @property
+    def encoder(self) -> ClassEncoder | None:
+        """What scores a class from its description; None where the method cannot say."""
+        space = self.space
+        return self.model.class_encoder(replace(space, att=space.att.to(self.device), seen=space.seen.to(self.device)))
 
     def of_side(self, side: str) -> np.ndarray:
         """Numbers of the classes of a side (:data:`SIDES`), ascending.
@@ -58,31 +63,6 @@ class Trained:
         if not len(numbers):
             raise UserError(f"this model has no {side} class to choose from; choose among all")
         return numbers
-
-    @property
-    def z(self) -> Tensor | None:
-        """(C,K) class attributes as the model takes them; None for a model that keeps no such matrix."""
-        z = getattr(self.added or self.model, "z", None)
-        return z if isinstance(z, Tensor) else None
-
-    @torch.no_grad()
-    def scores(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Scores (B,C) of regions x (B,R,D) without γ, and what attributes say (B,K) where the method can split it."""
-        found: list[AttentionOutput | None] = []
-
-        def attend(x: Tensor) -> AttentionOutput | None:
-            found.append(self.model.attend(x))
-            return found[-1]
-
-        # Class scores rest on the attention, which is most of their work and is not to be done twice. What it finds is
-        # kept by a view of the model that belongs to this call: threads share the weights and nothing else.
-        view = copy.copy(self.model)
-        view.attend = attend  # type: ignore[method-assign]
-        own = view.class_scores(x)
-        evidence = self.model.evidence(x, found[0] if found else None)
-        if self.added is None:
-            return own, evidence
-        return torch.cat([own, self.added.class_scores(x)[:, own.shape[1] :]], dim=1), evidence
 
     def calibrated(self, scores: np.ndarray, among: str = "all") -> np.ndarray:
         """(B,C) float64 scores with γ added to unseen classes; -inf for classes that are not of the side ``among``."""

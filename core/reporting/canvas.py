@@ -30,13 +30,11 @@ def canvas(
 ) -> Iterator[tuple[Figure, Any]]:
     """A figure of that many inches and its axes (rows,columns), written to ``out`` (PNG, and PDF beside it) at the end.
 
-    It is drawn with matplotlib's own defaults, whatever the caller's settings are; they are put back afterwards, and no
-    backend is chosen. Equal figures give equal bytes.
+    Whatever the caller's settings of matplotlib are, they are left alone, and equal figures give equal bytes.
     """
-    with matplotlib.rc_context():
-        matplotlib.rcParams.update({k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")})
-        matplotlib.rcParams.update({"font.sans-serif": [_FONT], "axes.spines.top": False, "axes.spines.right": False})
-        matplotlib.rcParams.update({"axes.axisbelow": True, "legend.frameon": False})
+    look = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
+    look |= {"font.sans-serif": [_FONT], "axes.spines.top": False, "axes.spines.right": False}
+    with matplotlib.rc_context(look | {"axes.axisbelow": True, "legend.frameon": False}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)
         unsaid: dict[str, Any] = {".png": ["Software"], ".pdf": ["Creator", "Producer", "CreationDate"]}

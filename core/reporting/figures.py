@@ -46,11 +46,7 @@ def is_ours(label: str) -> bool:
 
 
 def calibration_figure(runs: Mapping[str, Sequence[Outcome]], out: Path, title: str) -> None:
-    """Seen over unseen accuracy as γ of calibrated stacking varies: mean and band over seeds, chosen γ marked.
-
-    The mean is taken along rays from the origin, each of which meets a curve once; the band is ± one standard
-    deviation. Grey lines have equal H. ``runs``: method -> its seeds.
-    """
+    """Seen over unseen accuracy as γ varies, method by method: mean and deviation over seeds along rays, chosen γ."""
     angles = np.linspace(0, np.pi / 2, 361)
     rays = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # (361,2)
     with canvas(out, 7.4, 5.4) as (figure, axes):
@@ -76,9 +72,8 @@ def calibration_figure(runs: Mapping[str, Sequence[Outcome]], out: Path, title: 
         axis.set(xlabel="U, unseen classes (%)", ylabel="S, seen classes (%)", xlim=(0, 100), ylim=(0, 100))
         axis.set_aspect("equal")
         figure.suptitle(wrapped(title, 80), fontsize=10)
-        marks = "marker: γ as chosen" + "\nsmall: each seed\nband: ± 1 standard deviation" * (
-            max(map(len, runs.values())) > 1
-        )
+        several = max(map(len, runs.values())) > 1
+        marks = "marker: γ as chosen" + "\nsmall: each seed\nband: ± 1 standard deviation" * several
         axis.legend(title=marks, fontsize=8, title_fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
@@ -96,8 +91,7 @@ def per_class_figure(
 ) -> None:
     """Accuracy of each unseen class, mean over seeds: one method (bars) against another (dots), best class first.
 
-    Each at the γ it was measured with, and a larger γ buys one side with the other: the legend says S beside it. A line
-    between the two shows who is ahead. ``names`` of the two in the legend, with what must be known of them.
+    Each at the γ it was measured with, and a larger γ buys one side with the other: the legend says S beside it.
     """
     mine, others = (
         f"{name} (S {100 * _accuracies(runs, seen=True).mean():.0f} %)"
@@ -143,10 +137,7 @@ def _bars(figure: Any, axis: Any, at: np.ndarray, ticks: Sequence[str], label: s
 
 
 def confusion_figure(runs: Sequence[Outcome], out: Path, title: str, most: int = 25) -> None:
-    """Which unseen classes are taken for which: the commonest mistakes, as shares of the class's test images.
-
-    Bars are means over the seeds of one method, dots the seeds; hatched where the class taken for it is a seen one.
-    """
+    """The commonest mistakes as shares of an unseen class's images: bars are means over seeds, dots the seeds."""
     pairs = confused(runs, most)
     taken_seen = pairs.index.get_level_values("predicted_seen").to_numpy(dtype=bool)
     at = np.arange(len(pairs))[::-1]
@@ -179,12 +170,7 @@ def confused(runs: Sequence[Outcome], most: int) -> pd.DataFrame:
 
 
 def forest_figure(differences: Mapping[str, Mapping[str, Interval]], out: Path, *, title: str, paired: str) -> None:
-    """Paired differences with their 95 % intervals; filled where the interval excludes 0, hollow where not.
-
-    Args:
-        differences: other method -> metric -> our difference to it in points, the same metrics for all.
-        paired: what the differences are paired over, in words.
-    """
+    """Our differences in points to other methods, by metric; filled where the 95 % interval excludes 0."""
     methods, metrics = list(differences), list(next(iter(differences.values())))
     at = np.arange(len(methods))[::-1]
     size = 1.9 + 2.1 * len(metrics), 1.3 + 0.32 * len(methods)

@@ -52,13 +52,8 @@ def related_work(dataset: str, backbone: str, notes: Sequence[str]) -> list[str]
     why = ": selected on test where the source says so, and from the authors' own runs."
     if backbone.lower() not in ("resnet101", "resnet_101"):
         why = f", on other features than {backbone or 'unknown ones'}: they do not compare."
-    lines = [
-        "",
-        f"Published by others{why}",
-        "",
-        "| as published | T1 | U | S | H | features | source |",
-        "|---" * 7 + "|",
-    ]
+    lines = ["", f"Published by others{why}", "", "| as published | T1 | U | S | H | features | source |"]
+    lines.append("|---" * 7 + "|")
     for method, *numbers, features, source in RELATED_WORK[dataset]:
         cells = " | ".join("-" if v is None else f"{v:.1f}" for v in numbers)
         lines.append(f"| {method} | {cells} | {features} | {source} |")

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,36 +16,21 @@ from core.experiments.results import read_result, read_scores
 from core.experiments.statistics import Interval, bootstrap_over_classes
 from core.files.atomic import write_bytes
 from core.files.errors import UserError
+from core.reporting import tables as t
 from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure, read_outcome
-from core.reporting.tables import (
-    METRICS,
-    OURS,
-    TABLE,
-    all_tables,
-    ours_among,
-    read_summary,
-    tables_of,
-    telling,
-    with_lines,
-)
+from core.reporting.tables import METRICS, OURS, all_tables, ours_among, with_lines
 
 log = logging.getLogger(__name__)
 SHOWN = {"T1": "T1", "H": "H, best γ", "AUSUC": "AUSUC"}  # in the forest figure; γ of H is chosen anew in every draw
 
 
 def write_report(out: Path, docs: Path | None = None) -> str:
-    """Write OUT/tables.md and OUT/figures/ from OUT/summary.csv; returns the tables.
+    """Write OUT/tables.md and OUT/figures/ from OUT/summary.csv; returns the tables, of which ``docs`` gets a copy.
 
     Intervals over classes come from the scores in the run folders and are kept in OUT/over_classes.csv, so that the
     tables can be written again where the folders are not.
-
-    Args:
-        docs: folder that gets a copy: results.md, results.csv and results_over_classes.csv.
-
-    Raises:
-        UserError: a row or a file is not what its run wrote.
     """
-    frame = read_summary(out / "summary.csv")
+    frame = t.read_summary(out / "summary.csv")
     for row in frame[frame.ablation == ""].to_dict("records"):
         metrics = out / str(row.get("folder", "")) / "metrics.json"
         if not metrics.is_file():
@@ -63,7 +49,7 @@ def write_report(out: Path, docs: Path | None = None) -> str:
         write_bytes(docs / "results.csv", (out / "summary.csv").read_bytes())
         intervals.write(docs / "results_over_classes.csv")
         write_bytes(docs / "results.md", published(tables).encode())
-    groups = tables_of(frame)
+    groups = t.tables_of(frame)
     for part in groups:
         if (part.ablation == "").any():
             _figures(out, part[part.ablation == ""], groups, intervals)
@@ -76,10 +62,9 @@ def published(tables: str) -> str:
 
 
 class OverClassesTable:
-    """Paired intervals over the draw of test classes: from run folders, or as they were written down before."""
+    """Paired intervals over the draw of test classes: from run folders in ``out``, or as written down in ``path``."""
 
     def __init__(self, path: Path, out: Path | None = None) -> None:
-        """Args: path of the written intervals, if there are any; ``out`` the folder that the run folders lie in."""
         self.out, self._used = out, dict[str, Mapping[str, Interval]]()
         written = pd.read_csv(path).groupby("pair") if path.is_file() else []
         self._written = {
@@ -118,9 +103,9 @@ def _figures(out: Path, part: pd.DataFrame, groups: Sequence[pd.DataFrame], inte
     """Differences over classes, and where the run folders are there calibration curves, classes and their confusion."""
     runs, first, folder = with_lines(part), part.iloc[0], out / "figures"
     lines = sorted((own for _, own in runs.groupby("line")), key=lambda own: -own.AUSUC.mean())
-    title = f"{first.dataset}, {first.backbone}, {first.regions}{telling(part, groups)}"
+    title = f"{first.dataset}, {first.backbone}, {first.regions}{t.telling(part, groups)}"
     plain = "_".join(re.sub(r"[^\w.+-]+", "-", str(first[c])) for c in ("dataset", "backbone", "regions"))
-    name = f"{plain[:100]}_{_digest(*(str(first[column]) for column in TABLE))}"  # that of no other table
+    name = f"{plain[:100]}_{_digest(*(str(first[column]) for column in t.TABLE))}"  # that of no other table
     if (ours := ours_among(runs[runs.cut_off == ""])) is not None:
         differences = {}
         for own in lines:
@@ -128,8 +113,8 @@ def _figures(out: Path, part: pd.DataFrame, groups: Sequence[pd.DataFrame], inte
             if own.cut_off.any() or own.line.iloc[0] == ours.line.iloc[0] or not shared:
                 continue
             if drawn := intervals(*(side[side.seed.isin(shared)] for side in (ours, own))):
-                points = {k: [100 * v for v in (drawn[k].mean, drawn[k].low, drawn[k].high)] for k in SHOWN}
-                found = {SHOWN[k]: Interval(mean=mean, low=low, high=high) for k, (mean, low, high) in points.items()}
+                points = {SHOWN[k]: {key: 100 * v for key, v in asdict(drawn[k]).items()} for k in SHOWN}
+                found = {k: Interval(**in_points) for k, in_points in points.items()}
                 differences[_with_caveats(own, len(shared), len(ours))] = found
         if differences:
             forest_figure(differences, folder / f"forest_{name}.png", title=title, paired="over test classes")

@@ -30,10 +30,8 @@ def draw_page(run_folder: Path, inputs: Inputs, data_root: Path, out: Path) -> P
         for row, path, label in zip(rows, paths, labels, strict=True)
     ]
     grid, transform = grid_said(inputs.provenance["regions"]), transform_of(inputs.provenance.get("transform", ""))
-    title, trained = (
-        f"{inputs.dataset}, {inputs.provenance['name']}, test images",
-        load_trained(run_folder, features.device),
-    )
+    title = f"{inputs.dataset}, {inputs.provenance['name']}, test images"
+    trained = load_trained(run_folder, features.device)
     return write_page(trained, items, out, grid=grid, transform=transform, title=title)
 
 

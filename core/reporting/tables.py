@@ -32,15 +32,21 @@ _TEXT += ["pretraining_saw_unseen", "finetuned", "device", "torch"]
 _NUMBERS = ["configurations", *(p + metric for p in ("", "val_", "test_", "published_") for metric in METRICS)]
 _NUMBERS += ["gamma", "H_gamma0", "H_best", "seed", "epochs", "most_epochs", "recipe_epochs", "gamma_splits", "seconds"]
 
-LEGEND = (
-    "T1: accuracy on images of unseen classes, among unseen classes only. U and S: accuracy on images of unseen and\n"
-    "of seen classes, among all classes. H: their harmonic mean, 2US/(U+S). All are means over classes of per-class\n"
-    "top-1 accuracy in percent, mean ± standard deviation over seeds. γ is added to the scores of unseen classes."
-)
+LEGEND = """\
+T1: accuracy on images of unseen classes, among unseen classes only. U and S: accuracy on images of unseen and
+of seen classes, among all classes. H: their harmonic mean, 2US/(U+S). All are means over classes of per-class
+top-1 accuracy in percent, mean ± standard deviation over seeds. γ is added to the scores of unseen classes."""
 AUSUC = "AUSUC: area under the curve of S over U as γ runs through all values (calibrated stacking), exact, in percent."
+_CHOSEN = f"""\
+Inductive. Epochs, γ and thresholds are chosen on a class-disjoint validation split inside trainval (seed
+k has split k); the test sets are read once. {AUSUC}"""
+_OPTIMISTIC = "Validation splits (what was chosen on, so optimistic):"
 _CUT_OFF = "CUT OFF: fewer epochs than the published recipe; not comparable as an equal:"
 _ON_TEST = "SELECTED ON TEST (epoch and γ), what most repositories print; not comparable with the above:"
 _PUBLISHED = "PUBLISHED PROCEDURE: transductive (unlabelled test images), plain sample average; not comparable:"
+_BESIDE = """\
+Beside the published procedures: selection on validation rather than on test, γ validated rather than the\
+ margin alone, one model for T1 and H."""
 _BY_SEED = """\
 Paired over seeds, 95 % intervals (t): they cover seeds and their validation splits, not the draw of test
 classes. With n seeds p cannot be below 2^(1-n): {least:.3g} for {seeds}."""
@@ -87,10 +93,9 @@ def with_lines(part: pd.DataFrame) -> pd.DataFrame:
     """The rows of a table by seed, with the number, label and remarks of the line that each belongs to."""
     line = part.groupby(LINE, sort=False, dropna=False).ngroup()
     part = part.assign(line=line, label="", remarks="").sort_values("seed", kind="stable")
-    if (twice := part.duplicated(["line", "seed"])).any():
-        row = part[twice].iloc[0]
-        twofold = f"{row.dataset}, {row.method}: seed {row.seed:.0f} is there twice"
-        raise UserError(f"{twofold}; rebuild the summary with: python reproduce_tables.py --collect")
+    for row in part[part.duplicated(["line", "seed"])].itertuples():
+        said = f"{row.dataset}, {row.method}: seed {row.seed:.0f} is there twice"
+        raise UserError(f"{said}; rebuild the summary with: python reproduce_tables.py --collect")
     several = part.groupby("method")[[*_SAID]].nunique() > 1
     for number, runs in part.groupby("line"):
         first = runs.iloc[0]
@@ -105,15 +110,14 @@ def with_lines(part: pd.DataFrame) -> pd.DataFrame:
 
 def _remarks(runs: pd.DataFrame) -> str:
     """What must be known wherever the line of these runs is printed."""
-    first = runs.iloc[0]
-    said = [f"pretraining saw unseen classes: {v}" for v in sorted({*runs.pretraining_saw_unseen} - {"", "no"})]
-    said += ["backbone fine-tuned"] * ("true" in {*runs.finetuned.str.lower()})
-    said += ["given vsmr's preparation"] * first.method.endswith("-prepared")
-    if not first.validated:
-        gammas = ", ".join(dict.fromkeys(f"{gamma:.3g}" for gamma in runs.gamma))
-        said.append(f"nothing validated (--select last): γ = {gammas}, the method's own")
-    said += [f"γ: mean over {first.gamma_splits:g} validation splits a seed"] * bool(first.gamma_splits > 1)
-    return "; ".join([*said, *[f"cut off: {first.cut_off}"] * bool(first.cut_off)])
+    first, gammas = runs.iloc[0], ", ".join(dict.fromkeys(f"{gamma:.3g}" for gamma in runs.gamma))
+    said = {f"pretraining saw unseen classes: {v}": True for v in sorted({*runs.pretraining_saw_unseen} - {"", "no"})}
+    said["backbone fine-tuned"] = "true" in {*runs.finetuned.str.lower()}
+    said["given vsmr's preparation"] = first.method.endswith("-prepared")
+    said[f"nothing validated (--select last): γ = {gammas}, the method's own"] = not first.validated
+    said[f"γ: mean over {first.gamma_splits:g} validation splits a seed"] = first.gamma_splits > 1
+    said[f"cut off: {first.cut_off}"] = bool(first.cut_off)
+    return "; ".join(words for words, true in said.items() if true)
 
 
 def all_tables(rows: pd.DataFrame | Iterable[Mapping[str, Any]], over_classes: OverClasses | None = None) -> str:
@@ -121,43 +125,6 @@ def all_tables(rows: pd.DataFrame | Iterable[Mapping[str, Any]], over_classes: O
     groups = tables_of(prepared(rows))
     texts = [LEGEND, *("\n".join(_dataset_table(part, groups, over_classes)) for part in groups)]
     return "\n\n".join(texts) + "\n"
-
-
-def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_classes: OverClasses | None) -> list[str]:
-    runs = with_lines(part[part.ablation == ""])
-    notes = list(dict.fromkeys(note.rstrip(".") for text in part.notes for note in text.split(" | ") if note))
-    full, cut = runs[runs.cut_off == ""], runs[runs.cut_off != ""]
-    lines = [f"### {_heading(part)}{telling(part, groups)}", "", *(f"Note: {note}." for note in notes)]
-    if len(runs):
-        lines += [""] * bool(notes) + [
-            "Inductive. Epochs, γ and thresholds are chosen on a class-disjoint validation split inside trainval (seed",
-            f"k has split k); the test sets are read once. {AUSUC}",
-        ]
-        lines += _metrics(full, "", "method, test sets")
-        lines += related_work(part.dataset.iloc[0], part.backbone.iloc[0], notes)
-        lines += _comparison(full, "", over_classes)
-        lines += _metrics(full, "val_", "method, validation", "Validation splits (what was chosen on, so optimistic):")
-        lines += _comparison(full, "val_", None)
-        lines += _metrics(cut, "", "method, test sets", _CUT_OFF)
-        lines += _metrics(cut, "val_", "method, validation", _CUT_OFF)
-        lines += _metrics(runs, "test_", "method, selected on test", _ON_TEST)
-        lines += _metrics(runs, "published_", "method, published procedure", _PUBLISHED)
-    for version, ablated in part[part.ablation != ""].groupby("torch"):
-        lines += _ablation(ablated, f" (torch {version})" if part.torch.nunique() > 1 else "")
-    lines.append("")
-    if len(runs):
-        own = [(own.label.iloc[0], own) for _, own in runs.groupby("line")]
-        seconds = [f"{label} {own.seconds.median():.0f}" for label, own in own]
-        epochs = [f"{label} {own.most_epochs.max():.0f} ({_values(own.epochs)})" for label, own in own]
-        lines += [
-            f"Seconds a run (choose, refit, test; median): {', '.join(seconds)}.",
-            f"Most epochs offered to the selection (and chosen): {', '.join(epochs)}.",
-            "Beside the published procedures: selection on validation rather than on test, γ validated rather than the"
-            " margin alone, one model for T1 and H.",
-        ]
-    for method, said in part[part.deviations != ""].groupby("method").deviations:
-        lines.append(f"{method} differs from the published method: {_values(said)}.")
-    return [*lines, _digests(part)]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -172,6 +139,41 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             lines.append(f"{label}: γ {gammas}; chosen: {own.how.iloc[0] or 'unknown'}.")
         texts.append("\n".join(lines))
     return "\n\n".join([*texts, LEGEND])
+
+
+def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_classes: OverClasses | None) -> list[str]:
+    runs = with_lines(part[part.ablation == ""])
+    notes = list(dict.fromkeys(note.rstrip(".") for text in part.notes for note in text.split(" | ") if note))
+    full, cut = runs[runs.cut_off == ""], runs[runs.cut_off != ""]
+    lines = [f"### {_heading(part)}{telling(part, groups)}", "", *(f"Note: {note}." for note in notes)]
+    if len(runs):
+        lines += [*[""] * bool(notes), _CHOSEN]
+        lines += _metrics(full, "", "method, test sets")
+        lines += related_work(part.dataset.iloc[0], part.backbone.iloc[0], notes)
+        lines += _comparison(full, "", over_classes)
+        lines += _metrics(full, "val_", "method, validation", _OPTIMISTIC)
+        lines += _comparison(full, "val_", None)
+        lines += _metrics(cut, "", "method, test sets", _CUT_OFF)
+        lines += _metrics(cut, "val_", "method, validation", _CUT_OFF)
+        lines += _metrics(runs, "test_", "method, selected on test", _ON_TEST)
+        lines += _metrics(runs, "published_", "method, published procedure", _PUBLISHED)
+    for version, ablated in part[part.ablation != ""].groupby("torch"):
+        lines += _ablation(ablated, f" (torch {version})" if part.torch.nunique() > 1 else "")
+    lines.append("")
+    if len(runs):
+        own = [(own.label.iloc[0], own) for _, own in runs.groupby("line")]
+        seconds = ", ".join(f"{label} {own.seconds.median():.0f}" for label, own in own)
+        epochs = ", ".join(f"{label} {own.most_epochs.max():.0f} ({_values(own.epochs)})" for label, own in own)
+        lines += [f"Seconds a run (choose, refit, test; median): {seconds}."]
+        lines += [f"Most epochs offered to the selection (and chosen): {epochs}.", _BESIDE]
+    for method, said in part[part.deviations != ""].groupby("method").deviations:
+        lines.append(f"{method} differs from the published method: {_values(said)}.")
+    values = {name: part[c].iloc[0] or "unknown" for c, name in DIGESTS.items()}
+    found = [f"{name} {value if name == 'code' else value[:16]}" for name, value in values.items()]
+    codes = part[part.method_code != ""].groupby("method").method_code.unique()
+    found += ["method code " + ", ".join(f"{m} {'/'.join(c)}" for m, c in codes.items())] * bool(len(codes))
+    found += [f"precision {_values(part.precision)}"] * bool(part.precision.any())
+    return [*lines, f"Digests: {'; '.join(found)}. torch {_values(part.torch)}, {_values(part.device)}."]
 
 
 def _metrics(runs: pd.DataFrame, prefix: str, header: str, title: str = "") -> list[str]:
@@ -243,23 +245,15 @@ def _ablation(part: pd.DataFrame, of: str) -> list[str]:
             kinds = f"ablation {name!r} of {part.dataset.iloc[0]}: its seeds are runs of {' and of '.join(mine.label)}"
             raise UserError(f"{kinds}: they have no mean; give either a folder of its own with --out")
         row = {"": name} | {k: _mean(mine[f"val_{k}"]) for k in ("T1", "H", "AUSUC")}
+        row |= dict.fromkeys(("difference", "95 % interval", "95 %"), "")
         a, b = (100 * side.val_AUSUC[side.seed.isin({*mine.seed} & {*whole.seed})] for side in (mine, whole))
-        d = paired(a, b) if name != WHOLE and len(a) > 1 else None
-        row["difference"] = f"{d.mean:+.1f}" if d else ""
-        row["95 % interval"] = f"{d.low:+.1f} to {d.high:+.1f}" if d else ""
-        row["95 %"] = ("significant" if d.significant else "not significant") if d else ""
+        if name != WHOLE and len(a) > 1:
+            d = paired(a, b)
+            row |= {"difference": f"{d.mean:+.1f}", "95 % interval": f"{d.low:+.1f} to {d.high:+.1f}"}
+            row["95 %"] = "significant" if d.significant else "not significant"
         rows.append(row)
     title = f"Ablation on validation splits{of} (no test image is read); difference of AUSUC to the whole, paired over"
     return ["", f"{title} seeds:", "", *_markdown(rows)]
-
-
-def _digests(part: pd.DataFrame) -> str:
-    values = {c: part[c].iloc[0] or "unknown" for c in DIGESTS}
-    found = [f"{name} {values[c][:16] if c.endswith('sha256') else values[c]}" for c, name in DIGESTS.items()]
-    codes = part[part.method_code != ""].groupby("method").method_code.unique()
-    found += ["method code " + ", ".join(f"{m} {'/'.join(c)}" for m, c in codes.items())] * bool(len(codes))
-    found += [f"precision {_values(part.precision)}"] * bool(part.precision.any())
-    return f"Digests: {'; '.join(found)}. torch {_values(part.torch)}, {_values(part.device)}."
 
 
 def _heading(part: pd.DataFrame) -> str:

@@ -44,10 +44,8 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         header = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][_KEY])
         tensors = load(content)
-        intact = _digest(tensors, header["meta"]) == header["sha256"]
-        meta: dict[str, Any] = json.loads(header["meta"])
+        if _digest(tensors, header["meta"]) == header["sha256"]:
+            return tensors, json.loads(header["meta"])
     except Exception as error:  # safetensors raises its own kinds
         raise UserError(f"{path} is not a readable checkpoint ({error}); delete it to train again") from error
-    if not intact:
-        raise UserError(f"{path} is damaged: its content does not match its checksum; delete it to train again")
-    return tensors, meta
+    raise UserError(f"{path} is damaged: its content does not match its checksum; delete it to train again")

@@ -4,8 +4,7 @@ Every accuracy is the mean over classes of per-class top-1. Calibrated stacking 
 scores of unseen classes; raising γ trades seen accuracy S for unseen accuracy U, and AUSUC is the area under S over U.
 
 All of it depends on three things an image: its best seen class, its best unseen class, and the margin between the two.
-:func:`compact` reduces scores (N,C) to these; every metric is computed from the reduced form, which is small enough to
-be stored with a run.
+:func:`compact` reduces scores (N,C) to these, which are stored with a run and give every metric.
 """
 
 from __future__ import annotations
@@ -38,10 +37,7 @@ def harmonic(u: float, s: float) -> float:
 
 
 def per_class_accuracy(predicted: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Top-1 accuracy (len(classes),) of each of ``classes``, from predicted and true class numbers (N,) each.
-
-    A class without an image is an error, since its accuracy is undefined: never a silent 0 or NaN.
-    """
+    """Top-1 accuracy (len(classes),) of each of ``classes``; one without an image is an error, never a 0 or NaN."""
     length = int(classes.max()) + 1
     counts, hits = (np.bincount(y, minlength=length)[classes] for y in (labels, labels[predicted == labels]))
     if (empty := classes[counts == 0]).size:
@@ -75,20 +71,15 @@ class CalibrationCurve:
         """The γ of the highest H: the middle of the interval in which it holds, 1 beyond the ends of the curve."""
         if not len(self.thresholds):
             return 0.0
-        total = self.U + self.S
-        h = np.divide(2 * self.U * self.S, total, out=np.zeros_like(total), where=total > 0)
-        i = int(np.argmax(h))
-        if i in (0, len(self.thresholds)):
-            return float(self.thresholds[0]) - 1.0 if i == 0 else float(self.thresholds[-1]) + 1.0
-        return float((self.thresholds[i - 1] + self.thresholds[i]) / 2)
+        total, t = self.U + self.S, self.thresholds
+        i = int(np.argmax(np.divide(2 * self.U * self.S, total, out=np.zeros_like(total), where=total > 0)))
+        ends = {0: t[0] - 1.0, len(t): t[-1] + 1.0}
+        return float(ends[i] if i in ends else (t[i - 1] + t[i]) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredImages:
-    """What a model made of test images: scores (N,C) and class numbers (N,) of those of seen and of unseen classes.
-
-    Scores may also come in pieces (n,C), in the order of the labels, of which only one is held at a time.
-    """
+    """Scores (N,C) of test images, whole or in pieces (n,C) that come one at a time, and their class numbers (N,)."""
 
     scores_seen: np.ndarray | Iterable[np.ndarray]
     labels_seen: np.ndarray
@@ -96,17 +87,15 @@ class ScoredImages:
     labels_unseen: np.ndarray
     seen: np.ndarray  # (S,) class numbers
     unseen: np.ndarray  # (U,)
-    # those of ``unseen`` that no image is of: they compete in every prediction, right answers they cannot be, and no
-    # mean is over them
-    candidates: Sequence[int] | np.ndarray = ()
+    candidates: Sequence[int] | np.ndarray = ()  # of ``unseen``, without an image: they compete, and are in no mean
 
 
 def compact(images: ScoredImages) -> dict[str, np.ndarray]:
     """All that the metrics need of scores (N,C): five arrays (N,), seen classes' images first.
 
     ``labels``; ``side``, 1 for an image of an unseen class; ``best_seen`` and ``best_unseen``, the class numbers of the
-    highest score on either side; ``margin``, by how much the former is ahead, in the unit of the scores. An image is
-    predicted as its best unseen class once γ reaches its margin. About 17 bytes an image.
+    highest score on either side; ``margin``, by how much the former is ahead. An image is predicted as its best unseen
+    class once γ reaches its margin.
     """
     labels = images.labels_seen, images.labels_unseen
     sides = images.seen, np.setdiff1d(images.unseen, images.candidates)
@@ -120,8 +109,7 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
         for scores in pieces:
             if not np.isfinite(scores).all():
                 raise UserError(
-                    "the model's scores hold NaN or infinity; training diverged (try a lower --lr where the method "
-                    "has one)"
+                    "the model's scores hold NaN or infinity: training diverged; try a lower --lr where there is one"
                 )
             # take() returns C order; scores[:, classes] returns F order, on which argmax is three times slower
             best = [side[scores.take(side, axis=1).argmax(axis=1)] for side in (images.seen, images.unseen)]
@@ -141,13 +129,12 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
 
 def curve_from_compact(arrays: Mapping[str, np.ndarray]) -> CalibrationCurve:
     """The whole calibration curve from what :func:`compact` returns, in O(N log N)."""
-    of_unseen = arrays["side"].astype(bool)
+    unseen = arrays["side"].astype(bool)
     labels, margin = arrays["labels"], arrays["margin"].astype(np.float64)
-    sizes = [len(np.unique(labels[side])) for side in (~of_unseen, of_unseen)]
-    # of an image, in a mean of per-class accuracies
-    weight = 1.0 / (np.bincount(labels)[labels] * np.where(of_unseen, sizes[1], sizes[0]))
-    right_s = ~of_unseen & (arrays["best_seen"] == labels)
-    right_u = of_unseen & (arrays["best_unseen"] == labels)
+    S, U = (len(np.unique(labels[side])) for side in (~unseen, unseen))
+    weight = 1.0 / (np.bincount(labels)[labels] * np.where(unseen, U, S))  # of an image, in a mean over classes
+    right_s = ~unseen & (arrays["best_seen"] == labels)
+    right_u = unseen & (arrays["best_unseen"] == labels)
     thresholds = np.unique(margin[right_s | right_u])
     lost, won = (
         np.bincount(np.searchsorted(thresholds, margin[right]), weights=weight[right], minlength=len(thresholds))
@@ -159,12 +146,15 @@ def curve_from_compact(arrays: Mapping[str, np.ndarray]) -> CalibrationCurve:
 
 
 def metrics_from_compact(arrays: Mapping[str, np.ndarray], gamma: float | None) -> Metrics:
-    """All metrics from what :func:`compact` returns; ``gamma`` as for :func:`evaluate`."""
+    """All metrics from what :func:`compact` returns.
+
+    ``gamma`` is added to unseen scores; None picks the γ of the highest H on these very images (validation only).
+    """
     curve = curve_from_compact(arrays)
-    gamma = curve.best() if gamma is None else gamma
+    gamma = float(curve.best() if gamma is None else gamma)
     u, s = curve.at(gamma)
     # T1, accuracy among unseen classes alone, is U once γ excludes the seen ones
-    return Metrics(T1=float(curve.U[-1]), U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=float(gamma))
+    return Metrics(T1=float(curve.U[-1]), U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=gamma)
 
 
 def predictions(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
@@ -172,11 +162,14 @@ def predictions(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
     return np.where(gamma >= arrays["margin"].astype(np.float64), arrays["best_unseen"], arrays["best_seen"])
 
 
-def evaluate(images: ScoredImages, gamma: float | None) -> Metrics:
-    """All metrics of one model; the one function every method is measured with.
+def spread(scores: Iterable[np.ndarray]) -> float:
+    """Standard deviation of scores (n,C), block by block, each image's mean over classes taken away."""
+    blocks = [block - block.mean(axis=1, keepdims=True, dtype=np.float64) for block in scores]
+    return float(np.sqrt(sum(float(np.square(b).sum()) for b in blocks) / sum(b.size for b in blocks)))
 
-    ``gamma`` is added to unseen scores; None picks the γ of the highest H on these very images (validation only).
-    """
+
+def evaluate(images: ScoredImages, gamma: float | None) -> Metrics:
+    """All metrics of one model, the one function every method is measured with; ``gamma`` as below."""
     return metrics_from_compact(compact(images), gamma)
 
 

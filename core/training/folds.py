@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Fold:
     seen_labels: np.ndarray
     unseen_rows: np.ndarray
     unseen_labels: np.ndarray
-    candidates: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # unseen classes without an image
+    candidates: np.ndarray | tuple[int, ...] = ()  # unseen classes without an image
 
     @property
     def rows(self) -> np.ndarray:
@@ -36,15 +36,12 @@ class Fold:
         return np.concatenate([self.train_rows, self.seen_rows, self.unseen_rows])
 
     def train_images(self, features: RegionFeatures) -> FoldImages:
-        """What the hooks begin and finish see."""
         return FoldImages(features, self.train_rows, self.train_labels)
 
     def seen_images(self, features: RegionFeatures) -> FoldImages:
-        """Images of seen classes that are measured on."""
         return FoldImages(features, self.seen_rows, self.seen_labels)
 
     def unseen_images(self, features: RegionFeatures) -> FoldImages:
-        """Images of unseen classes, which are measured on."""
         return FoldImages(features, self.unseen_rows, self.unseen_labels)
 
 
@@ -64,9 +61,8 @@ class FoldImages:
         return self._features.pooled(self._rows)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        labels = self.labels.split(self._features.block)
-        for (_, x), y in zip(self._features.blocks(self._rows), labels, strict=True):
-            yield x, y
+        pieces = (x for _, x in self._features.blocks(self._rows))
+        yield from zip(pieces, self.labels.split(self._features.block), strict=True)
 
     def region_norm(self) -> float:
         return self._features.region_norm(self._rows)
@@ -75,19 +71,20 @@ class FoldImages:
 def final_fold(m: Metadata, w2v: np.ndarray) -> Fold:
     """Train on trainval, measure on the test sets: the numbers that are reported.
 
-    Classes without images (a folder of one's own may have some) are unseen classes of the space: they compete in every
-    prediction and are in no mean.
+    Classes without images (a folder of one's own may have some) compete in every prediction and are in no mean.
     """
+    space = _space(m.att, m.seen, np.union1d(m.unseen, m.candidates), w2v, m.class_text)
+    return _fold(space, m.labels, m.trainval_loc, m.test_seen_loc, m.test_unseen_loc, m.candidates)
+
+
+def _fold(
+    space: ClassSpace, labels: np.ndarray, train: np.ndarray, seen: np.ndarray, unseen: np.ndarray,
+    candidates: np.ndarray | tuple[int, ...] = (),
+) -> Fold:  # fmt: skip
     return Fold(
-        space=_space(m.att, m.seen, np.union1d(m.unseen, m.candidates), w2v, m.class_text),
-        train_rows=m.trainval_loc,
-        train_labels=m.labels[m.trainval_loc],
-        seen_rows=m.test_seen_loc,
-        seen_labels=m.labels[m.test_seen_loc],
-        unseen_rows=m.test_unseen_loc,
-        unseen_labels=m.labels[m.test_unseen_loc],
-        candidates=m.candidates,
-    )
+        space=space, train_rows=train, train_labels=labels[train], seen_rows=seen, seen_labels=labels[seen],
+        unseen_rows=unseen, unseen_labels=labels[unseen], candidates=candidates,
+    )  # fmt: skip
 
 
 def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
@@ -106,10 +103,8 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
     for c in np.unique(m.labels[train_loc]):
         rows = rng.permutation(train_loc[m.labels[train_loc] == c])
         if len(rows) < 2:
-            raise UserError(
-                f"the training class {m.class_names[c]!r} has one training image, validation needs two: move one from "
-                "test_seen_loc to trainval_loc, or choose nothing on validation with --select last"
-            )
+            said = f"the training class {m.class_names[c]!r} has one training image, validation needs two"
+            raise UserError(f"{said}: add one to trainval_loc, or choose nothing on validation with --select last")
         held.append(rows[: max(1, round(HELD_OUT * len(rows)))])
     held_rows = np.sort(np.concatenate(held))
     train = np.setdiff1d(train_loc, held_rows)
@@ -117,23 +112,14 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
     number[m.seen] = np.arange(len(m.seen))
     labels = number[m.labels]
     text = None if m.class_text is None else m.class_text[m.seen]
-    return Fold(
-        space=_space(m.att[m.seen], np.unique(labels[train]), np.unique(labels[val_loc]), w2v, text),
-        train_rows=train,
-        train_labels=labels[train],
-        seen_rows=held_rows,
-        seen_labels=labels[held_rows],
-        unseen_rows=val_loc,
-        unseen_labels=labels[val_loc],
-    )
+    space = _space(m.att[m.seen], np.unique(labels[train]), np.unique(labels[val_loc]), w2v, text)
+    return _fold(space, labels, train, held_rows, val_loc)
 
 
 def _space(
     att: np.ndarray, seen: np.ndarray, unseen: np.ndarray, w2v: np.ndarray, text: np.ndarray | None
 ) -> ClassSpace:
-    if att.shape[1] != len(w2v):
-        raise UserError(
-            f"{len(w2v)} attribute vectors for {att.shape[1]} attributes; name those of this data set with --w2v"
-        )
+    if (K := att.shape[1]) != len(w2v):
+        raise UserError(f"{len(w2v)} attribute vectors for {K} attributes; name those of this data set with --w2v")
     parts = (att, seen, unseen, w2v.astype(np.float32), *(() if text is None else (text,)))
     return ClassSpace(*(torch.from_numpy(np.ascontiguousarray(a)) for a in parts))

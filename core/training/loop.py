@@ -23,8 +23,6 @@ from core.files.errors import UserError
 from core.method import Method, Phase, ZeroShotModel
 from core.training.folds import Fold
 
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-
 
 def train(
     method: Method, features: RegionFeatures, fold: Fold, *, seed: int, stop_after: int | None = None,
@@ -40,45 +38,39 @@ def train(
         identity: what the run is; a state file of another run is refused.
         on_epoch: called with the row of every epoch of a selectable phase, which it may extend; before its first step
             too, as epoch 0.
-        precision: of the products in a training step, a key of PRECISIONS; parameters, losses and evaluation are
+        precision: "float32" or "bfloat16", of the products in a training step; parameters, losses and evaluation are
             float32.
     """
-    devices = [features.device] if features.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=[features.device] if features.device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout
         generator = np.random.default_rng(seed)
-        history: list[dict[str, Any]] = []
-        begun, done = 0, 0  # phase, its finished epochs
+        begun, done, history = 0, 0, list[dict[str, Any]]()  # phase, its finished epochs
         if state_path and state_path.exists():
             begun, done, history = _restore(state_path, method, generator, identity)
         elif method.begin:
             method.begin(fold.train_images(features))
-        lengths = [
-            p.epochs if stop_after is None or not p.selectable else min(p.epochs, stop_after) for p in method.phases
-        ]
-        initial = sum(lengths[:begun]) + done
-        with tqdm(total=sum(lengths), initial=initial, desc=label, unit="epoch", leave=False, disable=None) as bar:
-            for index, phase in enumerate(method.phases[begun:], begun):
-                watch = on_epoch if phase.selectable else None
-                first = done if index == begun else 0
-                if watch and first == 0:
-                    history.append({"phase": phase.name, "epoch": 0})
-                    watch(history[-1])
-                for epoch in range(first, lengths[index]):
-                    row: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1}
-                    row |= _epoch(method.model, phase, epoch, features, fold, generator, PRECISIONS[precision])
-                    if watch:
-                        watch(row)
-                    history.append(row)
-                    if state_path:
-                        _store(state_path, method, generator, identity, index, epoch + 1, history)
-                    bar.update()
+        for index, phase in enumerate(method.phases[begun:], begun):
+            first, last = done if index == begun else 0, phase.epochs
+            watch = on_epoch if phase.selectable else None
+            if phase.selectable and stop_after is not None:
+                last = min(last, stop_after)
+            if watch and first == 0:
+                history.append({"phase": phase.name, "epoch": 0})
+                watch(history[-1])
+            for epoch in tqdm(range(first, last), label, last, initial=first, unit="epoch", leave=False, disable=None):
+                row: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1}
+                row |= _epoch(method.model, phase, epoch, features, fold, generator, getattr(torch, precision))
+                if watch:
+                    watch(row)
+                history.append(row)
+                if state_path:
+                    _store(state_path, method, generator, identity, index, epoch + 1, history)
         return history
 
 
 def _epoch(
     model: ZeroShotModel, phase: Phase, epoch: int, features: RegionFeatures, fold: Fold,
-    generator: np.random.Generator, products: torch.dtype | None,
+    generator: np.random.Generator, products: torch.dtype,
 ) -> dict[str, float]:  # fmt: skip
     """One pass over the phase's batches; the mean of every loss over its steps."""
     model.train()
@@ -93,13 +85,12 @@ def _epoch(
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + step / len(drawn))
         phase.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, dtype=products, enabled=products is not None):
+        with torch.autocast(x.device.type, dtype=products, enabled=products != torch.float32):
             losses = phase.loss(x, y)
         losses["loss"].backward()
         phase.optimizer.step()
         for key, value in losses.items():  # summed on the device: no synchronisation inside the step
-            value = value.detach()
-            sums[key] = sums[key] + value if key in sums else value
+            sums[key] = sums[key] + value.detach() if key in sums else value.detach()
     if phase.after_epoch:
         phase.after_epoch()
     means = {key: float(value) / len(drawn) for key, value in sums.items()}
@@ -114,8 +105,7 @@ def _store(
     content = io.BytesIO()
     kept = {"identity": identity, "phase": phase, "epoch": epoch, "history": history}
     kept |= {"model": method.model.state_dict(), "optimizer": method.phases[phase].optimizer.state_dict()}
-    kept |= {"torch": torch.get_rng_state(), "numpy": generator.bit_generator.state}
-    torch.save(kept, content)
+    torch.save(kept | {"torch": torch.get_rng_state(), "numpy": generator.bit_generator.state}, content)
     write_bytes(path, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
 
 

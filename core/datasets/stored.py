@@ -1,0 +1,102 @@
+"""A data set's metadata as feature files hold them: read from HDF5, and compared with those of the data root."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from core.datasets.metadata import SPLITS, Metadata
+from core.files.errors import UserError
+from core.files.hdf5 import matrix, names, plain, whole_numbers
+
+_TOLERANCE = 1e-4  # to which attributes of the file and of the data root agree
+
+
+def read_content(file: h5py.File, path: Path) -> Metadata:
+    """Labels, attributes and splits as they are in a file of any format, checked."""
+    if lacks := [k for k in ("feature_map", "labels", *SPLITS, "att") if not isinstance(file.get(k), h5py.Dataset)]:
+        raise UserError(f"{path} lacks {', '.join(lacks)}: not a feature file")
+    provenance: Mapping[str, Any] = {k: plain(v) for k, v in file.attrs.items()}
+    att, labels, shape = matrix(file, "att"), whole_numbers(file, "labels"), file["feature_map"].shape
+    keys = (*SPLITS, "train_loc", "val_loc")
+    positions = {key: np.sort(whole_numbers(file, key)) if key in file else np.empty(0, np.int64) for key in keys}
+    if not shape or len(labels) != shape[0]:
+        raise UserError(f"{path}: {len(labels)} labels, but feature_map is {shape}; its first axis must be the images")
+    if "w2v_att" in file:
+        w2v = matrix(file, "w2v_att")
+        if len(w2v) != att.shape[1] or not np.isfinite(w2v).all():
+            of = f"is of {len(w2v)} attributes, att of {att.shape[1]}"
+            raise UserError(f"{path}: w2v_att {of}, or holds NaN or infinity")
+    m = Metadata(
+        name=str(provenance.get("dataset", "unknown")),
+        image_files=names(file, "image_files") or [],
+        labels=labels,
+        class_names=names(file, "allclasses_names") or [f"class {c}" for c in range(len(att))],
+        att=att,
+        original_att=matrix(file, "original_att") if "original_att" in file else att,
+        split_sha256=str(provenance.get("split_sha256", "unknown")),
+        notes=[str(provenance["notes"])] if provenance.get("notes") else [],
+        attribute_names=[],
+        allow_candidates=False,
+        **positions,  # type: ignore[arg-type]
+    )
+    m.check(str(path))
+    return m
+
+
+def check_maps(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> None:
+    """Refuse a feature_map that cannot be (N,D,h,w) or (N,D,R) of real numbers; nothing is guessed.
+
+    (N,D,h,w): the grid is square, or D is the longest of the three. (N,D,R): D >= R, or else R is a square number and
+    D is none, nor one more (a class token).
+    """
+    sides = shape[1:]
+    if len(sides) == 3:
+        right = sides[1] == sides[2] or sides[0] > max(sides[1:])
+    else:
+        right = len(sides) == 2 and (
+            sides[0] >= sides[1] or (_square(sides[1]) and not _square(sides[0], sides[0] - 1))
+        )
+    if 0 in shape or dtype.kind != "f" or not right:
+        raise UserError(
+            f"{path}: feature_map is {shape} of {dtype}, which cannot be (N,D,h,w) of floating-point numbers: images, "
+            "channels, rows and columns of the grid (1x1 for features of whole images). Where other axes come last, "
+            "use np.transpose, or: python -m core.commands.convert IN OUT --layout nhwc (or nrd, tokens)"
+        )
+
+
+def _square(*numbers: int) -> bool:
+    return any(math.isqrt(n) ** 2 == n for n in numbers)
+
+
+def first_difference(mine: Metadata, root: Metadata, splits: Sequence[str], attributes: Sequence[str]) -> str:
+    """In what a feature file's metadata are not the data root's, counted from 1; empty if in nothing.
+
+    Images are compared by their file names, where the file has any.
+    """
+    images, others = ([Path(file).name for file in m.image_files] for m in (mine, root))
+    compared = {"image": ([*range(len(mine.labels))], [*range(len(root.labels))])}
+    compared |= {"class": ([n.strip() for n in mine.class_names], root.class_names)}
+    compared |= {"label": (mine.labels.tolist(), root.labels.tolist())}
+    compared |= {f"row of {key}": (getattr(mine, key).tolist(), getattr(root, key).tolist()) for key in splits}
+    compared |= {"image file": (images or others, others)}
+    for what, (a, b) in compared.items():
+        if len(a) != len(b):
+            return f"it has {len(a)} ({what}), the split file {len(b)}"
+        for i, (one, other) in enumerate(zip(a, b, strict=True), start=1):
+            if one != other:
+                return f"its {what} {i} is {one}, the split file's {other}"
+    for key in attributes:
+        x, y = getattr(mine, key), getattr(root, key)
+        if x.shape != y.shape:
+            return f"its {key} is {x.shape}, the split file's {y.shape}"
+        clipped = np.where(y >= 0, np.maximum(x, 0), x)  # as xlsa17's rule for negative attributes has it
+        for c, k in np.argwhere(~np.isclose(clipped, y, rtol=_TOLERANCE, atol=_TOLERANCE))[:1]:
+            at = f"{key} of {root.class_names[c]}, attribute {k + 1},"
+            return f"its {at} is {x[c, k]:.6g}, the split file's {y[c, k]:.6g}"
+    return ""

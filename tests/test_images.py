@@ -1,0 +1,197 @@
+"""Pictures are opened as a viewer shows them, whatever they are and wherever they come from."""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from core.features.images import load_image, open_image
+from core.files.kinds import IMAGE_SUFFIXES
+
+NOISE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+SMOOTH = Image.fromarray(NOISE).resize((80, 60))  # survives JPEG; no side like another
+HOW_IT_LIES = {  # EXIF orientation -> how the pixels of an upright picture lie in the file
+    1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}  # fmt: skip
+
+
+def encoded(image: Image.Image, form: str, **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    made = Image.Exif()
+    made[0x0112] = orientation
+    return made
+
+
+def levels(source: bytes | Image.Image) -> np.ndarray:
+    """The grey levels (H,W) of a picture in which red, green and blue are alike."""
+    rgb = np.asarray(open_image(source, 32))
+    assert (rgb == rgb[:, :, :1]).all()
+    return rgb[:, :, 0]
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", HOW_IT_LIES)
+def test_a_photograph_is_turned_as_its_exif_says(form: str, orientation: int) -> None:
+    how = HOW_IT_LIES[orientation]
+    lies = SMOOTH if how is None else SMOOTH.transpose(how)
+    options = {"lossless": True} if form == "WEBP" else {"quality": 95} if form == "JPEG" else {}
+    content = encoded(lies, form, exif=exif(orientation), **options)
+    got = open_image(content, 32)
+    assert got.size == SMOOTH.size
+    assert np.abs(np.asarray(got, float) - np.asarray(SMOOTH, float)).max() < (20 if form == "JPEG" else 1)
+    with Image.open(io.BytesIO(content)) as image:  # the same for one who has opened it already
+        np.testing.assert_array_equal(np.asarray(open_image(image, 32)), np.asarray(got))
+    chosen: list[str] = []
+    load_image(encoded(SMOOTH, "JPEG", exif=exif(orientation)), 32, chosen=chosen)
+    assert chosen == ["turned by EXIF"] * (orientation != 1)
+
+
+def test_damaged_exif_stops_no_photograph() -> None:
+    content = encoded(SMOOTH, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x07" + b"\xff" * 20)
+    assert open_image(content, 32).size == SMOOTH.size
+    assert open_image(encoded(SMOOTH, "JPEG", exif=exif(99)), 32).size == SMOOTH.size
+    broken = SMOOTH.copy()
+    broken.info["exif"] = "none"
+    assert open_image(broken, 32).size == SMOOTH.size
+
+
+def tiff_of_12_bits(grey: np.ndarray) -> bytes:
+    """As cameras of microscopes write it: two pixels in three bytes."""
+    a, b = grey.reshape(-1, 2).astype(int).T
+    strip = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
+    height, width = grey.shape
+    entries = (
+        (256, width),
+        (257, height),
+        (258, 12),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, height),
+        (279, len(strip)),
+    )
+    ifd = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in entries)
+    return struct.pack("<2sHI", b"II", 42, 8 + len(strip)) + strip + struct.pack("<H", len(entries)) + ifd + bytes(4)
+
+
+def test_grey_levels_are_scaled_by_their_type_and_never_by_the_picture() -> None:
+    """A dim picture stays dim, so that a folder has one scale."""
+    ramp = np.arange(0, 128, dtype=np.uint8).reshape(8, 16)  # up to half of white
+    wide = ramp.astype(np.uint16) * 257
+    for form in ("PNG", "TIFF"):
+        np.testing.assert_array_equal(levels(encoded(Image.fromarray(wide), form)), ramp)
+        assert levels(encoded(Image.fromarray(wide // 128), form)).max() <= 1  # 8 bits in 16 that nothing declares
+    np.testing.assert_array_equal(levels(Image.fromarray(wide)), ramp)
+    np.testing.assert_array_equal(levels(b"P5 16 8 65535\n" + wide.astype(">u2").tobytes()), ramp)
+    twelve = np.rint(ramp * (4095 / 255)).astype(np.uint16)
+    np.testing.assert_array_equal(levels(b"P5 16 8 4095\n" + twelve.astype(">u2").tobytes()), ramp)
+    np.testing.assert_array_equal(levels(tiff_of_12_bits(twelve)), ramp)
+    for most in (1, 0.5):
+        share = np.linspace(0, most, 128, dtype=np.float32).reshape(8, 16)
+        np.testing.assert_array_equal(levels(encoded(Image.fromarray(share), "TIFF")), np.rint(255 * share))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (np.linspace(0, 1.02, 128, dtype=np.float32), "from 0 to 1.02, do not tell which is white: save it with 8 or"),
+        (np.linspace(0, 4095, 128, dtype=np.float32), "from 0 to 4095"),
+        (np.linspace(-1, 1, 128, dtype=np.float32), "from -1 to 1"),
+        (np.arange(128, dtype=np.int32) % 2, "from 0 to 1, do"),
+        (np.full(128, np.nan, np.float32), "no pixel of it is a number"),
+    ],
+)
+def test_grey_levels_without_a_white_are_refused(values: np.ndarray, says: str) -> None:
+    image = Image.fromarray(values.reshape(8, 16))
+    for source in (image, encoded(image, "TIFF")):
+        with pytest.raises(ValueError, match=says):
+            open_image(source, 32)
+
+
+def test_transparency_lies_on_white() -> None:
+    rgba = np.dstack([np.zeros((4, 6, 3), np.uint8), np.full((4, 6), 255, np.uint8)])
+    rgba[:2, :, 3] = 0  # the upper half is transparent black
+    rgba[2, :, 3] = 128
+    drawn = Image.fromarray(rgba)
+    indexed = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
+    indexed.putpalette([0, 0, 0, 10, 10, 10])
+    for source in (drawn, encoded(drawn, "PNG"), encoded(drawn.convert("LA"), "PNG")):
+        assert levels(source)[:, 0].tolist() == [255, 255, 127, 0]
+    for form in ("PNG", "GIF"):
+        assert levels(encoded(indexed, form, transparency=0)).tolist() == [[255, 10]]
+    chosen: list[str] = []
+    load_image(drawn, 32, chosen=chosen)
+    load_image(Image.fromarray(np.full((8, 8), 900, np.uint16)), 32, chosen=chosen)
+    load_image(SMOOTH, 32, chosen=chosen)
+    assert Counter(chosen) == {"transparency on white": 1, "white is 65535, and it is nearly black": 1}
+
+
+def test_pictures_in_memory_are_those_of_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    SMOOTH.save(path)
+    expected = load_image(path, 32)
+    array = np.asarray(SMOOTH)
+    with open(path, "rb") as handle:
+        for source in (str(path), path.read_bytes(), handle, SMOOTH, array, array[:, ::-1][:, ::-1]):
+            np.testing.assert_array_equal(load_image(source, 32), expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (NOISE.transpose(2, 0, 1), r"\(H,W,3\) of uint8; this one is \(3, 6, 8\)"),
+        (NOISE / 255, "of float64"),
+        (NOISE[:0], "no pixels|no image"),
+        (io.StringIO("text"), r'open\(path, "rb"\)'),
+        (b"", "empty"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(99), "it is no image"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
+    ],
+)
+def test_what_is_no_picture_is_refused_with_a_reason(source, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        load_image(source, 32)
+
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+
+
+def test_heic_without_its_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert {".heic", ".heif", ".avif"} <= {*IMAGE_SUFFIXES}  # so a folder of them is refused, and not passed over
+    with pytest.raises(ValueError, match="pip install pillow-heif"):
+        open_image(HEIC, 32)
+
+
+def test_heic_is_read_upright() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    content = encoded(SMOOTH, "HEIF", quality=95, exif=exif(6))  # the tag counts for nothing in HEIC, which has its own
+    got = open_image(content, 32)
+    assert got.size == SMOOTH.size and np.abs(np.asarray(got, float) - np.asarray(SMOOTH, float)).mean() < 8
+    with pytest.raises(ValueError, match="it is HEIC, and damaged"):
+        open_image(HEIC, 32)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif_is_read() -> None:
+    got = open_image(encoded(SMOOTH, "AVIF", quality=95), 32)
+    assert np.abs(np.asarray(got, float) - np.asarray(SMOOTH, float)).mean() < 8
+    with pytest.raises(ValueError, match="it is AVIF, and damaged"):
+        open_image(b"\0\0\0\x20ftypavif" + bytes(99), 32)
