@@ -28,7 +28,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.files.errors import UserError
 from core.method import Batches, ClassSpace, Images, Losses, Method, Phase, ZeroShotModel, hp, method, seeded
 from core.scaling import Scaling
 
@@ -144,11 +143,6 @@ class CADAVAE(ZeroShotModel):
         """(B,C) logits of μ_x for regions x (B,R,D)."""
         scores: Tensor = self.classifier(self.images(self.scaling(x.mean(dim=1))).mu)
         return scores
-
-    def describe_classes(self, classes: Tensor) -> None:
-        raise UserError(
-            "cada-vae cannot name a class that is described later: its classifier is trained for the classes it has"
-        )
 
 
 @method(
