@@ -27,19 +27,28 @@ class Recipe:
     attributes: bool = hp(False, "prompts name attributes too", flag=False)
 
 
+def text_of(space: ClassSpace, R: int, D: int, *, attributes: bool) -> Tensor:
+    """(C,E) text embeddings of the classes: of their names, or of names with attributes.
+
+    Raises:
+        UserError: these features have none beside them.
+    """
+    if space.text is None or space.text.shape[2] != D or R != 1:
+        raise UserError(
+            "this method compares image embeddings of a CLIP model with its text embeddings of the classes; these "
+            "features hold none. Extract both at once (MODEL/PRETRAINED is for instance ViT-B-16/openai):\n"
+            "  python extract_feature/extract_feature_map_ResNet_101_CUB.py --backbone open_clip:MODEL/PRETRAINED\n"
+            "and name them with --features"
+        )
+    return space.text[:, int(attributes)]
+
+
 class CLIP(ZeroShotModel):
     """Cosine of image and class text."""
 
     def __init__(self, space: ClassSpace, R: int, D: int, recipe: Recipe) -> None:
         super().__init__()
-        if space.text is None or space.text.shape[2] != D or R != 1:
-            raise UserError(
-                "clip compares image embeddings of a CLIP model with its text embeddings of the classes; these "
-                "features hold none. Extract both at once (MODEL/PRETRAINED is for instance ViT-B-16/openai):\n"
-                "  python extract_feature/extract_feature_map_ResNet_101_CUB.py --backbone open_clip:MODEL/PRETRAINED\n"
-                "and name them with --features"
-            )
-        self.text = nn.Buffer(space.text[:, int(recipe.attributes)])  # (C,E)
+        self.text = nn.Buffer(text_of(space, R, D, attributes=recipe.attributes))  # (C,E)
 
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) for the one region of x (B,1,D), the unit image embedding."""

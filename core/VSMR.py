@@ -76,11 +76,9 @@ class VSMR(ZeroShotModel):
         C, K, S, d = len(space.att), space.att.shape[1], len(space.seen), min(recipe.width, D)
         self.encoder = ClassEncoder.of(space.att, space.seen, root=recipe.root_attributes, centre=True)
         z = self.encoder.prepare(space.att)
-        index = torch.full((C,), -1, dtype=torch.long, device=z.device)
-        index[space.seen] = torch.arange(S, device=z.device)
         self.z = nn.Buffer(z)  # (C,K)
         self.seen = nn.Buffer(space.seen)
-        self.seen_index = nn.Buffer(index)  # (C,) place of a seen class among the seen
+        self.seen_index = nn.Buffer(space.seen_index)  # (C,) place of a seen class among the seen
         self.sharpness = nn.Buffer(z.new_tensor(SHARPNESS[0] if recipe.sharpness is None else recipe.sharpness))
         self.looks = nn.Buffer(z.new_zeros(K, D))  # A P
         self.mu = nn.Buffer(z.new_zeros(D))

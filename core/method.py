@@ -48,6 +48,13 @@ class ClassSpace:
         """(C,K) class attributes with rows of unit length."""
         return F.normalize(self.att, dim=1)
 
+    @property
+    def seen_index(self) -> Tensor:
+        """(C,) place of a seen class among the seen ones, -1 of an unseen one."""
+        index = torch.full((len(self.att),), -1, dtype=torch.long, device=self.seen.device)
+        index[self.seen] = torch.arange(len(self.seen), device=self.seen.device)
+        return index
+
 
 class Images(Protocol):
     """Images of one part of a fold, always in the same order, on the model's device."""
@@ -164,6 +171,9 @@ class Phase:
     pooled: bool = False  # the loss takes (B,D) means instead of (B,R,D) regions
     lr_at: Callable[[float], float] | None = None  # learning rate after that many epochs (a fraction within one)
     after_epoch: Callable[[], None] | None = None
+    # called with the training images when the phase begins, or is taken up again: what it is trained on in their place,
+    # x (M,·) and class numbers (M,); it must follow from the weights, the images and a generator of its own
+    made: Callable[[Images], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(kw_only=True)

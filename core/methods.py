@@ -1,6 +1,21 @@
 """Every method by name. A new one is a file under core/ and its name here: importing a file registers what it holds."""
 
-from core import CLIP, DAZLE, ESZSL, MSDN, VSMR, TransZero, VSMR_staged  # noqa: F401
+from core import (  # noqa: F401
+    APN,
+    CADA_VAE,
+    CLIP,
+    CNZSL,
+    DAZLE,
+    ESZSL,
+    GDA,
+    MSDN,
+    SAE,
+    VSMR,
+    BiasAware,
+    TransZero,
+    VSMR_staged,
+    ranking,
+)
 from core import method as contract
 from core.files.errors import UserError
 

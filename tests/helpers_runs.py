@@ -25,6 +25,12 @@ SMALL = {  # settings with which a method takes less than a second here; another
     "vsmr": {"width": 8},
     "eszsl": {},
     "msdn": {"lr": 1e-3, "batch_size": 16},
+    "cada-vae": {
+        **{"vae_epochs": 1, "latent": 4, "image_encoder": 8, "image_decoder": 8, "attribute_encoder": 8},
+        **{"attribute_decoder": 8, "batch_size": 500},
+    },
+    "cnzsl": {"hidden": 16},
+    "bias-aware": {"hidden": 16},
     "transzero": {"lr": 1e-3, "batch_size": 16, "width": 12, "feed_forward": 16},
 }
 METHODS = [name for name, m in methods().items() if not m.given_preparation and not m.needs_text]

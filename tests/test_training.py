@@ -124,7 +124,7 @@ def test_stopped_and_resumed_is_bit_identical(toy, tmp_path, monkeypatch, method
     go_to_the_end(method, toy, tmp_path / "whole")
     written = interrupted(monkeypatch, stop, lambda: go_to_the_end(method, toy, tmp_path / "cut"))
     assert not (tmp_path / "cut/metrics.json").exists()
-    in_refit = stop > (4 if method == "vsmr-staged" else 2)
+    in_refit = stop > {"vsmr-staged": 4, "cada-vae": 3}.get(method, 2)
     assert written[-1] == ("refit.state" if in_refit else "validation.state")
     go_to_the_end(method, toy, tmp_path / "cut")
     same(tmp_path / "whole", tmp_path / "cut")

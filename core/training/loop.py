@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,10 @@ def train(
             if watch and first == 0:
                 history.append({"phase": phase.name, "epoch": 0})
                 watch(history[-1])
+            made = phase.made(fold.train_images(features)) if phase.made and first < last else None
             for epoch in tqdm(range(first, last), label, last, initial=first, unit="epoch", leave=False, disable=None):
                 row: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1}
-                row |= _epoch(method.model, phase, epoch, features, fold, generator, getattr(torch, precision))
+                row |= _epoch(method.model, phase, epoch, features, fold, generator, getattr(torch, precision), made)
                 if watch:
                     watch(row)
                 history.append(row)
@@ -70,15 +71,20 @@ def train(
 
 def _epoch(
     model: ZeroShotModel, phase: Phase, epoch: int, features: RegionFeatures, fold: Fold,
-    generator: np.random.Generator, products: torch.dtype,
+    generator: np.random.Generator, products: torch.dtype, made: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """One pass over the phase's batches; the mean of every loss over its steps."""
     model.train()
     sums: dict[str, Tensor] = {}
-    drawn = list(phase.batches.epoch(fold.train_labels, generator))
-    rows = [fold.train_rows[positions] for positions in drawn]
-    xs = map(features.pooled, rows) if phase.pooled else features.batches(rows)
-    labels = on_device(torch.from_numpy(fold.train_labels[np.concatenate(drawn)]), features.device)
+    classes = fold.train_labels if made is None else made[1].cpu().numpy()
+    drawn = list(phase.batches.epoch(classes, generator))
+    xs: Iterable[Tensor]
+    if made is not None:
+        xs = (made[0][positions] for positions in drawn)
+    else:
+        rows = [fold.train_rows[positions] for positions in drawn]
+        xs = map(features.pooled, rows) if phase.pooled else features.batches(rows)
+    labels = on_device(torch.from_numpy(classes[np.concatenate(drawn)]), features.device)
     batches = zip(xs, labels.split([len(positions) for positions in drawn]), strict=True)
     for step, (x, y) in enumerate(batches):
         if phase.lr_at:
