@@ -34,7 +34,7 @@ from core.files import atomic
 from core.files.atomic import write_bytes
 from core.files.errors import UserError, run_cli
 from core.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.helpers import ROOT, refused, run_here
+from tests.helpers import ROOT, refused, run_apart, run_here
 from tests.helpers_features import write
 from tests.messages import DRIVER, EXTRACT, FEATURES, IMAGES, NAMES, NO_FEATURES, base, features, run
 
