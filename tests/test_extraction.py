@@ -89,6 +89,17 @@ def test_damaged_and_bomb_images_are_value_errors(tmp_path: Path, monkeypatch: p
         load_image(path, 32)
 
 
+def test_pixels_are_normalised_as_the_backbone_wants_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mean, std, given = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), []
+    network = build_backbone(TINY.backbone, TINY.weights, input_size=64)
+    network.transform = replace(network.transform, mean=mean, std=std)
+    network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0][0].clone()))
+    monkeypatch.setattr("core.features.extraction.build_backbone", lambda *_, **__: network)
+    extract(DEMO, data_root=make_data(tmp_path), out=tmp_path / "f.hdf5", config=TINY)
+    pixels = load_image(tmp_path / "DEMO/DEMO_creatures/images/000.png", 64)
+    np.testing.assert_allclose(given[0].permute(1, 2, 0), (pixels / 255 - mean) / std, atol=1e-5)
+
+
 def test_bad_images_are_listed_and_a_rerun_continues(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data")
     clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -165,6 +166,17 @@ def test_a_file_opened_for_writing_and_closed_is_the_same_file(tmp_path: Path, m
     verify(path)
 
 
+def test_the_digest_is_of_the_rows_too(tmp_path: Path) -> None:
+    digests = set()
+    for value in (0.5, 0.25):
+        with Writer(tmp_path / f"{value}.hdf5", content(), SHAPE) as writer:
+            writer.write(np.arange(60), np.full((60, *SHAPE), value))
+            writer.finish()
+        with FeatureFile(tmp_path / f"{value}.hdf5") as file:
+            digests.add(file.digest())
+    assert len(digests) == 2
+
+
 def test_a_changed_file_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
     path = write(tmp_path / "f.hdf5")
     with h5py.File(path, "r+") as file:
@@ -181,6 +193,7 @@ def test_files_of_the_formats_before_are_read_and_their_rows_checked(tmp_path: P
     with FeatureFile(path) as file:
         np.testing.assert_array_equal(file.read(np.array([7, 3])), maps()[[7, 3]].reshape(2, 8, 49))
         assert file.to_metadata(DEMO).class_names == metadata().class_names
+        assert file.digest() == hashlib.sha256(path.read_bytes()).hexdigest()
     content = bytearray(path.read_bytes())
     content[at + 9] ^= 1
     path.write_bytes(content)

@@ -26,7 +26,7 @@ from core.training.folds import final_fold, validation_fold
 from tests.helpers import refused, run_here
 
 SHEET = "class,red,blue,long\na,1,0,0.5\nb,0,1,0.25\nc,1,1,-2\nd,0,0,3\ne,1,0,1\nf,.5,1e0,0\n"
-CREATURES = ("--backbone", "resnet18", "--weights", "random", "--input-size", "64", "--device", "cpu", "--epochs", "2")
+CREATURES = ("--backbone", "resnet18", "--weights", "random", "--input-size", "64", "--device", "cpu")
 
 
 def folder(place: Path, sheet: str | bytes = SHEET, images: str = "aaaaabbbbbcccccdddddeee", **files: str) -> Path:
@@ -267,6 +267,7 @@ def test_splits_csv(tmp_path: Path) -> None:
     root = folder(tmp_path, splits_csv="class,split\na,train\nb,train\nc,val\nd,unseen\ne,train\nf,unseen\n")
     m = read_folder(root)
     assert m.unseen.tolist() == [3] and np.unique(m.labels[m.val_loc]).tolist() == [2]
+    assert any("train/val classes of the split file" in note for note in m.notes)  # none are drawn instead
     lines = ["image,split"]
     for i, name in enumerate("aaaaabbbbbcccccdddddeee"):
         side = "test_unseen" if name in "de" else "test_seen" if i % 5 == 0 else "val" if name == "c" else "train"

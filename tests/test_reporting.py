@@ -324,6 +324,9 @@ def test_seeds_are_paired_by_their_number():
     other = [row("dazle", s, up=s / 10 - 0.05) for s in (3, 1, 2)]
     text = all_tables([*ours, *other])
     assert lines_with(text, "| dazle | +5.0 (+5.0 to +5.0)", "| 2 |") and "0.5 for 2." in text
+    ablated = [row(seed=s, up=s / 10, ablation="vsmr") for s in (2, 0, 1)]
+    ablated += [row(seed=s, up=s / 10 - 0.05, ablation="no whitening") for s in (3, 1, 2)]
+    assert lines_with(all_tables(ablated), "| no whitening |", "| -5.0 | -5.0 to -5.0 | significant |")
 
 
 def test_a_row_counts_the_seeds_that_have_its_numbers():

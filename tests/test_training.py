@@ -16,7 +16,7 @@ import core.experiments.run as experiment
 import core.training.loop as loop
 from core.commands.verify import check
 from core.experiments.identity import run_config
-from core.experiments.results import read_scores
+from core.experiments.results import finished, read_scores
 from core.experiments.run import run
 from core.features.regions import RegionFeatures
 from core.files.atomic import Lock
@@ -137,7 +137,7 @@ def states(folder):
     return set()
 
 
-@pytest.mark.parametrize("method", ["dazle", "vsmr"])
+@pytest.mark.parametrize("method", ["dazle", "msdn"])
 def test_killed_at_random_moments_ends_bit_identical(toy, tmp_path, method):
     go_to_the_end(method, toy, tmp_path / "whole", epochs=40)
     rng, landed = np.random.default_rng(0), 0
@@ -196,6 +196,15 @@ def test_a_run_of_another_kind_is_refused(toy, tmp_path):
     inputs = replace(inputs_of(toy), attribute_names=["corrected", *inputs_of(toy).attribute_names[1:]])
     with pytest.raises(UserError, match="other names_sha256"):
         run(config_of("dazle", inputs), inputs, tmp_path)
+
+
+def test_a_finished_run_is_read_back_by_its_whole_identity(toy, tmp_path):
+    go("eszsl", toy, tmp_path)
+    config = config_of("eszsl", inputs_of(toy))
+    assert finished(tmp_path / "metrics.json", config, resume=True)
+    for key in asdict(config):
+        with pytest.raises(UserError, match=f"with other {key};"):
+            finished(tmp_path / "metrics.json", replace(config, **{key: "another"}), resume=True)
 
 
 def test_a_place_that_cannot_be_written_is_a_sentence(toy, tmp_path):
