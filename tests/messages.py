@@ -101,7 +101,7 @@ class Case(NamedTuple):
 CASES = [
     # flags
     Case("flag of another method", DRIVER, run("--fusion", "0.5"), ("--fusion", "--help")),
-    Case("value out of range", DRIVER, ["--beta", "-5"], ("--beta", "-5", "must be")),
+    Case("value out of range", DRIVER, ["--ridge", "-5"], ("--ridge", "-5", "must be")),
     Case("value not a number", DRIVER, ["--seed", "one"], ("--seed", "'one'", "whole number")),
     Case("value endless", DRIVER, ["--seed", "x" * 100_000], ("--seed", "whole number")),
     Case("method unknown", DRIVER, ["--method", "vmsr"], ("vmsr", "choose from", "vsmr")),

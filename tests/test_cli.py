@@ -106,6 +106,6 @@ def test_help_explains_the_flags_of_the_method_that_is_named(capsys):
     dazle, vsmr, staged = shown("--method", "dazle"), shown(), shown("--method=vsmr-staged", "--split", "cub50")
     for text in (dazle, vsmr, staged):
         assert all(flag in text for flag in ("--method", "--select", "--split"))
-    assert "learning rate of RMSprop (0.0001; above 0)" in dazle and "--beta" not in dazle
-    assert "--beta" in vsmr and "--lambda-cal" not in vsmr
+    assert "learning rate of RMSprop (0.0001; above 0)" in dazle and "--hubness" not in dazle
+    assert "--hubness" in vsmr and "--lambda-cal" not in vsmr
     assert "chosen on validation (0.45; at" in " ".join(staged.split())  # of the data set that --split names

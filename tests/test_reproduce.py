@@ -50,7 +50,7 @@ def test_everything_runs_once_and_the_tables_say_what_is_what(toy_plan, monkeypa
     monkeypatch.setattr("core.experiments.run.train", forbidden)
     assert swept(toy_plan).read_bytes() == first
     text = all_tables(table)
-    for words in ("**vsmr", "SELECTED ON TEST", "PUBLISHED PROCEDURE", "E by gradient", "sign-flip", "optimistic"):
+    for words in ("**vsmr", "SELECTED ON TEST", "PUBLISHED PROCEDURE", "no whitening", "sign-flip", "optimistic"):
         assert words in text
     assert "CUT OFF" in text and "5 of its 20 epochs" in text  # of dazle
     assert main(None, ["--collect", "--out", str(toy_plan.out)]) == 0

@@ -6,6 +6,7 @@ bit-identical to an uninterrupted run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -91,7 +92,8 @@ def _epoch(
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + step / len(drawn))
         phase.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, dtype=products, enabled=products != torch.float32):
+        plain = products == torch.float32
+        with contextlib.nullcontext() if plain else torch.autocast(x.device.type, dtype=products):
             losses = phase.loss(x, y)
         losses["loss"].backward()
         phase.optimizer.step()
