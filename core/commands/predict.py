@@ -78,7 +78,9 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     config = model.trained.config
     log.info("run %s: %s on %s, features of %s", run, config["method"], config["dataset"], model.config.backbone)
     if args.add_classes:
+        before = len(model.trained.classes)
         model.add_classes(args.add_classes)
+        log.info("added by their description: %s", ", ".join(model.trained.classes[before:][:5]))
     if args.export:
         from core.inference.export import export
 
