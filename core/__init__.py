@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from core.inference.predictor import Predictor
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 
 def load(run: Path | str, **options: Any) -> Predictor:

@@ -59,7 +59,7 @@ def run(
         path = out / ("metrics.json" if ablation is None else "validation.json")
         if (found := results.finished(path, config, resume)) is not None:
             return found
-        started, device, history = time.time(), inputs.features.device, list[Row]()
+        started, device, history = (time.time(), time.process_time()), inputs.features.device, list[Row]()
         if config.select == "val":
             chosen, history = choose(config, inputs, out, watch)
         else:
@@ -77,7 +77,8 @@ def run(
         }
         if ablation is None:
             result |= _test(config, inputs, result, out, diagnostics, watch)
-        return results.write_json(path, result | {"seconds": round(time.time() - started, 1)})
+        took = {"seconds": time.time() - started[0], "processor_seconds": time.process_time() - started[1]}
+        return results.write_json(path, result | {key: round(value, 1) for key, value in took.items()})
 
 
 def choose(
