@@ -39,6 +39,9 @@ def parser(description: str | None) -> Parser:
     for flag, said in (("--ablation", "the ablation of vsmr"), ("--diagnostics", "rows labelled 'selected on test'")):
         p.add_argument(flag, action=BooleanOptionalAction, default=True, help=f"{said} (yes)")
     p.add_argument("--collect", action="store_true", help="run nothing: tables of the finished runs below OUT")
+    p.add_argument(
+        "--board", nargs="?", const=Path("results/board"), type=Path, help="also into the rows of (results/board)"
+    )
     p.add_argument("--docs", type=Path, help="also write the tables and their CSV to this folder (no)")
     return p
 
@@ -56,6 +59,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     # what parsing and --help do not need: pandas, scipy and matplotlib take seconds
     import torch
 
+    from core.experiments.board import collect_board
     from core.experiments.slurm import sbatch_script, submit
     from core.experiments.sweep import Plan, attempt, collect, jobs_of, status, sweep
     from core.features.devices import resolve_device
@@ -92,6 +96,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
             devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if every else [str(device)]
             failures = sweep(replace(plan, devices=tuple(devices)))
         collect(args.out)
+        if args.board:
+            collect_board(args.out, args.board)
         sys.stdout.write("\n" + write_report(args.out, args.docs))
         if failures:  # the others are in the tables
             said = f"{len(failures)} of {len(jobs_of(plan))} runs did not finish:"

@@ -2,6 +2,7 @@
 
 python -m core.commands.verify data/CUB/feature_map_ResNet_101_CUB.hdf5 w2v/CUB_attribute.pkl results/CUB/vsmr/seed0
 python -m core.commands.verify results        # every run below a folder
+python -m core.commands.verify --board        # the rows of results/board: numbers, choices, digests
 """
 
 from __future__ import annotations
@@ -45,12 +46,18 @@ def check(path: Path) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Check every path; all are looked at before the first damage ends the program."""
+    from core.experiments.board import read_board
+
     parser = Parser(__doc__)
-    parser.add_argument("paths", nargs="+", type=Path)
-    wrong = []
-    for path in parser.parse_args(argv).paths:
+    parser.add_argument("paths", nargs="*", type=Path)
+    parser.add_argument("--board", nargs="?", const=Path("results/board"), type=Path, help="rows of (results/board)")
+    args, wrong = parser.parse_args(argv), []
+    if not args.paths and not args.board:
+        raise UserError("nothing to check: name files or folders, or say --board")
+    for path in [*args.paths, *filter(None, [args.board])]:
         try:
-            sys.stdout.write(f"{path}: {check(path)} checked, nothing wrong\n")
+            found = len(read_board(path)) if path == args.board else check(path)
+            sys.stdout.write(f"{path}: {found} checked, nothing wrong\n")
         except UserError as error:
             wrong.append(str(error))
     if wrong:

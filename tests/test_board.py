@@ -1,0 +1,117 @@
+"""The board: rows that say what their runs found, and forged ones refused by what is false in them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from core.commands.verify import main as verify
+from core.datasets.xlsa17 import read_mat_files
+from core.experiments.board import BOARD, arrays_of, collect_board, read_board
+from core.experiments.results import read_scores, seal
+from core.experiments.run import run
+from core.files.errors import UserError
+from core.training.evaluation import curve_from_compact
+from tests.helpers import ROOT, TOY, toy_mats
+from tests.helpers_runs import config_of, inputs_of
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """Two seeds of a closed form on the toy, and their rows."""
+    place = tmp_path_factory.mktemp("board")
+    inputs = inputs_of(read_mat_files(*toy_mats(place / "toy"), TOY))
+    for seed in (0, 1):
+        config = config_of("eszsl", inputs, seed)
+        run(config, inputs, place / "out" / "TOY" / inputs.variant / "eszsl" / f"seed{seed}", diagnostics=False)
+    assert collect_board(place / "out", place / "board") == 2
+    return place
+
+
+@pytest.fixture
+def board(ran, tmp_path):
+    return shutil.copytree(ran / "board", tmp_path / "board")
+
+
+def test_the_rows_of_this_repository_are_true():
+    if any((ROOT / BOARD).rglob("seed*.json")):
+        read_board(ROOT / BOARD)
+
+
+def test_a_row_holds_the_curve_of_its_run_and_no_machine(ran, capsys):
+    for path, row in zip(sorted((ran / "out").rglob("metrics.json")), read_board(ran / "board"), strict=True):
+        curve, own = curve_from_compact(arrays_of(row)), curve_from_compact(read_scores(path.parent))
+        np.testing.assert_allclose([curve.U, curve.S], [own.U, own.S], atol=1e-12)
+        assert "machine" not in json.dumps(row) and str(ran) not in json.dumps(row)
+    assert verify(["--board", str(ran / "board")]) == 0 and "2 checked, nothing wrong" in capsys.readouterr().out
+
+
+def best_on_test(row):
+    """γ as a choice on the test images leaves it, and the numbers that follow."""
+    from core.training.evaluation import metrics_from_compact
+
+    curve = curve_from_compact(arrays_of(row))
+    row["passed"] = int(np.searchsorted(curve.thresholds, curve.best(), side="right"))
+    row["between"] = [0.25, 0.5]
+    found = metrics_from_compact(arrays_of(row), row["passed"] - 0.5)
+    row["standard"] |= {k: getattr(found, k) for k in ("U", "S", "H")} | {"gamma": 0.375}
+
+
+def config(**changes):
+    return lambda row: row["config"].update(changes)
+
+
+def standard(key):
+    return lambda row: row["standard"].update({key: row["standard"][key] + 0.01})
+
+
+FORGED = {
+    "a digit, checksum left": (lambda r: r["standard"].update(T1=0.99), "checksum"),
+    "T1": (standard("T1"), "T1 is"),
+    "U": (standard("U"), "U is"),
+    "H": (standard("H"), "H is"),
+    "AUSUC": (standard("AUSUC"), "AUSUC is"),
+    "not a number": (lambda r: r["standard"].update(S=float("nan")), "S is nan"),
+    "accuracy of a class": (lambda r: r["classes"]["unseen"]["class7"].__setitem__(1, 0.123), "accuracies of classes"),
+    "another split": (config(split_sha256="ff" * 32), "unknown split"),
+    "more classes": (lambda r: r["classes"]["unseen"].update(new=[4, 0.0]), "unknown split with these classes"),
+    "fewer images": (lambda r: r["classes"]["seen"]["class0"].__setitem__(0, 1), "unknown split with these|no row"),
+    "more right than there are": (lambda r: r.update(right=r["right"] + " 0" * 9), "no row of the board"),
+    "γ moved": (lambda r: r.update(between=[1e9, 2e9]), "γ does not lie"),
+    "γ chosen on test": (best_on_test, "chosen on test"),
+    "another way to choose": (lambda r: r["chosen"].update(how="epoch of the highest test H"), "unknown way to choose"),
+    "settings chosen on test": (lambda r: r["chosen"]["recipe"].update(regularise_x=7.0), "settings are not those"),
+    "better validation": (lambda r: r["chosen"]["validation"].update(AUSUC=1.0), "validation is not what"),
+    "better γ of validation": (lambda r: r["chosen"].update(gamma_in_spreads=9.0), "γ is not that of validation"),
+    "a foreign code": (config(code="0.3.0-ffffffffffff"), "unknown code"),
+    "a foreign method": (config(method_code="ffffffffffff"), "unknown method code"),
+    "foreign features": (config(features_sha256="cc"), "unknown features"),
+    "what pretraining saw": (lambda r: r["config"]["features"].update(pretraining_saw_unseen="no"), "provenance"),
+    "foreign vectors": (config(vectors_sha256="ee"), "unknown vectors"),
+    "of another method": (config(method="vsmr"), "it belongs to TOY/toy-3x3-.*/vsmr/seed1.json"),
+    "another seed's split": (lambda r: r["chosen"].update(split=0), "chosen on validation split 0"),
+    "no time": (lambda r: r.update(processor_seconds=0), "out of range"),
+    "a key too many": (lambda r: r.update(machine="x86"), "machine missing or unknown"),
+    "a key too few": (lambda r: r["standard"].pop("gamma"), "gamma of standard missing"),
+    "another kind": (lambda r: r.update(chosen=[]), "no row of the board"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("forge", "said"), FORGED.values(), ids=FORGED)
+def test_a_forged_row_is_refused_by_what_is_false_in_it(board, forge, said):
+    (path,) = board.rglob("seed1.json")
+    row = json.loads(path.read_text())
+    forge(row)
+    path.write_text(json.dumps(row if said == "checksum" else seal(row)))
+    with pytest.raises(UserError, match=rf"seed1.json: .*({said})"):
+        read_board(board)
+
+
+def test_a_copied_seed_is_refused(board):
+    (path,) = board.rglob("seed0.json")
+    row = json.loads(path.read_text())
+    row["config"]["seed"] = row["chosen"]["split"] = 1
+    path.with_name("seed1.json").write_text(json.dumps(seal(row)))
+    with pytest.raises(UserError, match=r"seed1.json: its validation is that of seed0.json: a copied seed"):
+        read_board(board)
