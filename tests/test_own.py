@@ -19,7 +19,7 @@ from core.demo.dataset import TRAITS, draw_signatures
 from core.demo.drawing import draw_creature
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
-from core.inference.trained import load_trained
+from core.inference.trained import find_run, load_trained
 from core.reporting import attention
 from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import final_fold, validation_fold
@@ -79,6 +79,13 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
     assert trained.attributes[0] == "red crown_color"
     assert "creature 5" not in (table.parent / "seed0" / "per_class.csv").read_text()
 
+    use, run = load_trained(find_run(root)), load_trained(table.parent / "seed0")  # every photograph, the same settings
+    assert (len(use.space.seen), use.space.unseen.tolist(), len(run.space.seen)) == (5, [5], 4)
+    assert use.recipe == run.recipe and use.gamma != run.gamma
+    assert (
+        "for use, in\nuse/, was fitted with the same settings on all 20 photographs of 5 classes" in table.read_text()
+    )
+
     (features,) = (root / "OWN").glob("feature_map_ResNet_18_64px_*_OWN.hdf5")
     made = features.stat().st_mtime_ns
     code, _, err = run_here(*command)
@@ -88,6 +95,10 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
     code, _, err = run_here(*command[:-2], "--method", "eszsl")
     assert code == 0, err
     assert features.stat().st_mtime_ns == made and len(list((root / "OWN").glob("*.hdf5"))) == 1
+
+    code, out, err = run_here(*command, "--unseen", "none")
+    assert code == 0, err
+    assert "| method, test sets | S |" in out and "so T1, U, H and AUSUC could not be measured" in out
 
     image = root / "images" / "creature 0" / "0.png"
     image.write_bytes(image.read_bytes() + b"\0")

@@ -32,7 +32,8 @@ def parser(description: str | None, argv: Sequence[str] | None = ()) -> Parser:
     data = p.add_argument_group("data")
     data.add_argument("--data-root", type=Path, help="the folder with images/ and attributes.csv")
     unseen = data.add_mutually_exclusive_group()
-    unseen.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help="classes that are not trained on")
+    said = "classes that are not trained on; none: all are, and only S is measured"
+    unseen.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help=said)
     share = "share of the classes with images that is drawn instead (unseen.txt, else 0.2)"
     unseen.add_argument("--unseen-share", type=number(0), help=share)
     data.add_argument("--split-seed", type=whole(0), default=0, help="of everything that is drawn for the split (0)")
@@ -67,6 +68,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         raise UserError(f"{root} may only be read: name places elsewhere with --features FILE.hdf5 and --out FOLDER")
     if args.unseen_share is not None and args.unseen_share >= 1:
         raise UserError(f"--unseen-share {args.unseen_share:g}: must be between 0 and 1")
+    if args.unseen == [NONE]:
+        args.unseen, args.unseen_share = [], 0.0
     args.out = args.out or root / "results"
     recipe = from_flags(find_method(args.method).recipe_type, args)
     validation = args.select == "val"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from core.commands import flags
 from core.commands.parser import from_flags
 from core.datasets import paths
-from core.datasets.registry import DATASETS
+from core.datasets.registry import DATASETS, OWN
 from core.files.errors import UserError
 from core.methods import find_method
 
@@ -54,6 +54,7 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: 
     from core.experiments.identity import run_config
     from core.experiments.results import row_of
     from core.experiments.run import run
+    from core.experiments.use import fit_for_use
     from core.experiments.watching import Board
     from core.files.atomic import write_bytes
     from core.reporting.attention import draw_attention
@@ -70,9 +71,12 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: 
         result = run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics, watch=watch)
         rows.append(row_of(result) | {"folder": out.name})
     text = table(rows) + "\n"
+    first = folder / f"seed{flags.seeds_of(args)[0]}"
+    if inputs.dataset == OWN.name:
+        text += f"\n{fit_for_use(first, inputs)}\n"
     write_bytes(folder / "table.md", text.encode())
     sys.stdout.write(f"\n{text}\nresults: {folder}\n")
-    figure, first = folder / "attention.png", folder / f"seed{flags.seeds_of(args)[0]}"
+    figure = folder / "attention.png"
     try:
         draw_attention(first, inputs, data_root, figure)
         sys.stdout.write(f"attention figure: {figure}\n")

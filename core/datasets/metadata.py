@@ -114,7 +114,7 @@ class Metadata:
             yield f"no attribute is present in the classes {self._named(np.flatnonzero(none))}"
         for key in (*SPLITS, "train_loc", "val_loc"):
             loc = getattr(self, key)
-            if key in SPLITS and len(loc) == 0:
+            if key in SPLITS and len(loc) == 0 and not (key == "test_unseen_loc" and self.allow_candidates):
                 yield f"{key} is empty"
             if len(loc) and (loc.min() < 0 or loc.max() >= n):
                 run = f"from {loc.min() + first} to {loc.max() + first}"
@@ -125,7 +125,7 @@ class Metadata:
             if common := np.intersect1d(getattr(self, key), getattr(self, other)).size:
                 yield f"{key} and {other} share {common} images; this is not a usable split"
         seen, unseen, tested = self.seen, self.unseen, np.unique(self.labels[self.test_seen_loc])
-        if min(seen[0], unseen[0], tested[0]) < 0:
+        if min(seen[0], tested[0], *unseen[:1]) < 0:
             yield "the splits hold images without a class"
         if both := np.intersect1d(seen, unseen).size:
             yield f"{both} unseen classes have images in trainval; this is not a zero-shot split"

@@ -57,7 +57,7 @@ def split_images(
         unseen, note = _unseen(root, choices, classes, images)
     seen, needed = [name for name in images if name not in unseen], _needed(choices)
     few = [name for name in seen if len(images[name]) < needed]
-    if len(seen) < needed or not unseen or few:
+    if len(seen) < needed or few or not (unseen or choices.unseen_share == 0):
         raise UserError(
             f"{root / 'images'}: {needed} seen classes with as many images each and 1 unseen class are needed; there "
             f"are {len(seen)} and {len(unseen)}, with fewer images: {listed(few) or 'none'}; --select last needs 2"
@@ -95,10 +95,12 @@ def _unseen(root: Path, choices: Choices, classes: Collection[str], images: Coll
         where, names = "unseen.txt", text_of(path).splitlines()
     else:
         share = UNSEEN_SHARE if choices.unseen_share is None else choices.unseen_share
-        count = max(0, min(max(1, round(share * len(images))), len(images) - _needed(choices)))
+        wanted = max(1, round(share * len(images))) if share else 0
+        count = max(0, min(wanted, len(images) - _needed(choices)))
         drawn = np.random.default_rng(choices.seed).permutation(sorted(images))[:count].tolist()
         note = f"{count} unseen classes drawn with seed {choices.seed} (share {share:g}): {listed(sorted(drawn))}"
-        return {*drawn}, note
+        none = "every class with photographs is trained on (--unseen none), so T1, U, H and AUSUC could not be measured"
+        return {*drawn}, note if share else none
     unseen = {unicodedata.normalize("NFC", name).strip() for name in names} - {""}
     if strange := sorted(unseen - {*classes}):
         raise UserError(f"{where}: attributes.csv has no class {listed(strange)}")

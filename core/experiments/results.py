@@ -132,6 +132,15 @@ def write_files(
         pd.DataFrame(table).to_csv(temporary, index=False)
     with atomic_path(out / "scores.npz") as temporary, open(temporary, "wb") as handle:
         np.savez(handle, allow_pickle=False, **condensed)
+    write_checkpoint(out / "checkpoint.safetensors", method, result, inputs, fold, result["standard"]["gamma"])
+    return {name: sha256_file(out / name) for name in ("per_class.csv", "scores.npz", "checkpoint.safetensors")}
+
+
+def write_checkpoint(
+    path: Path, method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold, gamma: float, **more: Any
+) -> None:
+    """A trained model with all that it needs to predict but the backbone's weights; ``more`` goes into its record."""
+    space = fold.space
     tensors = {f"model.{name}": value for name, value in method.model.state_dict().items()}
     parts = {name: getattr(space, name) for name in ("att", "seen", "unseen", "w2v", "text")}
     tensors |= {f"space.{name}": value for name, value in parts.items() if value is not None}
@@ -140,7 +149,7 @@ def write_files(
         "version": core.__version__,
         "config": result["config"],
         "recipe": result["config"]["recipe"] | result["chosen"]["recipe"],
-        "gamma": result["standard"]["gamma"],
+        "gamma": gamma,
         "shape": [inputs.features.R, inputs.features.D],
         "classes": inputs.metadata.class_names,
         "attributes": inputs.attribute_names,
@@ -149,8 +158,7 @@ def write_files(
         "libraries": {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
         "environment": result["environment"],
     }
-    save_checkpoint(out / "checkpoint.safetensors", tensors, meta)
-    return {name: sha256_file(out / name) for name in ("per_class.csv", "scores.npz", "checkpoint.safetensors")}
+    save_checkpoint(path, tensors, meta | more)
 
 
 def row_of(result: dict[str, Any]) -> dict[str, Any]:

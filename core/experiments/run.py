@@ -163,7 +163,7 @@ def _test(
     fold, chosen = final_fold(inputs.metadata, inputs.w2v), result["chosen"]
 
     def on_epoch(method: Method, row: Row) -> None:
-        if diagnostics:
+        if diagnostics and len(fold.unseen_rows):
             row |= _measured(method, inputs, fold, "selected_on_test_")
         results.log_epoch(out, config, "refit", row, watch)
 
@@ -174,19 +174,21 @@ def _test(
         gamma = chosen["gamma_in_spreads"] * _spread(method, inputs, fold)
     metrics, curve = metrics_from_compact(condensed, gamma), curve_from_compact(condensed)
     on_test = published = None
-    if diagnostics:
+    measurable = len(fold.unseen_rows) > 0  # of a folder of one's own every class may be trained on
+    if diagnostics and measurable:
         if not history:  # a closed form: one row
             history.append({"epoch": 0} | _measured(method, inputs, fold, "selected_on_test_"))
         top = max((r for r in history if "selected_on_test_H" in r), key=lambda r: r["selected_on_test_H"])
         on_test = {k.removeprefix("selected_on_test_"): v for k, v in top.items() if k.startswith("selected_on_test_")}
         on_test["epoch"] = top["epoch"]
-    if method.diagnose:
+    if method.diagnose and measurable:
         method.model.eval()
         published = method.diagnose(fold.seen_images(inputs.features), fold.unseen_images(inputs.features))
+    # H without calibration, and the highest H that any γ gives on these images: that γ is chosen on test
+    standard = asdict(metrics) | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())}
     more = {
         "history": result["history"] | {"refit": history},
-        # H without calibration, and the highest H that any γ gives on these images: that γ is chosen on test
-        "standard": asdict(metrics) | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())},
+        "standard": {k: v if measurable or k in ("S", "gamma") else None for k, v in standard.items()},
         "selected_on_test": on_test,
         "published_procedure": published,
     }

@@ -19,6 +19,7 @@ from core.training.checkpoint import load_checkpoint
 from core.training.evaluation import calibrated
 
 CHECKPOINT = "checkpoint.safetensors"
+USE = "use"  # the folder of a model that was refitted on every photograph, beside those of the seeds that were measured
 SIDES = ("all", "seen", "unseen")
 _LISTED = 8  # runs in a message
 
@@ -118,7 +119,7 @@ def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trai
 
 
 def find_run(folder: Path | str) -> Path:
-    """The folder itself where it is a finished run's, else that of the only finished run below it.
+    """The folder itself where it is a finished run's, else that of the only model for use below it, or the only run.
 
     Raises:
         UserError: there is none, or there are several; then with the command for each.
@@ -132,6 +133,7 @@ def find_run(folder: Path | str) -> Path:
             "driver such as `python AWA2_ours.py` makes"
         )
     runs = sorted(path.parent for path in folder.glob(f"**/{CHECKPOINT}"))
+    runs = [run for run in runs if run.name == USE] or runs
     if len(runs) == 1:
         return runs[0]
     if runs:

@@ -72,6 +72,8 @@ def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path)
         UserError: there is no map to draw; the images are not there, or one cannot be read.
     """
     metadata, features, rows = inputs.metadata, inputs.features, inputs.metadata.test_unseen_loc
+    if not len(rows):
+        raise UserError("no unseen class has a test image")
     trained = load_trained(run_folder, features.device)
     sides = (trained.space.seen.cpu().numpy(), trained.space.unseen.cpu().numpy())
     scores = calibrated(class_scores(trained.model, features, rows), *sides, trained.gamma)

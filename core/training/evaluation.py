@@ -38,7 +38,7 @@ def harmonic(u: float, s: float) -> float:
 
 def per_class_accuracy(predicted: np.ndarray, labels: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """Top-1 accuracy (len(classes),) of each of ``classes``; one without an image is an error, never a 0 or NaN."""
-    length = int(classes.max()) + 1
+    length = int(classes.max(initial=-1)) + 1
     counts, hits = (np.bincount(y, minlength=length)[classes] for y in (labels, labels[predicted == labels]))
     if (empty := classes[counts == 0]).size:
         raise UserError(f"{empty.size} classes have no test image (first: number {empty[0]}); accuracy is undefined")
@@ -99,6 +99,7 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
     """
     labels = images.labels_seen, images.labels_unseen
     sides = images.seen, np.setdiff1d(images.unseen, images.candidates)
+    offered = images.seen, images.unseen if len(images.unseen) else images.seen
     reduced: list[tuple[np.ndarray, ...]] = []
     for given, y, classes in zip((images.scores_seen, images.scores_unseen), labels, sides, strict=True):
         per_class_accuracy(y, y, classes)
@@ -112,9 +113,10 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
                     "the model's scores hold NaN or infinity: training diverged; try a lower --lr where there is one"
                 )
             # take() returns C order; scores[:, classes] returns F order, on which argmax is three times slower
-            best = [side[scores.take(side, axis=1).argmax(axis=1)] for side in (images.seen, images.unseen)]
+            best = [side[scores.take(side, axis=1).argmax(axis=1)] for side in offered]
             seen_score, unseen_score = (scores[np.arange(len(scores)), side] for side in best)
-            reduced.append((seen_score - unseen_score, *best))
+            margin = seen_score - unseen_score if len(images.unseen) else np.full(len(scores), np.inf)
+            reduced.append((margin, *best))
         if (rows := sum(len(margin) for margin, *_ in reduced[before:])) != len(y):
             raise ValueError(f"scores of {rows} images, labels of {len(y)}")
     margin, best_seen, best_unseen = (np.concatenate(arrays) for arrays in zip(*reduced, strict=True))

@@ -77,6 +77,13 @@ def final_fold(m: Metadata, w2v: np.ndarray) -> Fold:
     return _fold(space, m.labels, m.trainval_loc, m.test_seen_loc, m.test_unseen_loc, m.candidates)
 
 
+def every_photograph(m: Metadata, w2v: np.ndarray) -> Fold:
+    """Train on the photographs of all splits, measure on none: the model that is put to use."""
+    rows, none = np.sort(np.concatenate([m.trainval_loc, m.test_seen_loc, m.test_unseen_loc])), np.empty(0, np.int64)
+    space = _space(m.att, np.union1d(m.seen, m.unseen), m.candidates, w2v, m.class_text)
+    return _fold(space, m.labels, rows, none, none, m.candidates)
+
+
 def _fold(
     space: ClassSpace, labels: np.ndarray, train: np.ndarray, seen: np.ndarray, unseen: np.ndarray,
     candidates: np.ndarray | tuple[int, ...] = (),
