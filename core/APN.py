@@ -25,20 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.method import (
-    AttentionOutput,
-    Batches,
-    ClassSpace,
-    Images,
-    Losses,
-    Method,
-    Phase,
-    ZeroShotModel,
-    hp,
-    method,
-    seeded,
-)
-from core.preparation import ClassEncoder
+from core.method import AttentionOutput, AttributeModel, Batches, ClassSpace, Images, Losses, Method, Phase, hp, method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +44,15 @@ class Recipe:
     w7: float = hp(1e-9, "weight of the compactness of maps", at_least=0)
 
 
-class APN(ZeroShotModel):
+class APN(AttributeModel):
     """P and V (K,D)."""
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe, groups: Sequence[Tensor] | None = None) -> None:
         """Args: groups: attribute numbers of each part, for |P|; None: no groups."""
-        super().__init__()
-        self.recipe, self.groups, z = recipe, groups, space.z
-        self.P = nn.Parameter(2e-4 * torch.rand(z.shape[1], D))
-        self.V = nn.Parameter(2e-4 * torch.rand(z.shape[1], D))
-        self.z = nn.Buffer(z)  # (C,K)
+        super().__init__(space)
+        self.recipe, self.groups, K = recipe, groups, space.z.shape[1]
+        self.P = nn.Parameter(2e-4 * torch.rand(K, D))
+        self.V = nn.Parameter(2e-4 * torch.rand(K, D))
         self.seen = nn.Buffer(space.seen)
         self.place = nn.Buffer(space.seen_index)  # (C,)
         self.length = nn.Buffer(torch.tensor(1.0))  # of a region, on average over the training images
@@ -86,11 +72,8 @@ class APN(ZeroShotModel):
         """g (B,K)."""
         return self.global_attributes(x)
 
-    def class_encoder(self, space: ClassSpace) -> ClassEncoder:
-        return ClassEncoder.of(space.att, space.seen, root=False, centre=False)
-
     def class_scores(self, x: Tensor) -> Tensor:
-        """(B,C) for unit regions x (B,R,D)."""
+        """(B,C) for unit regions x (B,R,D), without the local maps."""
         return self.global_attributes(x) @ self.z.T
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
@@ -140,8 +123,7 @@ def compactness(maps: Tensor) -> Tensor:
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     """One phase of Adam, which forgets its moments after every epoch."""
-    with seeded(seed):
-        model = APN(space, shape[1], recipe)
+    model = APN(space, shape[1], recipe)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, betas=(0.5, 0.999))
 
     def begin(images: Images) -> None:

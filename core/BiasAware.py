@@ -20,20 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.method import (
-    AttentionOutput,
-    Batches,
-    ClassSpace,
-    Images,
-    Losses,
-    Method,
-    Phase,
-    ZeroShotModel,
-    hp,
-    method,
-    seeded,
-)
-from core.preparation import ClassEncoder
+from core.method import AttentionOutput, AttributeModel, Batches, ClassSpace, Images, Losses, Method, Phase, hp, method
 from core.scaling import Scaling
 
 
@@ -51,20 +38,19 @@ class Recipe:
     epochs: int = hp(15, "most epochs", at_least=0)
 
 
-class BiasAware(ZeroShotModel):
+class BiasAware(AttributeModel):
     """A network from pooled features into attribute space."""
 
     uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
-        super().__init__()
+        super().__init__(space)
         self.temperature, h, K = recipe.temperature, recipe.hidden, space.att.shape[1]
         self.scaling = Scaling("range", space.att, D)
         self.network = nn.Sequential(
             *(nn.Linear(D, 2 * h), nn.ReLU(), nn.Dropout(recipe.dropout), nn.Linear(2 * h, h), nn.ReLU()),
             nn.Linear(h, K),
         )
-        self.z = nn.Buffer(space.z)  # (C,K)
         self.seen = nn.Buffer(space.seen)
         self.place = nn.Buffer(space.seen_index)  # (C,)
 
@@ -76,13 +62,6 @@ class BiasAware(ZeroShotModel):
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """f at unit length over the temperature (B,K), of regions x (B,R,D)."""
         return F.normalize(self.embedding(x.mean(dim=1)), dim=1) / self.temperature
-
-    def class_encoder(self, space: ClassSpace) -> ClassEncoder:
-        return ClassEncoder.of(space.att, space.seen, root=False, centre=False)
-
-    def class_scores(self, x: Tensor) -> Tensor:
-        """(B,C) for regions x (B,R,D)."""
-        return self.evidence(x, None) @ self.z.T
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy over the seen classes, of pooled features x (B,D)."""
@@ -98,8 +77,7 @@ class BiasAware(ZeroShotModel):
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     """One phase of SGD."""
-    with seeded(seed):
-        model = BiasAware(space, shape[1], recipe)
+    model = BiasAware(space, shape[1], recipe)
     phase = Phase(
         name="embedding",
         loss=model.loss,

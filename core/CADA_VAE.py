@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.method import Batches, ClassSpace, Images, Losses, Method, Phase, ZeroShotModel, hp, method, seeded
+from core.method import Batches, ClassSpace, Images, Losses, Method, Phase, ZeroShotModel, hp, method
 from core.scaling import Scaling
 
 _RAMPS = {"kl": (0, 93, 0.25), "cross": (21, 75, 2.37), "dist": (6, 22, 8.13)}  # from epoch, to epoch, to weight
@@ -153,8 +153,7 @@ class CADAVAE(ZeroShotModel):
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     """Two phases of Adam: the autoencoders on the images, the classifier on codes made when they are done."""
-    with seeded(seed):
-        model = CADAVAE(space, shape[1], recipe)
+    model = CADAVAE(space, shape[1], recipe)
     vaes = [*model.images.parameters(), *model.attributes.parameters()]
     count = _PER_SEEN * len(space.seen) + _PER_UNSEEN * len(space.unseen)
 

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.method import Batches, ClassSpace, Losses, Method, Phase, ZeroShotModel, hp, method, seeded
+from core.method import Batches, ClassSpace, Losses, Method, Phase, ZeroShotModel, hp, method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +100,7 @@ class CNZSL(ZeroShotModel):
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     """One phase of Adam."""
-    with seeded(seed):
-        model = CNZSL(space, shape[1], recipe)
+    model = CNZSL(space, shape[1], recipe)
     phase = Phase(
         name="prototypes",
         loss=model.loss,

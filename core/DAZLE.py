@@ -18,7 +18,7 @@ from torch import Tensor
 
 from core.attention import AttributeClassifier, DenseAttention
 from core.losses import classification_losses
-from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method, seeded
+from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,7 @@ _DEVIATIONS = (
 @method("dazle", recipes=RECIPES, deviations=_DEVIATIONS)
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     """One phase of RMSprop."""
-    with seeded(seed):
-        model = DAZLE(space, shape[1], recipe)
+    model = DAZLE(space, shape[1], recipe)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.RMSprop(
         parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.method import AttentionOutput, ClassSpace, Images, Method, ZeroShotModel, hp, method
-from core.preparation import ClassEncoder, prepared_attributes, signed_root
+from core.method import AttentionOutput, AttributeModel, ClassSpace, Images, Method, hp, method
+from core.preparation import signed_root
 
 GRID = tuple(10.0**power for power in range(-3, 4))  # the paper's range
 _PART = 4096  # images that are held in double precision at a time: 64 MB of 2048 channels
@@ -31,31 +31,28 @@ class Recipe:
     prepared: bool = hp(False, "inputs as vsmr takes them (core/preparation.py)", flag=False)
 
 
-class ESZSL(ZeroShotModel):
+class ESZSL(AttributeModel):
     """The closed form; :meth:`decompose` once, then :meth:`solve` for any γ and λ."""
 
     uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
-        super().__init__()
-        self.recipe = recipe
-        z = prepared_attributes(space.att, space.seen) if recipe.prepared else space.z
-        self.z = nn.Buffer(z)  # (C,K)
+        super().__init__(space, prepared=recipe.prepared)
         self.seen = nn.Buffer(space.seen)
-        self.mean = nn.Buffer(z.new_zeros(D))
-        self.W = nn.Buffer(z.new_zeros(D, z.shape[1]))
+        self.mean = nn.Buffer(self.z.new_zeros(D))
+        self.W = nn.Buffer(self.z.new_zeros(D, self.z.shape[1]))
         self._parts: tuple[Tensor, ...] | None = None
 
     def inputs(self, pooled: Tensor) -> Tensor:
         """(B,D) unit rows of mean-pooled features; prepared: root taken and the training mean away."""
-        if self.recipe.prepared:
+        if self.prepared:
             pooled = signed_root(pooled) - self.mean
         return F.normalize(pooled, dim=1)
 
     @torch.no_grad()
     def decompose(self, pooled: Tensor, y: Tensor) -> None:
         """Eigenvectors of XᵀX and ZᵀZ, and XᵀYZ, from pooled (N,D) and classes y (N,)."""
-        if self.recipe.prepared:
+        if self.prepared:
             self.mean.copy_(signed_root(pooled).mean(dim=0))
         Z = self.z[self.seen].double()
         own = Z.new_zeros(len(self.z), pooled.shape[1])  # (C,D) sums of each class
@@ -77,13 +74,6 @@ class ESZSL(ZeroShotModel):
         shrunk = core / (lx.clamp_min(0) + regularise_x)[:, None] / (lz.clamp_min(0) + regularise_z)
         W = Qx @ shrunk @ Qz.T
         self.W.copy_(W / W.norm())  # the scale is free; unit length keeps γ of calibrated stacking comparable
-
-    def class_scores(self, x: Tensor) -> Tensor:
-        """(B,C) for regions x (B,R,D)."""
-        return self.inputs(x.mean(dim=1)) @ self.W @ self.z.T
-
-    def class_encoder(self, space: ClassSpace) -> ClassEncoder:
-        return ClassEncoder.of(space.att, space.seen, root=self.recipe.prepared, centre=self.recipe.prepared)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """x W (B,K)."""

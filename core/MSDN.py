@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from core.attention import AttributeClassifier, region_products
 from core.losses import classification_losses
-from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method, seeded
+from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +162,7 @@ _DEVIATIONS = (
 @method("msdn", recipes=RECIPES, deviations=_DEVIATIONS)
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     """One phase of RMSprop."""
-    with seeded(seed):
-        model = MSDN(space, shape[1], recipe)
+    model = MSDN(space, shape[1], recipe)
     optimizer = torch.optim.RMSprop(
         model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
     )

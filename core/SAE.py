@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.method import AttentionOutput, ClassSpace, Images, Method, ZeroShotModel, hp, method
+from core.method import AttentionOutput, AttributeModel, ClassSpace, Images, Method, hp, method
 from core.preparation import ClassEncoder
 
 GRID = tuple(0.005 * 2.0**power for power in range(21))  # what the published grids of the three data sets span
@@ -35,14 +35,13 @@ class Recipe:
     to_features: bool | None = hp(None, "compare in feature space (on), attribute space (off); none: validation")
 
 
-class SAE(ZeroShotModel):
+class SAE(AttributeModel):
     """The closed form; :meth:`decompose` once, then :meth:`solve` for any λ."""
 
     uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int) -> None:
-        super().__init__()
-        self.z = nn.Buffer(space.z)  # (C,K)
+        super().__init__(space)
         self.W = nn.Buffer(space.z.new_zeros(space.z.shape[1], D))
         self.to_features = nn.Buffer(torch.tensor(True))
         self._parts: tuple[Tensor, ...] | None = None
@@ -68,18 +67,16 @@ class SAE(ZeroShotModel):
         """(B,C) cosines for regions x (B,R,D)."""
         if self.to_features:
             return F.normalize(x.mean(dim=1), dim=1) @ F.normalize(self.z @ F.normalize(self.W, dim=1), dim=1).T
-        return self._attributes(x) @ self.z.T
-
-    def _attributes(self, x: Tensor) -> Tensor:
-        """(B,K) unit rows W̃ x."""
-        return F.normalize(x.mean(dim=1) @ F.normalize(self.W, dim=1).T, dim=1)
+        return super().class_scores(x)
 
     def class_encoder(self, space: ClassSpace) -> ClassEncoder | None:
-        return None if self.to_features else ClassEncoder.of(space.att, space.seen, root=False, centre=False)
+        return None if self.to_features else super().class_encoder(space)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor | None:
         """W̃ x (B,K) at unit length; in feature space a class's length mixes its attributes, and there is none."""
-        return None if self.to_features else self._attributes(x)
+        if self.to_features:
+            return None
+        return F.normalize(x.mean(dim=1) @ F.normalize(self.W, dim=1).T, dim=1)
 
 
 @method(

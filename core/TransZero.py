@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from core.attention import AttributeClassifier
 from core.files.errors import UserError
 from core.losses import classification_losses
-from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method, seeded
+from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method
 
 _FREQUENCIES = 8  # of the sinusoids of each of the four numbers of a pair of regions
 _WAVELENGTH = 1000.0  # ratio of the longest to the shortest (Hu et al.)
@@ -234,8 +234,7 @@ _DEVIATIONS = (
 @method("transzero", recipes=RECIPES, deviations=_DEVIATIONS)
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     """One phase of Adam, or of SGD."""
-    with seeded(seed):
-        model = TransZero(space, *shape, recipe)
+    model = TransZero(space, *shape, recipe)
     parameters, lr, decay = model.parameters(), recipe.lr, recipe.weight_decay
     optimizer: torch.optim.Optimizer
     if recipe.momentum is None:

@@ -35,19 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.attention import DenseAttention, region_saliency
-from core.method import (
-    AttentionOutput,
-    Batches,
-    ClassSpace,
-    Images,
-    Losses,
-    Method,
-    Phase,
-    ZeroShotModel,
-    hp,
-    method,
-    seeded,
-)
+from core.method import AttentionOutput, Batches, ClassSpace, Images, Losses, Method, Phase, ZeroShotModel, hp, method
 
 STEP = 10  # iterations in one "epoch" of the visual phase, the grain of its selection
 THRESHOLDS = tuple(round(0.05 * k, 2) for k in range(1, 20))  # of the predicted mask, where it is chosen on validation
@@ -256,8 +244,7 @@ _DEVIATIONS = (
 @method("vsmr-staged", recipes=RECIPES, deviations=_DEVIATIONS)
 def build(recipe: StagedRecipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     """Stages 0 and 1 are phases, 2 and 3 the closing, the threshold's choice and stage 5 hooks."""
-    with seeded(seed):
-        model = VSMRStaged(space, shape[1], recipe, seed)
+    model = VSMRStaged(space, shape[1], recipe, seed)
 
     def rmsprop(part: nn.Module, lr: float, momentum: float) -> torch.optim.Optimizer:
         kept = [p for p in part.parameters() if p.requires_grad]

@@ -13,15 +13,12 @@ B images · R regions · D channels · K attributes · C classes · V word-vecto
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.losses import margins
-from core.method import AttentionOutput, ClassSpace, ZeroShotModel
-from core.preparation import ClassEncoder, prepared_attributes
+from core.method import AttentionOutput, AttributeModel, ClassSpace
 
 _NARROW = 600  # columns, measured: 255 and 306 gain, 936 loses
 
@@ -90,26 +87,12 @@ def region_saliency(w: Tensor, theta: Tensor) -> Tensor:
     return torch.einsum("brk,bk->br", theta, w)
 
 
-class AttributeClassifier(ZeroShotModel):
-    """Class scores from attribute scores: s_c = Σ_i :meth:`evidence`_i z_ci, trained with self-calibration."""
+class AttributeClassifier(AttributeModel):
+    """Class scores from attribute scores, trained with self-calibration."""
 
     gamma = 2.0  # its own calibration: m_c = +1 for unseen, -1 for seen classes
 
     def __init__(self, space: ClassSpace, *, prepared: bool = False) -> None:
-        """``prepared``: class attributes as vsmr takes them (core/preparation.py)."""
-        super().__init__()
-        self.prepared = prepared
-        self.z = nn.Buffer(prepared_attributes(space.att, space.seen) if prepared else space.z)  # (C,K)
+        super().__init__(space, prepared=prepared)
         self.unseen = nn.Buffer(space.unseen)
         self.margin = nn.Buffer(margins(len(space.att), space.unseen))  # m (C,)
-
-    @abstractmethod
-    def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
-        """g (B,K) from what :meth:`attend` found."""
-
-    def class_scores(self, x: Tensor) -> Tensor:
-        """(B,C) without the margin m: calibration is applied by the evaluation."""
-        return self.evidence(x, self.attend(x)) @ self.z.T
-
-    def class_encoder(self, space: ClassSpace) -> ClassEncoder:
-        return ClassEncoder.of(space.att, space.seen, root=self.prepared, centre=self.prepared)

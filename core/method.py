@@ -10,7 +10,7 @@ B images · R regions · D channels · K attributes · C classes (S seen + U uns
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +28,7 @@ from core.fields import check
 from core.fields import hp as hp  # part of the contract, as with_settings is
 from core.fields import with_settings as with_settings
 from core.files.errors import UserError
-from core.preparation import ClassEncoder
+from core.preparation import ClassEncoder, prepared_attributes
 
 Losses = dict[str, Tensor]
 
@@ -127,6 +127,25 @@ class ZeroShotModel(nn.Module, ABC):
         """Fill what the model keeps of classes (A,) that were added after training, from their attributes alone."""
 
 
+class AttributeModel(ZeroShotModel):
+    """Class scores are what an image says of attributes times the class's: s_c = Σ_i :meth:`evidence`_i z_ci."""
+
+    def __init__(self, space: ClassSpace, *, prepared: bool = False) -> None:
+        """``prepared``: class attributes as vsmr takes them (core/preparation.py)."""
+        super().__init__()
+        self.prepared = prepared
+        self.z = nn.Buffer(prepared_attributes(space.att, space.seen) if prepared else space.z)  # (C,K)
+
+    def class_scores(self, x: Tensor) -> Tensor:
+        """(B,C) without a margin between seen and unseen: calibration is applied by the evaluation."""
+        g = self.evidence(x, self.attend(x))
+        assert g is not None
+        return g @ self.z.T
+
+    def class_encoder(self, space: ClassSpace) -> ClassEncoder | None:
+        return ClassEncoder.of(space.att, space.seen, root=self.prepared, centre=self.prepared)
+
+
 @dataclass(frozen=True)
 class Batches:
     """How rows are drawn. An epoch is ``steps`` batches (None: as many as cover the training images once)."""
@@ -200,14 +219,6 @@ class Method:
     diagnose: Callable[[Images, Images], dict[str, float]] | None = None
 
 
-@contextlib.contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Build a model from ``seed`` without touching the caller's random numbers."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
 Build = Callable[[Any, ClassSpace, tuple[int, int], int, int], Method]
 
 
@@ -243,6 +254,8 @@ REGISTRY: dict[str, Registered] = {}
 def method(name: str, *, recipes: Mapping[str, Any], **about: Any) -> Callable[[Build], Build]:
     """Register ``build(recipe, space, shape (R,D), seed, epochs) -> Method`` under a name.
 
+    Whatever it draws comes from torch's own numbers, begun with the seed; the caller's are left as they were.
+
     Args:
         recipes: data set -> recipe; "*" is needed, it serves data sets nobody has heard of.
         about: ``deviations``, ``given_preparation`` and ``needs_text`` of :class:`Registered`.
@@ -269,7 +282,14 @@ def method(name: str, *, recipes: Mapping[str, Any], **about: Any) -> Callable[[
                 check(recipe)
             except UserError as error:
                 raise UserError(f"{where}, recipe of {dataset}: {error}") from None
-        REGISTRY[name] = Registered(name=name, recipes=dict(recipes), build=build, file=file, **about)
+
+        @functools.wraps(build)
+        def seeded(recipe: Any, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                return build(recipe, space, shape, seed, epochs)
+
+        REGISTRY[name] = Registered(name=name, recipes=dict(recipes), build=seeded, file=file, **about)
         return build
 
     return register

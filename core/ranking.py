@@ -28,19 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.method import (
-    AttentionOutput,
-    Batches,
-    ClassSpace,
-    Images,
-    Losses,
-    Method,
-    Phase,
-    ZeroShotModel,
-    hp,
-    method,
-    seeded,
-)
+from core.method import AttentionOutput, AttributeModel, Batches, ClassSpace, Images, Losses, Method, Phase, hp, method
 from core.preparation import ClassEncoder
 from core.scaling import Scaling
 
@@ -57,13 +45,13 @@ class Recipe:
     epochs: int = hp(100, "most epochs", at_least=0)
 
 
-class Bilinear(ZeroShotModel):
+class Bilinear(AttributeModel):
     """x W z_c, of the best of M maps; :meth:`loss` is one image's."""
 
     uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
-        super().__init__()
+        super().__init__(space)
         self.recipe, z, S = recipe, space.z, len(space.seen)
         K = z.shape[1]
         if recipe.rule == "latem":
@@ -72,7 +60,6 @@ class Bilinear(ZeroShotModel):
             start = F.normalize(torch.rand(recipe.maps, D, K), dim=1)
         self.W = nn.Parameter(start.to(z))  # (M,D,K)
         self.scaling = Scaling(recipe.inputs, z, D)
-        self.z = nn.Buffer(z)  # (C,K)
         self.seen = nn.Buffer(space.seen)
         self.place = nn.Buffer(space.seen_index)  # (C,)
         self.beta = nn.Buffer(F.pad((1 / torch.arange(1, S, dtype=z.dtype)).cumsum(0), (1, 0)))  # (S,) from β_0
@@ -86,7 +73,7 @@ class Bilinear(ZeroShotModel):
         return self.scaling(x.mean(dim=1)) @ self.W[0] if len(self.W) == 1 else None
 
     def class_encoder(self, space: ClassSpace) -> ClassEncoder | None:
-        return ClassEncoder.of(space.att, space.seen, root=False, centre=False) if len(self.W) == 1 else None
+        return super().class_encoder(space) if len(self.W) == 1 else None
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Of one image: pooled x (1,D) and class y (1,)."""
@@ -162,8 +149,7 @@ def _recipes(rule: str, **given: tuple[str, float, float]) -> dict[str, Recipe]:
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     """One phase of SGD, one image a step."""
-    with seeded(seed):
-        model = Bilinear(space, shape[1], recipe)
+    model = Bilinear(space, shape[1], recipe)
     optimizer = torch.optim.SGD([model.W], lr=recipe.lr)
 
     def begin(images: Images) -> None:
