@@ -5,8 +5,7 @@
     python reproduce_tables.py --data-root ROOT --datasets CUB  # any folder laid out like the data sets
 
     python reproduce_tables.py --status                         # done, running, failed, not begun
-    python reproduce_tables.py --engine slurm --slurm-partition=gpu --slurm-gpus=1  # job array; submitit
-    python reproduce_tables.py --print-sbatch > sweep.sh        # the same without submitit
+    python reproduce_tables.py --print-sbatch --slurm-partition=gpu --slurm-gpus=1 | sbatch    # job array
     python reproduce_tables.py --collect                        # tables of the runs that are done
 
 A finished run is never repeated: repeat the command after an interruption. --jobs runs that many at a time, spread over

@@ -1,7 +1,4 @@
-"""A sweep as a job array (through submitit, or as a script for sbatch), in processes, and what it says of itself.
-
-There is no SLURM where the tests run: an `sbatch` of a few lines takes the place of the real one and keeps the script.
-"""
+"""A sweep as a job array (a script for sbatch), in processes, and what it says of itself."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,34 +15,14 @@ import pytest
 from core.commands.reproduce import main
 from core.experiments import sweep as s
 from core.experiments.results import seal, write_json
-from core.experiments.slurm import Task
 from core.files.atomic import Lock, read_json
 from core.files.errors import UserError
 from tests.helpers_xlsa17 import tiny_features
-
-SBATCH = """#!/bin/sh
-[ -e {refuse} ] && { echo 'sbatch: error: Invalid partition name specified' >&2; exit 1; }
-cp "$1" {script}; echo 'Submitted batch job 7'
-"""
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> dict:
     return tiny_features(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch) -> Path:
-    """Folder of an imitated SLURM: what was submitted is in its script.sh; while `refuse` is there nothing is taken."""
-    pytest.importorskip("submitit", reason="submitit is not installed")
-    folder = tmp_path / "slurm"
-    folder.mkdir()
-    text = SBATCH.replace("{refuse}", str(folder / "refuse")).replace("{script}", str(folder / "script.sh"))
-    for name, content in (("sbatch", text), ("srun", "#!/bin/sh\n"), ("sacct", "#!/bin/sh\nexit 1\n")):
-        (folder / name).write_text(content)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder
 
 
 def plan_of(places, out: Path, **changes) -> s.Plan:
@@ -60,52 +36,17 @@ def flags_of(places, out: Path, seeds: int = 2) -> list[str]:
     return [*which, *data, "--out", str(out)]
 
 
-def test_an_array_is_submitted_of_what_is_not_done_and_the_command_returns(places, slurm, tmp_path, capsys) -> None:
-    out = tmp_path / "out"
-    flags = flags_of(places, out, seeds=3)
-    assert main(None, [*flags, "--task", "1"]) == 0
-    flags += ["--engine", "slurm"]
-    more = ["--slurm-partition=gpu", "--slurm-time=1-12", "--slurm-constraint=a100", "--slurm-exclusive="]
-    assert main(None, [*flags, *more]) == 0
-    said = capsys.readouterr().out
-    assert "job array 7 of 2 runs" in said and "--collect" in said
-    script = (slurm / "script.sh").read_text()
-    for option in ("array=0-1%2", "partition=gpu", "time=1-12", "constraint=a100", "exclusive", "requeue"):
-        assert f"#SBATCH --{option}\n" in script
-    code = "import submitit, sys; [submitit.core.utils.DelayedSubmission.load(p).result() for p in sys.argv[1:]]"
-    pickled = [str(path) for path in out.rglob("*.pkl")]
-    subprocess.run([sys.executable, "-c", code, *pickled], check=True, capture_output=True)  # as nodes would
-    assert {p.parent.name for p in out.rglob("metrics.json")} == {"seed0", "seed1", "seed2"}
-    assert main(None, flags) == 0
-    assert "every run is done" in capsys.readouterr().out
-    assert Task(plan_of(places, out)).checkpoint("job")._timeout_countdown is not None  # queued again by submitit
-
-
-def test_what_is_missing_or_refused_is_said(places, slurm, tmp_path, monkeypatch) -> None:
-    flags = [*flags_of(places, tmp_path / "out"), "--slurm-partition=gpu"]
-    with pytest.raises(UserError, match="add --engine slurm"):
-        main(None, flags)
-    (slurm / "refuse").touch()
-    with pytest.raises(UserError, match="SLURM did not take the job array: .*Invalid partition name"):
-        main(None, [*flags, "--engine", "slurm"])
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(UserError, match="pip install submitit"):
-        main(None, [*flags, "--engine", "slurm"])
-    plan = plan_of(places, tmp_path, features=tmp_path / "none.hdf5", devices=("cpu",))
-    with pytest.raises(RuntimeError, match="no feature file"):
-        Task(plan)(s.Job(dataset="AWA2", method="eszsl", seed=0))
-    assert "no feature file" in (tmp_path / "jobs" / "AWA2-eszsl-seed0.failed").read_text()
-
-
 def test_the_script_runs_every_job_once(places, tmp_path, capsys) -> None:
     """Its lines are run by bash, as SLURM would, with SLURM's variable: one task; the other in this process."""
     out = tmp_path / "my results"
     flags = flags_of(places, out)
-    slurm = ["--slurm-partition=gpu", "--slurm-comment=two words", "--engine", "slurm"]
+    slurm = ["--slurm-partition=gpu", "--slurm-comment=two words", "--slurm-exclusive="]
+    with pytest.raises(UserError, match=r"add --print-sbatch \| sbatch"):
+        main(None, [*flags, *slurm])
     assert main(None, [*flags, *slurm, "--print-sbatch"]) == 0
     script = capsys.readouterr().out
     words = [shlex.split(line.removeprefix("#SBATCH ")) for line in script.splitlines() if line.startswith("#SBATCH")]
-    for option in ("array=0-1", "partition=gpu", "comment=two words", "requeue"):
+    for option in ("array=0-1", "partition=gpu", "comment=two words", "exclusive", "requeue"):
         assert [f"--{option}"] in words  # as sbatch reads them
     (tmp_path / "sweep.sh").write_text(script)
     environment = os.environ | {"SLURM_ARRAY_TASK_ID": "1"}
@@ -179,3 +120,4 @@ def test_a_failed_run_is_a_row_and_the_exit_code_is_2(places, tmp_path, capsys, 
     with pytest.raises(UserError, match=r"1 of 2 runs did not finish:\n  AWA2 eszsl seed 1: RuntimeError: a fault"):
         main(None, flags_of(places, tmp_path))
     assert "| eszsl" in capsys.readouterr().out  # the table of the others
+    assert (tmp_path / "jobs" / "AWA2-eszsl-seed1.failed").read_text() == "RuntimeError: a fault"

@@ -30,9 +30,8 @@ def parser(description: str | None) -> Parser:
     flags.add_device(p)
     p.add_argument("--out", type=Path, default=Path("results"), help="(results)")
     p.add_argument("--jobs", type=whole(1), default=1, help="processes; each holds its data set's features (1)")
-    p.add_argument("--engine", choices=("local", "slurm"), default="local", help="slurm: submit a job array (local)")
     p.add_argument("--slurm-OPTION", metavar="=VALUE", help="any option of sbatch, such as --slurm-partition=gpu")
-    p.add_argument("--print-sbatch", action="store_true", help="run nothing: print a job-array script")
+    p.add_argument("--print-sbatch", action="store_true", help="run nothing: print a job-array script for sbatch")
     p.add_argument("--task", type=whole(0), help="run this one of the jobs alone and write no table (job arrays)")
     p.add_argument("--status", action="store_true", help="run nothing: which runs are done, running, failed, not begun")
     p.add_argument("--epochs", type=whole(0), help="most epochs of every method (each recipe's own)")
@@ -54,13 +53,15 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     datasets = ["DEMO"] if args.demo else args.datasets
     if len(datasets) > 1 and (args.features or args.w2v):
         raise UserError("--features and --w2v name one file; give a single data set with --datasets")
-    if sbatch and args.engine == "local" and not args.print_sbatch:
-        raise UserError(f"--slurm-{next(iter(sbatch))} is of SLURM, and this would run here: add --engine slurm")
+    if sbatch and not args.print_sbatch:
+        raise UserError(
+            f"--slurm-{next(iter(sbatch))} is of SLURM, and this would run here: add --print-sbatch | sbatch"
+        )
     # what parsing and --help do not need: pandas, scipy and matplotlib take seconds
     import torch
 
     from core.experiments.board import collect_board
-    from core.experiments.slurm import sbatch_script, submit
+    from core.experiments.slurm import sbatch_script
     from core.experiments.sweep import Plan, attempt, collect, jobs_of, status, sweep
     from core.features.devices import resolve_device
     from core.reporting.report import write_report
@@ -73,7 +74,9 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     plan = from_flags(Plan, args, devices=(args.device,), **named)
     if args.print_sbatch:
         command = ["reproduce_tables.py", *(w for w in words if w != "--print-sbatch")]
-        sys.stdout.write(sbatch_script(command, len(jobs_of(plan)), args.out / "jobs" / "slurm", sbatch))
+        logs = args.out / "jobs" / "slurm"
+        logs.mkdir(parents=True, exist_ok=True)  # sbatch makes none, and without it a task has no log
+        sys.stdout.write(sbatch_script(command, len(jobs_of(plan)), logs, sbatch))
     elif args.task is not None:
         if args.task >= len(jobs := jobs_of(plan)):
             raise UserError(f"--task {args.task}: there are {len(jobs)} jobs, 0 to {len(jobs) - 1}")
@@ -86,8 +89,6 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         lines = [*(f"{job!s:<48} {state}" for job, state in states)]
         lines += [", ".join(f"{count} {state}" for state, count in counts.most_common())]
         sys.stdout.write("\n".join(lines) + "\n")
-    elif args.engine == "slurm" and not args.collect:
-        sys.stdout.write(submit(plan, sbatch))
     else:
         failures = []
         if not args.collect:
