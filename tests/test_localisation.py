@@ -11,7 +11,7 @@ import torch
 from core.commands.train import main
 from core.datasets.paths import image_folder
 from core.datasets.registry import DEMO
-from core.demo.dataset import attribute_parts
+from core.demo.dataset import TRAITS
 from core.demo.drawing import PARTS, SIZE
 from core.experiments.inputs import load_inputs
 from core.inference.trained import load_trained
@@ -56,7 +56,7 @@ def test_attention_falls_on_its_part_and_unseen_classes_are_told(demo_folder, mo
     order = [line.split()[1] for line in (folder / "images.txt").read_text().splitlines()]
     position = [order.index(m.image_files[r].split("images/")[1]) for r in rows]
     locations = part_locations(folder, len(PARTS))[position] / np.array([SIZE, SIZE, 1.0])
-    attribute_part = np.array([PARTS.index(p) for p in attribute_parts()])
+    attribute_part = np.array([PARTS.index(part) for part, values in TRAITS.values() for _ in values])
     present = m.original_att[m.labels[rows]] > 50
     table = attention_on_parts(theta, locations, attribute_part, present)
     assert (table.pairs > 20).all()

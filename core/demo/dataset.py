@@ -62,11 +62,6 @@ def attribute_names() -> list[str]:
     return [f"has_{trait}::{value}" for trait, (_, values) in TRAITS.items() for value in values]
 
 
-def attribute_parts() -> list[str]:
-    """The part that shows each attribute, (K,)."""
-    return [part for part, values in TRAITS.values() for _ in values]
-
-
 def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[list[Signature], list[Signature]]:
     """Signatures of the seen and the unseen classes.
 

@@ -67,9 +67,7 @@ class Drawing:
     part_locs: np.ndarray  # (P,3) float64: x, y in pixels, 1 when visible; zeros where the part cannot be seen
 
 
-def draw_creature(
-    signature: Signature, rng: np.random.Generator, occlusion: bool = True, lighting: bool = True
-) -> Drawing:
+def draw_creature(signature: Signature, rng: np.random.Generator) -> Drawing:
     """Draw one bird of a signature; everything else about the picture comes from ``rng``."""
     side = SIZE * SUPERSAMPLE
     image = _background(side, rng)
@@ -82,11 +80,9 @@ def draw_creature(
     perch = _perch(canvas, signature, rng)
     _bird(canvas, signature, rng)
     before = np.asarray(canvas.owner)
-    if occlusion:
-        _occlude(canvas, perch, rng)
+    _occlude(canvas, perch, rng)
     locs = _part_locations(before, np.asarray(canvas.owner))
-    small = image.reduce(SUPERSAMPLE)
-    return Drawing(_light(small, rng) if lighting else small, locs)
+    return Drawing(_light(image.reduce(SUPERSAMPLE), rng), locs)
 
 
 def _bird(canvas: Canvas, signature: Signature, rng: np.random.Generator) -> None:
