@@ -14,18 +14,27 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
-from torch import Tensor
 
-from benchmarks.common import PeakMemory, Row, Shape, Work, fold_of, megabytes, milliseconds, report, step_of
+from benchmarks.common import (
+    DrawnImages,
+    PeakMemory,
+    Row,
+    Shape,
+    Work,
+    fold_of,
+    megabytes,
+    milliseconds,
+    report,
+    step_of,
+)
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as ESZSLRecipe
 from core.reporting.canvas import canvas, style
@@ -83,33 +92,14 @@ def evaluation_with_images(images: int) -> Work:
     return work
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Two images of each seen class, in the form a method is given them."""
-
-    x: Tensor  # (N,R,D)
-    labels: Tensor  # (N,)
-
-    def pooled(self) -> Tensor:
-        return self.x.mean(dim=1)
-
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(self.x.split(512), self.labels.split(512), strict=True)
-
-    def region_norm(self) -> float:
-        return 1.0
-
-
 def vsmr_with(field: str) -> Callable[[int], Work]:
     """vsmr's closed form at a size of ``field`` (K, C or R)."""
 
     def make(size: int) -> Work:
         shape = replace(BASE, **{field: size})  # type: ignore[arg-type]
-        space = fold_of(replace(shape, unseen=shape.C // 4)).space
-        y = space.seen.repeat(2)
-        x = F.normalize(torch.randn(len(y), shape.R, shape.D, generator=torch.Generator().manual_seed(0)), dim=2)
-        model = VSMR(space, shape.D, VSMRRecipe())
-        return lambda: model.fit(Drawn(x, y))
+        shape = replace(shape, unseen=shape.C // 4)
+        model, images = VSMR(fold_of(shape).space, shape.D, VSMRRecipe()), DrawnImages(shape)
+        return lambda: model.fit(images)
 
     return make
 

@@ -1,8 +1,7 @@
-"""Fixtures of several test modules, and the line that says what was skipped. What is no fixture is in helpers.py."""
+"""Fixtures of several test modules. What is no fixture is in helpers.py."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,14 +28,6 @@ from tests.helpers_predict import Made
 from tests.helpers_xlsa17 import PARTS, Drawn, Maker
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many tests were skipped, by reason: nothing is left out in silence."""
-    skipped = terminalreporter.stats.get("skipped", [])
-    reasons = Counter(r.longrepr[2].removeprefix("Skipped: ") if r.longrepr else "no reason" for r in skipped)
-    said = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
-    terminalreporter.write_line(f"{len(skipped)} skipped: {said}" if skipped else "0 skipped")
 
 
 @pytest.fixture(scope="module")

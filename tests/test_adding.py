@@ -89,31 +89,18 @@ def test_a_driver_runs_with_the_method_data_set_and_backbone_of_the_page(added, 
         train.main("FLO", "FLO", [*flags, "--ridge", "-1"])
 
 
-def test_help_knows_them(added, capsys):
-    with pytest.raises(SystemExit):
-        train.main("FLO", "FLO", ["--method", "linear", "--help"])
-    text = capsys.readouterr().out
-    assert re.search(
-        r"settings of linear:.*\n  --ridge VALUE +penalty of the ridge regression \(1\.0; above 0\)", text, re.S
-    )
-    assert "feature_map_*_FLO.hdf5" in text
-
-
-@pytest.mark.parametrize("name", ["core/Linear.py", "FLO_ours.py"])
-def test_the_page_passes_lint_and_types(tmp_path, name):
+def test_the_page_passes_lint_and_types(tmp_path):
     """As `make test` would have it once it is a file of the repository."""
-
-    def passes(*command):
-        done = subprocess.run(
-            [sys.executable, "-m", *command], cwd=ROOT, input=BLOCKS[name], capture_output=True, text=True
-        )
+    path = tmp_path / "Linear.py"
+    path.write_text(BLOCKS["core/Linear.py"])
+    for command in (
+        ["ruff", "check", "--no-cache", "--config", str(ROOT / "pyproject.toml")],
+        ["ruff", "format", "--check", "--no-cache", "--config", str(ROOT / "pyproject.toml")],
+        # what it imports is taken as it is: the types of PyTorch alone take most of a minute
+        ["mypy", "--follow-imports=skip", "--cache-dir", str(tmp_path / "cache")],
+    ):
+        done = subprocess.run([sys.executable, "-m", *command, str(path)], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-
-    passes("ruff", "check", "--no-cache", "--stdin-filename", str(ROOT / name), "-")
-    passes("ruff", "format", "--check", "--no-cache", "--stdin-filename", str(ROOT / name), "-")
-    (tmp_path / "page.py").write_text(BLOCKS[name])
-    # what it imports is taken as it is: the types of PyTorch alone take most of a minute
-    passes("mypy", "--follow-imports=skip", "--cache-dir", str(tmp_path / "cache"), str(tmp_path / "page.py"))
 
 
 def test_a_change_of_the_added_method_changes_its_digest(added):

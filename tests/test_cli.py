@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from core.commands.train import main
-from core.files.errors import UserError
 from tests.helpers import ROOT, run_here
 
 SCRIPTS = sorted(
@@ -89,12 +88,6 @@ def test_a_shortened_flag_is_refused_in_one_sentence(helps: dict, tmp_path: Path
     assert flag not in known and code == 2 and not out, (code, err)
     assert re.fullmatch(r"error: [^\n]+\n", err) and re.search(rf"{flag}(?![\w-])", err), err  # no usage
     assert not list(tmp_path.iterdir())
-
-
-def test_a_root_without_the_data_set_says_what_was_looked_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"holds no SUN.*See data/SUN\.md"):
-        main("SUN", None, [])
 
 
 def test_help_explains_the_flags_of_the_method_that_is_named(capsys):

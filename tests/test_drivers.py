@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -13,9 +12,9 @@ import pandas as pd
 import pytest
 
 from core.datasets.registry import DATASETS
-from tests.helpers import extraction, refused, run_apart, run_here
+from tests.helpers import run_here
 from tests.helpers_predict import SHORT
-from tests.helpers_xlsa17 import PARTS, SPLITS, Maker, below, draw
+from tests.helpers_xlsa17 import PARTS, SPLITS, Maker, below
 
 METRICS = ("T1", "U", "S", "H", "AUSUC")
 RUNS = {
@@ -84,16 +83,3 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     assert ("PUBLISHED PROCEDURE" in table) == (method == "vsmr-staged")
     for file in ("scores.npz", "checkpoint.safetensors", "log.jsonl"):
         assert (folder / "seed0" / file).stat().st_size
-
-
-@pytest.mark.parametrize("name", PARTS)
-def test_missing_data_are_named_with_what_makes_them(tmp_path: Path, name: str) -> None:
-    script = next(s for s, source, _ in RUNS.values() if source == name)
-    apart = run_apart if name == "AWA2" else run_here  # one in a process of its own is enough
-    said = f"holds no {name}", f"data/xlsa17/data/{name}/att_splits.mat", f"See data/{name}.md"
-    refused(apart(tmp_path, script), *said)
-    refused(apart(tmp_path, extraction(name)), f"data/xlsa17/data/{name}", f"See data/{name}.md")
-    assert not list(tmp_path.iterdir())
-    draw(tmp_path / "data", name, (2, 1, 1))
-    said = f"no feature file at data/{name}/feature_map_*_{name}.hdf5", f"python {extraction(name)}"
-    refused(run_here(tmp_path, script), *said)
