@@ -72,7 +72,7 @@ def region_products(x: Tensor, queries: Tensor) -> Tensor:
     """x queriesᵀ: (B,R,N) contiguous, for regions x (B,R,D) and queries (N,D), the bulk of a training step.
 
     On a CPU a narrow product is asked for as a 1x1 convolution over channels-last regions: the same sums, in a library
-    whose narrow products are up to 1.5 times faster, forward and backward (benchmarks/training_step.py).
+    whose narrow products are up to 1.5 times faster, forward and backward (docs/speed.md).
     """
     B, R, D = x.shape
     plain = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from core.files.errors import UserError
-from core.reporting.attention import grid_of
 
 BOXES = {"PCP, box 1/4": 0.25, "PCP, box 1/√2": 0.5**0.5}  # side of the boxes as a share of the object's side
 
@@ -48,7 +47,7 @@ def attention_on_parts(
         return float(values.mean(dtype=np.float64)) if values.size else float("nan")
 
     B, R, K = theta.shape
-    h, w = grid_of(R, grid)
+    h, w = grid or (round(R**0.5), round(R**0.5))
     rows = []
     for part in range(locations.shape[1]):
         x, y, visible = (locations[:, part, i] for i in range(3))
@@ -99,7 +98,8 @@ def predicted_points(
         values: (N,K) predicted attribute values; the group's attribute of the highest value speaks for it.
         attribute_group: (K,) number of an attribute's part group; -1: of none.
     """
-    places = centres(grid_of(theta.shape[1], grid))
+    side = round(theta.shape[1] ** 0.5)
+    places = centres(grid or (side, side))
     rows, points = np.arange(len(theta)), np.empty((len(theta), G, 2))
     for group in range(G):
         mine = np.flatnonzero(attribute_group == group)

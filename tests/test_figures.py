@@ -12,13 +12,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from core.experiments.run import run
-from core.experiments.statistics import Interval
 from core.files.errors import UserError
 from core.inference.explain import explain
 from core.inference.names import shown_class, shown_classes, shown_reason
 from core.inference.trained import load_trained
 from core.reporting import attention
-from core.reporting.attention import Panel, attention_figure, best_median_worst, draw_attention, grid_of, margins_of
+from core.reporting.attention import Panel, attention_figure, best_median_worst, draw_attention, margins_of
 from core.reporting.canvas import MISSING, printable, wrapped
 from core.reporting.figures import (
     Outcome,
@@ -26,8 +25,6 @@ from core.reporting.figures import (
     calibration_figure,
     confused,
     confusion_figure,
-    forest_figure,
-    per_class_figure,
     read_outcome,
 )
 from tests.helpers_reporting import row, run_left
@@ -58,15 +55,10 @@ def panels_of(names):
 
 
 def draw_all(folder, names=HOSTILE):
-    interval = Interval(mean=1.0, low=-1.0, high=2.0)
     runs = {m: [outcome(i, names), outcome(i + 1, names)] for i, m in enumerate(names)}
-    one, other = list(runs.values())[:2]
     calibration_figure(runs, folder / "a.png", names[0])
-    per_class_figure(one, other, names=("vsmr", names[0]), out=folder / "b.png", title=names[0])
-    differences = {m: {"T1": interval, "H": interval} for m in names}
-    forest_figure(differences, folder / "c.png", title=names[0], paired=names[1])
-    attention_figure(panels_of(names), folder / "d.png", title=names[0])
-    confusion_figure(one, folder / "e.png", title=names[0])
+    attention_figure(panels_of(names), folder / "b.png", title=names[0])
+    confusion_figure(runs[names[0]], folder / "c.png", title=names[0])
 
 
 def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
@@ -94,7 +86,7 @@ def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_
         draw_all(tmp_path / "loud")
         assert dict(matplotlib.rcParams) == before
     files = sorted((tmp_path / "plain").iterdir())
-    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcde" for kind in ("pdf", "png")]
+    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abc" for kind in ("pdf", "png")]
     for file in files:
         assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
         if file.suffix == ".png":
@@ -131,8 +123,6 @@ def test_the_rule_that_picks_images():
     scores = np.array([[1.0, 3.0, 2.5], [1.0, 3.0, 2.5]])
     assert margins_of(scores, np.array([1, 0])).tolist() == [0.5, -2.0]
     assert scores[0, 1] == 3.0  # as it was
-    with pytest.raises(UserError, match="6 regions do not form a grid of 2 x 2"):
-        grid_of(6)
 
 
 def test_confused_pairs_by_hand_from_a_runs_files(tmp_path):
@@ -148,25 +138,11 @@ def test_confused_pairs_by_hand_from_a_runs_files(tmp_path):
         ("NA", "2", True): [0.2, 0.0],
     }
     assert list(confused([one, two], 1).index) == [("NA", "003.New_b", False)]  # equal means: the first name
-    assert one.chosen == (0.5, 0.6)  # of metrics.json
-    assert one.S.max() == 1.0 and one.U[0] == 0.0  # of scores.npz
-
-
-def test_figures_of_classes_and_what_is_left_of_the_seen_ones(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, out, **_: (drawn.append(figure), out.write_bytes(b"")))
-    names = ["009.Gull", "001.Tern", "002.Tern", "3"]
-    ours = [read_outcome(run_left(tmp_path / "a", row(), [0, 0, 3, 3, 1, 1, 2], [0, 3, 3, 3, 1, 2, 2], names=names))]
-    other = [read_outcome(run_left(tmp_path / "b", row(), [0, 0, 3, 3, 1, 1, 2], [0, 0, 3, 3, 2, 2, 0], names=names))]
-    per_class_figure(ours, other, names=("vsmr", "dazle"), out=tmp_path / "p.png", title="t")
-    confusion_figure(other, tmp_path / "c.png", "t")
-    ticks = [[t.get_text() for t in figure.axes[0].get_yticklabels()] for figure in drawn[::2]]  # PNG, then PDF
-    assert ticks == [["001.Tern", "002.Tern", "mean of classes"], ["001.Tern → 002.Tern", "002.Tern → Gull"]]
-    assert [t.get_text() for t in drawn[0].legends[0].get_texts()] == ["vsmr (S 75 %)", "dazle (S 100 %)"]
-    assert [bar.get_width() for bar in drawn[0].axes[0].patches] == [50, 100, 75]
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # an axis that collapses
         confusion_figure([read_outcome(run_left(tmp_path / "right", row()))], tmp_path / "right.png", "t")
+    assert one.chosen == (0.5, 0.6)  # of metrics.json
+    assert one.S.max() == 1.0 and one.U[0] == 0.0  # of scores.npz
 
 
 def test_attributes_are_ranked_by_what_predict_says_they_add(toy, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Tables and figures of runs: what may share a row, what stands apart, which labels are printed; made-up numbers."""
 
 import json
-import logging
 from pathlib import Path
 
 import pandas as pd
@@ -18,11 +17,9 @@ from core.reporting.tables import (
     LEGEND,
     TABLE,
     all_tables,
-    ours_among,
     prepared,
     read_summary,
     table,
-    with_lines,
 )
 from tests.helpers_reporting import METRICS, row, run_left
 
@@ -49,18 +46,15 @@ def left(out, rows):
 @pytest.fixture
 def drawn(monkeypatch):
     """What is drawn, by kind: file's stem -> what the figure was given."""
-    found = {"calibration": {}, "per_class": {}, "confusion": {}}
+    found = {"calibration": {}, "confusion": {}}
 
     def calibration(runs, out, title):
         found["calibration"][out.stem] = (list(runs), title)
 
-    def per_class(ours, other, *, names, out, title):
-        found["per_class"][out.stem] = (ours, other, names, title)
-
     def confusion(runs, out, title):
         found["confusion"][out.stem] = (runs, title)
 
-    for name, stand_in in (("calibration", calibration), ("per_class", per_class), ("confusion", confusion)):
+    for name, stand_in in (("calibration", calibration), ("confusion", confusion)):
         monkeypatch.setattr(report, f"{name}_figure", stand_in)
     return found
 
@@ -162,22 +156,6 @@ def test_intervals_over_classes_are_asked_for_the_seeds_in_common():
     assert asked == [([1, 2], [1, 2], {"dazle"})]
     assert lines_with(text, "| dazle | +2.0 (-1.0 to +5.0), not significant |")
     assert "bootstrap over test classes" in text
-
-
-def test_differences_over_classes_are_drawn_in_points(tmp_path, monkeypatch):
-    """One forest a data set, from intervals as they were written down; ours and what was cut off have no line."""
-    seeds = {"vsmr": (0, 1), "dazle": (1, 2), "eszsl": (0, 1), "transzero": (0, 1)}
-    rows = [row(m, s, folder=f"{m}{s}", cut_off="few" * (m == "transzero")) for m in seeds for s in seeds[m]]
-    prepared(rows).to_csv(tmp_path / "summary.csv", index=False)
-    lines = ["pair,metric,mean_,low,high"]
-    for pair, mean in (("vsmr1 minus dazle1", 0.02), ("vsmr0+vsmr1 minus transzero0+transzero1", 0.5)):
-        lines += [f"{pair},{metric},{mean},-0.01,0.05" for metric in METRICS]
-    (tmp_path / "over_classes.csv").write_text("\n".join(lines))
-    asked = []
-    monkeypatch.setattr(report, "forest_figure", lambda found, out, **words: asked.append(found))
-    write_report(tmp_path)
-    difference = Interval(mean=2.0, low=-1.0, high=5.0)
-    assert asked == [{"dazle; 1 seed": {"T1": difference, "H, best γ": difference, "AUSUC": difference}}]
 
 
 def test_runs_that_differ_in_what_they_may_be_compared_with_share_no_mean():
@@ -339,23 +317,20 @@ def test_a_row_counts_the_seeds_that_have_its_numbers():
     assert "| 30.0 ± 14.1 |" in line and "| 3 |" in line
 
 
-@pytest.mark.parametrize("recipe", ["{}", json.dumps({"lr": 0.0006})])
-def test_no_figure_is_missing_where_the_label_carries_settings(tmp_path, recipe):
-    """With the real figures: two kinds of each, by class and by confusion, whatever vsmr's row is called."""
+def test_no_figure_is_missing_where_the_label_carries_settings(tmp_path):
+    """With the real figures, whatever vsmr's row is called."""
+    recipe = json.dumps({"lr": 0.0006})
     rows = [row(m, s, recipe=recipe if m == "vsmr" else "{}") for m in ("vsmr", "dazle") for s in (0, 1)]
     write_report(left(tmp_path, rows))
     made = sorted(f.name.partition("_CUB")[0] for f in (tmp_path / "figures").glob("*.png"))
-    assert made == ["calibration", "confusion", "forest", "per_class"]
+    assert made == ["calibration", "confusion"]
 
 
-def test_each_of_several_rows_has_its_figures_and_the_missing_comparison_is_told(tmp_path, drawn, caplog):
-    rows = [row(recipe=json.dumps({"lr": lr})) for lr in (0.1, 0.2)] + [row("dazle")]
-    with caplog.at_level(logging.WARNING):
-        write_report(left(tmp_path, rows))
-    assert len(drawn["confusion"]) == len(drawn["per_class"]) == 2
-    says = {names for *_, names, _ in drawn["per_class"].values()}
-    assert says == {("vsmr (lr=0.1)", "dazle"), ("vsmr (lr=0.2)", "dazle")}
-    assert "several rows of vsmr" in caplog.text
+def test_each_of_several_rows_has_its_figure(tmp_path, drawn):
+    rows = [row(recipe=json.dumps({"lr": lr})) for lr in (0.1, 0.2)] + [row("dazle"), row(up=0.2, **NOT_VALIDATED)]
+    write_report(left(tmp_path, rows))
+    says = {title.partition("what ")[2].partition(" takes")[0] for _, title in drawn["confusion"].values()}
+    assert says == {"vsmr (lr=0.1)", "vsmr (lr=0.2)", "vsmr; nothing validated"}
 
 
 def test_a_figures_name_is_a_files_name(tmp_path, drawn):
@@ -363,25 +338,15 @@ def test_a_figures_name_is_a_files_name(tmp_path, drawn):
     assert next(iter(drawn["calibration"])).startswith("calibration_..-a-b_timm-vit-b-16_7x7_")
 
 
-def test_what_is_no_equal_says_so_and_is_not_chosen(tmp_path, drawn):
+def test_what_is_no_equal_says_so(tmp_path, drawn):
     rows = [row("vsmr", s, 0.1) for s in range(3)]
     rows += [row("dazle", s) for s in range(2)] + [row("eszsl", s, -0.1) for s in range(3)]
     rows += [row("transzero", s, 0.3, cut_off="20 of its 200 epochs") for s in range(3)]
     rows += [row("msdn", s, -0.2, **NOT_VALIDATED) for s in range(3)]
     write_report(left(tmp_path, rows))
-    ((ours, other, names, _),) = drawn["per_class"].values()
-    assert names == ("vsmr", "dazle; 2 seeds") and len(ours) == 3 and len(other) == 2
     ((labels, _),) = drawn["calibration"].values()
     told = ["transzero; cut off: 20 of its 200 epochs", "vsmr", "dazle; 2 seeds", "eszsl", "msdn; nothing validated"]
     assert labels == told
-
-
-def test_the_same_method_with_and_without_validation_are_two(tmp_path, drawn):
-    rows = [row("vsmr", 0), row("vsmr", 0, 0.2, **NOT_VALIDATED), row("dazle", 0)]
-    write_report(left(tmp_path, rows))
-    ((labels, _),) = drawn["calibration"].values()
-    assert sorted(labels) == ["dazle", "vsmr", "vsmr; nothing validated"] and len(drawn["confusion"]) == 2
-    assert ours_among(with_lines(prepared(rows))).validated.all()
 
 
 def test_a_file_that_its_run_did_not_write_is_refused(tmp_path):

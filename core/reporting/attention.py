@@ -20,7 +20,7 @@ from core.features.images import load_image
 from core.files.errors import UserError
 from core.inference.explain import explain, why_no_maps
 from core.inference.names import shown_class, shown_reason
-from core.inference.trained import grid_said, load_trained
+from core.inference.trained import load_trained
 from core.reporting.canvas import canvas, printable
 from core.training.evaluation import calibrated
 from core.training.loop import class_scores
@@ -40,14 +40,6 @@ class Panel:
     true: str
     predicted: str
     says: str  # which image this is, such as "best, margin +2.1"
-
-
-def grid_of(R: int, grid: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Rows and columns (h,w) of R regions; a square where ``grid`` does not say."""
-    h, w = grid or (round(R**0.5), round(R**0.5))
-    if h * w != R:
-        raise UserError(f"{R} regions do not form a grid of {h} x {w}; give the rows and columns of the feature map")
-    return h, w
 
 
 def margins_of(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -91,7 +83,7 @@ def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path)
         except ValueError as error:
             raise UserError(f"{path} cannot be drawn: {error}") from error
         top = found.attributes(0, c).topk(min(_SHOWN, found.g.shape[1])).indices.tolist()
-        grid = grid_of(found.ev.shape[1], grid_said(inputs.provenance["regions"]))
+        grid = [int(side) for side in inputs.provenance["regions"].split("x")]
         panels.append(
             Panel(
                 picture=picture,

@@ -1,4 +1,4 @@
-"""Figures of results: calibration curves, accuracy and confusion of unseen classes, paired differences."""
+"""Figures of results: calibration curves, and what unseen classes are taken for."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from core.experiments.results import read_result, read_scores
-from core.experiments.statistics import Interval
 from core.inference.names import shown_classes
 from core.reporting.canvas import canvas, printable, style, wrapped
 from core.reporting.tables import OURS
@@ -86,54 +84,10 @@ def _along_rays(curve: Outcome, angles: np.ndarray) -> np.ndarray:
     return np.hypot(x, y)
 
 
-def per_class_figure(
-    ours: Sequence[Outcome], other: Sequence[Outcome], *, names: tuple[str, str], out: Path, title: str
-) -> None:
-    """Accuracy of each unseen class, mean over seeds: one method (bars) against another (dots), best class first.
-
-    Each at the γ it was measured with, and a larger γ buys one side with the other: the legend says S beside it.
-    """
-    mine, others = (
-        f"{name} (S {100 * _accuracies(runs, seen=True).mean():.0f} %)"
-        for name, runs in zip(names, (ours, other), strict=True)
-    )
-    unseen = _accuracies(ours, seen=False).sort_values(kind="stable")
-    order = list(unseen.index)
-    a, b = (100 * values.to_numpy() for values in (unseen, _accuracies(other, seen=False).reindex(order)))
-    a, b = (np.append(values, np.nanmean(values)) for values in (a, b))
-    at = np.append(np.arange(len(order)), len(order) + 0.6)  # the mean stands apart, on top
-    with canvas(out, 6.4, 1.3 + 0.17 * len(order)) as (figure, axes):
-        axis = axes[0, 0]
-        axis.barh(at, a, color="#9ecae1", edgecolor="#0072B2", linewidth=0.6, height=0.72, label=wrapped(mine, 44))
-        axis.hlines(at, np.minimum(a, b), np.maximum(a, b), color="0.35", linewidth=0.7)
-        look = {"color": "#D55E00", "markersize": 4.2, "markeredgecolor": "white", "clip_on": False}  # whole at 0 too
-        axis.plot(b, at, "D", label=wrapped(others, 44), **look)
-        axis.set(xlim=(0, 102), ylim=(-0.7, len(order) + 1.3))
-        ticks = [*_named(order).values(), "mean of classes"]
-        _bars(figure, axis, at, ticks, "accuracy among all classes, each method at its γ (%)", title)
-
-
-def _accuracies(runs: Sequence[Outcome], seen: bool) -> pd.Series:
-    """Share of right answers by class of a side, mean over runs."""
-    images = (run.images[run.images.seen == seen] for run in runs)
-    right = [i.eval("right = `class` == predicted").groupby("class").right.mean() for i in images]
-    return pd.concat(right, axis=1).mean(axis=1)
-
-
 def _named(names: Iterable[str]) -> dict[str, str]:
     """Classes as a figure names them, each once; those that would read alike keep their numbers."""
     classes = [str(name) for name in dict.fromkeys(names)]
     return {name: printable(shown, 32) for name, shown in zip(classes, shown_classes(classes), strict=True)}
-
-
-def _bars(figure: Any, axis: Any, at: np.ndarray, ticks: Sequence[str], label: str, title: str) -> None:
-    axis.set_yticks(at, ticks, fontsize=6.5)
-    axis.set_xlabel(label, fontsize=8.5)
-    axis.tick_params(axis="x", labelsize=7.5)
-    axis.grid(axis="x", color="0.9", linewidth=0.6)
-    figure.suptitle(wrapped(title, 84), fontsize=9)  # over names and bars: the names take half the width
-    handles, labels = axis.get_legend_handles_labels()  # lines come first there, and the bars are what is read
-    figure.legend(handles[::-1], labels[::-1], fontsize=7.5, loc="outside lower right", ncols=3)
 
 
 def confusion_figure(runs: Sequence[Outcome], out: Path, title: str, most: int = 25) -> None:
@@ -154,7 +108,13 @@ def confusion_figure(runs: Sequence[Outcome], out: Path, title: str, most: int =
         named = _named([name for true, predicted, _ in pairs.index for name in (true, predicted)])
         axis.set(xlim=(0, None), ylim=(-0.7, len(pairs) - 0.3))
         ticks = [f"{named[true]} → {named[predicted]}" for true, predicted, _ in pairs.index]
-        _bars(figure, axis, at, ticks, "images of the class on the left (%)", title)
+        axis.set_yticks(at, ticks, fontsize=6.5)
+        axis.set_xlabel("images of the class on the left (%)", fontsize=8.5)
+        axis.tick_params(axis="x", labelsize=7.5)
+        axis.grid(axis="x", color="0.9", linewidth=0.6)
+        figure.suptitle(wrapped(title, 84), fontsize=9)  # over names and bars: the names take half the width
+        handles, labels = axis.get_legend_handles_labels()  # lines come first there, and the bars are what is read
+        figure.legend(handles[::-1], labels[::-1], fontsize=7.5, loc="outside lower right", ncols=3)
 
 
 def confused(runs: Sequence[Outcome], most: int) -> pd.DataFrame:
@@ -167,27 +127,3 @@ def confused(runs: Sequence[Outcome], most: int) -> pd.DataFrame:
     pairs = pd.concat(shares, axis=1).fillna(0.0)  # a pair that a seed lacks did not occur there
     pairs = pairs[pairs.index.get_level_values("class") != pairs.index.get_level_values("predicted")]
     return pairs.iloc[np.argsort(-pairs.mean(axis=1).to_numpy(), kind="stable")[:most]]
-
-
-def forest_figure(differences: Mapping[str, Mapping[str, Interval]], out: Path, *, title: str, paired: str) -> None:
-    """Our differences in points to other methods, by metric; filled where the 95 % interval excludes 0."""
-    methods, metrics = list(differences), list(next(iter(differences.values())))
-    at = np.arange(len(methods))[::-1]
-    size = 1.9 + 2.1 * len(metrics), 1.3 + 0.32 * len(methods)
-    with canvas(out, *size, columns=len(metrics), sharex=True, sharey=True) as (figure, axes):
-        for axis, metric in zip(axes[0], metrics, strict=True):
-            axis.axvline(0, color="0.4", linewidth=0.9)
-            for y, method in zip(at, methods, strict=True):
-                d = differences[method][metric]
-                axis.hlines(y, d.low, d.high, color="#0072B2", linewidth=1.6)
-                fill = "#0072B2" if d.significant else "white"
-                axis.plot([d.mean], [y], "s", markersize=6, markerfacecolor=fill, markeredgecolor="#0072B2")
-                place = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center", "fontsize": 6.5}
-                axis.annotate(f"{d.mean:+.1f}", (d.mean, y), **place)
-            axis.set_title(printable(metric), fontsize=9)
-            axis.set_xlabel("percentage points", fontsize=8)
-            axis.set_ylim(-0.6, len(methods) - 0.3)
-            axis.grid(axis="x", color="0.9", linewidth=0.6)
-        axes[0, 0].set_yticks(at, [printable(m, 36) for m in methods], fontsize=8)
-        note = f"{OURS} minus each, {printable(paired)}; 95 % intervals, hollow: not significant"
-        figure.suptitle(f"{wrapped(title, 80)}\n{note}", fontsize=9)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +15,8 @@ from core.experiments.statistics import Interval, bootstrap_over_classes
 from core.files.atomic import write_bytes
 from core.files.errors import UserError
 from core.reporting import tables as t
-from core.reporting.figures import calibration_figure, confusion_figure, forest_figure, per_class_figure, read_outcome
-from core.reporting.tables import METRICS, OURS, all_tables, ours_among, with_lines
-
-log = logging.getLogger(__name__)
-SHOWN = {"T1": "T1", "H": "H, best γ", "AUSUC": "AUSUC"}  # in the forest figure; γ of H is chosen anew in every draw
+from core.reporting.figures import calibration_figure, confusion_figure, read_outcome
+from core.reporting.tables import METRICS, OURS, all_tables, with_lines
 
 
 def write_report(out: Path, docs: Path | None = None) -> str:
@@ -52,7 +47,7 @@ def write_report(out: Path, docs: Path | None = None) -> str:
     groups = t.tables_of(frame)
     for part in groups:
         if (part.ablation == "").any():
-            _figures(out, part[part.ablation == ""], groups, intervals)
+            _figures(out, part[part.ablation == ""], groups)
     return tables
 
 
@@ -77,7 +72,7 @@ class OverClassesTable:
         if "folder" not in mine:
             return None
         pair = " minus ".join("+".join(sorted(map(str, runs.folder))) for runs in (mine, other))
-        if pair not in self._used:  # the tables ask first, the figures again: ten thousand draws once
+        if pair not in self._used:
             folders = [_finished(self.out, runs) for runs in (mine, other)]
             if all(folders):
                 a, b = ([read_scores(folder) for folder in side] for side in folders)
@@ -99,42 +94,23 @@ def _finished(out: Path | None, runs: pd.DataFrame) -> list[Path]:
     return folders if all((folder / "metrics.json").is_file() for folder in folders) else []
 
 
-def _figures(out: Path, part: pd.DataFrame, groups: Sequence[pd.DataFrame], intervals: OverClassesTable) -> None:
-    """Differences over classes, and where the run folders are there calibration curves, classes and their confusion."""
+def _figures(out: Path, part: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> None:
+    """Where the run folders are there: calibration curves, and what our method takes unseen classes for."""
     runs, first, folder = with_lines(part), part.iloc[0], out / "figures"
     lines = sorted((own for _, own in runs.groupby("line")), key=lambda own: -own.AUSUC.mean())
+    there = [(own, [read_outcome(run) for run in folders]) for own in lines if (folders := _finished(out, own))]
+    if not there:
+        return
     title = f"{first.dataset}, {first.backbone}, {first.regions}{t.telling(part, groups)}"
     plain = "_".join(re.sub(r"[^\w.+-]+", "-", str(first[c])) for c in ("dataset", "backbone", "regions"))
     name = f"{plain[:100]}_{_digest(*(str(first[column]) for column in t.TABLE))}"  # that of no other table
-    if (ours := ours_among(runs[runs.cut_off == ""])) is not None:
-        differences = {}
-        for own in lines:
-            shared = {*ours.seed} & {*own.seed}
-            if own.cut_off.any() or own.line.iloc[0] == ours.line.iloc[0] or not shared:
-                continue
-            if drawn := intervals(*(side[side.seed.isin(shared)] for side in (ours, own))):
-                points = {SHOWN[k]: {key: 100 * v for key, v in asdict(drawn[k]).items()} for k in SHOWN}
-                found = {k: Interval(**in_points) for k, in_points in points.items()}
-                differences[_with_caveats(own, len(shared), len(ours))] = found
-        if differences:
-            forest_figure(differences, folder / f"forest_{name}.png", title=title, paired="over test classes")
-    elif ((runs.method == OURS) & (runs.cut_off == "")).any():
-        log.warning("%s: several rows of %s and none is as published, so no other is compared with it", title, OURS)
-    there = [(own, [read_outcome(run) for run in folders]) for own in lines if (folders := _finished(out, own))]
-    most = max((len(outcomes) for _, outcomes in there), default=0)
-    of = {_with_caveats(own, len(outcomes), most): (own, outcomes) for own, outcomes in there}
-    if of:
-        curves = {says: outcomes for says, (_, outcomes) in of.items()}
-        calibration_figure(curves, folder / f"calibration_{name}.png", title)
-    ours_all = [says for says, (own, _) in of.items() if own.method.iloc[0] == OURS]
-    others = [says for says in of if says not in ours_all]  # the strongest first; an equal before what was cut off
-    other = min(others, key=lambda says: bool(of[says][0].cut_off.any()), default=None)
-    for says in ours_all:  # several where settings or code differ: a figure each
-        mine, unique = of[says][1], f"{name}_{_digest(says)}" if len(ours_all) > 1 else name
-        confusion_figure(mine, folder / f"confusion_{unique}.png", f"{title}: what {says} takes unseen classes for")
-        if other is not None:
-            path = folder / f"per_class_{unique}.png"
-            per_class_figure(mine, of[other][1], names=(says, other), out=path, title=f"{title}: unseen classes")
+    most = max(len(outcomes) for _, outcomes in there)
+    of = {_with_caveats(own, len(outcomes), most): outcomes for own, outcomes in there}
+    calibration_figure(of, folder / f"calibration_{name}.png", title)
+    ours = [says for says, (own, _) in zip(of, there, strict=True) if own.method.iloc[0] == OURS]
+    for says in ours:  # several where settings or code differ: a figure each
+        path = folder / f"confusion_{f'{name}_{_digest(says)}' if len(ours) > 1 else name}.png"
+        confusion_figure(of[says], path, f"{title}: what {says} takes unseen classes for")
 
 
 def _digest(*texts: str) -> str:
