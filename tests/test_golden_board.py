@@ -41,13 +41,40 @@ def accuracy(s: Tensor, y: Tensor, classes: Tensor) -> float:
     return float(mine.mean())
 
 
-def one_by_one(
-    model: Bilinear, optimizer: torch.optim.Optimizer, g: Golden, images: list[int], tried: list[Tensor]
-) -> None:
-    for n, places in zip(images, tried, strict=True):
+def image_by_image(g: Golden, model: Bilinear, lr: float, when: str, tried: list[Tensor]) -> None:
+    """An epoch from the file's start, of one image a step in the file's order, each with the places it tries."""
+    optimizer = torch.optim.SGD([model.W], lr=lr)
+    with torch.no_grad():
+        model.W.copy_(g[f"{when}W_start"].reshape(model.W.shape))
+    order = g[f"{when}order"].tolist()
+    for done, (n, places) in enumerate(zip(order, tried, strict=True), 1):
         optimizer.zero_grad()
         model.step(g["pooled"][[n]], g["y"][[n]], places).backward()
         optimizer.step()
+        for key in (f"{when}W_after_{done}", f"{when}W_epoch" if done == len(order) else ""):
+            if key in g.numbers:
+                g.agrees(key, model.W.reshape(g.numbers[key].shape))
+
+
+def three_steps(
+    g: Golden, model: ZeroShotModel, optimizer: torch.optim.Optimizer, names: dict[str, Tensor], **running: Tensor
+) -> None:
+    """The first loss and its gradients by ``names``, what these and ``running`` are after 1 and 3 steps, all losses."""
+    losses: list[Tensor] = []
+    for step in (1, 2, 3):
+        optimizer.zero_grad()
+        loss = model.loss(g["pooled"], g["y"])["loss"]
+        loss.backward()
+        if step == 1:
+            g.agrees("loss", loss)
+            for name, value in names.items():
+                g.agrees(f"grad_{name}", value.grad)
+        optimizer.step()
+        losses.append(loss.detach())
+        if step in (1, 3):
+            for name, value in (names | running).items():
+                g.agrees(f"after_{step}_{name}", value)
+    g.agrees("losses", torch.stack(losses))
 
 
 @pytest.mark.parametrize("name", ["sae_cub", "sae_awa2", "sae_sun"])
@@ -83,20 +110,11 @@ def test_ranking(rule: str, dataset: str) -> None:
     g.agrees("X", model.scaling(g["pooled"]))
     if rule == "ale":
         g.agrees("beta", model.beta)
-    optimizer = torch.optim.SGD([model.W], lr=recipe.lr)
     for when in ("", "late_"):
-        with torch.no_grad():
-            model.W.copy_(g[f"{when}W_start"].unsqueeze(0))
-        order = g[f"{when}order"].tolist()
-        tried = [torch.arange(len(g["seen"]))] * len(order)
+        tried = [torch.arange(len(g["seen"]))] * len(g[f"{when}order"])
         if rule == "ale":
             tried = [row[row >= 0] for row in g[f"{when}negatives"]]
-        done = 0
-        for stop, key in ((1, "W_after_1"), (3, "W_after_3"), (len(order), "W_epoch")):
-            one_by_one(model, optimizer, g, order[done:stop], tried[done:stop])
-            done = stop
-            if when + key in g.numbers:
-                g.agrees(when + key, model.W[0])
+        image_by_image(g, model, recipe.lr, when, tried)
         if not when:
             seen, unseen = (scores(model, g[key]) for key in TEST)
             if recipe.inputs == "unit":  # theirs has unit rows of training images alone: a factor an image
@@ -121,17 +139,8 @@ def test_latem() -> None:
     model = Bilinear(g.space(), g["pooled"].shape[1], recipe).double()
     model.scaling.fit(g["pooled"])
     g.agrees("X", model.scaling(g["pooled"]))
-    optimizer = torch.optim.SGD([model.W], lr=recipe.lr)
     for when in ("", "late_"):
-        with torch.no_grad():
-            model.W.copy_(g[f"{when}W_start"])
-        order, tried = g[f"{when}order"].tolist(), list(g[f"{when}negatives"].reshape(-1, 1))
-        done = 0
-        for stop, key in ((1, "W_after_1"), (3, "W_after_3"), (len(order), "W_epoch")):
-            one_by_one(model, optimizer, g, order[done:stop], tried[done:stop])
-            done = stop
-            if when + key in g.numbers:
-                g.agrees(when + key, model.W)
+        image_by_image(g, model, recipe.lr, when, list(g[f"{when}negatives"].reshape(-1, 1)))
     unseen = scores(model, g["pooled_test_unseen"])[:, g["unseen"]]
     assert accuracy(unseen, g["y_test_unseen"], g["unseen"]) == pytest.approx(float(g["T1"]))
     assert g.open <= {"pooled_test_seen", "y_test_seen"}
@@ -145,22 +154,8 @@ def test_cnzsl() -> None:
     running = {f"model.{i}.running_{part}": getattr(model.network[i], part) for i in (3, 5) for part in ("mean", "var")}
     g.give(**{f"param_{name}": value for name, value in (names | running).items()})
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
-    losses: list[Tensor] = []
     g.agrees("scores", deepcopy(model)._scores(g["pooled"], model.attributes[model.seen]))  # running values move
-    for step in (1, 2, 3):
-        optimizer.zero_grad()
-        loss = model.loss(g["pooled"], g["y"])["loss"]
-        loss.backward()
-        if step == 1:
-            g.agrees("loss", loss)
-            for name, value in names.items():
-                g.agrees(f"grad_{name}", value.grad)
-        optimizer.step()
-        losses.append(loss.detach())
-        if step in (1, 3):
-            for name, value in (names | running).items():
-                g.agrees(f"after_{step}_{name}", value)
-    g.agrees("losses", torch.stack(losses))
+    three_steps(g, model, optimizer, names, **running)
     for side, key in zip(("seen", "unseen"), TEST, strict=True):
         g.agrees(f"scores_test_{side}", scores(model, g[key]))
     assert g.open == {"seen_factor", "y_test_seen", "y_test_unseen"}  # their multiplicative calibration
@@ -178,21 +173,7 @@ def test_bias_aware() -> None:
     g.agrees("X", model.scaling(g["pooled"]))
     g.agrees("embedding", model.embedding(g["pooled"]))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-5)
-    losses = []
-    for step in (1, 2, 3):
-        optimizer.zero_grad()
-        loss = model.loss(g["pooled"], g["y"])["loss"]
-        loss.backward()
-        if step == 1:
-            g.agrees("loss", loss)
-            for name, value in names.items():
-                g.agrees(f"grad_{name}", value.grad)
-        optimizer.step()
-        losses.append(loss.detach())
-        if step in (1, 3):
-            for name, value in names.items():
-                g.agrees(f"after_{step}_{name}", value)
-    g.agrees("losses", torch.stack(losses))
+    three_steps(g, model, optimizer, names)
     for side, key in zip(("seen", "unseen"), TEST, strict=True):
         logits = scores(model, g[key])
         theirs = logits.exp() / (logits.exp().sum(dim=1, keepdim=True) + 1e-8)
