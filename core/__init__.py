@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from core.files.errors import UserError as UserError
+from core.inference.answer import Prediction as Prediction
+
 if TYPE_CHECKING:
     from core.inference.predictor import Predictor
 
@@ -19,7 +22,7 @@ def load(run: Path | str, **options: Any) -> Predictor:
         options: those of :meth:`core.inference.predictor.Predictor.load`.
 
     Raises:
-        UserError: no finished run there, or its checkpoint is damaged.
+        core.UserError: no finished run there, or its checkpoint is damaged.
     """
     from core.inference.predictor import Predictor  # imports torch, which `import core` is not to wait for
 

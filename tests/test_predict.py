@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import core
 from core.commands.predict import header
@@ -156,6 +157,21 @@ def test_threads_that_come_first_share_one_backbone(there: Made, monkeypatch) ->
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(lambda _: model.network, range(8)))) == 1
     assert len(built) == 1
+
+
+def test_pictures_in_memory_are_answered_as_their_file_is(there: Made) -> None:
+    model, path = there.load("eszsl"), there.tested()[1][0]
+    of_file = model.predict(path)
+    with Image.open(path) as image, open(path, "rb") as handle:
+        pixels = np.asarray(image.convert("RGB"))
+        for given in (str(path), path.read_bytes(), handle, image, pixels):
+            answer = model.predict(given)
+            assert answer.classes == of_file.classes and answer.image in (str(path), "image 1")
+    answers = list(model.predict_all([pixels, pixels[..., 0], path]))
+    assert isinstance(answers[0], core.Prediction) and answers[0].name == answers[2].name == of_file.name
+    assert answers[1].image == "image 2" and "an array must be (H,W,3) of uint8" in answers[1].error
+    with pytest.raises(core.UserError, match="a list is no picture.*of several, one at a time"):
+        model.predict([path])
 
 
 # ---------------------------------------------------------------------------------------------------------- answers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -11,16 +12,27 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.parser import DEVICE, Parser, whole
+from core.commands.parser import DEVICE, Parser, number, whole
 from core.files.errors import UserError
 from core.files.memory import keep_memory
+from core.inference.answer import ClassScore, Prediction
 
 if TYPE_CHECKING:
     from core.inference.page import Item
-    from core.inference.predictor import Prediction, Predictor
+    from core.inference.predictor import Predictor
 
 log = logging.getLogger(__name__)
-BEGINNING = ("image", "class", "side", "score", "margin", "attributes")  # of the table's header
+BEGINNING = (
+    "image",
+    "class",
+    "side",
+    "score",
+    "probability",
+    "margin",
+    "none",
+    "group",
+    "attributes",
+)  # of the table's header
 
 
 def parser(description: str | None) -> Parser:
@@ -30,6 +42,10 @@ def parser(description: str | None) -> Parser:
     add("images", type=Path, nargs="*", help="photographs, and folders of them (searched to the bottom)")
     add("--top", type=whole(1), default=5, help="classes in an answer (%(default)s)")
     add("--among", choices=sides, default="all", help="candidates: seen classes, unseen ones, or all (%(default)s)")
+    gamma = "points added to classes without photographs; more of them are answered then (as validation chose it)"
+    add("--gamma", type=number(-math.inf), metavar="X", help=gamma)
+    none = "share of photographs of the classes that may be called none of these; 0: none is (%(default)s)"
+    add("--none-rate", type=float, default=0.1, metavar="SHARE", help=none)
     add("--out", type=_named(".csv"), metavar="FILE.csv", help="table, a row an image; without it answers are printed")
     add("--add-classes", type=Path, metavar="FILE.csv", help="more classes by description alone: class,<attribute>,...")
     add("--explain", type=Path, metavar="FOLDER", help="a page that says why, to be opened in a browser")
@@ -73,10 +89,12 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         raise UserError(f"no image given: name photographs or folders behind the run {run}")
     images = find_images(args.images) if args.images else []
     model = Predictor.load(
-        run, weights=args.weights, device=args.device, batch_size=args.batch_size, workers=args.workers
-    )
+        run, weights=args.weights, device=args.device, gamma=args.gamma, none_rate=args.none_rate,
+        batch_size=args.batch_size, workers=args.workers,
+    )  # fmt: skip
     config = model.trained.config
     log.info("run %s: %s on %s, features of %s", run, config["method"], config["dataset"], model.config.backbone)
+    log.info("%s", model.trained.gamma_said())
     if args.add_classes:
         before = len(model.trained.classes)
         model.add_classes(args.add_classes)
@@ -123,12 +141,14 @@ def _answer(model: Predictor, images: list[Path], args: Namespace, shown: int) -
             rows = csv.writer(stack.enter_context(open(temporary, "w", encoding="utf-8", newline="")))
             rows.writerow(header(args.top))
         bar = stack.enter_context(tqdm(total=len(images), unit="image", desc="predict", leave=False, disable=None))
+        paths = iter(images)
         for batch in model.batches(images):
-            for i, answer in enumerate(model.answers(batch, top=args.top, among=args.among)):
+            for x, answer in zip(batch.x, model.answers(batch, top=args.top, among=args.among), strict=True):
+                path = next(paths)
                 if answer.error:
                     failed[answer.image] = answer.error
                 elif len(items) < shown:
-                    items.append(Item(picture=batch.paths[i], x=batch.x[i].cpu()))
+                    items.append(Item(picture=path, x=x.cpu()))
                 if rows:
                     rows.writerow(row_of(answer, args.top))
                 else:
@@ -140,15 +160,24 @@ def _answer(model: Predictor, images: list[Path], args: Namespace, shown: int) -
 
 
 def header(top: int) -> list[str]:
-    return [*BEGINNING, *(f"{what}_{k}" for k in range(2, top + 1) for what in ("class", "side", "score")), "error"]
+    parts = ("class", "side", "score", "probability")
+    return [*BEGINNING, *(f"{what}_{k}" for k in range(2, top + 1) for what in parts), "error"]
 
 
 def row_of(answer: Prediction, top: int) -> list[str]:
     """One row of the table; nothing in it is a formula to a spreadsheet."""
-    cells = [cell for c in answer.classes for cell in (_plain(c.name), c.side, f"{c.score:.6g}")]
-    cells += [""] * (3 * top - len(cells))
-    margin, spoke = "" if answer.margin is None else f"{answer.margin:.6g}", _listed(answer.attributes, "; ")
-    return [_plain(answer.image), *cells[:3], margin, _plain(spoke), *cells[3:], _plain(answer.error)]
+
+    def written(number: float | None) -> str:
+        return "" if number is None else f"{number:.6g}"
+
+    cells = [
+        cell for c in answer.classes for cell in (_plain(c.name), c.side, f"{c.score:.6g}", written(c.probability))
+    ]
+    cells += [""] * (4 * top - len(cells))
+    group = "" if answer.group is None else f"{_plain(answer.group[0])} {answer.group[1]:.3g}"
+    more = [written(answer.margin), "none of these" if answer.none else "", group]
+    spoke = _plain(_listed(answer.attributes, "; "))
+    return [_plain(answer.image), *cells[:4], *more, spoke, *cells[4:], _plain(answer.error)]
 
 
 def _plain(text: str) -> str:
@@ -168,10 +197,18 @@ def lines_of(answer: Prediction) -> Iterator[str]:
         return
     first, *others = answer.classes
     ahead = "" if answer.margin is None else f", ahead by {answer.margin:.3g}"
-    yield f"{answer.image}\n    {first.name} ({first.side}) {first.score:.4g}{ahead}"
+    nearest = "none of these; the nearest: " if answer.none else ""
+    yield f"{answer.image}\n    {nearest}{_named_with(first)}{ahead}"
+    if answer.group:
+        yield f"    unsure; of its kind: {answer.group[0]} {answer.group[1]:.0%}"
     if answer.attributes:
         yield f"    for it: {_listed(answer.attributes)}"
     if answer.against:
         yield f"    against it: {_listed(answer.against)}"
     if others:
-        yield "    then: " + ", ".join(f"{c.name} ({c.side}) {c.score:.4g}" for c in others)
+        yield "    then: " + ", ".join(_named_with(c) for c in others)
+
+
+def _named_with(c: ClassScore) -> str:
+    """A class, its side, its score and how probable it is."""
+    return f"{c.name} ({c.side}) {c.score:.4g}" + ("" if c.probability is None else f" {c.probability:.0%}")

@@ -54,6 +54,7 @@ class Metadata:
     attribute_names: list[str] = field(default_factory=list)  # (K,) where the source of the attributes has them
     allow_candidates: bool = False  # classes without an image in any split may be there
     class_text: np.ndarray | None = None  # (C,2,E) float32: core/datasets/class_text.py
+    groups: list[str] = field(default_factory=list)  # (C,) genus, family or the like, where the sheet says; "": none
 
     @property
     def seen(self) -> np.ndarray:

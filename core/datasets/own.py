@@ -57,6 +57,7 @@ def read_folder(root: Path | str, choices: Choices | None = None) -> Metadata:
         split_sha256=sha256_file(path),
         notes=[*split_notes, *notes, *negative],
         attribute_names=sheet.attributes,
+        groups=sheet.groups,
         allow_candidates=True,
     )
     metadata.check(str(root))

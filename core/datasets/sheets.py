@@ -22,6 +22,7 @@ class Description:
     classes: list[str]  # (C,)
     attributes: list[str]  # (K,)
     values: np.ndarray  # (C,K) float32
+    groups: list[str]  # (C,) of the column "group"; empty: there is none
 
 
 def text_of(path: Path) -> str:
@@ -69,8 +70,11 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def read_attributes(path: Path) -> Description:
-    """attributes.csv: a header ``class,<attribute>,...`` and one row of numbers a class."""
+    """attributes.csv: a header ``class,<attribute>,...`` and one row of numbers a class; a column "group" is of text."""
     table = read_table(path)
+    of_group = [k for k in table.columns[1:] if table.loc[table.index[0], k].lower() == "group"]
+    groups = [str(cell) for cell in table.loc[table.index[1:], of_group[0]]] if of_group else []
+    table = table.drop(columns=of_group)
     header, classes, cells = table.iloc[0, 1:], table.iloc[1:, 0], table.iloc[1:, 1:]
     if table.iloc[0, 0].lower() != "class" or not len(header):
         raise UserError(f"{path}, line {table.index[0]}: the header must be class,<attribute>,...")
@@ -87,4 +91,4 @@ def read_attributes(path: Path) -> Description:
         raise UserError(f"{where}: {cells.iloc[c, k][:40]!r} for {header.iloc[k]!r} is not a number; fill it in")
     with np.errstate(over="ignore"):  # to infinity, which is refused where it is used
         values = cells.to_numpy().astype(np.float64).astype(np.float32)
-    return Description(classes=list(classes), attributes=list(header), values=values)
+    return Description(classes=list(classes), attributes=list(header), values=values, groups=groups)

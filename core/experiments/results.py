@@ -132,13 +132,16 @@ def write_files(
         pd.DataFrame(table).to_csv(temporary, index=False)
     with atomic_path(out / "scores.npz") as temporary, open(temporary, "wb") as handle:
         np.savez(handle, allow_pickle=False, **condensed)
-    write_checkpoint(out / "checkpoint.safetensors", method, result, inputs, fold, result["standard"]["gamma"])
+    write_checkpoint(
+        out / "checkpoint.safetensors", method, result, inputs, fold, result["standard"]["gamma"], result["certainty"]
+    )
     return {name: sha256_file(out / name) for name in ("per_class.csv", "scores.npz", "checkpoint.safetensors")}
 
 
 def write_checkpoint(
-    path: Path, method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold, gamma: float, **more: Any
-) -> None:
+    path: Path, method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold, gamma: float,
+    certainty: dict[str, Any], **more: Any,
+) -> None:  # fmt: skip
     """A trained model with all that it needs to predict but the backbone's weights; ``more`` goes into its record."""
     space = fold.space
     tensors = {f"model.{name}": value for name, value in method.model.state_dict().items()}
@@ -150,6 +153,8 @@ def write_checkpoint(
         "config": result["config"],
         "recipe": result["config"]["recipe"] | result["chosen"]["recipe"],
         "gamma": gamma,
+        "certainty": certainty,
+        "groups": inputs.metadata.groups,
         "shape": [inputs.features.R, inputs.features.D],
         "classes": inputs.metadata.class_names,
         "attributes": inputs.attribute_names,

@@ -27,7 +27,16 @@ from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.method import Method, with_settings
 from core.methods import find_method
-from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact, spread
+from core.training import certainty
+from core.training.evaluation import (
+    ScoredImages,
+    calibration_error,
+    compact,
+    curve_from_compact,
+    evaluate,
+    metrics_from_compact,
+    spread,
+)
 from core.training.folds import Fold, final_fold, validation_fold
 from core.training.loop import score_pieces, train
 
@@ -91,6 +100,7 @@ def choose(
     images' scores: refitted on more classes a model may score in another unit, and γ with it.
     """
     fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
+    highest = -1.0
 
     def measure(method: Method, row: Row) -> None:
         if method.tune:
@@ -98,6 +108,12 @@ def choose(
             row |= {f"set_{k}": v for k, v in method.tune(fold.unseen_images(inputs.features)).items()}
         row |= _measured(method, inputs, fold, "val_") | {"val_spread": _spread(method, inputs, fold)}
         results.log_epoch(out, config, "validation", row, watch)
+        nonlocal highest
+        if row["val_AUSUC"] > highest:  # this model may be the one that is chosen, and the next epoch takes it away
+            highest = row["val_AUSUC"]
+            row["certainty"] = certainty.measured(
+                method.model, inputs.features, fold, row["val_gamma"], row["val_spread"]
+            )
 
     method, history = _fit(config, inputs, fold, out / "validation.state", on_epoch=measure)
     settings = [(setting, {"epoch": 0} | {f"set_{k}": v for k, v in setting.items()}) for setting in method.grid]
@@ -113,13 +129,14 @@ def choose(
     best = max(measured, key=lambda r: r["val_AUSUC"])
     recipe = {key.removeprefix("set_"): value for key, value in sorted(best.items()) if key.startswith("set_")}
     used = {"epochs": best["epoch"], "recipe": recipe}
-    gammas, spreads = [best["val_gamma"]], [best["val_spread"]]
+    gammas, spreads, sure = [best["val_gamma"]], [best["val_spread"]], [best["certainty"]]
     for split in range(config.seed + 1, config.seed + config.gamma_splits):
         try:
             fold = validation_fold(inputs.metadata, inputs.w2v, split)
             method, _ = _fit(replace(config, seed=split), inputs, fold, out / f"split{split}.state", used)
             gammas.append(_measured(method, inputs, fold)["gamma"])
             spreads.append(_spread(method, inputs, fold))
+            sure.append(certainty.measured(method.model, inputs.features, fold, gammas[-1], spreads[-1]))
         except UserError as error:
             said = f"{error} (on validation split {split}; --gamma-splits 1 takes that of the seed alone)"
             raise UserError(said) from error
@@ -127,6 +144,7 @@ def choose(
         "gamma": float(np.mean(gammas)),
         "gammas": gammas,
         "gamma_in_spreads": float(np.mean(np.divide(gammas, spreads))),
+        "certainty": certainty.mean(sure),
         "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
         "configurations": len(measured),
         "split": config.seed,
@@ -134,7 +152,7 @@ def choose(
     }
     found = {key: chosen[key] for key in ("configurations", "epochs", "recipe", "gamma")}
     log.info("%s seed %d, chosen on validation: %s", config.method, config.seed, found)
-    return chosen, history
+    return chosen, [{key: value for key, value in row.items() if key != "certainty"} for row in history]
 
 
 def _fit(
@@ -168,10 +186,11 @@ def _test(
         results.log_epoch(out, config, "refit", row, watch)
 
     method, history = _fit(config, inputs, fold, out / "refit.state", chosen, on_epoch)
-    condensed = compact(_scored(method, inputs, fold))  # the scores are read once: all that follows is made of this
-    gamma = chosen["gamma"]
-    if "gamma_in_spreads" in chosen:
-        gamma = chosen["gamma_in_spreads"] * _spread(method, inputs, fold)
+    scored, (gamma, sure) = _scored(method, inputs, fold), carried_over(chosen, method, inputs, fold)
+    of_first: list[np.ndarray] = []
+    # the scores are read once: all that follows is made of this
+    condensed = compact(certainty.watched(scored, sure, gamma, of_first) if sure else scored)
+    confidence = {"confidence": np.concatenate(of_first)} if sure else {}
     metrics, curve = metrics_from_compact(condensed, gamma), curve_from_compact(condensed)
     on_test = published = None
     measurable = len(fold.unseen_rows) > 0  # of a folder of one's own every class may be trained on
@@ -186,13 +205,25 @@ def _test(
         published = method.diagnose(fold.seen_images(inputs.features), fold.unseen_images(inputs.features))
     # H without calibration, and the highest H that any γ gives on these images: that γ is chosen on test
     standard = asdict(metrics) | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())}
+    standard |= {"ECE": calibration_error(condensed | confidence, gamma)} if sure else {}
     more = {
         "history": result["history"] | {"refit": history},
         "standard": {k: v if measurable or k in ("S", "gamma") else None for k, v in standard.items()},
+        "certainty": sure,
         "selected_on_test": on_test,
         "published_procedure": published,
     }
-    return more | {"files": results.write_files(out, method, result | more, inputs, fold, condensed)}
+    return more | {"files": results.write_files(out, method, result | more, inputs, fold, condensed | confidence)}
+
+
+def carried_over(
+    chosen: dict[str, Any], method: Method, inputs: Inputs, fold: Fold
+) -> tuple[float, dict[str, Any]]:
+    """γ, and how sure answers are, in the unit of this model's scores."""
+    if "gamma_in_spreads" not in chosen:
+        return chosen["gamma"], {}
+    unit = _spread(method, inputs, fold)
+    return chosen["gamma_in_spreads"] * unit, certainty.mean([chosen["certainty"]], unit)
 
 
 def _refuse_finetuned(inputs: Inputs, fold: Fold) -> None:

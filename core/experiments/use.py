@@ -11,7 +11,7 @@ from pathlib import Path
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
 from core.experiments.results import read_result, write_checkpoint
-from core.experiments.run import _fit, _spread  # private there: a run is fitted, and its γ counted, as this is
+from core.experiments.run import _fit, carried_over  # the former private there: a run is fitted as this is
 from core.files.errors import UserError
 from core.inference.trained import CHECKPOINT, USE
 from core.training.checkpoint import load_checkpoint
@@ -39,10 +39,8 @@ def fit_for_use(run: Path, inputs: Inputs) -> str:
         method.model.eval()
         if method.finish:
             method.finish(fold.train_images(inputs.features))
-        gamma = chosen["gamma"]
-        if "gamma_in_spreads" in chosen:
-            gamma = chosen["gamma_in_spreads"] * _spread(method, inputs, fold)
-        write_checkpoint(path, method, result, inputs, fold, gamma, made_from=made_from)
+        gamma, certainty = carried_over(chosen, method, inputs, fold)
+        write_checkpoint(path, method, result, inputs, fold, gamma, certainty, made_from=made_from)
         state.unlink(missing_ok=True)
     return _SAID.format(
         run=run.name, use=USE, part=len(m.trainval_loc), seen=len(m.seen), all=len(fold.train_rows),

@@ -29,7 +29,7 @@ from core.features.backbones import Backbone, build_backbone
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
 from core.features.finetuned import finetuned_provenance, finetuned_record
-from core.features.images import Normaliser, Transform, load_image
+from core.features.images import Normaliser, Picture, Transform, load_image
 from core.features.regions import ahead
 from core.features.settings import DTYPES, ExtractionConfig, default_out, extraction_command
 from core.features.writer import FeatureFileMetadata, Writer, decisive, remove_parts
@@ -220,19 +220,19 @@ def threads_of(config: ExtractionConfig) -> int:
 
 
 def decoded(
-    batches: Sequence[np.ndarray], paths: list[Path], transform: Transform, pin: bool, threads: int
+    batches: Sequence[np.ndarray], images: Sequence[Picture], transform: Transform, pin: bool, threads: int
 ) -> Generator[tuple[np.ndarray, Tensor, dict[int, str]], None, None]:
     """Batches of rows with their pixels (B,H,W,3) uint8, and position and reason of those that could not be read.
 
     Some are decoded ahead of the one that is given out. What is queued is dropped when the generator is closed.
 
-    Args: paths one a row; pin: memory from which a GPU reads while something else is done.
+    Args: images one a row; pin: memory from which a GPU reads while something else is done.
     """
     pool, size = ThreadPoolExecutor(threads), transform.crop
 
-    def fill(pixels: np.ndarray, path: Path) -> str | None:
+    def fill(pixels: np.ndarray, image: Picture) -> str | None:
         try:
-            pixels[:] = load_image(path, size, transform.resize, transform.interpolation)
+            pixels[:] = load_image(image, size, transform.resize, transform.interpolation)
         except ValueError as error:
             return str(error)
         return None
@@ -240,7 +240,7 @@ def decoded(
     def start(rows: np.ndarray) -> tuple[np.ndarray, Tensor, list[Future[str | None]]]:
         pixels = torch.zeros(len(rows), size, size, 3, dtype=torch.uint8, pin_memory=pin)
         view = pixels.numpy()
-        return rows, pixels, [pool.submit(fill, view[i], paths[r]) for i, r in enumerate(rows)]
+        return rows, pixels, [pool.submit(fill, view[i], images[r]) for i, r in enumerate(rows)]
 
     try:
         for rows, pixels, jobs in ahead(start, batches, _AHEAD):

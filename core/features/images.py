@@ -120,6 +120,9 @@ def _content(source: Path | str | bytes | BinaryIO) -> bytes:
         if not path.is_file():  # opening a pipe would wait for ever
             raise ValueError("not a file")
         return path.read_bytes()
+    if not isinstance(source, bytes) and not hasattr(source, "read"):
+        raise ValueError(f"a {type(source).__name__} is no picture: what is read is a path, bytes, an open file, a PIL "
+                         "image, or an array (H,W,3) of uint8; of several, one at a time")  # fmt: skip
     content = source if isinstance(source, bytes) else source.read()
     if not isinstance(content, bytes):
         raise ValueError('a file must be opened for reading bytes: open(path, "rb")')

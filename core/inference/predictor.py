@@ -25,51 +25,29 @@ from torch import Tensor
 from core.features.backbones import Backbone
 from core.features.devices import resolve_device
 from core.features.extraction import decoded, memory_error, threads_of
-from core.features.images import Normaliser
+from core.features.images import Normaliser, Picture
 from core.features.regions import unit_regions
 from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig
 from core.files.errors import UserError
 from core.files.kinds import IMAGE_SUFFIXES
 from core.inference.added_classes import add_classes
+from core.inference.answer import ClassScore, Prediction
 from core.inference.backbone import rebuild, recorded_settings
 from core.inference.explain import Explanation, explain
 from core.inference.names import shown_reason
+from core.inference.sure import Sure
 from core.inference.trained import CHECKPOINT, SIDES, Trained, find_run, load_trained
 
 log = logging.getLogger(__name__)
+NONE_RATE = 0.1
 SPOKEN, AGAINST = 5, 2  # attributes named with a prediction, for and against its class
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassScore:
-    """A class and its score with γ."""
-
-    name: str
-    side: str  # "seen" | "unseen"
-    score: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a model says of one image; ``error`` is why it cannot, and the rest is empty then."""
-
-    image: str
-    classes: tuple[ClassScore, ...] = ()  # best first
-    margin: float | None = None  # by how much the first is ahead of the second; None: there was one candidate
-    attributes: tuple[tuple[str, float], ...] = ()  # what spoke most for the first class, in words, and its points
-    against: tuple[tuple[str, float], ...] = ()  # and what most against it
-    error: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.classes[0].name if self.classes else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegionBatch:
     """Some images after the backbone."""
 
-    paths: list[Path]  # (B,)
+    images: list[str]  # (B,) as an answer calls them
     x: Tensor  # (B,R,D) float32 regions of unit length; what stands in the place of an unreadable image means nothing
     errors: dict[int, str]  # place of each image that could not be read, and why
 
@@ -77,22 +55,26 @@ class RegionBatch:
 class Predictor:
     """A trained model and its backbone, which is built when the first image comes."""
 
-    def __init__(self, trained: Trained, config: ExtractionConfig, device: torch.device) -> None:
+    def __init__(
+        self, trained: Trained, config: ExtractionConfig, device: torch.device, none_rate: float = NONE_RATE
+    ) -> None:
         """``config`` holds the weights, batch size and workers; what decides the regions is the checkpoint's."""
-        self.trained, self.config, self.device = trained, config, device
+        self.trained, self.config, self.device, self.none_rate = trained, config, device, none_rate
         self._network: Backbone | None = None
         self._building = threading.Lock()
 
     @classmethod
     def load(
-        cls, run: Path | str, *, weights: Path | str | None = None, device: str = "auto",
-        batch_size: int = BATCH_SIZE, workers: int | None = None,
+        cls, run: Path | str, *, weights: Path | str | None = None, device: str = "auto", gamma: float | None = None,
+        none_rate: float = NONE_RATE, batch_size: int = BATCH_SIZE, workers: int | None = None,
     ) -> Predictor:  # fmt: skip
         """A finished run.
 
         Args:
             run: the folder of one seed, or any above it that holds no other run.
             weights: the backbone's weights file, where the run's were a file; it must be the same one.
+            gamma: points added to the scores of unseen classes (None: as validation chose it).
+            none_rate: share of photographs of the classes that may be called none of these; 0: none is.
             batch_size: images a forward pass. workers: decoding threads (None: one per core, 2 to 16).
 
         Raises:
@@ -100,8 +82,10 @@ class Predictor:
         """
         where, run = resolve_device(device), find_run(run)
         trained = load_trained(run, where)
+        trained = trained if gamma is None else replace(trained, gamma=gamma)
         config = recorded_settings(trained.backbone, run, weights)
-        return cls(trained, replace(config, device=device, batch_size=batch_size, workers=workers), where)
+        config = replace(config, device=device, batch_size=batch_size, workers=workers)
+        return cls(trained, config, where, none_rate)
 
     @property
     def network(self) -> Backbone:
@@ -130,36 +114,37 @@ class Predictor:
         maps = self.network(images).to(getattr(torch, self.trained.backbone["store"]))
         return unit_regions(maps.flatten(2))[0].float()
 
-    def batches(self, images: Sequence[Path | str]) -> Iterator[RegionBatch]:
+    def batches(self, images: Sequence[Picture]) -> Iterator[RegionBatch]:
         """Images through the backbone, in their order, each once. Decoding runs in threads ahead of it."""
-        paths, size = [Path(image) for image in images], self.config.batch_size
-        rows = [np.arange(s, min(s + size, len(paths))) for s in range(0, len(paths), size)]
+        size = self.config.batch_size
+        rows = [np.arange(s, min(s + size, len(images))) for s in range(0, len(images), size)]
         cuda = self.device.type == "cuda"
-        coming = decoded(rows, paths, self.network.transform, cuda, threads_of(self.config))
+        coming = decoded(rows, images, self.network.transform, cuda, threads_of(self.config))
         with closing(coming):
             try:
                 for some, pixels, errors in coming:
-                    yield RegionBatch(paths=[paths[i] for i in some], x=self.regions(pixels), errors=errors)
+                    names = [str(p) if isinstance(p := images[i], Path | str) else f"image {i + 1}" for i in some]
+                    yield RegionBatch(images=names, x=self.regions(pixels), errors=errors)
             except (RuntimeError, MemoryError) as error:
                 raise memory_error(error, self.config) from error
 
-    def predict(self, image: Path | str, *, top: int = 5, among: str = "all") -> Prediction:
-        """What the model says of one image file.
+    def predict(self, image: Picture, *, top: int = 5, among: str = "all") -> Prediction:
+        """What the model says of one picture: a path, bytes, an open file, a PIL image, or an array (H,W,3) uint8.
 
         Args: top: number of classes in the answer. among: "all", "seen" or "unseen".
 
         Raises:
-            UserError: the file cannot be read as an image.
+            UserError: it cannot be read as a picture.
         """
         (found,) = self.predict_all([image], top=top, among=among)
         if found.error:
-            raise UserError(f"cannot read {image}: {found.error}")
+            raise UserError(f"cannot read {found.image}: {found.error}")
         return found
 
-    def predict_all(self, images: Sequence[Path | str], *, top: int = 5, among: str = "all") -> Iterator[Prediction]:
-        """One answer an image, in their order; images that cannot be read have a reason in its place."""
+    def predict_all(self, images: Sequence[Picture], *, top: int = 5, among: str = "all") -> Iterator[Prediction]:
+        """One answer a picture, in their order; those that cannot be read have a reason in its place."""
         if among not in SIDES:
-            raise UserError(f"--among {among}: choose {', '.join(SIDES)}")
+            raise UserError(f"among {among!r}: choose {', '.join(SIDES)}")
         self.trained.of_side(among)
         for batch in self.batches(images):
             yield from self.answers(batch, top=top, among=among)
@@ -170,28 +155,43 @@ class Predictor:
         found = explain(trained, batch.x)
         scores = trained.calibrated(found.scores.float().cpu().numpy(), among)  # (B,C)
         best = np.argsort(-scores, axis=1, kind="stable")
-        seen = set(trained.space.seen.tolist())
+        seen, sure = set(trained.space.seen.tolist()), Sure.of(trained, found, scores, self.none_rate)
         made = []
-        for i, path in enumerate(batch.paths):
+        for i, image in enumerate(batch.images):
             if i in batch.errors:
-                made.append(Prediction(image=str(path), error=batch.errors[i]))
+                made.append(Prediction(image=image, error=batch.errors[i]))
                 continue
             row, order = scores[i], best[i, : max(top, 2)]
             order = order[np.isfinite(row[order])]
             classes = tuple(
-                ClassScore(name=trained.classes[c], side="seen" if c in seen else "unseen", score=float(row[c]))
+                ClassScore(
+                    name=trained.classes[c],
+                    side="seen" if c in seen else "unseen",
+                    score=float(row[c]),
+                    probability=sure.probability(i, c),
+                )
                 for c in order[:top].tolist()
             )
             margin = float(row[order[0]] - row[order[1]]) if len(order) > 1 else None
             spoke, against = _spoke(trained, found, i, int(order[0]))
-            made.append(Prediction(image=str(path), classes=classes, margin=margin, attributes=spoke, against=against))
+            made.append(
+                Prediction(
+                    image=image,
+                    classes=classes,
+                    margin=margin,
+                    none=sure.none(i),
+                    group=sure.group(i),
+                    attributes=spoke,
+                    against=against,
+                )
+            )
         return made
 
-    def explain(self, image: Path | str) -> Explanation:
-        """The parts of the scores of one image, in a batch of one; regions row by row of the grid ``network.shape``."""
+    def explain(self, image: Picture) -> Explanation:
+        """The parts of a picture's scores, in a batch of one; regions row by row of the grid ``network.shape``."""
         (batch,) = self.batches([image])
         if batch.errors:
-            raise UserError(f"cannot read {image}: {batch.errors[0]}")
+            raise UserError(f"cannot read {batch.images[0]}: {batch.errors[0]}")
         return explain(self.trained, batch.x)
 
     def add_classes(self, described: pd.DataFrame | Path | str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from core.files.errors import UserError
 from core.method import ClassSpace, ZeroShotModel, with_settings
 from core.methods import find_method
 from core.preparation import ClassEncoder
+from core.training.certainty import encoded_rivals
 from core.training.checkpoint import load_checkpoint
 from core.training.evaluation import calibrated
 
@@ -40,6 +42,9 @@ class Trained:
     recipe: dict[str, Any] = field(default_factory=dict)  # with what validation chose
     shape: tuple[int, int] = (0, 0)  # (R,D)
     backbone: dict[str, Any] = field(default_factory=dict)  # what made the regions
+    # what validation says of the answers, in points (core/training/certainty.py); empty: nothing was validated
+    certainty: dict[str, Any] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)  # (C,) genus, family or the like of a class; "": none
     added: tuple[Tensor, Tensor] | None = None  # (A,K) class attributes and (A,) corrections of classes described
 
     @property
@@ -51,6 +56,11 @@ class Trained:
         """What scores a class from its description; None where the method cannot say."""
         space = self.space
         return self.model.class_encoder(replace(space, att=space.att.to(self.device), seen=space.seen.to(self.device)))
+
+    @cached_property
+    def rivals(self) -> tuple[Tensor, Tensor] | None:
+        """Virtual classes that an answer must be ahead of; None where the method cannot score a description."""
+        return encoded_rivals(self.model, self.space)
 
     def of_side(self, side: str) -> np.ndarray:
         """Numbers of the classes of a side (:data:`SIDES`), ascending.
@@ -64,6 +74,19 @@ class Trained:
         if not len(numbers):
             raise UserError(f"this model has no {side} class to choose from; choose among all")
         return numbers
+
+    def gamma_said(self) -> str:
+        """What γ does, in words, with both accuracies on validation where the run keeps them."""
+        if not (sure := self.certainty):
+            return (
+                f"γ = {self.gamma:.3g} is added to unseen classes. This run was not validated, or is of before 0.3: it "
+                "has no probabilities and no 'none of these'; train it again without --select last"
+            )
+        s, u = (np.interp(self.gamma, sure["gammas"], sure[key]) for key in ("S", "U"))
+        return (
+            f"γ = {self.gamma:.3g} is added to classes without training images; on validation {s:.0%} of photographs "
+            f"of classes with training images are named rightly then, and {u:.0%} of those without"
+        )
 
     def calibrated(self, scores: np.ndarray, among: str = "all") -> np.ndarray:
         """(B,C) float64 scores with γ added to unseen classes; -inf for classes that are not of the side ``among``."""
@@ -104,6 +127,8 @@ def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trai
             attributes=[str(a) for a in meta["attributes"]],
             config=meta["config"],
             recipe=meta["recipe"],
+            certainty=meta.get("certainty", {}),
+            groups=meta.get("groups", []),
             shape=(int(meta["shape"][0]), int(meta["shape"][1])),
             # runs from before the record was kept: their features' provenance has it, and all were stored as float16
             backbone={"store": "float16"} | (meta.get("backbone") or meta["config"]["features"]),

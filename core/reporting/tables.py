@@ -31,6 +31,7 @@ _TEXT = [*TABLE, "method", "method_code", "recipe", "precision", "cut_off", "abl
 _TEXT += ["pretraining_saw_unseen", "finetuned", "device", "torch"]
 _NUMBERS = ["configurations", *(p + metric for p in ("", "val_", "test_", "published_") for metric in METRICS)]
 _NUMBERS += ["gamma", "H_gamma0", "H_best", "seed", "epochs", "most_epochs", "recipe_epochs", "gamma_splits", "seconds"]
+_NUMBERS.append("ECE")
 
 LEGEND = """\
 T1: accuracy on images of unseen classes, among unseen classes only. U and S: accuracy on images of unseen and
@@ -180,7 +181,7 @@ def _metrics(runs: pd.DataFrame, prefix: str, header: str, title: str = "") -> l
     """A line a method, best first, of the seeds that have such numbers; columns that hold nothing are left out."""
     columns = {k: prefix + k for k in METRICS}
     runs = runs[runs[[*columns.values()]].notna().any(axis=1)]
-    columns |= {} if prefix else {"H, γ = 0": "H_gamma0", "H, best γ (chosen on test)": "H_best"}
+    columns |= {} if prefix else {"H, γ = 0": "H_gamma0", "H, best γ (chosen on test)": "H_best", "ECE": "ECE"}
     columns = {k: c for k, c in columns.items() if runs[c].notna().any()}
     if not columns:
         return []

@@ -164,6 +164,25 @@ def predictions(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
     return np.where(gamma >= arrays["margin"].astype(np.float64), arrays["best_unseen"], arrays["best_seen"])
 
 
+def reliability(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
+    """(bins,3) by tenths of the probability of the first class: share of the images in it, their mean probability, and
+    how many were right. ``arrays``: those of :func:`compact`, and ``confidence``, that probability (N,). Every class of
+    a side counts the same, and both sides, as in H.
+    """
+    labels, side, p = arrays["labels"], arrays["side"].astype(bool), arrays["confidence"].astype(np.float64)
+    weight = 1.0 / (np.bincount(labels)[labels] * np.where(side, *(len(np.unique(labels[s])) for s in (side, ~side))))
+    place = np.minimum((p * 10).astype(int), 9)
+    right = predictions(arrays, gamma) == labels
+    sums = [np.bincount(place, weight * of, minlength=10) for of in (np.ones_like(p), p, right)]
+    return np.stack([sums[0] / weight.sum(), *(s / np.maximum(sums[0], 1e-12) for s in sums[1:])], axis=1)
+
+
+def calibration_error(arrays: Mapping[str, np.ndarray], gamma: float) -> float:
+    """ECE: by how far probabilities are from shares of right answers, mean over the images of :func:`reliability`."""
+    share, said, right = reliability(arrays, gamma).T
+    return float((share * np.abs(said - right)).sum())
+
+
 def spread(scores: Iterable[np.ndarray]) -> float:
     """Standard deviation of scores (n,C), block by block, each image's mean over classes taken away."""
     blocks = [block - block.mean(axis=1, keepdims=True, dtype=np.float64) for block in scores]

@@ -1,0 +1,57 @@
+"""How sure the answers to a batch of images are: probabilities, none of these, and the group where the class is unsure.
+
+B images · C classes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.inference.explain import Explanation
+from core.inference.trained import Trained
+from core.training.certainty import best_rival, none_of_these, probabilities
+
+UNSURE = 0.5  # probability of the first class below which the group is the answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sure:
+    """Of a run without validation all is None."""
+
+    p: np.ndarray | None = None  # (B,C)
+    is_none: np.ndarray | None = None  # (B,)
+    groups: list[str]  # (C,)
+
+    @classmethod
+    def of(cls, trained: Trained, found: Explanation, offered: np.ndarray, none_rate: float) -> Sure:
+        """Args: offered: scores (B,C) with γ, -inf where a class is no candidate."""
+        groups = [*trained.groups, *[""] * (offered.shape[1] - len(trained.groups))]
+        if not trained.certainty:
+            return cls(groups=groups)
+        unseen = trained.space.unseen.cpu().numpy()
+        p, is_none = probabilities(trained.certainty, offered, unseen), None
+        if none_rate:
+            top = offered.argmax(axis=1)
+            measures = [found.scores.cpu().numpy()[np.arange(len(top)), top]]
+            if found.g is not None and trained.rivals is not None:
+                measures.append(measures[0] - best_rival(found.g, trained.rivals))
+            is_none = none_of_these(trained.certainty, measures, np.isin(top, unseen).astype(int), none_rate)
+        return cls(p=p, is_none=is_none, groups=groups)
+
+    def probability(self, image: int, of: int) -> float | None:
+        return None if self.p is None else float(self.p[image, of])
+
+    def none(self, image: int) -> bool | None:
+        return None if self.is_none is None else bool(self.is_none[image])
+
+    def group(self, image: int) -> tuple[str, float] | None:
+        """The group of the highest summed probability, where no class is likelier than not."""
+        if self.p is None or self.p[image].max() >= UNSURE:
+            return None
+        sums: dict[str, float] = {}
+        for name, p in zip(self.groups, self.p[image].tolist(), strict=True):
+            sums[name] = sums.get(name, 0.0) + p
+        sums.pop("", None)
+        return max(sums.items(), key=lambda item: item[1]) if sums else None
