@@ -70,7 +70,7 @@ def read_table(path: Path) -> pd.DataFrame:
 
 
 def read_attributes(path: Path) -> Description:
-    """attributes.csv: a header ``class,<attribute>,...`` and one row of numbers a class; a column "group" is of text."""
+    """attributes.csv: a header ``class,<attribute>,...``, one row of numbers a class; "group" is a column of text."""
     table = read_table(path)
     of_group = [k for k in table.columns[1:] if table.loc[table.index[0], k].lower() == "group"]
     groups = [str(cell) for cell in table.loc[table.index[1:], of_group[0]]] if of_group else []

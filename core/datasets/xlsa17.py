@@ -69,6 +69,7 @@ def read_mat_files(
         notes=notes + clipped,
         attribute_names=list(attribute_names) if len(attribute_names) == att.shape[1] else [],
         allow_candidates=False,
+        groups=[],
     )
     metadata.check(str(att_splits), images=str(res101), first=1)
     _check_class_order(metadata, f"{att_splits} and {res101}")

@@ -216,9 +216,7 @@ def _test(
     return more | {"files": results.write_files(out, method, result | more, inputs, fold, condensed | confidence)}
 
 
-def carried_over(
-    chosen: dict[str, Any], method: Method, inputs: Inputs, fold: Fold
-) -> tuple[float, dict[str, Any]]:
+def carried_over(chosen: dict[str, Any], method: Method, inputs: Inputs, fold: Fold) -> tuple[float, dict[str, Any]]:
     """γ, and how sure answers are, in the unit of this model's scores."""
     if "gamma_in_spreads" not in chosen:
         return chosen["gamma"], {}
