@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.datasets.sheets import read_attributes
 from core.inference.predictor import Predictor
 from core.inference.sure import Sure
 from core.training import certainty
@@ -137,3 +138,10 @@ def test_where_the_class_is_unsure_the_group_is_the_answer() -> None:
     assert sure.group(0) == ("heron", pytest.approx(0.55)) and sure.group(1) is None
     assert replace(sure, groups=["", "", "", ""]).group(0) is None
     assert sure.group(2) == ("heron", pytest.approx(0.3))
+
+
+def test_groups_are_a_column_of_text_in_the_sheet(tmp_path: Path) -> None:
+    (tmp_path / "attributes.csv").write_text("class,red,Group,long\nheron,1,Ardea,2\ncrane,0,,1\n")
+    sheet = read_attributes(tmp_path / "attributes.csv")
+    assert sheet.groups == ["Ardea", ""] and sheet.attributes == ["red", "long"]
+    assert sheet.values.tolist() == [[1, 2], [0, 1]]
