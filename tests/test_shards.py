@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +75,29 @@ def test_parts_of_another_division_are_taken_over(root, single, tmp_path, monkey
     assert final.read_bytes() == single and [p.name for p in tmp_path.iterdir()] == ["f.hdf5"]
 
 
-def test_a_killed_shard_is_repeated(root, single, tmp_path) -> None:
+@pytest.fixture
+def in_tars(root, tmp_path) -> Path:
+    """The same data with its photographs in two tars, unordered."""
+    shutil.copytree(root / "xlsa17", tmp_path / "root" / "xlsa17")
+    folder = Path("DEMO", "DEMO_creatures")
+    (tmp_path / "root" / folder).mkdir(parents=True)
+    for i in range(2):
+        with tarfile.open(tmp_path / "root" / folder / f"{i}.tar", "w") as archive:
+            for image in sorted((root / folder / "images").iterdir())[::-1][i::2]:
+                archive.add(image, f"./images/{image.name}")
+    return tmp_path / "root"
+
+
+def test_two_photographs_of_one_key_in_tars_are_refused(in_tars) -> None:
+    folder = in_tars / "DEMO" / "DEMO_creatures"
+    shutil.copy(folder / "0.tar", folder / "2.tar")
+    with pytest.raises(UserError, match=r"0\.tar/images/035\.png and .*2\.tar/images/035\.png have one key"):
+        extract(DEMO, data_root=in_tars, out=in_tars / "f.hdf5", config=TINY)
+
+
+@pytest.mark.parametrize("given", ["root", "in_tars"])
+def test_a_killed_shard_is_repeated(request, given, single, tmp_path) -> None:
+    root = request.getfixturevalue(given)
     final, part = tmp_path / "f.hdf5", tmp_path / "f.hdf5.rows-0-16.npy"
     flags = [*FLAGS, "--data-root", str(root), "--out", str(final), "--device", "cpu", "--shard", "0/2"]
     process = forked(command, "DEMO", None, flags)

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, feature
 from torch import Tensor
 
 from core.files.kinds import modern_kind, what_it_is
+from core.files.tars import read_member
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 # Pillow's other decoders are not needed, and one of them (EPS) starts a program
@@ -116,6 +117,8 @@ def _content(source: Path | str | bytes | BinaryIO) -> bytes:
     """The bytes of a file, all of them: decoders ask a file for as many as it claims to have."""
     if isinstance(source, str | Path):
         path = Path(source)
+        if (content := read_member(path)) is not None:
+            return content
         path.stat()  # says what is wrong: nothing there, a loop of links, no permission
         if not path.is_file():  # opening a pipe would wait for ever
             raise ValueError("not a file")

@@ -1,0 +1,49 @@
+"""Photographs in tar files, webdataset's form: `shard.tar/class/key.jpg` is one's path, and nothing is unpacked."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from core.files.errors import UserError
+from core.files.kinds import IMAGE_SUFFIXES, unreadable
+
+
+@cache
+def members(tar: Path) -> dict[str, tuple[int, int]]:
+    """First byte and size of each photograph of an uncompressed tar, by its name there."""
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            files = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in archive if m.isfile()}
+    except (OSError, tarfile.TarError) as error:
+        raise unreadable(tar, "uncompressed tar", error) from error
+    return {name: place for name, place in files.items() if name.lower().endswith(IMAGE_SUFFIXES)}
+
+
+def find_members(tars: Iterable[Path]) -> dict[str, Path]:
+    """Path of each photograph by its key, the name without ending.
+
+    Raises:
+        UserError: two of them have one key, so that it would tell neither.
+    """
+    found: dict[str, Path] = {}
+    for tar in tars:
+        for name in members(tar):
+            key = name[: name.rindex(".")]
+            if key in found:
+                raise UserError(f"{found[key]} and {tar / name} have one key; take one of them out of its tar")
+            found[key] = tar / name
+    return found
+
+
+def read_member(path: Path) -> bytes | None:
+    """The bytes of a photograph in a tar; None where the path does not lead through one."""
+    tar = next((p for p in path.parents if p.suffix == ".tar" and p.is_file()), None)
+    if tar is None:
+        return None
+    first, size = members(tar)[path.relative_to(tar).as_posix()]
+    with open(tar, "rb") as handle:
+        handle.seek(first)
+        return handle.read(size)
