@@ -12,6 +12,7 @@ from core.experiments.board import BOARD, arrays_of, collect_board, read_board
 from core.experiments.results import read_scores, seal
 from core.experiments.run import run
 from core.files.errors import UserError
+from core.reporting.board import write_board
 from core.training.evaluation import curve_from_compact
 from tests.helpers import ROOT, TOY, toy_mats
 from tests.helpers_runs import config_of, inputs_of
@@ -34,17 +35,41 @@ def board(ran, tmp_path):
     return shutil.copytree(ran / "board", tmp_path / "board")
 
 
-def test_the_rows_of_this_repository_are_true():
-    if any((ROOT / BOARD).rglob("seed*.json")):
-        read_board(ROOT / BOARD)
-
-
 def test_a_row_holds_the_curve_of_its_run_and_no_machine(ran, capsys):
     for path, row in zip(sorted((ran / "out").rglob("metrics.json")), read_board(ran / "board"), strict=True):
         curve, own = curve_from_compact(arrays_of(row)), curve_from_compact(read_scores(path.parent))
         np.testing.assert_allclose([curve.U, curve.S], [own.U, own.S], atol=1e-12)
         assert "machine" not in json.dumps(row) and str(ran) not in json.dumps(row)
     assert verify(["--board", str(ran / "board")]) == 0 and "2 checked, nothing wrong" in capsys.readouterr().out
+
+
+def test_the_pages_say_what_the_rows_say(ran, board, tmp_path):
+    """Best first, with rank, interval and choice; an ensemble and what was cut off stand apart; names stay in cells."""
+    (path,) = board.rglob("seed1.json")
+    first, known = json.loads(path.read_text()), json.loads((board / "digests.json").read_text())
+    for method, code in (("dazle", "m1"), ("eszsl+x|<b>y", "m2")):
+        row = json.loads(path.read_text())
+        row["config"] |= {"method": method, "method_code": code}
+        (to := path.parents[1] / method).mkdir()
+        (to / "seed1.json").write_text(json.dumps(seal(row)))
+        known["method code"].append(f"{method} {code}")
+    (board / "digests.json").write_text(json.dumps(known))
+    write_board(board, tmp_path, tmp_path / "f.png")
+    text, shown = (tmp_path / "board.md").read_text(), (tmp_path / "board.html").read_text()
+    area = f"{100 * first['standard']['AUSUC']:.1f}"
+    equals, cut_off, ensemble = (text.index(w) for w in ("| eszsl |", "| dazle |", "| eszsl+x\\|<b>y |"))
+    assert equals < text.index("\nCUT OFF") < cut_off and text.index("\nENSEMBLES") < ensemble
+    (line,) = [line for line in text.splitlines() if "| dazle |" in line]
+    assert line.startswith(f"| | dazle | {area} (") and "cut off: 2 of its 20 epochs" in line and "| 49 | 1 |" in line
+    assert f"regularise_x {first['chosen']['recipe']['regularise_x']:.3g}" in line
+    assert "<td>eszsl+x|&lt;b&gt;y</td>" in shown and "<script" not in shown and (tmp_path / "f.png").is_file()
+
+
+def test_the_board_s_pages_are_those_of_its_rows(tmp_path):
+    if (ROOT / "docs" / "board.md").is_file():
+        write_board(ROOT / BOARD, tmp_path, tmp_path / "f.png")
+        for name in ("board.md", "board.html"):
+            assert (tmp_path / name).read_text() == (ROOT / "docs" / name).read_text()
 
 
 def best_on_test(row):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from core.experiments.statistics import RESAMPLED, bootstrap_over_classes, paired
+from core.experiments.statistics import RESAMPLED, bootstrap_over_classes, paired, ranks_over_classes
 from core.files.errors import UserError
 from core.training.evaluation import ScoredImages, compact, metrics_from_compact
 
@@ -119,3 +119,16 @@ def test_runs_on_other_classes_are_refused():
     b["labels"] = np.where(b["labels"] == 6, 7, b["labels"])
     with pytest.raises(UserError, match="other classes"):
         bootstrap_over_classes([a], [b], rng=np.random.default_rng(0))
+
+
+def test_ranks_are_those_of_the_same_drawn_test_sets():
+    """The interval of AUSUC is the bootstrap's own; a line that is better in every class is first in every draw."""
+    lines = [[run_of(1, helped=0.5)], [run_of(1), run_of(2)], [run_of(1, helped=9.0)]]
+    found = ranks_over_classes(lines, rng=np.random.default_rng(3), resamples=60)
+    for runs, (area, _) in zip(lines, found, strict=True):
+        assert vars(area) == pytest.approx(
+            vars(bootstrap_over_classes(runs, rng=np.random.default_rng(3), resamples=60)["AUSUC"])
+        )
+    assert [(r.mean, r.low, r.high) for _, r in found[1:]] == [(2, 2, 2), (1, 1, 1)]
+    tied = ranks_over_classes([lines[0], lines[0]], rng=np.random.default_rng(3), resamples=9)
+    assert [rank.high for _, rank in tied] == [1, 1]

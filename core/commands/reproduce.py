@@ -64,6 +64,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     from core.experiments.slurm import sbatch_script
     from core.experiments.sweep import Plan, attempt, collect, jobs_of, status, sweep
     from core.features.devices import resolve_device
+    from core.reporting.board import write_board
     from core.reporting.report import write_report
 
     if args.demo and not args.collect:
@@ -99,6 +100,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         collect(args.out)
         if args.board:
             collect_board(args.out, args.board)
+            if args.docs:
+                write_board(args.board, args.docs, args.docs.parent / "images" / "accuracy_seconds.png")
         sys.stdout.write("\n" + write_report(args.out, args.docs))
         if failures:  # the others are in the tables
             said = f"{len(failures)} of {len(jobs_of(plan))} runs did not finish:"

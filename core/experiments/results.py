@@ -26,7 +26,7 @@ from core.experiments.inputs import Inputs
 from core.files.atomic import atomic_path, read_json, sha256_file, write_bytes
 from core.files.errors import UserError
 from core.method import Method, epochs_of
-from core.methods import find_method
+from core.methods import methods
 from core.training.checkpoint import save_checkpoint
 from core.training.evaluation import per_class_accuracy, predictions
 from core.training.folds import Fold
@@ -169,9 +169,9 @@ def write_checkpoint(
 def row_of(result: dict[str, Any]) -> dict[str, Any]:
     """A run as one flat row: val_* on the validation split, plain names on the test sets, test_* selected on test."""
     config, chosen, provenance = result["config"], result["chosen"], result["config"]["features"]
-    registered = find_method(config["method"])
-    published = registered.recipe(config["dataset"])
-    planned, usual = epochs_of(published), asdict(published)
+    registered = methods().get(config["method"])  # None: an ensemble, whose name says all
+    published = registered.recipe(config["dataset"]) if registered else None
+    planned, usual = epochs_of(published), asdict(published) if published else config["recipe"]
     measured = {"val": chosen.get("validation"), "test": result.get("selected_on_test")}
     measured |= {"published": result.get("published_procedure")}
     row = {key: config[key] for key in ("dataset", "method", "seed", "select", "precision", "code", "method_code")}
@@ -192,8 +192,8 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
         "chosen": json.dumps(chosen.get("recipe", {}), sort_keys=True),
         "recipe": json.dumps({k: v for k, v in config["recipe"].items() if usual.get(k) != v}, sort_keys=True),
         "gamma_splits": config.get("gamma_splits", 1),  # runs made before there was a choice
-        "seconds": result["seconds"],
+        "seconds": result.get("processor_seconds", result["seconds"]),
         "how": chosen["how"],
-        "deviations": registered.deviations,
+        "deviations": registered.deviations if registered else "",
         "notes": " | ".join(result.get("notes", [])),
     }  # fmt: skip

@@ -73,15 +73,50 @@ def bootstrap_over_classes(
     classes = [[np.unique(run["labels"][run["side"] == side]) for side in (1, 0)] for run in (*a, *b)]
     if any(not np.array_equal(one, other) for of_run in classes for one, other in zip(of_run, classes[0], strict=True)):
         raise UserError("the runs were tested on other classes, so they cannot be compared class by class")
-    weights = []
-    for n in map(len, classes[0]):
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n
-        weights.append(np.concatenate([np.full((1, n), 1 / n), drawn]))  # row 0: the classes as they are
+    weights = [_weights(n, resamples, rng) for n in map(len, classes[0])]
     result = np.mean([_resampled(run, *weights) for run in a], axis=0)
     if b:
         result = result - np.mean([_resampled(run, *weights) for run in b], axis=0)
-    rows = zip(RESAMPLED, result[0], *np.percentile(result[1:], (2.5, 97.5), axis=0), strict=True)
-    return {key: Interval(mean=float(mean), low=float(low), high=float(high)) for key, mean, low, high in rows}
+    return {key: _interval(values) for key, values in zip(RESAMPLED, result.T, strict=True)}
+
+
+def ranks_over_classes(
+    lines: Sequence[Sequence[Mapping[str, np.ndarray]]], *, rng: np.random.Generator, resamples: int = 10_000
+) -> list[tuple[Interval, Interval]]:
+    """AUSUC of each line of runs (a share, mean over its runs) and its rank among them, over the draw of test classes.
+
+    All lines see the same draws: what makes a set of classes hard for all leaves the ranks alone.
+    """
+    areas = np.stack([np.mean([_by_class(run)[2] for run in runs], axis=0) for runs in lines])  # (L,U,S)
+    w_u, w_s = (_weights(n, resamples, rng) for n in areas.shape[1:])
+    found = np.einsum("nu,lus,ns->ln", w_u, areas, w_s, optimize=True)
+    ranks = 1 + (found[None] > found[:, None] + 1e-12).sum(axis=1)
+    return [(_interval(area), _interval(rank)) for area, rank in zip(found, ranks, strict=True)]
+
+
+def _weights(n: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """(1+resamples,n) shares of n classes: as they are, then drawn with replacement."""
+    return np.concatenate([np.full((1, n), 1 / n), rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n])
+
+
+def _interval(values: np.ndarray) -> Interval:
+    low, high = np.percentile(values[1:], (2.5, 97.5))
+    return Interval(mean=float(values[0]), low=float(low), high=float(high))
+
+
+def _by_class(run: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """U (U,T+1) and S (S,T+1) of every class as γ passes the thresholds, and areas (U,S) of one of either's curves."""
+    labels, margin, unseen = run["labels"], run["margin"].astype(np.float64), run["side"].astype(bool)
+    right = np.where(unseen, run["best_unseen"], run["best_seen"]) == labels
+    thresholds, flips = np.unique(margin[right]), []  # per side (classes, T+1): shares of a class's images that flip
+    for side in (unseen, ~unseen):
+        classes, position, counts = np.unique(labels[side], return_inverse=True, return_counts=True)
+        flip, hit = np.zeros((len(classes), len(thresholds) + 1)), right[side]
+        np.add.at(flip, (position[hit], np.searchsorted(thresholds, margin[side][hit]) + 1), 1.0)
+        flips.append(flip / counts[:, None])
+    won, lost = flips
+    S = lost.sum(axis=1, keepdims=True) - np.cumsum(lost, axis=1)
+    return np.cumsum(won, axis=1), S, won[:, 1:] @ ((S[:, 1:] + S[:, :-1]) / 2).T
 
 
 def _resampled(run: Mapping[str, np.ndarray], w_u: np.ndarray, w_s: np.ndarray) -> np.ndarray:
@@ -89,21 +124,9 @@ def _resampled(run: Mapping[str, np.ndarray], w_u: np.ndarray, w_s: np.ndarray) 
 
     Every metric is linear in the weights on either side: U_i(γ) and S_j(γ) of single classes are counted once.
     """
-    labels, margin, unseen = run["labels"], run["margin"].astype(np.float64), run["side"].astype(bool)
-    right = np.where(unseen, run["best_unseen"], run["best_seen"]) == labels
-    thresholds = np.unique(margin[right])
-    flips = []  # per side (classes, T+1): share of a class's images that flip at a threshold, the first column is empty
-    for side in (unseen, ~unseen):
-        classes, position, counts = np.unique(labels[side], return_inverse=True, return_counts=True)
-        flip, hit = np.zeros((len(classes), len(thresholds) + 1)), right[side]
-        np.add.at(flip, (position[hit], np.searchsorted(thresholds, margin[side][hit]) + 1), 1.0)
-        flips.append(flip / counts[:, None])
-    won, lost = flips
-    U = np.cumsum(won, axis=1)
-    S = lost.sum(axis=1, keepdims=True) - np.cumsum(lost, axis=1)
-    area = won[:, 1:] @ ((S[:, 1:] + S[:, :-1]) / 2).T  # (U,S) of one unseen and one seen class; AUSUC: weighted mean
+    U, S, area = _by_class(run)  # AUSUC: the weighted mean of the areas
     # points that can have the highest H: where U has just risen and S is about to fall
-    corner = np.append(True, won[:, 1:].any(axis=0)) & np.append(lost[:, 1:].any(axis=0), True)
+    corner = np.append(True, np.diff(U).any(axis=0)) & np.append(np.diff(S).any(axis=0), True)
     u_points, s_points = (np.ascontiguousarray(side[:, corner]) for side in (U, S))
     found = []
     for start in range(0, len(w_u), step := max(1, _BLOCK // corner.sum())):

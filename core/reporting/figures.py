@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator
 
 from core.experiments.results import read_result, read_scores
+from core.experiments.statistics import Interval
 from core.inference.names import shown_classes
 from core.reporting.canvas import canvas, printable, style, wrapped
 from core.reporting.tables import OURS
@@ -127,3 +129,25 @@ def confused(runs: Sequence[Outcome], most: int) -> pd.DataFrame:
     pairs = pd.concat(shares, axis=1).fillna(0.0)  # a pair that a seed lacks did not occur there
     pairs = pairs[pairs.index.get_level_values("class") != pairs.index.get_level_values("predicted")]
     return pairs.iloc[np.argsort(-pairs.mean(axis=1).to_numpy(), kind="stable")[:most]]
+
+
+def seconds_figure(panels: Mapping[str, Mapping[str, tuple[float, Interval]]], out: Path) -> None:
+    """AUSUC (95 % over classes) against processor seconds of a run, a panel a table; names stand in a column beside."""
+    with canvas(out, 10.5, 3.9 * len(panels), rows=max(1, len(panels))) as (_, axes):
+        for axis, (title, points) in zip(axes[:, 0], panels.items(), strict=False):
+            lowest, highest = (100 * pick(i.mean for _, i in points.values()) for pick in (min, max))
+            gap, y = (highest - lowest + 8) / (len(points) + 1), highest + 4
+            most = max(seconds for seconds, _ in points.values())
+            for name, (seconds, area) in sorted(points.items(), key=lambda item: -item[1][1].mean):
+                colour, y = "#0072B2" if is_ours(name) else "#D55E00" if "+" in name else "0.35", y - gap
+                axis.plot([seconds] * 2, [100 * area.low, 100 * area.high], color=colour, linewidth=0.8, alpha=0.6)
+                axis.plot(seconds, 100 * area.mean, "o", color=colour, markersize=6, zorder=3)
+                axis.plot([seconds, 1.6 * most], [100 * area.mean, y], color="0.8", linewidth=0.6, zorder=1)
+                said = f"{printable(name)}  {100 * area.mean:.1f}"
+                axis.text(1.7 * most, y, said, color=colour, fontsize=7.5, va="center", clip_on=False)
+            axis.set(xscale="log", ylabel="AUSUC (%)", xlabel="processor seconds of a run: choose, refit, test")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
+            axis.set_title(printable(title, 100), fontsize=9)
+            axis.grid(color="0.92", linewidth=0.6)

@@ -43,6 +43,7 @@ Inductive. Epochs, γ and thresholds are chosen on a class-disjoint validation s
 k has split k); the test sets are read once. {AUSUC}"""
 _OPTIMISTIC = "Validation splits (what was chosen on, so optimistic):"
 _CUT_OFF = "CUT OFF: fewer epochs than the published recipe; not comparable as an equal:"
+_ENSEMBLE = "ENSEMBLES of finished runs (mean of standardised scores), some on other features too; not comparable:"
 _ON_TEST = "SELECTED ON TEST (epoch and γ), what most repositories print; not comparable with the above:"
 _PUBLISHED = "PUBLISHED PROCEDURE: transductive (unlabelled test images), plain sample average; not comparable:"
 _BESIDE = """\
@@ -121,6 +122,12 @@ def _remarks(runs: pd.DataFrame) -> str:
     return "; ".join(words for words, true in said.items() if true)
 
 
+def apart(runs: pd.DataFrame) -> str:
+    """The heading that a line which is no equal of the others stands under; empty for an equal."""
+    first = runs.iloc[0]
+    return _CUT_OFF if first.cut_off else _ENSEMBLE if "+" in first.method else ""
+
+
 def all_tables(rows: pd.DataFrame | Iterable[Mapping[str, Any]], over_classes: OverClasses | None = None) -> str:
     """The tables of all rows, data set by data set; ``over_classes`` adds intervals over the draw of test classes."""
     groups = tables_of(prepared(rows))
@@ -133,8 +140,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     groups, texts = tables_of(prepared(rows)), []
     for part in groups:
         runs = with_lines(part)
-        heading = f"## {_heading(part)}: {', '.join(runs.groupby('line').label.first())}{telling(part, groups)}"
-        lines = [heading, *_dataset_table(part, groups, None)[1:]]
+        title = f"## {heading(part)}: {', '.join(runs.groupby('line').label.first())}{telling(part, groups)}"
+        lines = [title, *_dataset_table(part, groups, None)[1:]]
         for label, own in runs.groupby("label"):
             gammas = ", ".join(f"{gamma:.3g}" for gamma in own.gamma)
             lines.append(f"{label}: γ {gammas}; chosen: {own.how.iloc[0] or 'unknown'}.")
@@ -146,7 +153,9 @@ def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_clas
     runs = with_lines(part[part.ablation == ""])
     notes = list(dict.fromkeys(note.rstrip(".") for text in part.notes for note in text.split(" | ") if note))
     full, cut = runs[runs.cut_off == ""], runs[runs.cut_off != ""]
-    lines = [f"### {_heading(part)}{telling(part, groups)}", "", *(f"Note: {note}." for note in notes)]
+    ensembles = full.method.str.contains("+", regex=False)
+    several, full = full[ensembles], full[~ensembles]
+    lines = [f"### {heading(part)}{telling(part, groups)}", "", *(f"Note: {note}." for note in notes)]
     if len(runs):
         lines += [*[""] * bool(notes), _CHOSEN]
         lines += _metrics(full, "", "method, test sets")
@@ -154,6 +163,7 @@ def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_clas
         lines += _comparison(full, "", over_classes)
         lines += _metrics(full, "val_", "method, validation", _OPTIMISTIC)
         lines += _comparison(full, "val_", None)
+        lines += _metrics(several, "", "runs, test sets", _ENSEMBLE)
         lines += _metrics(cut, "", "method, test sets", _CUT_OFF)
         lines += _metrics(cut, "val_", "method, validation", _CUT_OFF)
         lines += _metrics(runs, "test_", "method, selected on test", _ON_TEST)
@@ -164,17 +174,17 @@ def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_clas
     if len(runs):
         own = [(own.label.iloc[0], own) for _, own in runs.groupby("line")]
         seconds = ", ".join(f"{label} {own.seconds.median():.0f}" for label, own in own)
-        epochs = ", ".join(f"{label} {own.most_epochs.max():.0f} ({_values(own.epochs)})" for label, own in own)
+        epochs = ", ".join(f"{label} {own.most_epochs.max():.0f} ({values_of(own.epochs)})" for label, own in own)
         lines += [f"Seconds a run (choose, refit, test; median): {seconds}."]
         lines += [f"Most epochs offered to the selection (and chosen): {epochs}.", _BESIDE]
     for method, said in part[part.deviations != ""].groupby("method").deviations:
-        lines.append(f"{method} differs from the published method: {_values(said)}.")
+        lines.append(f"{method} differs from the published method: {values_of(said)}.")
     values = {name: part[c].iloc[0] or "unknown" for c, name in DIGESTS.items()}
     found = [f"{name} {value if name == 'code' else value[:16]}" for name, value in values.items()]
     codes = part[part.method_code != ""].groupby("method").method_code.unique()
     found += ["method code " + ", ".join(f"{m} {'/'.join(c)}" for m, c in codes.items())] * bool(len(codes))
-    found += [f"precision {_values(part.precision)}"] * bool(part.precision.any())
-    return [*lines, f"Digests: {'; '.join(found)}. torch {_values(part.torch)}, {_values(part.device)}."]
+    found += [f"precision {values_of(part.precision)}"] * bool(part.precision.any())
+    return [*lines, f"Digests: {'; '.join(found)}. torch {values_of(part.torch)}, {values_of(part.device)}."]
 
 
 def _metrics(runs: pd.DataFrame, prefix: str, header: str, title: str = "") -> list[str]:
@@ -189,13 +199,13 @@ def _metrics(runs: pd.DataFrame, prefix: str, header: str, title: str = "") -> l
     for _, own in runs.groupby("line"):
         first, tried = own.iloc[0], own.configurations.max()
         row = {header: f"**{first.label}**" if first.method == OURS else first.label}
-        row |= {name: _mean(own[c]) for name, c in columns.items()}
+        row |= {name: mean_of(own[c]) for name, c in columns.items()}
         if runs.configurations.notna().any():
             row["configurations tried"] = "-" if np.isnan(tried) else f"{tried:.0f}"
         rows.append(row | {"seeds": len(own)} | ({"remarks": first.remarks} if runs.remarks.any() else {}))
     last = columns[[k for k in METRICS if k in columns][-1]]
     order = (-runs.groupby("line")[last].mean()).argsort(kind="stable")
-    return ["", *[title, ""] * bool(title), *_markdown([rows[i] for i in order])]
+    return ["", *[title, ""] * bool(title), *markdown([rows[i] for i in order])]
 
 
 def ours_among(runs: pd.DataFrame) -> pd.DataFrame | None:
@@ -230,8 +240,8 @@ def _comparison(runs: pd.DataFrame, prefix: str, over_classes: OverClasses | Non
             row |= {k: _difference(d) for k, d in found.items()}
             by_seed.append(row | {f"sign-flip p of {last}": f"{found[last].p:.3f}", "seeds": len(a)})
     seeds = max((row["seeds"] for row in by_seed), default=0)
-    lines = ["", *_markdown(by_seed), "", _BY_SEED.format(least=2.0 ** (1 - seeds), seeds=seeds)] if by_seed else []
-    return lines + (["", *_markdown(by_class), "", _BY_CLASS] if by_class else [])
+    lines = ["", *markdown(by_seed), "", _BY_SEED.format(least=2.0 ** (1 - seeds), seeds=seeds)] if by_seed else []
+    return lines + (["", *markdown(by_class), "", _BY_CLASS] if by_class else [])
 
 
 def _ablation(part: pd.DataFrame, of: str) -> list[str]:
@@ -245,7 +255,7 @@ def _ablation(part: pd.DataFrame, of: str) -> list[str]:
         if mine.line.nunique() > 1:
             kinds = f"ablation {name!r} of {part.dataset.iloc[0]}: its seeds are runs of {' and of '.join(mine.label)}"
             raise UserError(f"{kinds}: they have no mean; give either a folder of its own with --out")
-        row = {"": name} | {k: _mean(mine[f"val_{k}"]) for k in ("T1", "H", "AUSUC")}
+        row = {"": name} | {k: mean_of(mine[f"val_{k}"]) for k in ("T1", "H", "AUSUC")}
         row |= dict.fromkeys(("difference", "95 % interval", "95 %"), "")
         a, b = (100 * side.val_AUSUC[side.seed.isin({*mine.seed} & {*whole.seed})] for side in (mine, whole))
         if name != WHOLE and len(a) > 1:
@@ -254,10 +264,10 @@ def _ablation(part: pd.DataFrame, of: str) -> list[str]:
             row["95 %"] = "significant" if d.significant else "not significant"
         rows.append(row)
     title = f"Ablation on validation splits{of} (no test image is read); difference of AUSUC to the whole, paired over"
-    return ["", f"{title} seeds:", "", *_markdown(rows)]
+    return ["", f"{title} seeds:", "", *markdown(rows)]
 
 
-def _heading(part: pd.DataFrame) -> str:
+def heading(part: pd.DataFrame) -> str:
     first = part.iloc[0]
     # what extraction added to the name of the features (a layer, a mirror image) where there is more than the backbone
     variant = first.features if first.features != first.backbone else ""
@@ -268,17 +278,17 @@ def _heading(part: pd.DataFrame) -> str:
 def telling(part: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> str:
     """What tells a table from the others of its data set, where the heading alone does not."""
     alike = [other for other in groups if other.dataset.iloc[0] == part.dataset.iloc[0]]
-    if [_heading(other) for other in alike].count(_heading(part)) < 2:
+    if [heading(other) for other in alike].count(heading(part)) < 2:
         return ""
     differ = [c for c in DIGESTS if len({other[c].iloc[0] for other in alike}) > 1]
     return f" ({', '.join(f'{DIGESTS[c]} {part[c].iloc[0][:12]}' for c in differ)})"
 
 
-def _values(values: pd.Series) -> str:
+def values_of(values: pd.Series) -> str:
     return ", ".join(_text(v) for v in sorted({*values.dropna()} - {""})) or "unknown"
 
 
-def _mean(values: pd.Series) -> str:
+def mean_of(values: pd.Series) -> str:
     """Mean ± standard deviation of shares, in percent."""
     v = 100 * values.dropna()
     return "-" if v.empty else f"{v.mean():.1f}" + (f" ± {v.std():.1f}" if len(v) > 1 else "")
@@ -289,7 +299,7 @@ def _difference(d: Interval, scale: float = 1.0) -> str:
     return f"{scale * d.mean:+.1f} ({scale * d.low:+.1f} to {scale * d.high:+.1f}){verdict}"
 
 
-def _markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Rows with the same columns; no text can leave its cell."""
     lines = [[*rows[0]], *([str(cell) for cell in row.values()] for row in rows)]
     lines = [[f" {cell} ".replace("|", "\\|") if cell else " " for cell in line] for line in lines]

@@ -1,0 +1,113 @@
+"""The board's pages: one table a data set and features, best first, with how sure that order is; and one figure."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from core.experiments.board import arrays_of, read_board
+from core.experiments.results import row_of
+from core.experiments.statistics import Interval, ranks_over_classes
+from core.files.atomic import write_bytes
+from core.reporting import tables as t
+from core.reporting.figures import seconds_figure
+
+LEGEND = """\
+T1, U, S, H and AUSUC in percent, mean ± standard deviation over seeds, as in [results.md](results.md). Behind AUSUC and
+the rank by it: where they lie in 95 % of 10,000 draws of the test classes; all methods see the same draws. Epochs,
+settings and γ are chosen on a class-disjoint validation split inside trainval (seed k has split k); `chosen` says what
+came out, `tried` among how many, and the test sets are read once. Seconds are processor seconds of a run, all of it.
+Every row is made from [files](adding.md#a-row-of-the-board) that a check recomputes."""
+_STYLE = """\
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:100rem;padding:0 1rem;color:#222}
+table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}th,td{padding:.3rem .6rem;text-align:left}
+th{border-bottom:2px solid #888;background:#fff}td{border-bottom:1px solid #ddd;white-space:nowrap}
+tr:hover td{background:#f4f8fb}h2{font-size:1.15rem;margin-top:2.5rem}p{max-width:60rem}"""
+
+
+def write_board(board: Path, docs: Path, figure: Path) -> None:
+    """Write DOCS/board.md, the same as DOCS/board.html, and the figure of AUSUC against seconds, from checked rows."""
+    rows = read_board(board)
+    frame = t.prepared([row_of(row) | {"number": number} for number, row in enumerate(rows)])
+    lines, panels = ["# Board", "", *LEGEND.splitlines()], {}
+    groups = t.tables_of(frame)
+    for part in groups:
+        first = rows[part.number.iloc[0]]
+        said = f"{t.heading(part)}, {' and '.join(f'{len(c)} {side}' for side, c in first['classes'].items())} classes"
+        found, points = _table(part, [[arrays_of(rows[k]) for k in own.number] for own in _lines(part)])
+        lines += ["", f"## {said}{t.telling(part, groups)}", *found]
+        panels[said] = points
+    text = "\n".join(lines) + "\n"
+    write_bytes(docs / "board.md", text.encode())
+    write_bytes(docs / "board.html", page(text).encode())
+    seconds_figure({said: points for said, points in panels.items() if len(points) > 2}, figure)
+
+
+def _lines(part: pd.DataFrame) -> list[pd.DataFrame]:
+    """The lines of a table: those that compete, then those that are no equals."""
+    lines = [own for _, own in t.with_lines(part).groupby("line")]
+    return sorted(lines, key=lambda own: (t.apart(own), -own.AUSUC.mean()))
+
+
+def _table(
+    part: pd.DataFrame, arrays: Sequence[Sequence[dict[str, np.ndarray]]]
+) -> tuple[list[str], dict[str, tuple[float, Interval]]]:
+    """Markdown of a table, and of each of its lines the seconds and AUSUC."""
+    lines, points, kinds = _lines(part), {}, dict[str, list[dict[str, str]]]()
+    common = set.intersection(*({*own.remarks.iloc[0].split("; ")} for own in lines)) - {""}
+    equals = sum(not t.apart(own) for own in lines)
+    found = [*ranks_over_classes(arrays[:equals], rng=np.random.default_rng(0))] if equals else []
+    for runs in arrays[equals:]:
+        found += ranks_over_classes([runs], rng=np.random.default_rng(0))
+    for own, (area, rank) in zip(lines, found, strict=True):
+        first, kind = own.iloc[0], t.apart(own)
+        row = {"rank": "" if kind else f"{rank.mean:.0f} ({rank.low:.0f} to {rank.high:.0f})"}
+        row["method"] = f"**{first.label}**" if first.method == t.OURS else first.label
+        row["AUSUC"] = f"{100 * area.mean:.1f} ({100 * area.low:.1f} to {100 * area.high:.1f})"
+        row |= {key: t.mean_of(own[key]) for key in ("T1", "U", "S", "H")}
+        row |= {"chosen": _chosen(own), "tried": f"{own.configurations.max():.0f}", "seeds": f"{len(own)}"}
+        row |= {"seconds": f"{own.seconds.median():.0f}", "code": f"{first.code} {first.method_code}"}
+        row["remarks"] = "; ".join(word for word in first.remarks.split("; ") if word not in common)
+        kinds.setdefault(kind, []).append(row)
+        points[first.label] = own.seconds.median(), area
+    notes = [f"Of all rows: {'; '.join(sorted(common))}."] * bool(common)
+    notes += [f"Note: {note}." for note in dict.fromkeys(part.notes) if note]
+    text = [line for note in notes for line in ("", note)]
+    for kind, made in kinds.items():
+        text += [*["", kind] * bool(kind), "", *t.markdown(made)]
+    return text, points
+
+
+def _chosen(own: pd.DataFrame) -> str:
+    """What validation chose in the seeds of a line."""
+    picked: dict[str, list[str]] = {"epochs": [f"{e:.0f}" for e in own.epochs] if own.most_epochs.max() else []}
+    for text in own.chosen:
+        for key, value in json.loads(text or "{}").items():
+            picked.setdefault(key, []).append(f"{value:.3g}" if isinstance(value, float) else str(value))
+    return ", ".join(f"{key} {'/'.join(dict.fromkeys(values))}" for key, values in picked.items() if values) or "-"
+
+
+def page(markdown: str) -> str:
+    """The board as one HTML file that needs nothing else: headings, paragraphs, tables, bold and links of board.md."""
+    out = []
+    for block in markdown.strip().split("\n\n"):
+        said = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(block, quote=False))
+        said = re.sub(r"\[(.+?)\]\((.+?)\)", r'<a href="\2">\1</a>', re.sub(r"`(.+?)`", r"<code>\1</code>", said))
+        if said.startswith("#"):
+            level, _, words = said.partition(" ")
+            out.append(f"<h{len(level)}>{words}</h{len(level)}>")
+        elif said.startswith("|"):
+            cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in said.splitlines()]
+            rows = [[cell.strip().replace("\\|", "|") for cell in row] for row in cells]
+            body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>\n" for row in rows[2:])
+            out.append(f"<table><tr>{''.join(f'<th>{c}</th>' for c in rows[0])}</tr>\n{body}</table>")
+        else:
+            out.append(f"<p>{said}</p>")
+    title = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Board</title>'
+    return f"{title}<style>{_STYLE}</style>\n" + "\n".join(out) + "\n</html>\n"
