@@ -38,9 +38,9 @@ def parser(description: str | None) -> Parser:
     for flag, said in (("--ablation", "the ablation of vsmr"), ("--diagnostics", "rows labelled 'selected on test'")):
         p.add_argument(flag, action=BooleanOptionalAction, default=True, help=f"{said} (yes)")
     p.add_argument("--collect", action="store_true", help="run nothing: tables of the finished runs below OUT")
-    p.add_argument(
-        "--board", nargs="?", const=Path("results/board"), type=Path, help="also into the rows of (results/board)"
-    )
+    board = Path("results/board")
+    said = f"every method on every feature file, cheapest first; a file a run in this folder ({board})"
+    p.add_argument("--board", nargs="?", const=board, type=Path, help=said)
     p.add_argument("--docs", type=Path, help="also write the tables and their CSV to this folder (no)")
     return p
 
@@ -60,7 +60,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     # what parsing and --help do not need: pandas, scipy and matplotlib take seconds
     import torch
 
-    from core.experiments.board import collect_board
+    from core.experiments.board import collect_board, seconds_of_methods
     from core.experiments.slurm import sbatch_script
     from core.experiments.sweep import Plan, attempt, collect, jobs_of, status, sweep
     from core.features.devices import resolve_device
@@ -89,6 +89,12 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         counts = Counter(state.partition(":")[0] for _, state in states)
         lines = [*(f"{job!s:<48} {state}" for job, state in states)]
         lines += [", ".join(f"{count} {state}" for state, count in counts.most_common())]
+        if args.board:
+            took = seconds_of_methods(args.board)
+            left = [took.get(job.method) for job, state in states if state != "done"]
+            known = [seconds for seconds in left if seconds is not None]
+            lines += [f"missing: about {sum(known) / 60:.0f} minutes of a processor, by the rows of {args.board}"]
+            lines += [f"and {len(left) - len(known)} runs of methods that have no row"] * (len(left) > len(known))
         sys.stdout.write("\n".join(lines) + "\n")
     else:
         failures = []

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from core.datasets.registry import OWN
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
 from core.experiments.results import read_result, read_scores, seal, verify_run
@@ -54,7 +55,8 @@ def row_from(folder: Path) -> dict[str, Any]:
     passed = int(np.searchsorted(thresholds, result["standard"]["gamma"], side="right"))
     history = result["history"]["validation"]
     return seal({
-        **{key: result[key] for key in ("config", "chosen", "notes", "seconds", "processor_seconds")},
+        **{key: result[key] for key in ("config", "chosen", "notes", "seconds")},
+        "processor_seconds": result.get("processor_seconds", result["seconds"]),  # earlier runs have those of the clock
         "history": [{k: v for k, v in row.items() if k in _KEPT or k.startswith("set_")} for row in history],
         "standard": {key: result["standard"][key] for key in (*METRICS, "gamma")},
         "environment": {key: result["environment"][key] for key in ("torch", "device", "threads")},
@@ -88,6 +90,8 @@ def collect_board(out: Path, board: Path = BOARD) -> int:
     """Write every finished run below OUT into the board, its digests into the list of those known, and check all."""
     known = _known(board)
     for path in sorted(out.rglob("metrics.json")):
+        if read_result(path)["config"]["dataset"] == OWN.name:
+            continue  # nobody else has its photographs
         row = row_from(path.parent)
         write_bytes(board.joinpath(*_place(row)), (json.dumps(row, indent=1) + "\n").encode())
         for kind, stamp in _stamps(row).items():
@@ -117,6 +121,14 @@ def read_board(board: Path = BOARD) -> list[dict[str, Any]]:
     if said or not rows:
         raise UserError("\n  ".join([f"the board {board} has " + ("false rows:" if said else "no row"), *said]))
     return rows
+
+
+def seconds_of_methods(board: Path) -> dict[str, float]:
+    """Median processor seconds of a run, of the methods that have rows."""
+    took: dict[str, list[float]] = {}
+    for path in board.glob("*/*/*/seed*.json"):
+        took.setdefault(path.parent.name, []).append(read_json(path)["processor_seconds"])
+    return {method: float(np.median(seconds)) for method, seconds in took.items()}
 
 
 def _known(board: Path) -> dict[str, list[str]]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +22,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from core.datasets.paths import DEFAULT_ROOT, feature_file
+from core.datasets.registry import DATASETS
 from core.experiments.ablations import ABLATIONS
+from core.experiments.board import seconds_of_methods
 from core.experiments.identity import RunConfig, run_config
 from core.experiments.inputs import Inputs, load_inputs
 from core.experiments.results import read_result, row_of
@@ -52,6 +56,9 @@ class Plan:
     diagnostics: bool = True
     epochs: int | None = None  # most epochs of every method; None: each recipe's
     precision: str = "float32"
+    board: Path | None = (
+        None  # whose rows say what a method takes: every feature file of a data set, cheapest runs first
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,9 +69,11 @@ class Job:
     method: str
     seed: int
     ablation: str = ""  # name of an ablation: validation only, no test image is read
+    features: Path | None = None  # None: the plan's, or the data root's
 
     def __str__(self) -> str:
-        return f"{self.dataset} {self.method}{f' ({self.ablation})' if self.ablation else ''} seed {self.seed}"
+        of = f" {self.features.stem.removeprefix('feature_map_')}" if self.features else ""
+        return f"{self.dataset}{of} {self.method}{f' ({self.ablation})' if self.ablation else ''} seed {self.seed}"
 
     @property
     def parts(self) -> list[str]:
@@ -74,10 +83,17 @@ class Job:
 
 
 def jobs_of(plan: Plan) -> list[Job]:
-    """All runs of a plan, the long ones first so that parallel processes end together."""
+    """All runs of a plan, the long ones first so that parallel processes end together; of a board the cheap ones."""
     names = plan.methods or tuple(name for name, m in methods().items() if not m.needs_text)
     ordered = sorted(names, key=lambda name: -epochs_of(find_method(name).recipe(plan.datasets[0])))
     jobs = [Job(dataset=d, method=m, seed=s) for d in plan.datasets for m in ordered for s in plan.seeds]
+    if plan.board:
+        root, took, files = plan.data_root or DEFAULT_ROOT, seconds_of_methods(plan.board), dict[str, list[Path]]()
+        for d in plan.datasets if not plan.features else ():
+            pattern = feature_file(root, DATASETS[d], "*")
+            files[d] = sorted(pattern.parent.glob(pattern.name))
+        jobs = [replace(job, features=file) for job in jobs for file in files.get(job.dataset) or (None,)]
+        return sorted(jobs, key=lambda job: took.get(job.method, math.inf))
     if plan.ablation and "vsmr" in names:
         pairs = [(d, s) for d in plan.datasets for s in plan.seeds]
         jobs += [Job(dataset=d, method="vsmr", seed=s, ablation=a) for d, s in pairs for a in ABLATIONS]
@@ -89,7 +105,7 @@ _inputs = lru_cache(maxsize=1)(load_inputs)
 
 def run_of(plan: Plan, job: Job, device: str = "cpu", budget: int | None = 0) -> tuple[RunConfig, Inputs, Path]:
     """The identity of a job's run, its data (``budget`` as for :func:`load_inputs`), and its folder."""
-    where = {"data_root": plan.data_root, "features": plan.features, "w2v": plan.w2v}
+    where = {"data_root": plan.data_root, "features": job.features or plan.features, "w2v": plan.w2v}
     inputs = _inputs(job.dataset, **where, device=device, budget=budget)
     changes = dict(ABLATIONS[job.ablation]) if job.ablation else {}
     epochs = changes.pop("epochs", plan.epochs)
@@ -116,7 +132,8 @@ def attempt(plan: Plan, job: Job, device: str) -> str | None:
 
 def _note(plan: Plan, job: Job) -> Path:
     """The file that says why a job failed; each job has its own."""
-    return plan.out / "jobs" / f"{'-'.join([job.dataset, *job.parts])}.failed"
+    of = [job.features.stem] if job.features else []
+    return plan.out / "jobs" / f"{'-'.join([job.dataset, *of, *job.parts])}.failed"
 
 
 def sweep(plan: Plan) -> list[str]:

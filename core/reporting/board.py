@@ -52,7 +52,13 @@ def write_board(board: Path, docs: Path, figure: Path) -> None:
 def _lines(part: pd.DataFrame) -> list[pd.DataFrame]:
     """The lines of a table: those that compete, then those that are no equals."""
     lines = [own for _, own in t.with_lines(part).groupby("line")]
-    return sorted(lines, key=lambda own: (t.apart(own), -own.AUSUC.mean()))
+    return sorted(lines, key=lambda own: (_apart(own), -own.AUSUC.mean()))
+
+
+def _apart(runs: pd.DataFrame) -> str:
+    """The heading that a line which is no equal of the others stands under; empty for an equal."""
+    first = runs.iloc[0]
+    return t.CUT_OFF if first.cut_off else t.ENSEMBLE if "+" in first.method else ""
 
 
 def _table(
@@ -61,12 +67,12 @@ def _table(
     """Markdown of a table, and of each of its lines the seconds and AUSUC."""
     lines, points, kinds = _lines(part), {}, dict[str, list[dict[str, str]]]()
     common = set.intersection(*({*own.remarks.iloc[0].split("; ")} for own in lines)) - {""}
-    equals = sum(not t.apart(own) for own in lines)
+    equals = sum(not _apart(own) for own in lines)
     found = [*ranks_over_classes(arrays[:equals], rng=np.random.default_rng(0))] if equals else []
     for runs in arrays[equals:]:
         found += ranks_over_classes([runs], rng=np.random.default_rng(0))
     for own, (area, rank) in zip(lines, found, strict=True):
-        first, kind = own.iloc[0], t.apart(own)
+        first, kind = own.iloc[0], _apart(own)
         row = {"rank": "" if kind else f"{rank.mean:.0f} ({rank.low:.0f} to {rank.high:.0f})"}
         row["method"] = f"**{first.label}**" if first.method == t.OURS else first.label
         row["AUSUC"] = f"{100 * area.mean:.1f} ({100 * area.low:.1f} to {100 * area.high:.1f})"

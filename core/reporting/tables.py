@@ -42,8 +42,8 @@ _CHOSEN = f"""\
 Inductive. Epochs, γ and thresholds are chosen on a class-disjoint validation split inside trainval (seed
 k has split k); the test sets are read once. {AUSUC}"""
 _OPTIMISTIC = "Validation splits (what was chosen on, so optimistic):"
-_CUT_OFF = "CUT OFF: fewer epochs than the published recipe; not comparable as an equal:"
-_ENSEMBLE = "ENSEMBLES of finished runs (mean of standardised scores), some on other features too; not comparable:"
+CUT_OFF = "CUT OFF: fewer epochs than the published recipe; not comparable as an equal:"
+ENSEMBLE = "ENSEMBLES of finished runs (mean of standardised scores), some on other features too; not comparable:"
 _ON_TEST = "SELECTED ON TEST (epoch and γ), what most repositories print; not comparable with the above:"
 _PUBLISHED = "PUBLISHED PROCEDURE: transductive (unlabelled test images), plain sample average; not comparable:"
 _BESIDE = """\
@@ -122,12 +122,6 @@ def _remarks(runs: pd.DataFrame) -> str:
     return "; ".join(words for words, true in said.items() if true)
 
 
-def apart(runs: pd.DataFrame) -> str:
-    """The heading that a line which is no equal of the others stands under; empty for an equal."""
-    first = runs.iloc[0]
-    return _CUT_OFF if first.cut_off else _ENSEMBLE if "+" in first.method else ""
-
-
 def all_tables(rows: pd.DataFrame | Iterable[Mapping[str, Any]], over_classes: OverClasses | None = None) -> str:
     """The tables of all rows, data set by data set; ``over_classes`` adds intervals over the draw of test classes."""
     groups = tables_of(prepared(rows))
@@ -163,9 +157,9 @@ def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_clas
         lines += _comparison(full, "", over_classes)
         lines += _metrics(full, "val_", "method, validation", _OPTIMISTIC)
         lines += _comparison(full, "val_", None)
-        lines += _metrics(several, "", "runs, test sets", _ENSEMBLE)
-        lines += _metrics(cut, "", "method, test sets", _CUT_OFF)
-        lines += _metrics(cut, "val_", "method, validation", _CUT_OFF)
+        lines += _metrics(several, "", "runs, test sets", ENSEMBLE)
+        lines += _metrics(cut, "", "method, test sets", CUT_OFF)
+        lines += _metrics(cut, "val_", "method, validation", CUT_OFF)
         lines += _metrics(runs, "test_", "method, selected on test", _ON_TEST)
         lines += _metrics(runs, "published_", "method, published procedure", _PUBLISHED)
     for version, ablated in part[part.ablation != ""].groupby("torch"):
