@@ -41,6 +41,8 @@ def parser(description: str | None) -> Parser:
     board = Path("results/board")
     said = f"every method on every feature file, cheapest first; a file a run in this folder ({board})"
     p.add_argument("--board", nargs="?", const=board, type=Path, help=said)
+    said = "run nothing but the ensemble of finished runs, or of methods seed by seed: the mean of standardised scores"
+    p.add_argument("--ensemble", nargs="+", type=Path, metavar="FOLDER", help=said)
     p.add_argument("--docs", type=Path, help="also write the tables and their CSV to this folder (no)")
     return p
 
@@ -61,6 +63,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     import torch
 
     from core.experiments.board import collect_board, seconds_of_methods
+    from core.experiments.ensemble import ensembles
     from core.experiments.slurm import sbatch_script
     from core.experiments.sweep import Plan, attempt, collect, jobs_of, status, sweep
     from core.features.devices import resolve_device
@@ -98,7 +101,9 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         sys.stdout.write("\n".join(lines) + "\n")
     else:
         failures = []
-        if not args.collect:
+        if args.ensemble:
+            ensembles(args.ensemble, args.out, args.data_root, args.w2v)
+        elif not args.collect:
             device = resolve_device(args.device)
             every = device.type == "cuda" and device.index is None  # without a number: every GPU there is
             devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if every else [str(device)]

@@ -55,7 +55,8 @@ def row_from(folder: Path) -> dict[str, Any]:
     passed = int(np.searchsorted(thresholds, result["standard"]["gamma"], side="right"))
     history = result["history"]["validation"]
     return seal({
-        **{key: result[key] for key in ("config", "chosen", "notes", "seconds")},
+        **{key: result[key] for key in ("config", "notes", "seconds")},
+        "chosen": {key: value for key, value in result["chosen"].items() if key != "certainty"},
         "processor_seconds": result.get("processor_seconds", result["seconds"]),  # earlier runs have those of the clock
         "history": [{k: v for k, v in row.items() if k in _KEPT or k.startswith("set_")} for row in history],
         "standard": {key: result["standard"][key] for key in (*METRICS, "gamma")},

@@ -1,0 +1,175 @@
+"""The mean of the standardised scores of finished runs of one seed, also on different features.
+
+    s_c = Σ_m w_m (s_mc - mean over classes of s_m) / spread_m        spread_m: of the training images' scores
+w and γ are chosen on the seed's validation split: every member is trained there once more, as its own validation chose,
+and must be as good as it was. On the test images each answers from its checkpoint, and spreads are measured anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from core.datasets.paths import DEFAULT_ROOT, feature_file
+from core.datasets.registry import DATASETS
+from core.experiments import results
+from core.experiments.identity import RunConfig
+from core.experiments.inputs import Inputs, load_inputs
+from core.experiments.run import HOW, build
+from core.features.feature_file import FeatureFile
+from core.files.atomic import Lock
+from core.files.errors import UserError
+from core.inference.trained import load_trained
+from core.method import Method, ZeroShotModel
+from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact, spread
+from core.training.folds import Fold, final_fold, validation_fold
+from core.training.loop import class_scores, train
+
+log = logging.getLogger(__name__)
+SHARES = (0.5,)  # of the first of two members
+Scores = list[np.ndarray]  # (N,C) of training images, images of seen and of unseen classes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """A finished run and its data."""
+
+    folder: Path
+    result: dict[str, Any]
+    config: RunConfig
+    inputs: Inputs
+
+
+def ensembles(runs: Sequence[Path], out: Path, data_root: Path | None = None, w2v: Path | None = None) -> None:
+    """An ensemble of each seed that all of ``runs`` (folders of runs, or of methods above their seeds) have."""
+    found = []
+    for run in runs:
+        read = {path.parent: results.read_result(path) for path in sorted(run.rglob("metrics.json"))}
+        found.append({result["config"]["seed"]: folder for folder, result in read.items()})
+    if not (shared := sorted(set.intersection(*map(set, found)))):
+        raise UserError(f"{' and '.join(map(str, runs))} have no finished run of a common seed")
+    for seed in shared:
+        log.info("ensemble: %s", ensemble([of[seed] for of in found], out, data_root, w2v))
+
+
+def ensemble(folders: Sequence[Path], out: Path, data_root: Path | None = None, w2v: Path | None = None) -> Path:
+    """Measure the ensemble of finished runs, and leave below OUT what a run leaves; its folder."""
+    started = time.time(), time.process_time()
+    members = [_member(folder, data_root, w2v) for folder in folders]
+    first, seed = members[0], members[0].config.seed
+    if any((m.config.split_sha256, m.config.seed) != (first.config.split_sha256, seed) for m in members):
+        raise UserError(f"{' and '.join(map(str, folders))} are not of one split and one seed")
+    names = [f"{m.config.method}@{m.inputs.variant.rsplit('-', 2)[0]}" for m in members]
+    name = "+".join(n.removesuffix(names[0][names[0].index("@") :]) for n in names)  # features other than the first's
+    saw = {m.config.features.get("pretraining_saw_unseen", "unknown") for m in members}
+    features = first.config.features | {"pretraining_saw_unseen": saw.pop() if len(saw) == 1 else "unknown"}
+    config = replace(
+        first.config, method=name, epochs=0, recipe={"members": [m.result["sha256"] for m in members]},
+        method_code="+".join(m.config.method_code for m in members), features=features,
+    )  # fmt: skip
+    path = out / config.dataset / first.inputs.variant / name / f"seed{seed}"
+    path.mkdir(parents=True, exist_ok=True)
+    with Lock(path / "run"):
+        if results.finished(path / "metrics.json", config, resume=True):
+            return path
+        chosen, history = _choose(members, [_validated(m) for m in members])
+        result = {
+            "config": asdict(config), "ablation": "", "chosen": chosen, "history": {"validation": history},
+            "notes": first.inputs.metadata.notes, "environment": first.result["environment"],
+            "certainty": {},
+        }  # fmt: skip
+        models, fold = [load_trained(m.folder).model for m in members], _final(first)
+        scores = [_standardised(model, m.inputs, _final(m)) for model, m in zip(models, members, strict=True)]
+        mixed = _mixed(scores, list(chosen["recipe"].values()))
+        condensed = compact(_images(mixed, fold))
+        gamma = chosen["gamma_in_spreads"] * spread([mixed[0]])
+        curve = curve_from_compact(condensed)
+        standard = asdict(metrics_from_compact(condensed, gamma))
+        result["standard"] = standard | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())}
+        whole = Method(model=nn.ModuleList(models), phases=[])  # type: ignore[arg-type]  # its weights, to be kept
+        result["files"] = results.write_files(path, whole, result, first.inputs, fold, condensed)
+        took = {"seconds": time.time() - started[0], "processor_seconds": time.process_time() - started[1]}
+        of = {key: sum(m.result.get(key, 0) for m in members) for key in took}  # with what the members took
+        results.write_json(path / "metrics.json", result | {key: round(took[key] + of[key], 1) for key in took})
+    return path
+
+
+def _member(folder: Path, data_root: Path | None, w2v: Path | None) -> Member:
+    result, root = results.read_result(folder / "metrics.json"), data_root or DEFAULT_ROOT
+    config = RunConfig(**result["config"])
+    if config.select != "val":
+        raise UserError(f"{folder} validated nothing (--select last), so it cannot say what an ensemble's γ is")
+    pattern = feature_file(root, DATASETS[config.dataset], "*")
+    for path in sorted(pattern.parent.glob(pattern.name)):
+        if FeatureFile(path).digest() == config.features_sha256:
+            inputs = load_inputs(config.dataset, data_root=data_root, features=path, w2v=w2v)
+            if (inputs.split_sha256, inputs.vectors_sha256) == (config.split_sha256, config.vectors_sha256):
+                return Member(folder=folder, result=result, config=config, inputs=inputs)
+    raise UserError(f"{pattern} has not the features, split and vectors of {folder}; name others with --data-root")
+
+
+def _validated(member: Member) -> Scores:
+    """Of the validation fold, by the member as its validation chose it."""
+    config, chosen, inputs = member.config, member.result["chosen"], member.inputs
+    fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
+    method = build(config, config.recipe | chosen["recipe"], fold, inputs)
+    epochs = chosen["epochs"]
+    train(method, inputs.features, fold, seed=config.seed, stop_after=epochs, precision=config.precision)
+    if chosen["recipe"] and method.set_params:
+        method.set_params(chosen["recipe"])
+    method.model.eval()
+    if method.finish:
+        method.finish(fold.train_images(inputs.features))
+    scores = _standardised(method.model, inputs, fold)
+    found, was = evaluate(_images(scores, fold), None).AUSUC, chosen["validation"]["AUSUC"]
+    if abs(found - was) > 1e-3:
+        raise UserError(f"{member.folder}: on validation AUSUC was {was:.4f} and is {found:.4f} now; run it again")
+    return scores
+
+
+def _standardised(model: ZeroShotModel, inputs: Inputs, fold: Fold) -> Scores:
+    sample = np.linspace(0, len(fold.train_rows) - 1, min(len(fold.train_rows), 1024)).round().astype(int)
+    rows = fold.train_rows[sample], fold.seen_rows, fold.unseen_rows
+    scores = [class_scores(model, inputs.features, some).astype(np.float64) for some in rows]
+    return [(s - s.mean(axis=1, keepdims=True)) / max(spread([scores[0]]), 1e-12) for s in scores]
+
+
+def _mixed(scores: Sequence[Scores], shares: Sequence[float]) -> Scores:
+    return [np.tensordot(shares, np.stack(of), axes=1) for of in zip(*scores, strict=True)]
+
+
+def _images(scores: Scores, fold: Fold) -> ScoredImages:
+    return ScoredImages(
+        scores_seen=scores[1], labels_seen=fold.seen_labels, scores_unseen=scores[2], labels_unseen=fold.unseen_labels,
+        seen=fold.space.seen.numpy(), unseen=fold.space.unseen.numpy(), candidates=fold.candidates,
+    )  # fmt: skip
+
+
+def _final(member: Member) -> Fold:
+    return final_fold(member.inputs.metadata, member.inputs.w2v)
+
+
+def _choose(members: Sequence[Member], scores: Sequence[Scores]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Shares and γ by validation: of two members those of SHARES, of more equal ones."""
+    first, history, n = members[0], [], len(members)
+    fold = validation_fold(first.inputs.metadata, first.inputs.w2v, first.config.seed)
+    for shares in [(w, 1 - w) for w in SHARES] if n == 2 else [(1 / n,) * n]:
+        mixed = _mixed(scores, shares)
+        found = {f"val_{k}": v for k, v in asdict(evaluate(_images(mixed, fold), None)).items()}
+        named = {f"set_share_{k}": share for k, share in enumerate(shares, 1)}
+        history.append({"epoch": 0} | named | found | {"val_spread": spread([mixed[0]])})
+    best = max(history, key=lambda row: row["val_AUSUC"])
+    return {
+        "epochs": 0, "recipe": {k.removeprefix("set_"): v for k, v in best.items() if k.startswith("set_")},
+        "gamma": best["val_gamma"], "gammas": [best["val_gamma"]],
+        "gamma_in_spreads": best["val_gamma"] / best["val_spread"], "configurations": len(history),
+        "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")}, "split": first.config.seed,
+        "how": HOW["val"],
+    }, history  # fmt: skip

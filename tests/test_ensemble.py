@@ -1,0 +1,82 @@
+"""Ensembles of finished runs: the mean of standardised scores, chosen on validation, named by its members."""
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+
+from core.experiments import ensemble as e
+from core.experiments.board import collect_board, read_board
+from core.experiments.identity import RunConfig
+from core.experiments.results import read_result, row_of
+from core.experiments.run import run
+from core.files.errors import UserError
+from core.inference.trained import load_trained
+from core.reporting.tables import all_tables
+from core.training.evaluation import ScoredImages, evaluate, spread
+from core.training.folds import final_fold
+from core.training.loop import class_scores
+from tests.helpers_runs import config_of, inputs_of
+
+
+@pytest.fixture
+def runs(toy, tmp_path, monkeypatch):
+    """A run of two methods on seed 1, and what they read."""
+    inputs = inputs_of(toy)
+    for method in ("eszsl", "vsmr"):
+        run(config_of(method, inputs, seed=1), inputs, tmp_path / method / "seed1", diagnostics=False)
+
+    def member(folder, *_):
+        result = read_result(folder / "metrics.json")
+        return e.Member(folder=folder, result=result, config=RunConfig(**result["config"]), inputs=inputs)
+
+    monkeypatch.setattr(e, "_member", member)
+    return inputs, tmp_path / "eszsl", tmp_path / "vsmr"
+
+
+def test_an_ensemble_of_a_run_with_itself_is_the_run(runs, tmp_path):
+    _, one, _ = runs
+    found = read_result(e.ensemble([one / "seed1"] * 3, tmp_path / "out") / "metrics.json")
+    alone = read_result(one / "seed1" / "metrics.json")
+    for key in ("T1", "U", "S", "H", "AUSUC"):
+        assert found["standard"][key] == pytest.approx(alone["standard"][key])
+        assert found["chosen"]["validation"][key] == pytest.approx(alone["chosen"]["validation"][key])
+    assert found["config"]["method"] == "eszsl+eszsl+eszsl"
+
+
+def test_two_members_score_as_their_mean_and_their_row_stands_apart(runs, tmp_path):
+    inputs, *both = runs
+    e.ensembles(both, tmp_path / "out")
+    (path,) = (tmp_path / "out").rglob("eszsl+vsmr/seed1/metrics.json")
+    found, fold = read_result(path), final_fold(inputs.metadata, inputs.w2v)
+    mixed = []
+    for share, folder in zip(found["chosen"]["recipe"].values(), both, strict=True):
+        model = load_trained(folder / "seed1").model
+        unit = spread([class_scores(model, inputs.features, fold.train_rows)])
+        scores = [class_scores(model, inputs.features, rows) for rows in (fold.seen_rows, fold.unseen_rows)]
+        mixed.append([share * s / unit for s in scores])
+    seen, unseen = (sum(parts) for parts in zip(*mixed, strict=True))
+    expected = evaluate(
+        ScoredImages(
+            scores_seen=seen, labels_seen=fold.seen_labels, scores_unseen=unseen, labels_unseen=fold.unseen_labels,
+            seen=fold.space.seen.numpy(), unseen=fold.space.unseen.numpy(),
+        ), found["standard"]["gamma"],
+    )  # fmt: skip
+    assert {k: found["standard"][k] for k in asdict(expected)} == pytest.approx(asdict(expected))
+    assert sum(found["chosen"]["recipe"].values()) == pytest.approx(1)
+    text = all_tables([row_of(found), row_of(read_result(both[0] / "seed1" / "metrics.json"))])
+    assert text.index("| eszsl |") < text.index("ENSEMBLES") < text.index("| eszsl+vsmr |")
+    collect_board(tmp_path / "out", tmp_path / "board")
+    assert [row["config"]["method"] for row in read_board(tmp_path / "board")] == ["eszsl+vsmr"]
+
+
+def test_what_is_no_ensemble_is_refused(runs, tmp_path, monkeypatch):
+    inputs, one, two = runs
+    run(config_of("eszsl", inputs, seed=0), inputs, tmp_path / "seed0", diagnostics=False)
+    with pytest.raises(UserError, match="not of one split and one seed"):
+        e.ensemble([one / "seed1", tmp_path / "seed0"], tmp_path / "out")
+    with pytest.raises(UserError, match="no finished run of a common seed"):
+        e.ensembles([one, tmp_path / "nothing"], tmp_path / "out")
+    monkeypatch.setattr(e, "evaluate", lambda *_: replace(evaluate(*_), AUSUC=np.pi))
+    with pytest.raises(UserError, match=r"on validation AUSUC was .* and is 3.14"):
+        e.ensemble([one / "seed1", two / "seed1"], tmp_path / "out")
