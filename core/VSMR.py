@@ -160,6 +160,11 @@ class VSMR(ZeroShotModel):
         """z̃ over the length of the class's prototype (C,K)."""
         return self.z / self.length.unsqueeze(1)
 
+    def likeness(self, a: AttentionOutput | None) -> Tensor:
+        """Unit f in points (B,d)."""
+        assert isinstance(a, Looked)
+        return POINTS * F.normalize(a.f, dim=1)
+
     def corrections(self, x: Tensor, a: AttentionOutput | None) -> dict[str, Tensor]:
         """Hubness and seen expert, (B,C) each, in points."""
         assert isinstance(a, Looked)

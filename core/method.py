@@ -123,6 +123,10 @@ class ZeroShotModel(nn.Module, ABC):
         """What scores classes described anew; None where scores do not split."""
         return None
 
+    def likeness(self, a: AttentionOutput | None) -> Tensor | None:
+        """(B,d), whose product with the unit mean of a class's photographs is what these say; None: nothing."""
+        return None
+
     def describe_classes(self, classes: Tensor) -> None:
         """Fill what the model keeps of classes (A,) that were added after training, from their attributes alone."""
 

@@ -1,12 +1,13 @@
-"""How many photographs a description is worth: vsmr's unseen classes by description, by a few photographs, and by both.
+"""How many photographs a description is worth: unseen classes by description, by a few photographs, and by both.
 
     python -m studies.description_worth --dataset CUB --out worth/ --splits 5
 
-No test image is read. `vsmr` is fitted on the classes of validation split k as a run does. Then, with all else as it
-is, each validation class, which stands for an unseen one, is known by the mean of n photographs of it, drawn from a
-half of them, and by its description; measured is on the other half, five draws a split. By both, its score is
-n/(n+k) that of the photographs + k/(n+k) that of the description, k = 3. The last row, the mean of the whole half, is
-what a better mapping from descriptions could reach with the same features. Writes description_worth.csv and .md.
+No test image is read. `vsmr` is fitted on the classes of validation split k as a run does. Then each validation class,
+which stands for an unseen one, is known by its description, by n photographs drawn from a half of them, or by both, as
+`predict.py --add-classes` knows it (core/inference/added_classes.py: the very function is measured); all else is the
+same. Measured is on the other half, five draws a split. k, the photographs that a description counts for, is tried at
+five values. The share of γ is tried where it matters: half of the classes have photographs and a description, the other
+half their descriptions alone, and γ is that of the highest H without any photograph. Writes description_worth.csv, .md.
 """
 
 from __future__ import annotations
@@ -16,106 +17,147 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
 from core.files.errors import UserError, run_cli
+from core.inference.added_classes import WORTH, known_by
+from core.inference.trained import Added
 from core.method import Images
 from core.reporting.tables import OURS
-from core.training.evaluation import ScoredImages, evaluate
+from core.training.evaluation import ScoredImages, compact, curve_from_compact, harmonic, per_class_accuracy
 from core.training.folds import Fold, validation_fold
-from core.VSMR import POINTS, VSMR
-from studies.validation import arguments, best_on_fold, config_of, inputs_of, kept, splits_said, with_error, write
+from core.VSMR import VSMR
+from studies.validation import arguments, best_on_fold, config_of, inputs_of, kept, splits_said, write
 
 SHOTS = (1, 2, 3, 5, 10, 20)
+KS = (1, 2, 3, 5, 8)
 DRAWS = 5
-DESCRIPTION = "description"
-WORTH = 3  # k: photographs that a description counts for
+BOTH = [("both", n, k) for n in SHOTS for k in KS]
+RESAMPLES = 2000
 HEAD = """\
-vsmr on {splits}, five draws each (%); ± the standard error over splits. Validation classes are known
-by their descriptions, by n photographs of each, or by both; all else is the same, and half of the photographs of each
-are measured on. The sharpness was chosen on all of them.
+vsmr on {splits}, {draws} draws each, {classes} classes. T1 (%): accuracy among the validation classes, known by n
+photographs of each, by their descriptions (n = 0), or by both; in brackets 95 % intervals over the classes (bootstrap).
+H: half of the classes are shown by n photographs and described (k = {k}), the other half described only, all classes
+compete, and the shown ones get the whole γ, the share k/(n+k) of it, or none. Sharpness and γ were chosen on these
+images.
 """
 
 
-@torch.no_grad()
-def observed(model: VSMR, images: Images) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (N,C), f (N,d) and labels (N,) of images."""
-    blocks = [(model.class_scores(x), model.attend(x).f, y) for x, y in images.blocks()]
-    scores, f, labels = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-    return scores, f, labels
+Sides = tuple[tuple[Tensor, ...], ...]  # scores, evidence, likeness and labels of images of seen and of unseen classes
+Known = tuple[list[Tensor], Added | None]
 
 
 @torch.no_grad()
-def shown(model: VSMR, f: Tensor, means: Tensor) -> Tensor:
-    """(N,A) points of images f (N,d) for classes known by the means (A,d) of f of their photographs, hubness taken."""
-    means, seen = F.normalize(means, dim=1), F.normalize(model.means, dim=1)
-    return POINTS * (F.normalize(f, dim=1) @ means.T - model.recipe.hubness * (means @ seen.T).amax(dim=1))
+def observed(model: VSMR, images: Images) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scores (N,C), evidence (N,K), likeness (N,d) and labels (N,) of images."""
+    parts = []
+    for x, y in images.blocks():
+        a = model.attend(x)
+        parts.append((model.class_scores(x), model.evidence(x, a), model.likeness(a), y))
+    scores, g, f, labels = (torch.cat(values) for values in zip(*parts, strict=True))
+    return scores, g, f, labels
 
 
-def both(described: Tensor, photographed: Tensor, n: int) -> Tensor:
-    """Scores (N,A) of classes known by a description and n photographs."""
-    share = n / (n + WORTH)
-    return share * photographed + (1 - share) * described
+def best_gamma(sides: Sides, seen: Tensor, unseen: Tensor) -> float:
+    """γ of the highest H."""
+    (of_seen, *_, y_seen), (of_unseen, *_, y) = ([values.numpy() for values in side] for side in sides)
+    images = ScoredImages(
+        scores_seen=of_seen, labels_seen=y_seen, scores_unseen=of_unseen, labels_unseen=y, seen=seen.numpy(),
+        unseen=unseen.numpy(),
+    )  # fmt: skip
+    return curve_from_compact(compact(images)).best()
+
+
+def accuracies(scores: Tensor, labels: Tensor, classes: Tensor, among: Tensor) -> np.ndarray:
+    """(len(classes),) top-1 of each class; scores (N,len(among)) of the classes ``among``."""
+    predicted = among[scores.argmax(dim=1)].numpy()
+    return per_class_accuracy(predicted, labels.numpy(), classes.numpy())
 
 
 def measure_one(config: RunConfig, inputs: Inputs, fold: Fold) -> list[dict[str, object]]:
-    """T1 and AUSUC in percent by what classes are known from: means over draws."""
+    """Shares: T1 of each class by what it is known from, and H of mixtures."""
     model = best_on_fold(config, inputs, fold).method.model
     assert isinstance(model, VSMR)
-    s_seen, f_seen, y_seen = observed(model, fold.seen_images(inputs.features))
-    s, f, y = observed(model, fold.unseen_images(inputs.features))
-    unseen = fold.space.unseen
-    found: dict[str, list[tuple[float, float]]] = {}
+    encoder, seen, unseen = model.class_encoder(fold.space), fold.space.seen, fold.space.unseen
+    att, every, rows = fold.space.att[unseen], torch.cat([seen, unseen]), list[dict[str, object]]()
+    names = [inputs.metadata.class_names[inputs.metadata.seen[c]] for c in unseen.tolist()]
+    of_seen, of_unseen = (observed(model, images(inputs.features)) for images in (fold.seen_images, fold.unseen_images))
+    f, y = of_unseen[2], of_unseen[3]
     for draw in range(DRAWS):
         rng = np.random.default_rng([config.seed, draw])
         orders = [torch.from_numpy(rng.permutation(np.flatnonzero(y.numpy() == int(c)))) for c in unseen]
         halves = [order[: len(order) // 2] for order in orders]
         rest = torch.cat([order[len(order) // 2 :] for order in orders])
+        sides = of_seen, tuple(values[rest] for values in of_unseen)
+        gamma = best_gamma(sides, seen, unseen)
+        shown = torch.from_numpy(rng.permutation(len(unseen))[: len(unseen) // 2])
 
-        def measured(name: str, n: int | None, of_seen: Tensor, of_unseen: Tensor, rest: Tensor = rest) -> None:
-            sides = []
-            for scores, own in ((s_seen, of_seen), (s[rest], of_unseen)):
-                sides.append(
-                    scores.index_copy(1, unseen, own if n is None else both(scores[:, unseen], own, n)).numpy()
-                )
-            images = ScoredImages(
-                scores_seen=sides[0],
-                labels_seen=y_seen.numpy(),
-                scores_unseen=sides[1],
-                labels_unseen=y[rest].numpy(),
-                seen=fold.space.seen.numpy(),
-                unseen=unseen.numpy(),
-            )
-            m = evaluate(images, None)
-            found.setdefault(name, []).append((100 * m.T1, 100 * m.AUSUC))
+        def known(by: str, n: int, k: float, halves: list[Tensor] = halves, sides: Sides = sides) -> Known:
+            added = known_by(encoder, 0 * att if by == "photographs" else att, [f[own[:n]] for own in halves], k)
+            assert added.likeness is not None
+            return [g @ added.weights.T + added.correction + like @ added.likeness.T for _, g, like, _ in sides], added
 
-        measured(DESCRIPTION, None, s_seen[:, unseen], s[rest][:, unseen])
-        for n in SHOTS:
-            means = torch.stack([f[half[:n]].mean(dim=0) for half in halves])
-            own = shown(model, f_seen, means), shown(model, f[rest], means)
-            photographs = f"{n} photograph{'s' * (n > 1)}"
-            measured(photographs, None, *own)
-            measured(f"description and {photographs}", n, *own)
-        means = torch.stack([f[half].mean(dim=0) for half in halves])
-        measured("half of the photographs", None, shown(model, f_seen, means), shown(model, f[rest], means))
-    means_of = {name: np.mean(values, axis=0) for name, values in found.items()}
-    return [{"split": config.seed, "source": name, "T1": t, "AUSUC": a} for name, (t, a) in means_of.items()]
+        for by, n, k in [("description", 0, WORTH), *(("photographs", n, WORTH) for n in SHOTS), *BOTH]:
+            own, added = known(by, n, k) if n else ([scores[:, unseen] for scores, *_ in sides], None)
+            said = {"split": config.seed, "draw": draw, "by": by, "n": n, "k": k}
+            found = accuracies(own[1], sides[1][3], unseen, unseen)
+            rows += [said | {"class": name, "T1": float(v)} for name, v in zip(names, found, strict=True)]
+            if by != "both" or k != WORTH or added is None:
+                continue
+            for rule, share in (
+                ("γ", torch.ones_like(added.gamma)),
+                ("γ k/(n+k)", added.gamma),
+                ("no γ", 0 * added.gamma),
+            ):
+                means = []
+                for (scores, *_, labels), mine, classes in zip(sides, own, (seen, unseen), strict=True):
+                    mixed = scores.index_add(1, unseen, torch.full((len(scores), len(unseen)), gamma))
+                    mixed[:, unseen[shown]] = (mine + gamma * share)[:, shown]
+                    means.append(accuracies(mixed[:, every], labels, classes, every).mean())
+                rows.append(said | {"by": rule, "H": harmonic(*means)})
+    return rows
 
 
-def table(rows: pd.DataFrame) -> str:
-    """Markdown: a line a source of prototypes, with AUSUC less that of the descriptions, paired over splits."""
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Percent by what classes are known from, n and k; T1 with 95 % intervals over classes, and its gain over n = 0."""
+    rng, found = np.random.default_rng(0), []
+    of_class = rows[rows.T1.notna()].groupby(["by", "n", "k", "class"]).T1.mean().unstack() * 100
+    drawn = rng.integers(of_class.shape[1], size=(RESAMPLES, of_class.shape[1]))
+    base = of_class.loc["description", 0, WORTH].to_numpy()
+    for (by, n, k), values in of_class.iterrows():
+        row = {"by": by, "n": n, "k": k}
+        for name, own in (("T1", values.to_numpy()), ("gain", values.to_numpy() - base)):
+            low, high = np.quantile(own[drawn].mean(axis=1), (0.025, 0.975))
+            row |= {name: own.mean(), f"{name}_low": low, f"{name}_high": high}
+        found.append(row)
+    H = rows[rows.T1.isna()].groupby(["by", "n", "k"]).H.mean().reset_index()
+    return pd.concat([pd.DataFrame(found), H.assign(H=100 * H.H)])
+
+
+def table(rows: pd.DataFrame, found: pd.DataFrame) -> str:
+    """Markdown: a line a number of photographs."""
+    cells = found.set_index(["by", "n", "k"])
+
+    def t1(by: str, n: int, k: float = WORTH) -> str:
+        row = cells.loc[by, n, k]
+        return f"{row.T1:.1f} ({row.T1_low:.1f} to {row.T1_high:.1f})"
+
+    others = [k for k in KS if k != WORTH]
     lines = [
-        HEAD.format(splits=splits_said(rows)),
-        "| classes are known by | T1 | AUSUC | AUSUC less that of descriptions |",
-        "|---|---|---|---|",
+        HEAD.format(splits=splits_said(rows), draws=DRAWS, classes=rows["class"].nunique(), k=WORTH),
+        f"| n | photographs | both | both less description | {' | '.join(f'k = {k}' for k in others)} "
+        "| H, whole γ | γ k/(n+k) | no γ |",
+        "|---" * (7 + len(others)) + "|",
+        f"| 0 | | {t1('description', 0)} |" + " |" * (4 + len(others)),
     ]
-    base = rows[rows.source == DESCRIPTION].set_index("split").AUSUC
-    for source, own in rows.groupby("source", sort=False):
-        less = "" if source == DESCRIPTION else with_error(own.set_index("split").AUSUC - base, "+")
-        lines.append(f"| {source} | {with_error(own.T1)} | {with_error(own.AUSUC)} | {less} |")
+    for n in SHOTS:
+        both = cells.loc["both", n, WORTH]
+        gain = f"{both.gain:+.1f} ({both.gain_low:+.1f} to {both.gain_high:+.1f})"
+        ks = " | ".join(f"{cells.loc['both', n, k].T1:.1f}" for k in others)
+        H = " | ".join(f"{cells.loc[rule, n, WORTH].H:.1f}" for rule in ("γ", "γ k/(n+k)", "no γ"))
+        lines.append(f"| {n} | {t1('photographs', n)} | {t1('both', n)} | {gain} | {ks} | {H} |")
     return "\n".join(lines) + "\n"
 
 
@@ -130,7 +172,8 @@ def main(argv: list[str] | None = None) -> int:
         config = config_of(OURS, inputs, split, args.epochs, args.precision)
         rows += kept(args.out, config, {"of": "description_worth"}, partial(measure_one, config, inputs, fold))
     frame = pd.DataFrame(rows)
-    write(args.out, "description_worth", frame, table(frame))
+    found = summary(frame)
+    write(args.out, "description_worth", found, table(frame, found))
     return 0
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 
 from core.files.errors import UserError
-from core.inference.explain import explain
+from core.inference.added_classes import add_classes
+from core.inference.explain import LIKENESS, explain
 from tests.helpers import refused, run_here
 from tests.helpers_predict import SHORT, Made, described
 
@@ -43,6 +46,62 @@ def test_an_added_class_is_predicted(there: Made, photo: Path) -> None:
     found = model.predict(photo, among="unseen", top=2).classes
     assert {c.name for c in found} == {first.name, "mine"} and {c.side for c in found} == {"unseen"}
     assert found[0].score == pytest.approx(first.score, rel=1e-5) == pytest.approx(found[1].score, rel=1e-5)
+
+
+def test_a_class_that_is_described_and_shown_by_hand(there: Made) -> None:
+    run = there.load("vsmr").trained
+    x = there.inputs.features.batch(there.tested()[0][:20])
+    before, f = explain(run, x), run.model.likeness(run.model.attend(x))
+    assert f is not None and run.encoder is not None and before.g is not None
+    one, two = run.space.unseen.tolist()[:2]
+    frame = described(there.load("vsmr"), {run.classes[one]: "both", run.classes[two]: "told"})
+    photos, model = f[:2], run.model
+    more = add_classes(add_classes(run, frame, {"both": photos}), None, {"shown": photos, run.classes[two]: photos})
+    found, C = explain(more, x), len(run.classes)
+    assert more.classes[C:] == ["both", "told", "shown"] and more.of_side("unseen").tolist()[-3:] == [C, C + 1, C + 2]
+    own = [c for c in range(C) if c != two]
+    assert torch.equal(found.scores[:, own], before.scores[:, own])  # to the bit
+    alone = explain(add_classes(run, frame), x).scores
+    torch.testing.assert_close(found.scores[:, C + 1], alone[:, C + 1], rtol=0, atol=1e-5)
+
+    m = F.normalize(photos.mean(dim=0), dim=0)
+    e = F.normalize(model.z[one] @ model.W, dim=0)
+    p, means = 0.4 * m + 0.6 * e, F.normalize(model.means, dim=1)
+    for c, length, share, said in ((C, p.norm(), 0.4, before.g @ run.model.class_attributes()[one]), (C + 2, 1, 1, 0)):
+        hub = 100 * model.recipe.hubness * (means @ (p / length if share < 1 else m)).max()
+        by_hand = (share * f @ m + (1 - share) * said) / length - hub
+        torch.testing.assert_close(found.scores[:, c], by_hand, rtol=0, atol=1e-4)
+        parts = found.g @ found.y[c] + sum(values[:, c] for values in found.corrections.values())
+        torch.testing.assert_close(parts, found.scores[:, c], rtol=0, atol=1e-5)
+    alike = found.corrections[LIKENESS].abs()
+    assert alike[:, [*own, C + 1]].max() == 0 < alike[:, two].min()
+    gamma = more.calibrated(found.scores.numpy())[0] - found.scores[0].double().numpy()
+    assert gamma[[one, C + 1]] == pytest.approx(run.gamma, abs=1e-9)
+    assert gamma[[C, C + 2, two]] == pytest.approx(0.6 * run.gamma, abs=1e-6)
+    with pytest.raises(UserError, match="has training photographs"):
+        add_classes(run, None, {run.classes[int(run.space.seen[0])]: photos})
+
+
+def test_a_folder_of_classes_described_shown_or_both(there: Made, photo: Path, tmp_path: Path) -> None:
+    model = there.load("vsmr")
+    names = [model.trained.classes[c] for c in model.trained.space.unseen.tolist()[:2]]
+    for name, photos in (("both", 2), ("shown", 1)):
+        (tmp_path / "more" / "images" / name).mkdir(parents=True)
+        for i in range(photos):
+            shutil.copy(photo, tmp_path / "more" / "images" / name / f"{i}{photo.suffix}")
+    (tmp_path / "more" / "images" / "both" / "bad.png").write_bytes(b"no image")
+    described(model, {names[0]: "both", names[1]: "told"}).to_csv(tmp_path / "more" / "attributes.csv", index=False)
+    common = (there.run("vsmr"), photo, "--weights", there.weights, "--add-classes", "more", "--explain", "page")
+    code, out, err = run_here(tmp_path, "predict.py", *common)
+    assert code == 0, err
+    assert "both (description and 2 photographs), told (description), shown (1 photographs)" in err
+    assert "bad.png, of the class both, is left out" in err
+    assert "    shown (unseen)" in out and f"for it: {LIKENESS} +" in out  # its very photograph
+    assert LIKENESS in (tmp_path / "page" / "data.js").read_text()
+    with pytest.raises(UserError, match="eszsl takes no class by photographs"):
+        there.load("eszsl").add_classes(images={"new": [photo]})
+    with pytest.raises(UserError, match="no photograph of the class 'new' could be read"):
+        model.add_classes(images={"new": [tmp_path / "more" / "images" / "both" / "bad.png"]})
 
 
 def test_classes_that_cannot_be_added(there: Made) -> None:

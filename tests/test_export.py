@@ -37,11 +37,14 @@ def test_a_head_needs_no_weights_of_the_backbone(there: Made, tmp_path: Path, ru
 
 
 @pytest.mark.parametrize("method", SHORT)
-def test_every_head_is_exported_and_scores_as_ours(there: Made, tmp_path: Path, runtime, method: str) -> None:
+def test_every_head_is_exported_and_scores_as_ours(
+    there: Made, photo: Path, tmp_path: Path, runtime, method: str
+) -> None:
     model = there.load(method)
     splits = method != "vsmr-staged"
     if splits:
-        model.add_classes(described(model, {model.trained.classes[0]: "added"}))
+        shown = {"added": [photo]} if method == "vsmr" else None
+        model.add_classes(described(model, {model.trained.classes[0]: "added"}), shown)
     assert "onnxruntime's scores differ by at most" in export(model, tmp_path / "head.onnx")
     session = runtime.InferenceSession(str(tmp_path / "head.onnx"), providers=["CPUExecutionProvider"])
     facts = session.get_modelmeta().custom_metadata_map

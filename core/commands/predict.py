@@ -47,7 +47,8 @@ def parser(description: str | None) -> Parser:
     none = "share of photographs of the classes that may be called none of these; 0: none is (%(default)s)"
     add("--none-rate", type=float, default=0.1, metavar="SHARE", help=none)
     add("--out", type=_named(".csv"), metavar="FILE.csv", help="table, a row an image; without it answers are printed")
-    add("--add-classes", type=Path, metavar="FILE.csv", help="more classes by description alone: class,<attribute>,...")
+    said = "more classes: a sheet class,<attribute>,..., or a folder with attributes.csv, images/<class>/, or both"
+    add("--add-classes", type=Path, metavar="FILE_OR_FOLDER", help=said)
     add("--explain", type=Path, metavar="FOLDER", help="a page that says why, to be opened in a browser")
     add("--export", type=_named(".onnx"), metavar="FILE.onnx", help="the model as ONNX: regions in, scores with γ out")
     add("--with-backbone", action="store_true", help="with --export: pixels in instead of regions")
@@ -96,9 +97,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     log.info("run %s: %s on %s, features of %s", run, config["method"], config["dataset"], model.config.backbone)
     log.info("%s", model.trained.gamma_said())
     if args.add_classes:
-        before = len(model.trained.classes)
         model.add_classes(args.add_classes)
-        log.info("added by their description: %s", ", ".join(model.trained.classes[before:][:5]))
     if args.export:
         from core.inference.export import export
 

@@ -1,34 +1,59 @@
-"""Classes by description alone on a trained run. Nothing is trained.
+"""Classes that come after training: described, shown by photographs, or both. Nothing is trained.
 
-A class that is added gets from its attributes what every unseen class had from the start: its row of prepared
-attributes (with the mean of the *seen* classes, as they were) and its hubness. The run's own classes keep their scores
-to the bit.
+A class that is described gets from its attributes what every unseen class had from the start: its row of prepared
+attributes (with the mean of the *seen* classes, as they were) and its hubness. One that n photographs show as well has
+    p   = n/(n+k) m + k/(n+k) W z̃ / |W z̃|        m the unit mean of f of its photographs; without a description m alone
+    s   = 100 cos(f, p) - 100 h max_s cos(M_s, p)  +  γ k/(n+k)
+as prototype and score: attributes at places, and how like its photographs the image is, each by its share. k, the
+photographs that a description is worth, and the share of γ were chosen on validation classes (docs/predict.md). The
+run's own classes keep their scores to the bit, but for unseen ones that photographs are given of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from core.datasets.metadata import name_problem
+from core.datasets.own import find_images
 from core.datasets.sheets import read_attributes
 from core.files.errors import UserError
-from core.inference.trained import Trained
+from core.inference.trained import Added, Trained
+from core.preparation import ClassEncoder
+
+log = logging.getLogger(__name__)
+WORTH = 3  # k
+
+
+def in_folder(path: Path) -> tuple[Path | None, dict[str, list[Path]]]:
+    """The sheet and the photographs by class of --add-classes: a CSV file, or a folder with attributes.csv, images/."""
+    if not path.is_dir():
+        return path, {}
+    sheet, photos = path / "attributes.csv", dict[str, list[Path]]()
+    if (path / "images").is_dir() or not sheet.is_file():
+        photos = {name: [path / "images" / file for file in files] for name, files in find_images(path)[0].items()}
+    return sheet if sheet.is_file() else None, photos
 
 
 @torch.no_grad()
-def add_classes(trained: Trained, described: pd.DataFrame | Path) -> Trained:
+def add_classes(
+    trained: Trained, described: pd.DataFrame | Path | None, shown: Mapping[str, Tensor] | None = None
+) -> Trained:
     """The run with more unseen classes.
 
     Args:
         described: a CSV file or its frame, a row a class; first column the name, the others the run's attributes in any
             order. Any unit will do: what counts is proportions within a row.
+        shown: by class the likeness (n,d) of its photographs (core/method.py). It may have no row in ``described``, and
+            may be an unseen class of the run, whose description then counts.
 
     Raises:
         UserError: missing, unknown or twice-named columns, a name that exists, a value that is no number, a row of
@@ -41,26 +66,63 @@ def add_classes(trained: Trained, described: pd.DataFrame | Path) -> Trained:
         frame = pd.DataFrame(sheet.values, columns=sheet.attributes)
         frame.insert(0, "class", sheet.classes, allow_duplicates=True)
         try:
-            return add_classes(trained, frame)
+            return add_classes(trained, frame, shown)
         except UserError as error:
             raise UserError(f"{described}: {error}") from error
-    names, att = _rows(trained, described)
-    encoder, space, C = trained.encoder, trained.space, len(trained.classes)
+    shown, encoder, space = shown or {}, trained.encoder, trained.space
+    names, att = _rows(trained, described) if described is not None else ([], space.att[:0])
     if encoder is None:
         raise UserError(
             f"{trained.config['method']} cannot score a class from its description: its scores do not split over "
             "attributes; train again with the class among the unseen ones, or take vsmr"
         )
-    added = encoder.encode(att.to(trained.device))
-    if trained.added is not None:
-        added = torch.cat([trained.added[0], added[0]]), torch.cat([trained.added[1], added[1]])
+    known = {trained.classes[c]: space.att[c] for c in space.unseen.tolist()}
+    for name in [name for name in shown if name not in names]:
+        if name in trained.classes and name not in known:
+            raise UserError(f"the class {name!r} has training photographs: put more into its folder, and train again")
+        if why := name_problem(name):
+            raise UserError(f"{name!r} is no class name: it {why}")
+        names, att = [*names, name], torch.cat([att, known.get(name, 0 * space.att[0])[None].to(att)])
+    said = [_said(name, row, shown.get(name)) for name, row in zip(names, att, strict=True)]
+    log.info("%d classes added: %s", len(names), _some(said))
+    classes = [*trained.classes, *(name for name in names if name not in known)]
+    new = torch.tensor([name not in known for name in names])
+    added = known_by(encoder, att.to(trained.device), [shown.get(name) for name in names])
+    added = replace(added, numbers=[*map(classes.index, names)])
+    C = len(trained.classes)
     space = replace(
         space,
-        att=torch.cat([space.att, att.to(space.att)]),
-        unseen=torch.cat([space.unseen, torch.arange(C, C + len(names))]),
+        att=torch.cat([space.att, att[new].to(space.att)]),
+        unseen=torch.cat([space.unseen, torch.arange(C, len(classes))]),
         text=None,
     )
-    return replace(trained, space=space, classes=[*trained.classes, *names], added=added)
+    return replace(trained, space=space, classes=classes, added=(*trained.added, added))
+
+
+def known_by(encoder: ClassEncoder, att: Tensor, shown: Sequence[Tensor | None], k: float = WORTH) -> Added:
+    """What classes score by; descriptions att (A,K), all 0 where there is none, likeness (n,d) of photographs."""
+    weights, correction = encoder.encode(att)
+    gamma, likeness = torch.ones(len(att)), None
+    if any(photos is not None for photos in shown):
+        assert encoder.W is not None and encoder.means is not None
+        likeness = encoder.W.new_zeros(len(att), encoder.W.shape[1])
+        for c, photos in enumerate(shown):
+            if photos is None:
+                continue
+            n = len(photos)
+            share = n / (n + k) if att[c].any() else 1.0
+            mean = share * F.normalize(photos.mean(dim=0), dim=0)
+            prototype = mean + (1 - share) * weights[c] @ encoder.W  # (d,)
+            length = prototype.norm()
+            likeness[c], weights[c] = mean / length, (1 - share) / length * weights[c]
+            correction[c] = -encoder.hubness * (encoder.means @ prototype / length).max()
+            gamma[c] = k / (n + k)
+    return Added(weights=weights, correction=correction, likeness=likeness, gamma=gamma)
+
+
+def _said(name: str, row: Tensor, photos: Tensor | None) -> str:
+    by = ["description"] * bool(row.any()) + ([] if photos is None else [f"{len(photos)} photographs"])
+    return f"{name} ({' and '.join(by)})"
 
 
 def _rows(trained: Trained, frame: pd.DataFrame) -> tuple[list[str], Tensor]:

@@ -19,6 +19,7 @@ from core.preparation import ClassEncoder
 # Seen classes from which on maps are drawn. CUB, whole photographs: maps of a model of 16 of its 20 classes correlate
 # 0.81 with those of all 20, maps of 10 of them 0.57 (crops, of 42 classes: 0.80 to 0.83 and 0.56 to 0.63).
 MAPS_FROM = 20
+LIKENESS = "like its photographs"  # the correction of classes that photographs were given of after training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +79,22 @@ def explain(trained: Trained, x: Tensor) -> Explanation:
         return Explanation(scores=model.class_scores(x), theta=theta, corrections={})
     y, corrections = model.class_attributes(), model.corrections(x, a)
     scores = g @ y.T + sum(corrections.values())
-    if trained.added is not None:
-        weights, correction = trained.added
-        y, scores = torch.cat([y, weights]), torch.cat([scores, g @ weights.T + correction], dim=1)
-        more = correction.expand(g.shape[0], -1)  # an encoder corrects for hubness alone
-        corrections = {
-            name: torch.cat([values, more if name == "hubness" else 0 * more], dim=1)
-            for name, values in corrections.items()
-        }
+    for added in trained.added:
+        own, place = g @ added.weights.T + added.correction, [*range(len(y))]  # place: the column of each class
+        for column, number in enumerate(added.numbers, len(y)):
+            place[number : number + 1] = [column]
+
+        def put(values: Tensor, more: Tensor, place: list[int] = place) -> Tensor:
+            return torch.cat([values, more], dim=1)[:, place]
+
+        parts = {"hubness": added.correction.expand(g.shape[0], -1)}  # an encoder corrects for hubness alone
+        if added.likeness is not None and (f := model.likeness(a)) is not None:
+            parts[LIKENESS] = f @ added.likeness.T
+            own = own + parts[LIKENESS]
+            corrections.setdefault(LIKENESS, 0 * scores)
+        none = torch.zeros_like(own)
+        corrections = {name: put(values, parts.get(name, none)) for name, values in corrections.items()}
+        y, scores = put(y.T, added.weights.T).T, put(scores, own)
     return Explanation(
         scores=scores,
         theta=theta,

@@ -34,9 +34,7 @@ class Head(nn.Module):
         super().__init__()
         self.trained, self.model = trained, trained.model  # the model as a module of its own: its weights go along
         self.store = getattr(torch, trained.backbone["store"])
-        gamma = torch.zeros(len(trained.classes))
-        gamma[trained.space.unseen] = trained.gamma
-        self.register_buffer("gamma", gamma.to(trained.device))  # (C,)
+        self.register_buffer("gamma", (trained.gamma * trained.gamma_shares).to(trained.device))  # (C,)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B,D,h,w) to (B,C)."""

@@ -164,6 +164,7 @@ def _write(
         "less": [text(shown_reason(a, -1)) for a in trained.attributes],
         "seen": trained.space.seen.tolist(),
         "gamma": trained.gamma,
+        "shares": trained.gamma_shares.tolist(),  # of γ, by class
         "y": None if found.y is None else floats(found.y),
         "corrections": list(found.corrections),
         "grid": None if why else (h, w),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,10 +30,10 @@ from core.features.regions import unit_regions
 from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig
 from core.files.errors import UserError
 from core.files.kinds import IMAGE_SUFFIXES
-from core.inference.added_classes import add_classes
+from core.inference.added_classes import add_classes, in_folder
 from core.inference.answer import ClassScore, Prediction
 from core.inference.backbone import rebuild, recorded_settings
-from core.inference.explain import Explanation, explain
+from core.inference.explain import LIKENESS, Explanation, explain
 from core.inference.names import shown_reason
 from core.inference.sure import Sure
 from core.inference.trained import CHECKPOINT, SIDES, Trained, find_run, load_trained
@@ -194,10 +194,38 @@ class Predictor:
             raise UserError(f"cannot read {batch.images[0]}: {batch.errors[0]}")
         return explain(self.trained, batch.x)
 
-    def add_classes(self, described: pd.DataFrame | Path | str) -> None:
-        """Classes by description alone: see :func:`core.inference.added_classes.add_classes`."""
-        described = Path(described) if isinstance(described, str) else described
-        self.trained = add_classes(self.trained, described)
+    def add_classes(
+        self,
+        described: pd.DataFrame | Path | str | None = None,
+        images: Mapping[str, Sequence[Picture]] | None = None,
+    ) -> None:
+        """Classes by descriptions, by photographs of each, or by both: core/inference/added_classes.py.
+
+        Args:
+            described: a row a class, its name first; or a CSV file, or a folder with attributes.csv, images/, or both.
+            images: photographs of each class that is shown.
+        """
+        if isinstance(described, Path | str):
+            described, found = in_folder(Path(described))
+            images = found | dict(images or {})
+        shown = {name: self._likeness(name, photos) for name, photos in (images or {}).items()}
+        self.trained = add_classes(self.trained, described, shown)
+
+    @torch.inference_mode()
+    def _likeness(self, name: str, photos: Sequence[Picture]) -> Tensor:
+        """(n,d) of a class's photographs; those that cannot be read are named and left out."""
+        found = []
+        for batch in self.batches(photos):
+            f = self.trained.model.likeness(self.trained.model.attend(batch.x))
+            if f is None:
+                raise UserError(f"{self.trained.config['method']} takes no class by photographs; vsmr does")
+            for i, why in batch.errors.items():
+                log.warning("%s, of the class %s, is left out: %s", batch.images[i], name, why)
+            found.append(f[[i for i in range(len(f)) if i not in batch.errors]])
+        likeness = torch.cat(found) if found else torch.empty(0, 0)
+        if not len(likeness):
+            raise UserError(f"no photograph of the class {name!r} could be read")
+        return likeness
 
 
 Reasons = tuple[tuple[str, float], ...]
@@ -217,7 +245,8 @@ def _spoke(trained: Trained, found: Explanation, image: int, of: int) -> tuple[R
             if value > 0
         )
 
-    return named(1, SPOKEN), named(-1, AGAINST)
+    alike = float(found.corrections[LIKENESS][image, of]) if LIKENESS in found.corrections else 0.0
+    return ((LIKENESS, alike),) * (alike > 0) + named(1, SPOKEN), named(-1, AGAINST)
 
 
 def find_images(given: Sequence[Path | str]) -> list[Path]:

@@ -27,10 +27,21 @@ _LISTED = 8  # runs in a message
 
 
 @dataclass(frozen=True, kw_only=True)
+class Added:
+    """Classes that came after training, known by descriptions, by photographs, or by both."""
+
+    weights: Tensor  # (A,K) class attributes, times the description's share; 0: no description
+    correction: Tensor  # (A,) hubness
+    likeness: Tensor | None  # (A,d) unit mean of their photographs, times the photographs' share; 0: no photograph
+    gamma: Tensor  # (A,) share of γ
+    numbers: list[int] = field(default_factory=list)  # (A,) new classes, and unseen ones of the run that are shown now
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """A model in evaluation mode, and what its checkpoint says of it.
 
-    Classes described after training (core/inference/added_classes.py) stand behind the run's own and are unseen.
+    Classes added after training (core/inference/added_classes.py) stand behind the run's own and are unseen.
     """
 
     model: ZeroShotModel
@@ -45,7 +56,7 @@ class Trained:
     # what validation says of the answers, in points (core/training/certainty.py); empty: nothing was validated
     certainty: dict[str, Any] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)  # (C,) genus, family or the like of a class; "": none
-    added: tuple[Tensor, Tensor] | None = None  # (A,K) class attributes and (A,) corrections of classes described
+    added: tuple[Added, ...] = ()  # of a class in several the last counts
 
     @property
     def device(self) -> torch.device:
@@ -61,6 +72,15 @@ class Trained:
     def rivals(self) -> tuple[Tensor, Tensor] | None:
         """Virtual classes that an answer must be ahead of; None where the method cannot score a description."""
         return encoded_rivals(self.model, self.space)
+
+    @property
+    def gamma_shares(self) -> Tensor:
+        """(C,) of γ: 0 for seen classes, 1 for unseen ones, and less for those that photographs were given of."""
+        shares = torch.zeros(len(self.classes))
+        shares[self.space.unseen] = 1
+        for added in self.added:
+            shares[added.numbers] = added.gamma
+        return shares
 
     def of_side(self, side: str) -> np.ndarray:
         """Numbers of the classes of a side (:data:`SIDES`), ascending.
@@ -91,7 +111,8 @@ class Trained:
     def calibrated(self, scores: np.ndarray, among: str = "all") -> np.ndarray:
         """(B,C) float64 scores with γ added to unseen classes; -inf for classes that are not of the side ``among``."""
         chosen = self.of_side(among)
-        out = calibrated(scores, self.space.seen.numpy(), self.space.unseen.numpy(), self.gamma)
+        seen, unseen = self.space.seen.numpy(), self.space.unseen.numpy()
+        out = calibrated(scores, seen, unseen, self.gamma * self.gamma_shares.double().numpy()[unseen])
         kept = np.full_like(out, -np.inf)
         kept[:, chosen] = out[:, chosen]
         return kept

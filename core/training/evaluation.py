@@ -194,8 +194,8 @@ def evaluate(images: ScoredImages, gamma: float | None) -> Metrics:
     return metrics_from_compact(compact(images), gamma)
 
 
-def calibrated(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: float) -> np.ndarray:
-    """Scores (N,C) in float64 with γ added to unseen classes; classes of neither side are -inf."""
+def calibrated(scores: np.ndarray, seen: np.ndarray, unseen: np.ndarray, gamma: float | np.ndarray) -> np.ndarray:
+    """Scores (N,C) in float64 with γ, one or (U,), added to unseen classes; classes of neither side are -inf."""
     offered = np.full(scores.shape, -np.inf)
     offered[:, seen] = scores[:, seen]
     offered[:, unseen] = scores[:, unseen].astype(np.float64) + gamma

@@ -17,7 +17,7 @@ const Model = (function () {
     y: splits ? y.subarray(number * K, (number + 1) * K) : null,
   }));
 
-  const margin = (c) => (c.side === "seen" ? 0 : D.gamma);
+  const margin = (c) => D.gamma * D.shares[c.number];
   const score = (image, c) => image.scores[c.number] + margin(c);
   /* what each part adds to the calibrated score of a class */
   function parts(image, c) {

@@ -156,7 +156,8 @@ function renderReasons() {
     table("why", sumsOf(parts), rowsOf(image, parts.attributes, ...most)),
     el("button", { id: "all", ariaPressed: String(state.all), onclick: () => { state.all = !state.all; keeping(renderReasons); } }, state.all ? "Show the largest" : "Show all attributes"),
     el("p", { className: "note" }, "Words say what the photograph shows. “Less … than usual” speaks for a class that is described with less of it than most, and against one with more. The single attributes have a scale of bars of their own.",
-      D.corrections.includes("hubness") ? " Hubness: taken from classes that lie close to training images of any kind. Seen expert: what training images of seen classes say." : ""));
+      D.corrections.includes("hubness") ? " Hubness: taken from classes that lie close to training images of any kind. Seen expert: what training images of seen classes say." : "",
+      D.corrections.includes("like its photographs") ? " Like its photographs: how like those that its class was shown by; γ counts for it by the share of its description." : ""));
 }
 
 /* 4 --------------------------------------------------------------------------------------------------- two classes */
