@@ -65,7 +65,8 @@ def test_the_pages_say_what_the_rows_say(ran, board, tmp_path):
     assert "<td>eszsl+x|&lt;b&gt;y</td>" in shown and "<script" not in shown and (tmp_path / "f.png").is_file()
 
 
-def test_the_board_s_pages_are_those_of_its_rows(tmp_path):
+def test_the_board_s_pages_are_those_of_its_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("core.reporting.board.seconds_figure", lambda *_: None)
     if (ROOT / "docs" / "board.md").is_file():
         write_board(ROOT / BOARD, tmp_path, tmp_path / "f.png")
         for name in ("board.md", "board.html"):

@@ -1,8 +1,8 @@
 """The mean of the standardised scores of finished runs of one seed, also on different features.
 
-    s_c = Σ_m w_m (s_mc - mean over classes of s_m) / spread_m        spread_m: of the training images' scores
-w and γ are chosen on the seed's validation split: every member is trained there once more, as its own validation chose,
-and must be as good as it was. On the test images each answers from its checkpoint, and spreads are measured anew.
+    s_c = 1/M Σ_m (s_mc - mean over classes of s_m) / spread_m        spread_m: of the training images' scores
+γ is that of the seed's validation split: every member is trained there once more, as its own validation chose, and must
+be as good as it was. On the test images each answers from its checkpoint, and spreads are measured anew.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from core.datasets.registry import DATASETS
 from core.experiments import results
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs, load_inputs
-from core.experiments.run import HOW, build
+from core.experiments.run import HOW, _fit  # private there: a member is fitted as its run was
 from core.features.feature_file import FeatureFile
 from core.files.atomic import Lock
 from core.files.errors import UserError
@@ -30,11 +30,9 @@ from core.inference.trained import load_trained
 from core.method import Method, ZeroShotModel
 from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact, spread
 from core.training.folds import Fold, final_fold, validation_fold
-from core.training.loop import class_scores, train
+from core.training.loop import class_scores
 
 log = logging.getLogger(__name__)
-SHARES = (0.5,)  # of the first of two members
-Scores = list[np.ndarray]  # (N,C) of training images, images of seen and of unseen classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,20 +77,27 @@ def ensemble(folders: Sequence[Path], out: Path, data_root: Path | None = None, 
     with Lock(path / "run"):
         if results.finished(path / "metrics.json", config, resume=True):
             return path
-        chosen, history = _choose(members, [_validated(m) for m in members])
-        result = {
-            "config": asdict(config), "ablation": "", "chosen": chosen, "history": {"validation": history},
-            "notes": first.inputs.metadata.notes, "environment": first.result["environment"],
-            "certainty": {},
+        fold = validation_fold(first.inputs.metadata, first.inputs.w2v, seed)
+        sample, *images = _mean([_validated(m, path / f"member{k}.state") for k, m in enumerate(members)])
+        found, unit = asdict(evaluate(_images(images, fold), None)), spread([sample])
+        gamma = found.pop("gamma")
+        chosen = {
+            "epochs": 0, "recipe": {}, "gamma": gamma, "gammas": [gamma], "gamma_in_spreads": gamma / unit,
+            "validation": found, "configurations": 1, "split": seed, "how": HOW["val"],
         }  # fmt: skip
-        models, fold = [load_trained(m.folder).model for m in members], _final(first)
-        scores = [_standardised(model, m.inputs, _final(m)) for model, m in zip(models, members, strict=True)]
-        mixed = _mixed(scores, list(chosen["recipe"].values()))
-        condensed = compact(_images(mixed, fold))
-        gamma = chosen["gamma_in_spreads"] * spread([mixed[0]])
+        row = {"epoch": 0, "val_spread": unit, "val_gamma": gamma} | {f"val_{k}": v for k, v in found.items()}
+        result = {
+            "config": asdict(config), "ablation": "", "chosen": chosen, "history": {"validation": [row]},
+            "notes": first.inputs.metadata.notes, "environment": first.result["environment"], "certainty": {},
+        }  # fmt: skip
+        models = [load_trained(member.folder).model for member in members]
+        fold = final_fold(first.inputs.metadata, first.inputs.w2v)
+        pairs = zip(models, members, strict=True)
+        sample, *images = _mean([_standardised(model, member.inputs, fold) for model, member in pairs])
+        condensed = compact(_images(images, fold))
+        metrics = metrics_from_compact(condensed, chosen["gamma_in_spreads"] * spread([sample]))
         curve = curve_from_compact(condensed)
-        standard = asdict(metrics_from_compact(condensed, gamma))
-        result["standard"] = standard | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())}
+        result["standard"] = asdict(metrics) | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())}
         whole = Method(model=nn.ModuleList(models), phases=[])  # type: ignore[arg-type]  # its weights, to be kept
         result["files"] = results.write_files(path, whole, result, first.inputs, fold, condensed)
         took = {"seconds": time.time() - started[0], "processor_seconds": time.process_time() - started[1]}
@@ -115,61 +120,35 @@ def _member(folder: Path, data_root: Path | None, w2v: Path | None) -> Member:
     raise UserError(f"{pattern} has not the features, split and vectors of {folder}; name others with --data-root")
 
 
-def _validated(member: Member) -> Scores:
+def _validated(member: Member, state: Path) -> list[np.ndarray]:
     """Of the validation fold, by the member as its validation chose it."""
-    config, chosen, inputs = member.config, member.result["chosen"], member.inputs
-    fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
-    method = build(config, config.recipe | chosen["recipe"], fold, inputs)
-    epochs = chosen["epochs"]
-    train(method, inputs.features, fold, seed=config.seed, stop_after=epochs, precision=config.precision)
-    if chosen["recipe"] and method.set_params:
-        method.set_params(chosen["recipe"])
+    chosen, inputs = member.result["chosen"], member.inputs
+    fold = validation_fold(inputs.metadata, inputs.w2v, member.config.seed)
+    method, _ = _fit(member.config, inputs, fold, state, chosen)
     method.model.eval()
     if method.finish:
         method.finish(fold.train_images(inputs.features))
     scores = _standardised(method.model, inputs, fold)
-    found, was = evaluate(_images(scores, fold), None).AUSUC, chosen["validation"]["AUSUC"]
+    found, was = evaluate(_images(scores[1:], fold), None).AUSUC, chosen["validation"]["AUSUC"]
     if abs(found - was) > 1e-3:
         raise UserError(f"{member.folder}: on validation AUSUC was {was:.4f} and is {found:.4f} now; run it again")
     return scores
 
 
-def _standardised(model: ZeroShotModel, inputs: Inputs, fold: Fold) -> Scores:
+def _standardised(model: ZeroShotModel, inputs: Inputs, fold: Fold) -> list[np.ndarray]:
+    """(N,C) of a thousand training images, of the images of seen and of those of unseen classes."""
     sample = np.linspace(0, len(fold.train_rows) - 1, min(len(fold.train_rows), 1024)).round().astype(int)
     rows = fold.train_rows[sample], fold.seen_rows, fold.unseen_rows
     scores = [class_scores(model, inputs.features, some).astype(np.float64) for some in rows]
     return [(s - s.mean(axis=1, keepdims=True)) / max(spread([scores[0]]), 1e-12) for s in scores]
 
 
-def _mixed(scores: Sequence[Scores], shares: Sequence[float]) -> Scores:
-    return [np.tensordot(shares, np.stack(of), axes=1) for of in zip(*scores, strict=True)]
+def _mean(of_each: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
+    return [np.mean(parts, axis=0) for parts in zip(*of_each, strict=True)]
 
 
-def _images(scores: Scores, fold: Fold) -> ScoredImages:
+def _images(scores: Sequence[np.ndarray], fold: Fold) -> ScoredImages:
     return ScoredImages(
-        scores_seen=scores[1], labels_seen=fold.seen_labels, scores_unseen=scores[2], labels_unseen=fold.unseen_labels,
+        scores_seen=scores[0], labels_seen=fold.seen_labels, scores_unseen=scores[1], labels_unseen=fold.unseen_labels,
         seen=fold.space.seen.numpy(), unseen=fold.space.unseen.numpy(), candidates=fold.candidates,
     )  # fmt: skip
-
-
-def _final(member: Member) -> Fold:
-    return final_fold(member.inputs.metadata, member.inputs.w2v)
-
-
-def _choose(members: Sequence[Member], scores: Sequence[Scores]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Shares and γ by validation: of two members those of SHARES, of more equal ones."""
-    first, history, n = members[0], [], len(members)
-    fold = validation_fold(first.inputs.metadata, first.inputs.w2v, first.config.seed)
-    for shares in [(w, 1 - w) for w in SHARES] if n == 2 else [(1 / n,) * n]:
-        mixed = _mixed(scores, shares)
-        found = {f"val_{k}": v for k, v in asdict(evaluate(_images(mixed, fold), None)).items()}
-        named = {f"set_share_{k}": share for k, share in enumerate(shares, 1)}
-        history.append({"epoch": 0} | named | found | {"val_spread": spread([mixed[0]])})
-    best = max(history, key=lambda row: row["val_AUSUC"])
-    return {
-        "epochs": 0, "recipe": {k.removeprefix("set_"): v for k, v in best.items() if k.startswith("set_")},
-        "gamma": best["val_gamma"], "gammas": [best["val_gamma"]],
-        "gamma_in_spreads": best["val_gamma"] / best["val_spread"], "configurations": len(history),
-        "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")}, "split": first.config.seed,
-        "how": HOW["val"],
-    }, history  # fmt: skip

@@ -93,7 +93,7 @@ def jobs_of(plan: Plan) -> list[Job]:
             pattern = feature_file(root, DATASETS[d], "*")
             files[d] = sorted(pattern.parent.glob(pattern.name))
         jobs = [replace(job, features=file) for job in jobs for file in files.get(job.dataset) or (None,)]
-        return sorted(jobs, key=lambda job: took.get(job.method, math.inf))
+        return sorted(jobs, key=lambda job: (took.get(job.method, math.inf), job.method, str(job.features)))
     if plan.ablation and "vsmr" in names:
         pairs = [(d, s) for d in plan.datasets for s in plan.seeds]
         jobs += [Job(dataset=d, method="vsmr", seed=s, ablation=a) for d, s in pairs for a in ABLATIONS]
