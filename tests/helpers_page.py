@@ -31,8 +31,8 @@ HOSTILE = [
 class Shown:
     """Images as a method's hooks see them, in blocks of a few."""
 
-    def __init__(self, x, labels, block=7):
-        self.x, self.labels, self.block = x, labels, block
+    def __init__(self, x, labels, block=7, norm=1.0):
+        self.x, self.labels, self.block, self.norm = x, labels, block, norm
 
     def pooled(self):
         return self.x.mean(dim=1)
@@ -41,7 +41,7 @@ class Shown:
         yield from zip(self.x.split(self.block), self.labels.split(self.block), strict=True)
 
     def region_norm(self):
-        return 1.0
+        return self.norm
 
 
 def made(name="vsmr", names=None, n=12, **settings):

@@ -8,20 +8,10 @@ from core import MSDN as msdn
 from core import TransZero as transzero
 from core.MSDN import MSDN
 from core.TransZero import TransZero
+from tests.test_golden import double  # noqa: F401
 
 B, R, D, K, C, V = 6, 9, 16, 11, 7, 5
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
-
-
-@pytest.fixture(autouse=True)
-def double():
-    """Models and buffers are built in float64."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(4)
-        yield
-    torch.set_default_dtype(before)
 
 
 @pytest.fixture

@@ -7,34 +7,26 @@ import torch
 import torch.nn.functional as F
 
 from core.closed_forms import readability, readable_regions, region_kinds, sampled_regions
+from tests.helpers_page import Shown
 
 S, K, R, D, N = 12, 6, 9, 24, 120
 
 
-class Pictures:
+class Pictures(Shown):
     """Images of three kinds of regions, three of each in any places; attributes 2k and 2k+1 show in kind k alone."""
 
     def __init__(self, block: int = 50) -> None:
         g = torch.Generator().manual_seed(3)
-        self.block = block
         self.z = torch.randn(S, K, generator=g)
-        self.labels = torch.arange(N) % S
+        labels = torch.arange(N) % S
         base = torch.linalg.qr(torch.randn(D, D, generator=g))[0]
         self.kind = torch.stack([torch.randperm(R, generator=g) // 3 for _ in range(N)])  # (N,R)
         x = 3 * base[self.kind]
         for i in range(K):  # a direction for each attribute, in regions of its kind
-            shown = (self.kind == i // 2).unsqueeze(2) * self.z[self.labels, i].view(-1, 1, 1)
+            shown = (self.kind == i // 2).unsqueeze(2) * self.z[labels, i].view(-1, 1, 1)
             x = x + 0.5 * shown * base[3 + i]
-        self.x = F.normalize(x + 0.1 * torch.randn(N, R, D, generator=g), dim=2)
-
-    def blocks(self):
-        return zip(self.x.split(self.block), self.labels.split(self.block), strict=True)
-
-    def pooled(self):
-        return self.x.mean(dim=1)
-
-    def region_norm(self):
-        return 1.0
+        x = F.normalize(x + 0.1 * torch.randn(N, R, D, generator=g), dim=2)
+        super().__init__(x, labels, block)
 
 
 def attention(images: Pictures, looks: torch.Tensor, sharpness: float = 40.0) -> torch.Tensor:

@@ -16,14 +16,18 @@ from core.files.errors import UserError
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_entry_point_is_there_and_its_commands_have_help() -> None:
+def test_the_entry_point_is_there_and_its_commands_have_help(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
     module, _, name = scripts["vsmr"].partition(":")
     assert getattr(import_module(module), name) is main
-    program = f"import sys; from {module} import {name}; sys.exit({name}())"
     for words, said in ((["--help"], [*COMMANDS]), (["predict", "--help"], ["usage: vsmr predict", "--add-classes"])):
-        ended = subprocess.run([sys.executable, "-c", program, *words], cwd=ROOT, capture_output=True, text=True)
-        assert ended.returncode == 0 and all(word in ended.stdout for word in said), ended.stderr
+        monkeypatch.setattr(sys, "argv", ["vsmr", *words])
+        with pytest.raises(SystemExit):
+            main()
+        printed = capsys.readouterr().out
+        assert all(word in printed for word in said)
 
 
 @pytest.mark.parametrize(

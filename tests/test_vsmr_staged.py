@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from core.method import ClassSpace
 from core.VSMR_staged import RECIPES, THRESHOLDS, VSMRStaged, build
 from tests import reference
+from tests.helpers_page import Shown
 
 B, R, D = 6, 9, 16
 CUB50 = RECIPES["CUB50"]
@@ -23,27 +24,11 @@ def batch():
     return x, torch.tensor([0, 1, 3, 5, 0, 1])
 
 
-class Pictures:
-    """Images as the loop gives them to hooks."""
-
-    def __init__(self, x, y, norm=1.0, block=2):
-        self.x, self.labels, self.norm, self.block = x, y, norm, block
-
-    def pooled(self):
-        return self.x.mean(dim=1)
-
-    def blocks(self):
-        return zip(self.x.split(self.block), self.labels.split(self.block), strict=True)
-
-    def region_norm(self):
-        return self.norm
-
-
 def test_finishing_averages_features_and_fits_the_encoder_the_same_way_every_time(space, batch):
     x, y = batch
     method = build(CUB50, space, (R, D), 3, 4)
     model = method.model.double()
-    method.finish(Pictures(x, y))
+    method.finish(Shown(x, y))
     first = model.prototypes.clone()
     f = reference.staged_features(x, model.attention.v, model.attention.W2, model.attention.W3, model.presence[y])
     for c in (0, 1, 3, 5):
@@ -52,7 +37,7 @@ def test_finishing_averages_features_and_fits_the_encoder_the_same_way_every_tim
     assert fitted < 0.1 * first[space.seen].square().mean()
     torch.testing.assert_close(first[space.unseen], model.E(space.att[space.unseen]))
     torch.manual_seed(99)
-    method.finish(Pictures(x, y))
+    method.finish(Shown(x, y))
     assert torch.equal(first, model.prototypes)
 
 
@@ -86,7 +71,7 @@ def test_the_predictor_takes_the_mean_of_regions_at_their_length_before_they_wer
     method = build(replace(CUB50, threshold=0.5), two, (4, 2), 0, 4)
     model = method.model.double()
     x = torch.tensor([[[0.0, 1.0]] * 3 + [[1.0, 0.0]]], dtype=torch.float64)
-    method.begin(Pictures(x, torch.tensor([0]), norm=8.0))
+    method.begin(Shown(x, torch.tensor([0]), norm=8.0))
     assert "region_norm" in model.state_dict()
     with torch.no_grad():
         model.predictor.weight.copy_(torch.tensor([[2.0, -1.0], [4.0, -1.0]]))
@@ -116,7 +101,7 @@ def test_tuning_takes_the_threshold_of_the_highest_f1():
         model.predictor.bias.zero_()
     x = torch.eye(2).unsqueeze(1)  # image 1 is (1,0), image 2 (0,1)
     assert model.threshold.item() == 0.5
-    assert method.tune(Pictures(x, torch.tensor([0, 1]))) == {"threshold": 0.55}
+    assert method.tune(Shown(x, torch.tensor([0, 1]))) == {"threshold": 0.55}
     assert model.threshold.item() == pytest.approx(0.55)
     assert model.predicted_mask(x).tolist() == [[1, 1, 0, 0], [0, 0, 1, 1]]
 
@@ -153,7 +138,7 @@ SEEN = [(1, 2, 1.0), (1, 10, 1.0), (1, 22, 1.0)]
 
 def plane(rows):
     x = torch.tensor([[[length * cos(radians(d)), length * sin(radians(d))]] for _, d, length in rows])
-    return Pictures(x, torch.tensor([c for c, _, _ in rows]))
+    return Shown(x, torch.tensor([c for c, _, _ in rows]))
 
 
 def staged_in_the_plane(neighbours=1):

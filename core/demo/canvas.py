@@ -37,14 +37,17 @@ class Canvas:
 
     def paint(self, mask: Image.Image, part: str, colour: RGB, pattern: str = "solid", box: Box = ()) -> None:
         """Fill ``mask`` with a colour and a pattern laid over ``box``."""
-        self.image.paste(colour, mask=mask)
-        self.owner.paste(PARTS.index(part) + 1, mask=mask)
+        around = mask.getbbox() or (0, 0, 1, 1)  # half the time of a drawing is pixels beside a part
+        within = mask.crop(around)
+        self.image.paste(colour, around, within)
+        self.owner.paste(PARTS.index(part) + 1, around, within)
         if pattern != "solid":
             marks = Image.new("L", self.image.size, 0)
             for polygon in _marks(pattern, box, self.rng):
                 ImageDraw.Draw(marks).polygon(self.place(polygon), fill=255)
             light = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 95
-            self.image.paste((38, 34, 34) if light else (232, 226, 208), mask=overlap(mask, marks))
+            shade = (38, 34, 34) if light else (232, 226, 208)
+            self.image.paste(shade, around, overlap(within, marks.crop(around)))
 
     def outline(self, polygon: np.ndarray, colour: RGB, width: float = 0.035) -> None:
         points = self.place(polygon)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
-from scipy.ndimage import binary_erosion
+from scipy.ndimage import binary_erosion, find_objects
 
 from core.demo.canvas import PARTS, RGB, SIZE, SUPERSAMPLE, Canvas, ellipse, near, smooth, turned
 
@@ -194,10 +194,13 @@ def _occlude(canvas: Canvas, wood: RGB, rng: np.random.Generator) -> None:
 def _part_locations(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Where each part is, (P,3): the inner pixel of it nearest its centroid, and whether occlusion left it."""
     locs = np.zeros((len(PARTS), 3))
-    for p in range(len(PARTS)):
-        y, x = np.nonzero(binary_erosion(before == p + 1, iterations=2))  # not on the rim, where colours mix
+    for p, box in enumerate(find_objects(before, len(PARTS))):
+        if box is None:
+            continue
+        y, x = np.nonzero(binary_erosion(before[box] == p + 1, iterations=2))  # not on the rim, where colours mix
         if len(x) < SUPERSAMPLE**2:
             continue
+        y, x = y + box[0].start, x + box[1].start
         nearest = np.argmin((x - x.mean()) ** 2 + (y - y.mean()) ** 2)
         locs[p, :2] = x[nearest] / SUPERSAMPLE, y[nearest] / SUPERSAMPLE
         locs[p, 2] = after[y[nearest], x[nearest]] == p + 1
