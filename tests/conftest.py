@@ -30,6 +30,11 @@ from tests.helpers_xlsa17 import PARTS, Drawn, Maker
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What uses the drawn data sets comes first and together, so that one worker makes them and not every one."""
+    items.sort(key=lambda item: "made" not in item.fixturenames)  # type: ignore[attr-defined]
+
+
 @pytest.fixture(scope="module")
 def cheap_weights() -> Iterator[None]:
     """Random weights of large networks repeat a block of 65,537 numbers: half of such tests' time is drawing them."""
