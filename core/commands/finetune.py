@@ -6,9 +6,18 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.commands.parser import DEVICE, Parser, from_flags, number, whole
+import numpy as np
+
+from core.commands.parser import Parser, from_flags, whole
+from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS
+from core.datasets.xlsa17 import read_metadata
+from core.features.backbones import file_form
+from core.features.finetune import FinetuneConfig, finetune
+from core.features.settings import FINETUNED, ExtractionConfig, extraction_command
+from core.fields import add_fields
 from core.files.errors import UserError
+from core.training.folds import validation_fold
 
 _log = logging.getLogger(__name__)
 
@@ -19,15 +28,7 @@ def parser(description: str | None) -> Parser:
     add("dataset", choices=[*DATASETS], help="the data set whose seen classes are learned")
     said = "validation split K, for features that --seed K validates on and tests; or final: all of trainval (0)"
     add("--split", default="0", metavar="K", help=said)
-    add("--backbone", default="resnet101", help="torchvision classifier or timm:NAME (resnet101)")
-    add("--weights", help="what to begin with: a weights file, or a name as for the extraction")
-    add("--input-size", type=whole(32), help="image side in pixels (the backbone's own)")
-    add("--epochs", type=whole(1), default=20, help="most epochs; the learning rate falls over them (20)")
-    add("--patience", type=whole(1), default=4, help="epochs without a better one before it stops (4)")
-    add("--lr", type=number(0), default=1e-4, help="of the backbone; its new head has ten times that (1e-4)")
-    add("--batch-size", type=whole(1), default=32, help="images a step (32)")
-    add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the products (float32)")
-    add("--device", default="auto", help=DEVICE)
+    add_fields(p, FinetuneConfig())
     add("--workers", type=whole(1), default=4, help="decoding threads (4)")
     add("--data-root", type=Path, default=Path("data"), help="holds the images and xlsa17/ (data)")
     add("--out", type=Path, help="(ROOT/<data set>/finetuned_<backbone>_split<K>_val.safetensors)")
@@ -40,16 +41,6 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         raise UserError(f"--split {a.split}: the number of a validation split (0, 1, ...), or final")
     if a.out and a.out.suffix != ".safetensors":
         raise UserError(f"--out {a.out}: the name of a weights file ends in .safetensors")
-    # what --help does not need
-    import numpy as np
-
-    from core.datasets.paths import image_folder, resolve_images
-    from core.datasets.xlsa17 import read_metadata
-    from core.features.backbones import file_form
-    from core.features.finetune import FinetuneConfig, finetune
-    from core.features.settings import FINETUNED, ExtractionConfig, extraction_command
-    from core.training.folds import validation_fold
-
     dataset = DATASETS[a.dataset]
     metadata = read_metadata(a.data_root, dataset)
     paths, _ = resolve_images(image_folder(a.data_root, dataset), metadata.image_files)

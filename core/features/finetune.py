@@ -27,12 +27,13 @@ from torch.nn import functional as F
 from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
 from core.features.backbones import Backbone, build_backbone
-from core.features.devices import resolve_device
+from core.features.devices import NAMES, resolve_device
 from core.features.finetuned import KEY, finetuned_record, pack_rows
 from core.features.images import Normaliser, load_image
 from core.features.regions import ahead
 from core.features.trunks import OPEN_CLIP, TIMM, own_size
 from core.features.weights import HEADS
+from core.fields import hp
 from core.files.atomic import Lock, atomic_path, write_bytes
 from core.files.errors import UserError
 
@@ -47,17 +48,17 @@ _log = logging.getLogger(__name__)
 class FinetuneConfig:
     """Everything that decides the weights but the images."""
 
-    backbone: str = "resnet101"
-    weights: str | None = None
-    input_size: int | None = None  # image side in pixels; None: what the backbone was made for
-    epochs: int = 20  # most of them
-    patience: int = 4  # epochs without a better accuracy on the held-out images, after which it stops
-    lr: float = 1e-4  # of the backbone, falling to 0 over ``epochs`` by a cosine
-    weight_decay: float = 1e-4
-    batch_size: int = 32
-    dtype: str = "float32"  # of the products; weights are float32
-    device: str = "auto"
-    seed: int = 0
+    backbone: str = hp("resnet101", "torchvision classifier or timm:NAME")
+    weights: str | None = hp(None, "what to begin with: a weights file, or a name as for the extraction")
+    input_size: int | None = hp(None, "image side in pixels; none: what the backbone was made for", at_least=32)
+    epochs: int = hp(20, "most epochs; the learning rate falls to 0 over them by a cosine", at_least=1)
+    patience: int = hp(4, "epochs without a better accuracy on held-out images before it stops", at_least=1)
+    lr: float = hp(1e-4, "learning rate of the backbone; its new head has ten times that", above=0)
+    weight_decay: float = hp(1e-4, "weight decay", flag=False)
+    batch_size: int = hp(32, "images a step", at_least=1)
+    dtype: str = hp("float32", "of the products; weights are float32", choices=("float32", "bfloat16"))
+    device: str = hp("auto", NAMES)
+    seed: int = hp(0, "of order, crops and the held-out images", flag=False)
 
 
 def finetune(
