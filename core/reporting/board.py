@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,19 +41,12 @@ def write_board(board: Path, docs: Path, figure: Path) -> None:
     for part in groups:
         first = rows[part.number.iloc[0]]
         said = f"{t.heading(part)}, {' and '.join(f'{len(c)} {side}' for side, c in first['classes'].items())} classes"
-        found, points = _table(part, [[arrays_of(rows[k]) for k in own.number] for own in _lines(part)])
+        found, panels[said] = _table(part, rows)
         lines += ["", f"## {said}{t.telling(part, groups)}", *found]
-        panels[said] = points
     text = "\n".join(lines) + "\n"
     write_bytes(docs / "board.md", text.encode())
     write_bytes(docs / "board.html", page(text).encode())
     seconds_figure({said: points for said, points in panels.items() if len(points) > 2}, figure)
-
-
-def _lines(part: pd.DataFrame) -> list[pd.DataFrame]:
-    """The lines of a table: those that compete, then those that are no equals."""
-    lines = [own for _, own in t.with_lines(part).groupby("line")]
-    return sorted(lines, key=lambda own: (_apart(own), -own.AUSUC.mean()))
 
 
 def _apart(runs: pd.DataFrame) -> str:
@@ -61,16 +55,15 @@ def _apart(runs: pd.DataFrame) -> str:
     return t.CUT_OFF if first.cut_off else t.ENSEMBLE if "+" in first.method else ""
 
 
-def _table(
-    part: pd.DataFrame, arrays: Sequence[Sequence[dict[str, np.ndarray]]]
-) -> tuple[list[str], dict[str, tuple[float, Interval]]]:
-    """Markdown of a table, and of each of its lines the seconds and AUSUC."""
-    lines, points, kinds = _lines(part), {}, dict[str, list[dict[str, str]]]()
+def _table(part: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> tuple[list[str], dict[str, tuple[float, Interval]]]:
+    """Markdown of a table, equals first, and of each of its lines the seconds and AUSUC."""
+    lines = [own for _, own in t.with_lines(part).groupby("line")]
+    lines.sort(key=lambda own: (_apart(own), -own.AUSUC.mean()))
+    points, kinds = {}, dict[str, list[dict[str, str]]]()
     common = set.intersection(*({*own.remarks.iloc[0].split("; ")} for own in lines)) - {""}
-    equals = sum(not _apart(own) for own in lines)
-    found = [*ranks_over_classes(arrays[:equals], rng=np.random.default_rng(0))] if equals else []
-    for runs in arrays[equals:]:
-        found += ranks_over_classes([runs], rng=np.random.default_rng(0))
+    arrays, equals = [[arrays_of(rows[k]) for k in own.number] for own in lines], sum(not _apart(own) for own in lines)
+    groups = [arrays[:equals]] * bool(equals) + [[runs] for runs in arrays[equals:]]
+    found = [one for group in groups for one in ranks_over_classes(group, rng=np.random.default_rng(0))]
     for own, (area, rank) in zip(lines, found, strict=True):
         first, kind = own.iloc[0], _apart(own)
         row = {"rank": "" if kind else f"{rank.mean:.0f} ({rank.low:.0f} to {rank.high:.0f})"}
