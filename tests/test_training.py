@@ -115,7 +115,8 @@ def test_training_leaves_the_callers_random_numbers_alone(toy, tmp_path):
 
 
 # states written: two epochs of validation and two of the refit; vsmr-staged has two of its predictor before each
-CASES = [(method, 3) for method in METHODS if epochs_of(recipe_of(method))]
+OF_ALE = ("devise", "sje", "latem")  # of one file with ale, and all that they keep is its W
+CASES = [(method, 3) for method in METHODS if epochs_of(recipe_of(method)) and method not in OF_ALE]
 CASES += [("dazle", 1), ("dazle", 2), ("vsmr-staged", 6), ("cada-vae", 1)]
 
 

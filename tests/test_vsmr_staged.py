@@ -26,7 +26,7 @@ def batch():
 
 def test_finishing_averages_features_and_fits_the_encoder_the_same_way_every_time(space, batch):
     x, y = batch
-    method = build(CUB50, space, (R, D), 3, 4)
+    method = build(replace(CUB50, hidden=256), space, (R, D), 3, 4)
     model = method.model.double()
     method.finish(Shown(x, y))
     first = model.prototypes.clone()
