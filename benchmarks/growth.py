@@ -1,6 +1,6 @@
-"""How cost grows with attributes, classes, regions and images: time and memory at rising sizes, exponents, curves.
+"""How cost grows with attributes, classes, regions and images: time and memory at rising sizes, exponents.
 
-    python -m benchmarks.growth                                   # about 4 minutes; images/benchmarks_growth.png
+    python -m benchmarks.growth                                   # about 4 minutes
     python -m benchmarks.growth --only classes                    # one family: attributes, classes, regions or images
 
 The exponent is the slope between the two largest sizes on logarithmic axes: 1 is linear, less is better. Channels are
@@ -14,14 +14,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import log
-from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.common import (
     DrawnImages,
@@ -37,7 +35,6 @@ from benchmarks.common import (
 )
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as ESZSLRecipe
-from core.reporting.canvas import canvas, style
 from core.training.evaluation import ScoredImages, compact, evaluate, metrics_from_compact
 from core.VSMR import VSMR
 from core.VSMR import Recipe as VSMRRecipe
@@ -146,39 +143,14 @@ def measure(curve: Curve, repeats: int) -> tuple[list[float], int]:
     return list(least.values()), memory.rise
 
 
-def growth_figure(curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], out: Path) -> None:
-    """How often the cost of the smallest size a larger one takes, on logarithmic axes, beside linear growth.
-
-    Args:
-        curves: kind of size (a panel each) -> kind of work -> (sizes, costs in any unit), sizes ascending.
-    """
-    with canvas(out, 3.7 * len(curves), 4.0, columns=len(curves)) as (_, axes):
-        for axis, (family, lines) in zip(axes[0], curves.items(), strict=True):
-            sizes = sorted({size for line, _ in lines.values() for size in line})
-            axis.loglog(sizes, [s / sizes[0] for s in sizes], color="0.6", linewidth=3, alpha=0.6, label="linear")
-            for number, (what, (line, costs)) in enumerate(lines.items()):
-                axis.loglog(line, [c / costs[0] for c in costs], label=what, **style(number))
-            for side in (axis.xaxis, axis.yaxis):  # round numbers: the sizes themselves may lie too close for labels
-                side.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                side.set_minor_locator(NullLocator())
-            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axis.set(xlabel=family, ylabel="times the smallest size")
-            axis.grid(color="0.92", linewidth=0.6)
-            # above the panel, where no curve can pass through it
-            axis.legend(fontsize=7.5, ncols=2, loc="lower left", bbox_to_anchor=(0.0, 1.0))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--repeats", type=int, default=3, help="timed runs of each size (default: %(default)s)")
     add("--only", choices=sorted({curve.family for curve in CURVES}), help="one family (default: all)")
-    add("--out", type=Path, default=Path("images/benchmarks_growth.png"), help="default: %(default)s")
     args = parser.parse_args()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    curves: dict[str, dict[str, tuple[Sequence[int], list[float]]]] = {}
     rows = []
     for curve in CURVES:
         if args.only not in (None, curve.family):
@@ -186,12 +158,10 @@ def main() -> int:
         sizes = curve.sizes
         taken, memory = measure(curve, args.repeats)
         print(f"{curve.what} with {curve.family}: {taken}, {memory >> 20} MiB", file=sys.stderr, flush=True)
-        curves.setdefault(curve.family, {})[curve.what] = sizes, taken
         exponent = f"exponent {log(taken[-1] / taken[-2]) / log(sizes[-1] / sizes[-2]):.2f}"
         name = f"growth of {curve.what} with {curve.family}, {sizes[0]} to {sizes[-1]}"
         rows.append(Row(name, milliseconds(taken[0]), milliseconds(taken[-1]), exponent, megabytes(memory)))
     torch.set_num_threads(threads)
-    growth_figure(curves, args.out)
     return report(rows)
 
 
