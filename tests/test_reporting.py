@@ -160,8 +160,10 @@ def test_intervals_over_classes_are_asked_for_the_seeds_in_common():
 
 def test_runs_that_differ_in_what_they_may_be_compared_with_share_no_mean():
     """With and without validation, cut off and not; a remark of any seed is the row's."""
-    text = all_tables([row(seed=s) for s in (0, 1)] + [row(seed=s, up=0.1, **NOT_VALIDATED) for s in (2, 3)])
+    rows = [row(seed=s) for s in (0, 1)] + [row("dazle", s, -0.1) for s in (0, 1)]
+    text = all_tables(rows + [row(seed=s, up=0.1, **NOT_VALIDATED) for s in (2, 3)])
     assert lines_with(text, "| **vsmr** | 70.5 ± 0.7 |") and lines_with(text, "| 82.5 ± 0.7 |", "nothing validated")
+    assert lines_with(text, "| dazle | +10.0 (+10.0 to +10.0)", "| 2 |")  # the validated are what others stand against
     text = all_tables([row(seed=0), row(seed=1, pretraining_saw_unseen="yes", finetuned=True)])
     assert len(lines_with(text, "| **vsmr** |", "pretraining saw unseen classes: yes; backbone fine-tuned")) == 2
 
