@@ -38,7 +38,9 @@ def in_folder(path: Path) -> tuple[Path | None, dict[str, list[Path]]]:
     if not path.is_dir():
         return path, {}
     sheet, photos = path / "attributes.csv", dict[str, list[Path]]()
-    if (path / "images").is_dir() or not sheet.is_file():
+    if not (path / "images").is_dir() and not sheet.is_file():
+        raise UserError(f"--add-classes {path}: neither attributes.csv nor images/<class>/ is in it")
+    if (path / "images").is_dir():
         photos = {name: [path / "images" / file for file in files] for name, files in find_images(path)[0].items()}
     return sheet if sheet.is_file() else None, photos
 
