@@ -44,17 +44,20 @@ def dazle(path: Path, m: Metadata, **changes: np.ndarray) -> Path:
     ("changes", "message"),
     [
         ({"class_names": ["class 0", "class 1", "cat", "class 3", "class 4", "class 5"]}, "class 3 is class 2, .* cat"),
-        ({"class_names": [f"class {c}" for c in range(5)]}, r"it has 6 \(class\), the split file 5"),
+        ({"class_names": [f"class {c}" for c in range(5)]}, "class 6 is class 5, the split file's not there"),
         ({"labels": np.repeat(np.arange(6), 10)[::-1].copy()}, "label 1 is 0, the split file's 5"),
-        ({"labels": np.arange(48)}, r"it has 60 \(image\), the split file 48"),
+        ({"labels": np.arange(48)}, "label 2 is 0, the split file's 1"),
         ({"test_seen_loc": np.arange(3)}, "row of test_seen_loc"),
         ({"trainval_loc": metadata().trainval_loc + 1}, "row of trainval_loc 1 is 1, the split file's 2"),
         (
             {"image_files": [f"images/{i + (i > 8)}.png" for i in range(60)]},
             "image file 10 is 9.png, the split file's 10.png",
         ),
-        ({"att": metadata().att + np.eye(6, 5, dtype=np.float32) / 1000}, "att of class 0, attribute 1, is 0.6"),
-        ({"att": np.ones((6, 4), np.float32)}, r"att is \(6, 5\), the split file's \(6, 4\)"),
+        (
+            {"att": metadata().att + np.eye(6, 5, dtype=np.float32) / 1000},
+            "att .* has other values",
+        ),
+        ({"att": np.ones((6, 4), np.float32)}, r"att \(6, 5\) has other values .* \(6, 4\)"),
     ],
 )
 def test_a_file_of_other_data_than_the_root_is_refused(
@@ -119,24 +122,8 @@ def test_axes_that_can_be_are_taken() -> None:
         check_maps((60, *shape), np.dtype("f2"), Path("f.hdf5"))
 
 
-def test_the_command_that_makes_a_file_is_whole(tmp_path: Path) -> None:
-    path = tmp_path / "my features.hdf5"
-    recorded = {"dataset": "CUB", "backbone": "resnet50", "weights": "my weights.pth", "input_size": 448}
-    with Writer(path, replace(content(), provenance=recorded), SHAPE, "float32") as writer:
-        writer.write(np.arange(60), maps())
-        writer.finish()
-    with FeatureFile(path) as file:
-        assert file.extraction_command("a root") == (
-            f"python extract_feature/extract_feature_map_ResNet_101_CUB.py --data-root 'a root' --out '{path}' "
-            "--backbone resnet50 --weights 'my weights.pth' --input-size 448 --store float32"
-        )
-    with FeatureFile(dazle(tmp_path / "feature_map_ResNet_101_SUN.hdf5", metadata())) as file:
-        command = file.extraction_command()
-        assert command == f"python extract_feature/extract_feature_map_ResNet_101_SUN.py --out {file.path}"
-
-
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.EAGAIN])
-@pytest.mark.parametrize("call", ["open", "preadv", "pread"])
+@pytest.mark.parametrize("call", ["open", "preadv"])
 def test_errors_of_the_system_are_not_called_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
 ) -> None:
@@ -157,23 +144,6 @@ def test_a_file_that_another_program_has_open_for_writing_is_said_to_be(tmp_path
         command = f"from core.features.feature_file import verify; verify({str(path)!r})"
         done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert "close the program that has it open for writing" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("start", "what"),
-    [
-        (b"version https://git-lfs.github.com/spec/v1\n", "LFS"),
-        (b"<!DOCTYPE html>", "web page"),
-        (b"", "empty"),
-        (b"junk", ""),
-    ],
-)
-def test_what_is_no_hdf5_file_is_not_called_damaged(tmp_path: Path, start: bytes, what: str) -> None:
-    path = tmp_path / "f.hdf5"
-    path.write_bytes(start)
-    with pytest.raises(UserError, match=rf"f\.hdf5 is not a readable HDF5 file.*{what}") as caught:
-        FeatureFile(path)
-    assert not re.search("delete|extract", str(caught.value))
 
 
 def test_the_command_that_mends_a_file_has_every_flag_that_made_it(tmp_path: Path) -> None:

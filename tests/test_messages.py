@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.files.errors import LONGEST, UserError, legible, run_cli
+from core.files.errors import UserError, legible, run_cli
 from tests.messages import CASES, Case, base, provoke
 
 
@@ -28,7 +28,6 @@ def test_a_message_is_short_in_one_voice_and_says_the_way_out(tmp_path: Path, wh
         assert words in said
     assert len(said) < 900 and len(said.splitlines()) < 6, said
     assert not re.search(r"Traceback|0x[0-9a-f]{6}|usage:|object at|\bNone\b|\n\n|  $", said), said
-    assert max(map(len, re.split(r"[\s/]", said))) <= LONGEST + 60
     assert not said.endswith((":", ","))
     left = [p.name for p in place.rglob("*") if re.search(r"\.(tmp|lock|new)$|^(new\.hdf5|OWNED)$", p.name)]
     assert not left
@@ -36,9 +35,6 @@ def test_a_message_is_short_in_one_voice_and_says_the_way_out(tmp_path: Path, wh
 
 def test_what_a_terminal_would_obey_is_shown_as_numbers() -> None:
     assert legible("a\x1b[2Jb\x07\nc\td\x9b") == "a\\x1b[2Jb\\x07\nc\td\\x9b"
-    path = "/".join(["long" * 20] * 40)
-    assert legible(f"mv {path}") == f"mv {path}"  # a command stays a command
-    assert len(legible("x" * 10**6)) < 300
 
 
 @pytest.mark.parametrize(

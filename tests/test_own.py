@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from core.datasets.own import Choices, feature_pattern, find_images, read_folder, stand_in
+from core.datasets.own import Choices, Photograph, feature_pattern, find_images, read_folder, stand_in
 from core.datasets.own_splits import split_images
 from core.datasets.sheets import read_attributes
 from core.demo.dataset import TRAITS, draw_signatures
 from core.demo.drawing import draw_creature
+from core.features import photographs
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
 from core.inference.trained import find_run, load_trained
@@ -24,6 +27,7 @@ from core.reporting import attention
 from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import final_fold, validation_fold
 from tests.helpers import refused, run_here
+from tests.test_images import HEIC
 
 SHEET = "class,red,blue,long\na,1,0,0.5\nb,0,1,0.25\nc,1,1,-2\nd,0,0,3\ne,1,0,1\nf,.5,1e0,0\n"
 CREATURES = ("--backbone", "resnet18", "--weights", "random", "--input-size", "64", "--device", "cpu")
@@ -39,6 +43,11 @@ def folder(place: Path, sheet: str | bytes = SHEET, images: str = "aaaaabbbbbccc
     for name, text in files.items():
         (place / name.replace("_", ".")).write_text(text)
     return place
+
+
+def looks(root: Path) -> dict[str, Photograph]:
+    """As if each file were a photograph of its own."""
+    return {file: Photograph(file) for files in find_images(root)[0].values() for file in files}
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +109,20 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
     assert code == 0, err
     assert "| method, test sets | S |" in out and "so T1, U, H and AUSUC could not be measured" in out
 
-    image = root / "images" / "creature 0" / "0.png"
+    image = root / "images" / "creature 0" / "0.png"  # mended, with a copy of another and one that is damaged
     image.write_bytes(image.read_bytes() + b"\0")
-    refused(run_here(*command), "creature 0/0.png", str(features))
-    image.rename(image.with_name("new.png"))
-    code, _, err = run_here(*command, "--select", "last", "--pool", "2")
-    assert code == 0, err
-    assert len(list((root / "OWN").glob("*.hdf5"))) == 2 and features.stat().st_mtime_ns == made
-    (pooled,) = (root / "OWN").glob("feature_map_ResNet_18_64px_pool2_*_OWN.hdf5")
-    with FeatureFile(features) as four, FeatureFile(pooled) as one:
-        assert (four.shape[-1], one.shape[-1]) == (4, 1)  # regions
+    shutil.copy(image.with_name("1.png"), image.with_name("1 (1).png"))
+    (root / "images" / "creature 1" / "bad.jpg").write_bytes(b"nothing")
+    code, _, err = run_here(*command, "--select", "last")
+    assert code == 0 and "1 images cannot be read and are left out (creature 1/bad.jpg: it is no image" in err, err
+    assert "20 of 21 images are as in an earlier file" in err and features.stat().st_mtime_ns == made
+    (new,) = {*(root / "OWN").glob("*.hdf5")} - {features}
+    with FeatureFile(features) as before, FeatureFile(new) as now:
+        place = {digest: row for row, digest in enumerate(before.metadata.image_sha256)}
+        rows = np.array([place.get(digest, -1) for digest in now.metadata.image_sha256])
+        assert (rows < 0).sum() == 1 and "creature 1/bad.jpg" not in now.image_files
+        assert np.array_equal(now.read(np.flatnonzero(rows >= 0)), before.read(rows[rows >= 0]))
+        assert not np.array_equal(now.read(np.flatnonzero(rows < 0)), 0 * now.read(np.array([0])))
 
 
 def test_vectors_of_ones_own_and_a_root_that_may_only_be_read(
@@ -135,27 +148,30 @@ def test_vectors_of_ones_own_and_a_root_that_may_only_be_read(
 
 def test_what_is_missing(tmp_path: Path) -> None:
     refused(run_here(tmp_path, "OWN_ours.py"), "--data-root")
+    refused(run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path), f"no folder {tmp_path / 'images'}")
+    (folder(tmp_path) / "attributes.csv").unlink()
     refused(run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path), "attributes.csv", "docs/own-data.md")
-    (tmp_path / "attributes.csv").write_text(SHEET)
-    refused(run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path), str(tmp_path / "images"))
 
 
 @pytest.mark.parametrize(
     ("sheet", "says"),
     [
-        ("", "is no table"),
+        ("", "the header must be class,"),
         ("class,red\n", "has no row"),
         ("name,red\na,1\n", "line 1: the header must be class,"),
         ("class,red,red\na,1,1\n", "the attribute 'red' stands there twice"),
         ("class,red\na,1\n\nb,1\na,0\n", "the class 'a' stands there twice"),
         ("\n\nclass,red,blue\na,1,1\nb,1\n", "line 5, class 'b': '' for 'blue' is not a number"),
-        ("class,red,blue\na,1,1,1\n", "line 2, saw 4"),
+        ("class,red,blue\na,1,1,1\n", "line 2: '1' stands in a column without a name; name or delete it"),
+        ("class,red,\na,1,\nb,1,old sheet\n", "line 3: 'old sheet' stands in a column without a name"),
+        ("class,red\na,50%\nb,0.7\nc,0\n", "line 3, class 'b': '0.7' for 'red' has no %"),
+        ("class,red\n,mm\na,1\n", "line 2: '' is no name for the class"),
         ("class,red\na,nan\n", "line 2, class 'a': 'nan' for 'red' is not a number"),
-        ('class,red\n"a\nb",1\n', "line 2: 'a\\nb' is no name for the class: it holds control characters"),
+        ('class,red\n"a\nb",1\n', "line 2: 'a\\nb' is no name for the class: it is empty, or holds control"),
         ('class,red\na,1\n"b,1\n', "is a quotation mark not closed?"),
-        ("class,=a()\na,1\n", "line 1: '=a()' is no name for the attribute: it is empty, or begins with ="),
         ("class;red;blue\na;0,5;1\nb;1;0.5\n", "line 2: '0,5' has a decimal comma, but other cells a point"),
-        (b"class,red\na,1\nb\xe9,1\n", "line 3: not UTF-8"),
+        (b"class,red\na,1\nb\x81,1\n", "line 3: not UTF-8"),
+        (b"PK\3\4", "is a workbook of a spreadsheet: name it .xlsx"),
     ],
 )
 def test_sheets_that_are_refused(tmp_path: Path, sheet: str | bytes, says: str) -> None:
@@ -174,12 +190,32 @@ def test_sheets_that_are_refused(tmp_path: Path, sheet: str | bytes, says: str) 
         "Class;long bill;b\nä;0,5;-1\nc;2;0\n\n".encode(),
         '"class","long bill","b"\n"ä","0.5",-1\nc,2e0,0'.encode(),
         "class,long bill,b\na\u0308,.5,-1\nc,+2,0\n".encode(),  # a decomposed letter
+        "sep=;\nClass;long bill;b\nä;0,5;-1\nc;2;0\n".encode("cp1252"),
+        "Birds, of the bay,,\n\nclass,long bill,b,,\nä,50%,-1,,\nc,200 %,0,,\n".encode(),
+        ",class,long bill,b\n0,ä,0.5,-1\n1,c,2,No\n".encode(),
     ],
 )
 def test_sheets_of_every_spreadsheet(tmp_path: Path, sheet: bytes) -> None:
     read = read_attributes(folder(tmp_path, sheet) / "attributes.csv")
     assert (read.classes, read.attributes) == (["ä", "c"], ["long bill", "b"])
     assert np.array_equal(read.values, np.array([[0.5, -1], [2, 0]], np.float32))
+
+
+def test_a_workbook_in_place_of_a_sheet(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
+    book = openpyxl.Workbook()
+    for row in (["Birds of the bay"], ["class", "red", "long"], ["a", True, 0.5], ["b", False, 2], [1, "yes", 0]):
+        book.active.append(row)
+    (root := folder(tmp_path, images="aaabbb") / "attributes.csv").unlink()
+    book.save(root.with_suffix(".xlsx"))
+    read = read_attributes(root.with_suffix(".xlsx"))
+    assert (read.classes, read.attributes) == (["a", "b", "1"], ["red", "long"])
+    assert read.values.tolist() == [[1, 0.5], [0, 2], [1, 0]]
+    with pytest.raises(UserError, match="2 seen classes"):  # the folder's sheet
+        read_folder(tmp_path, Choices(validation=False))
+    root.with_suffix(".xlsx").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"attributes\.xlsx is not a readable workbook"):
+        read_attributes(root.with_suffix(".xlsx"))
 
 
 @pytest.mark.parametrize(
@@ -216,9 +252,9 @@ def test_photographs_are_those_that_predict_reads_and_the_rest_is_counted(tmp_pa
     plain = [f"a/{n}" for n in ("0.jpg", "1.jpg", "2.jpg", "x.jfif", "y.JPE")]
     assert images["a"] == sorted(["a /0.png", f"a/{blanks}", *plain])
     assert notes == ["2 files below images/ are passed over (.mp4 1, .nef 1): 'a/film.mp4', 'a/z.NEF'"]
-    for name, why in ((b"b/\xff.jpg", "is not UTF-8"), ("b/x\u202ey.jpg".encode(), "holds control characters")):
+    for name, why in ((b"b/\xff.jpg", "is not UTF-8"), (b"b/x\ny.jpg", "holds control characters")):
         (root / "images" / os.fsdecode(name)).touch()
-        with pytest.raises(UserError, match=f"rename .*: its name {why}"):
+        with pytest.raises(UserError, match=f"rename .*: its name .*{why}"):
             find_images(root)
         (root / "images" / os.fsdecode(name)).unlink()
 
@@ -298,12 +334,47 @@ def test_odd_sheets_are_named(tmp_path: Path) -> None:
 
 def test_features_depend_on_the_images_alone(tmp_path: Path) -> None:
     root = folder(tmp_path, images="abbbcccdddeeefff")
-    m = stand_in(root)
+    m = stand_in(root, looked := looks(root))
     m.check("the stand-in")
-    assert m.image_files == read_folder(root, Choices(unseen=("a",))).image_files
-    before = feature_pattern(root, m.image_files)
+    again = read_folder(root, Choices(unseen=("a",)), looked)
+    assert m.image_files == again.image_files and feature_pattern(root, again) == (before := feature_pattern(root, m))
     (root / "images" / "a" / "new.webp").touch()
-    assert feature_pattern(root, stand_in(root).image_files) != before
+    assert feature_pattern(root, stand_in(root, looks(root))) != before
+    assert feature_pattern(root, stand_in(root, looks(root) | {"b/1.jpg": Photograph("mended")})) != before
+
+
+def test_copies_never_stand_on_both_sides(tmp_path: Path) -> None:
+    root = folder(tmp_path, images="a" * 20 + "bbbbcccdddeee")
+    looked = looks(root) | {f"a/{i}.jpg": Photograph(f"copied {i // 2}") for i in range(20)}
+    for seed in range(5):
+        m = read_folder(root, Choices(unseen=("e",), seed=seed), looked)
+        sides = [{m.image_sha256[row] for row in loc} for loc in (m.trainval_loc, m.test_seen_loc)]
+        assert not sides[0] & sides[1] and len(m.trainval_loc) + len(m.test_seen_loc) == 30
+    assert any("images are copies of test images" in note for note in m.notes)
+    m = read_folder(root, Choices(unseen=("e",)), looked | {"e/31.jpg": looked["b/20.jpg"]})  # whose is it?
+    assert not {"e/31.jpg", "b/20.jpg"} & {*m.image_files}
+    assert "2 images lie in the folders of two classes and are left out: 'b/20.jpg', 'e/31.jpg'" in m.notes
+
+
+def test_a_photograph_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root, opened, real = folder(tmp_path, images="ab"), [], photographs.open_image
+    Image.new("RGBA", (9, 9)).save(root / "images" / "a" / "x.png")
+    (root / "images" / "b" / "link.jpg").symlink_to("nowhere")
+    monkeypatch.setattr(photographs, "open_image", lambda *a, **k: opened.append(1) or real(*a, **k))
+    for times in (3, 0):
+        looked = photographs.look_at(root, root / "OWN" / "f.hdf5")
+        assert len(opened) == times
+        assert looked["a/x.png"].chosen == ("transparency on white",) and not looked["a/x.png"].error
+        assert "empty" in looked["b/1.jpg"].error and "No such file" in looked["b/link.jpg"].error
+        opened.clear()
+    (root / "images" / "a" / "0.jpg").write_bytes(b"other")
+    (root / "images" / "a" / "x.png").unlink()
+    assert {*photographs.look_at(root, root / "OWN" / "f.hdf5")} == {"a/0.jpg", "b/1.jpg", "b/link.jpg"}
+    assert len(opened) == 1
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (root / "images" / "a" / "y.heic").write_bytes(HEIC)
+    with pytest.raises(UserError, match=r"y\.heic cannot be read: .*pip install pillow-heif"):
+        photographs.look_at(root, root / "OWN" / "f.hdf5")
 
 
 def test_a_candidate_competes_and_is_in_no_mean() -> None:

@@ -13,7 +13,7 @@ from core.commands.parser import Parser, from_flags, number, whole
 from core.commands.train import run_seeds
 from core.datasets import paths
 from core.datasets.metadata import Metadata
-from core.datasets.own import Choices, feature_pattern, read_folder, record_images
+from core.datasets.own import Choices, feature_pattern, read_folder
 from core.datasets.registry import OWN
 from core.datasets.vectors import attribute_vectors, write_attribute_vectors
 from core.datasets.word_vectors import FORMATS, MODELS
@@ -77,7 +77,9 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         unseen=tuple(args.unseen), unseen_share=args.unseen_share, seed=args.split_seed, validation=validation
     )
     log.info("1 of 3: the folder %s", root)
-    m = read_folder(root, choices)
+    from core.features.photographs import look_at  # takes seconds, which --help does not need
+
+    m = read_folder(root, choices, look_at(root, args.features or paths.feature_file(root, OWN)))
     log.info("%d classes by %d attributes: %d seen, %d unseen", *m.att.shape, len(m.seen), len(m.unseen))
     parts = map(len, (m.labels, m.trainval_loc, m.test_seen_loc, m.test_unseen_loc))
     log.info("%d images, %d for training, %d + %d for test", *parts)
@@ -122,7 +124,5 @@ def _features(args: argparse.Namespace, root: Path, m: Metadata) -> Path:
 
     config = from_flags(ExtractionConfig, args, batch_size=args.image_batch_size)
     usual = default_out(root, OWN, config).stem.removeprefix("feature_map_").removesuffix(f"_{OWN.name}")
-    out = args.features or feature_pattern(root, m.image_files, usual)
-    path = extract(OWN, data_root=root, out=out, config=config)
-    record_images(path, root, m)
-    return path
+    out = args.features or feature_pattern(root, m, usual)
+    return extract(OWN, data_root=root, out=out, config=config)

@@ -16,22 +16,17 @@ from core.files.errors import UserError
 VALIDATION_SEED = 0
 NEGATIVE_SHARE = 0.01  # of the attributes; above it the benchmarks' rule for negative ones is no repair of a few values
 SPLITS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
-_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # turn the direction of what follows in a line
 
 
 def name_problem(name: str) -> str:
     """Why a text can name no class, attribute or image, as the end of a sentence; "" where it can.
 
-    Refused is what breaks a line, a table or a terminal; blanks and joiners of any language may stand in a name.
+    Refused is what breaks a line or a table; blanks and joiners of any language may stand in a name.
     """
     kinds = {unicodedata.category(letter) for letter in name}
     if "Cs" in kinds:  # as Python shows bytes that are no letter
         return "is not UTF-8"
-    if kinds & {"Cc", "Zl", "Zp"} or not {*name}.isdisjoint(_TURNING):
-        return "holds control characters"
-    if name[:1] in ("", "=", "@", "+", "-"):
-        return "is empty, or begins with = @ + or -, which spreadsheets run as a formula"
-    return ""
+    return "" if name and not kinds & {"Cc", "Zl", "Zp"} else "is empty, or holds control characters"
 
 
 @dataclass
@@ -55,6 +50,7 @@ class Metadata:
     allow_candidates: bool = False  # classes without an image in any split may be there
     class_text: np.ndarray | None = None  # (C,2,E) float32: core/datasets/class_text.py
     groups: list[str] = field(default_factory=list)  # (C,) genus, family or the like, where the sheet says; "": none
+    image_sha256: list[str] = field(default_factory=list)  # (N,) of the files, where the images are a user's own
 
     @property
     def seen(self) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A folder of one's own as a data set: photographs below images/<class>/, and a sheet that describes the classes.
 
     ROOT/images/<class>/*.jpg     folders of photographs (any depth below the class)
-    ROOT/attributes.csv           class,<attribute>,<attribute>,...   one row a class, any real numbers
+    ROOT/attributes.csv           class,<attribute>,<attribute>,...   one row a class, any real numbers (or .xlsx)
     ROOT/splits.csv               optional: class,split or image,split
     ROOT/unseen.txt               optional: one class a line that is not trained on
 
@@ -12,11 +12,11 @@ as they are. docs/own-data.md tells all of it to users.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +26,35 @@ from core.datasets.own_splits import Choices, listed, split_images
 from core.datasets.paths import feature_file
 from core.datasets.registry import OWN
 from core.datasets.sheets import read_attributes
-from core.files.atomic import read_json, sha256_file, write_bytes
+from core.files.atomic import sha256_file
 from core.files.errors import UserError
 from core.files.kinds import IMAGE_SUFFIXES
 
 _SCALE = 10  # times the median size of the attributes; one above it drowns the others
 
 
-def read_folder(root: Path | str, choices: Choices | None = None) -> Metadata:
-    """Labels, attributes and splits of a folder; images in the order of its feature file."""
+@dataclass(frozen=True)
+class Photograph:
+    """What one look at an image file told: core/features/photographs.py."""
+
+    sha256: str  # of its bytes
+    error: str = ""  # why it cannot be read
+    chosen: tuple[str, ...] = ()  # what was decided in opening it, such as "turned by EXIF"
+
+
+def read_folder(
+    root: Path | str, choices: Choices | None = None, looked: Mapping[str, Photograph] | None = None
+) -> Metadata:
+    """Labels, attributes and splits of a folder; images in the order of its feature file.
+
+    Args: looked: a look at each image file; None: all are taken for readable, and no copies are known.
+    """
     root, choices = Path(root), choices or Choices()
     path = root / "attributes.csv"
+    if not path.exists() and path.with_suffix(".xlsx").exists():
+        path = path.with_suffix(".xlsx")
     sheet = read_attributes(path)
-    images, notes = find_images(root)
+    images, notes = usable_images(root, looked or {})
     if strange := sorted(images.keys() - {*sheet.classes}):
         raise UserError(
             f"{path} has no row for the folders {listed(strange)}. Add it, or rename them: did a spreadsheet take "
@@ -46,9 +62,14 @@ def read_folder(root: Path | str, choices: Choices | None = None) -> Metadata:
         )
     att, negative = clip_negative(sheet.values, OWN)
     locs, split_notes = split_images(root, choices, sheet.classes, images)
+    files = [file for name in images for file in images[name]]
+    digests = [looked[file].sha256 for file in files] if looked else []
+    if digests and (moved := _move_copies(locs, np.array(digests))):
+        notes.append(f"{moved} images are copies of test images: they are kept with them, not trained on")
     metadata = Metadata(
         name=OWN.name,
-        image_files=[file for name in images for file in images[name]],
+        image_files=files,
+        image_sha256=digests,
         labels=np.concatenate([np.full(len(images[name]), sheet.classes.index(name)) for name in images]),
         class_names=sheet.classes,
         att=att,
@@ -77,14 +98,25 @@ def read_folder(root: Path | str, choices: Choices | None = None) -> Metadata:
     return metadata
 
 
-def stand_in(root: Path | str) -> Metadata:
+def _move_copies(locs: dict[str, np.ndarray], digests: np.ndarray) -> int:
+    """Move to ``test_seen_loc`` what is trained on and the copy of a test image; how many there were."""
+    trainval = locs["trainval_loc"]
+    copies = trainval[np.isin(digests[trainval], digests[locs["test_seen_loc"]])]
+    for part in ("trainval_loc", "train_loc", "val_loc"):
+        locs[part] = np.setdiff1d(locs[part], copies)
+    locs["test_seen_loc"] = np.union1d(locs["test_seen_loc"], copies)
+    return len(copies)
+
+
+def stand_in(root: Path | str, looked: Mapping[str, Photograph]) -> Metadata:
     """What a feature file of a folder records: its images and their folders.
 
     Features depend on the images alone, so a changed attributes.csv or split needs no new ones. The format asks for
     attributes and splits too: one-hot ones and a split that says nothing; :func:`read_folder` gives the true ones.
     """
-    images, _ = find_images(Path(root))
+    images, _ = usable_images(Path(root), looked)
     files = [file for of_class in images.values() for file in of_class]
+    digests = [looked[file].sha256 for file in files]
     counts = np.array([len(of_class) for of_class in images.values()])
     labels = np.repeat(np.arange(len(images)), counts)
     last = np.isin(np.arange(len(labels)), np.cumsum(counts) - 1)
@@ -94,6 +126,7 @@ def stand_in(root: Path | str) -> Metadata:
     return Metadata(
         name=OWN.name,
         image_files=files,
+        image_sha256=digests,
         labels=labels,
         class_names=list(images),
         att=one_hot,
@@ -103,44 +136,55 @@ def stand_in(root: Path | str) -> Metadata:
         test_unseen_loc=np.flatnonzero(~of_seen),
         train_loc=np.empty(0, np.int64),
         val_loc=np.empty(0, np.int64),
-        split_sha256=images_digest(files),
+        split_sha256=images_digest(files, digests),
         notes=["attributes and splits in this file are stand-ins; those of the folder count"],
     )
 
 
-def images_digest(files: Sequence[str]) -> str:
-    """SHA-256 of the list of images."""
-    return hashlib.sha256("\n".join(files).encode()).hexdigest()
+def images_digest(files: list[str], digests: list[str]) -> str:
+    """SHA-256 of the list of images and of what is in them."""
+    return hashlib.sha256("\n".join([*files, *digests]).encode()).hexdigest()
 
 
-def feature_pattern(root: Path, files: Sequence[str], backbone: str = "*") -> Path:
-    """ROOT/OWN/feature_map_<Backbone>_<digest of the list of images>_OWN.hdf5"""
-    return feature_file(root, OWN, f"{backbone}_{images_digest(files)[:8]}")
+def feature_pattern(root: Path, m: Metadata, backbone: str = "*") -> Path:
+    """ROOT/OWN/feature_map_<Backbone>_<digest of the images>_OWN.hdf5"""
+    return feature_file(root, OWN, f"{backbone}_{images_digest(m.image_files, m.image_sha256)[:8]}")
 
 
-def record_images(features: Path, root: Path, m: Metadata) -> None:
-    """Write the sizes of the images beside their finished features, once."""
-    record = features.with_suffix(".json")
-    if not record.is_file():
-        write_bytes(record, json.dumps(_sizes(root, m), ensure_ascii=False, indent=0).encode())
-
-
-def check_images(features: Path, of_file: Sequence[str], root: Path, m: Metadata) -> None:
-    """Refuse features of other images than those of the folder: another list, or another size of one."""
-    record = features.with_suffix(".json")
-    changed = sorted({*of_file} ^ {*m.image_files})
-    if not changed and record.is_file():
-        before = read_json(record)
-        changed = [f for f, size in _sizes(root, m).items() if not isinstance(before, dict) or before.get(f) != size]
-    if changed or list(of_file) != m.image_files:
+def check_images(features: Path, files: list[str], digests: list[str], root: Path, m: Metadata) -> None:
+    """Refuse features of other images than those of the folder; files of before know no digests."""
+    now = dict(zip(m.image_files, m.image_sha256, strict=True))
+    before = dict(zip(files, digests, strict=True)) if digests else {file: now.get(file) for file in files}
+    if files != m.image_files or before != now:
+        changed = sorted(file for file in {*files, *m.image_files} if before.get(file) != now.get(file))
         raise UserError(
             f"{features} was made of other images than are in {root / 'images'} ({len(changed)} differ: "
-            f"{listed(changed)}). Delete it and make it anew with: python OWN_ours.py --data-root {root}"
+            f"{listed(changed)}). Move it away, and make it anew with: python OWN_ours.py --data-root {root}"
         )
 
 
-def _sizes(root: Path, m: Metadata) -> dict[str, int]:
-    return {file: (root / "images" / file).stat().st_size for file in m.image_files}
+def usable_images(root: Path, looked: Mapping[str, Photograph]) -> tuple[dict[str, list[str]], list[str]]:
+    """:func:`find_images` without those that cannot be read or lie in the folders of two classes, and notes."""
+    images, notes = find_images(root)
+    of = {file: looked.get(file, Photograph(file)) for files in images.values() for file in files}
+    classes = defaultdict(set)  # of each content
+    for name, files in images.items():
+        for file in files:
+            classes[of[file].sha256].add(name)
+    bad = [f"{file}: {photo.error}" for file, photo in of.items() if photo.error]
+    torn = [file for file, photo in of.items() if len(classes[photo.sha256]) > 1]
+    if bad:
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        notes.append(f"{len(bad)} images cannot be read and are left out ({'; '.join(bad[:5])}{more})")
+    if torn:
+        notes.append(f"{len(torn)} images lie in the folders of two classes and are left out: {listed(torn)}")
+    good = {file: photo for file, photo in of.items() if not photo.error and len(classes[photo.sha256]) == 1}
+    chosen = Counter(word for photo in good.values() for word in photo.chosen)
+    notes += [f"{count} images: {word}" for word, count in chosen.most_common()]
+    if not good:
+        raise UserError(f"no image below {root / 'images'} can be used: {'; '.join(notes)}")
+    kept = {name: [file for file in files if file in good] for name, files in images.items()}
+    return {name: files for name, files in kept.items() if files}, notes
 
 
 def find_images(root: Path) -> tuple[dict[str, list[str]], list[str]]:

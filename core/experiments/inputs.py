@@ -20,6 +20,7 @@ from core.datasets.vectors import load_attribute_vectors
 from core.datasets.xlsa17 import read_metadata
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
+from core.features.photographs import look_at
 from core.features.regions import RegionFeatures
 from core.features.settings import extraction_command
 from core.files.atomic import read_json, sha256_file
@@ -69,7 +70,7 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None, own: Me
         return given
     pattern = given or paths.feature_file(data_root, dataset, "*")
     if not given:
-        pattern = feature_pattern(data_root, own.image_files) if own else pattern
+        pattern = feature_pattern(data_root, own) if own else pattern
         found = sorted(pattern.parent.glob(pattern.name))
         if (usual := paths.feature_file(data_root, dataset)) in found:
             return usual
@@ -125,10 +126,11 @@ def load_inputs(
     """
     dataset, root = DATASETS[dataset_name], data_root or paths.DEFAULT_ROOT
     if dataset.name == OWN.name:
-        metadata = read_folder(root, own or Choices())
+        looked = look_at(root, features or paths.feature_file(root, dataset))
+        metadata = read_folder(root, own or Choices(), looked)
         path = find_features(dataset, root, features, metadata)
         file = FeatureFile(path)
-        check_images(path, file.image_files or [], root, metadata)
+        check_images(path, file.image_files or [], file.metadata.image_sha256, root, metadata)
     else:
         path, of_root = find_features(dataset, root, features), None
         file = FeatureFile(path)

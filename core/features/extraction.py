@@ -7,14 +7,15 @@ and started again, or several processes with a range of batches each, end with t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +31,12 @@ from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
 from core.features.finetuned import finetuned_provenance, finetuned_record
 from core.features.images import Normaliser, Picture, Transform, load_image
+from core.features.photographs import look_at
 from core.features.regions import ahead
 from core.features.settings import DTYPES, ExtractionConfig, default_out, extraction_command
 from core.features.writer import FeatureFileMetadata, Writer, decisive, remove_parts
 from core.files.atomic import Busy, write_bytes
-from core.files.errors import UserError, differences, is_out_of_memory
+from core.files.errors import UserError, differences
 from core.files.progress import Progress
 
 _AHEAD = 3  # batches decoded ahead of the forward pass
@@ -75,12 +77,12 @@ def extract(
     dataset = DATASETS.get(dataset.source, dataset)
     final = Path(out) if out is not None else default_out(data_root, dataset, config)
     again = extraction_command(dataset, data_root=data_root, out=out, config=config)
-    job = _prepare(dataset, Path(data_root), config)
+    job = _prepare(dataset, Path(data_root), config, final)
     if final.exists():
         return _already_there(final, job, again)
     rows = shard_rows(len(job.paths), config.batch_size, *shard)
     with Writer(final, job.content, job.network.shape, config.store, rows) as writer:
-        failed = _run(writer, job, limit)
+        failed = _run(writer, job, limit, _take_over(writer) if dataset.name == OWN.name else rows)
         report = writer.path.with_suffix(".bad_images.txt")
         if failed:
             lines = [f"{job.paths[row]}: {reason}" for row, reason in sorted(failed.items())]
@@ -112,10 +114,11 @@ def shard_rows(images: int, batch_size: int, index: int, count: int) -> range:
     return range(start, min(stop, images))
 
 
-def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig) -> _Job:
+def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, final: Path) -> _Job:
     """Look at everything that can be refused before the first image is read."""
     device, dtype = resolve_device(config.device), DTYPES[config.dtype]
-    metadata = stand_in(root) if dataset.name == OWN.name else read_metadata(root, dataset)
+    own = dataset.name == OWN.name
+    metadata = stand_in(root, look_at(root, final)) if own else read_metadata(root, dataset)
     paths, missing = resolve_images(image_folder(root, dataset), metadata.image_files)
     if len(missing) == len(paths):
         raise UserError(f"none of the {len(paths)} images of {dataset.source} is there; looked for {paths[0]}, ...")
@@ -162,30 +165,48 @@ def _provenance(
 def _already_there(final: Path, job: _Job, again: str) -> Path:
     """A finished file of the same features is the result; another one is not overwritten."""
     with FeatureFile(final) as file:
-        declared, texts = job.config.pretraining_saw_unseen, (file.class_text, job.content.class_text)
-        text, new_text = (None if some is None else zlib.crc32(some.astype("<f4").tobytes()) for some in texts)
-        differs = differences(
-            decisive(file.provenance) | {"store": file.dtype.name, "class_text": text},
-            decisive(job.content.provenance) | {"store": job.config.store, "class_text": new_text},
-        )
-        if declared not in (None, file.provenance.get("pretraining_saw_unseen")):
-            differs.append(f"pretraining_saw_unseen: {declared!r} now")
-        if not differs:
-            file.check_belongs(job.content.metadata, "the data root's split file")
+        there = FeatureFileMetadata(file.metadata, file.provenance, class_text=file.class_text)
+        before = there.signature(file.dtype.name, (file.shape[1], *file.grid))
+        saw, declared = file.provenance.get("pretraining_saw_unseen"), job.config.pretraining_saw_unseen
+    differs = differences(before, job.content.signature(job.config.store, job.network.shape))
+    differs += [f"pretraining_saw_unseen: {saw!r} there, {declared!r} now"] * (declared not in (None, saw))
     if differs:
         raise UserError(
-            f"{final} exists and was made with other settings ({'; '.join(differs)}). Move it away or choose another "
-            f"--out:\n  {again}"
+            f"{final} exists and was made with other settings or of other images ({'; '.join(differs)}). Move it away "
+            f"or choose another --out:\n  {again}"
         )
     remove_parts(final)  # where it was killed before it did
     _log.info("%s is complete already", final)
     return final
 
 
-def _run(writer: Writer, job: _Job, limit: int | None) -> dict[int, str]:
-    """Extract of the writer's rows what is not done yet. Returns row and reason of each image that cannot be read."""
-    rows, size, cuda = writer.rows, job.config.batch_size, job.normalise.device.type == "cuda"
-    batches = [np.arange(s, min(s + size, rows.stop)) for s in range(rows.start, rows.stop, size)]
+def _take_over(writer: Writer) -> np.ndarray:
+    """Rows of photographs that no earlier file beside the new one has the same features of; those of others are copied.
+
+    A photograph is known by its digest, so that adding, deleting or mending one costs one.
+    """
+
+    def same(provenance: Mapping[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in decisive(provenance).items() if k != "split_sha256"}  # of a folder: the list of images
+
+    digests, taken = writer.content.metadata.image_sha256, np.zeros(writer.count, dtype=bool)
+    for path in sorted(writer.final.parent.glob("*.hdf5")):
+        with contextlib.suppress(UserError), FeatureFile(path) as file:
+            if same(file.provenance) == same(writer.content.provenance) and file.dtype == writer.dtype:
+                place = {digest: row for row, digest in enumerate(file.metadata.image_sha256)}
+                for row in np.flatnonzero(~taken).tolist():
+                    if (there := place.get(digests[row])) is not None:
+                        writer.write(np.array([row]), file.read(np.array([there])))
+                        taken[row] = True
+    if taken.any():
+        _log.info("%d of %d images are as in an earlier file, their features are taken over", taken.sum(), len(taken))
+    return np.flatnonzero(~taken)
+
+
+def _run(writer: Writer, job: _Job, limit: int | None, rows: Sequence[int] | np.ndarray) -> dict[int, str]:
+    """Extract of ``rows`` what is not done yet. Returns row and reason of each image that cannot be read."""
+    size, cuda = job.config.batch_size, job.normalise.device.type == "cuda"
+    batches = [np.asarray(rows[s : s + size]) for s in range(0, len(rows), size)]
     batches = [batch for batch in batches if not writer.done[batch].all()]
     batches = batches if limit is None else batches[: -(-limit // size)]
     failed: dict[int, str] = {}
@@ -207,11 +228,8 @@ def _run(writer: Writer, job: _Job, limit: int | None) -> dict[int, str]:
         closing(decoded(batches, job.paths, job.network.transform, cuda, threads_of(job.config))) as coming,
         Progress(sum(map(len, batches)), writer.final.name, "image") as bar,
     ):
-        try:
-            for written in ahead(forward, coming, 2):
-                bar.update(written.result())
-        except (RuntimeError, MemoryError) as error:
-            raise memory_error(error, job.config) from error
+        for written in ahead(forward, coming, 2):
+            bar.update(written.result())
     return failed
 
 
@@ -247,15 +265,3 @@ def decoded(
             yield rows, pixels, {i: reason for i, job in enumerate(jobs) if (reason := job.result()) is not None}
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def memory_error(error: Exception, config: ExtractionConfig) -> Exception:
-    """The error to raise in place of one of a forward pass: if memory ran out, what to do about it."""
-    if not is_out_of_memory(error) and "could not create a" not in str(error):  # the latter of oneDNN
-        return error
-    size = config.batch_size
-    smaller = f"--image-batch-size {max(1, size // 2)}" if size > 1 else "a smaller --input-size"
-    return UserError(
-        f"the memory is not enough for {size} images at once (--image-batch-size {size}): run again with {smaller}"
-        + ("" if config.dtype != "float32" else " or --dtype bfloat16")
-    )

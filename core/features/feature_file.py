@@ -2,18 +2,16 @@
 
 Plain HDF5 under DAZLE's dataset names, so files travel both ways. Format 4 has the rows of feature_map (N,D,h,w) one
 behind another, the crc32 of each in row_crc32, and in the attribute sha256 a digest of all else;
-:mod:`core.features.writer` makes it. Format 3 had a header in front, with a SHA-256 of every byte but the rows. Files
-from elsewhere (DAZLE's, and format 2) have no such checksums and are read through h5py.
+:mod:`core.features.writer` makes it. Format 3 kept that digest elsewhere. Files from elsewhere (DAZLE's) have no
+checksums and are read through h5py.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import math
 import os
 import shlex
-import struct
 import zlib
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -33,7 +31,6 @@ from core.files.hdf5 import content_digest, matrix, names, open_hdf5, plain
 from core.files.kinds import missing, unreadable
 
 FORMAT_VERSION = 4
-_HEADER_3 = struct.Struct("<8sQQQ32s")  # of format 3: magic, offset of row 0, rows, bytes of a row, SHA-256
 
 
 class FeatureFile(AbstractContextManager["FeatureFile"]):
@@ -53,8 +50,6 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
             if self.path.is_dir() or not os.path.lexists(self.path):
                 raise UserError(missing(self.path, "feature file"))
             self._descriptor = os.open(self.path, os.O_RDONLY)
-            self._state = _state(self._descriptor)
-            self._sha256 = _digest_of_format_3(self._descriptor)  # of the formats 3 and 4
             self._file = open_hdf5(self.path)
             self._load(self._file)
         except (UserError, MemoryError):
@@ -71,7 +66,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         version = self.provenance.get("format_version", 0)
         if version > FORMAT_VERSION:
             raise UserError(f"{self.path} has format version {version}, newer than this program's {FORMAT_VERSION}")
-        if not self.provenance.get("complete", True) or (version == 3 and self._sha256 is None):
+        if not self.provenance.get("complete", True):
             raise UserError(f"{self.path} is not complete: its extraction never finished it. {self._mend()}")
         self._maps = file["feature_map"]
         check_maps(self._maps.shape, self._maps.dtype, self.path)
@@ -85,14 +80,15 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         self.class_names = names(file, "allclasses_names")
         self.image_files = names(file, "image_files")
         self._row_bytes = math.prod((d, *grid)) * self.dtype.itemsize
+        self._sha256: str | None = None
         self._offset: int | None = None  # of row 0, where rows have checksums
         if version >= 3:
-            if version == 4 and stored_digest != content_digest(file):
+            self._sha256 = content_digest(file)
+            if version == 4 and stored_digest != self._sha256:
                 raise ValueError("its checksum does not match")
-            self._sha256 = self._sha256 or stored_digest
             self._offset = self._maps.id.get_offset()
             self._row_crc32 = file["row_crc32"][()]
-            self._verified = np.zeros(n, dtype=bool)  # rows whose checksum was right since the file last changed
+            self._verified = np.zeros(n, dtype=bool)  # rows whose checksum was right when they were first read
             if self._offset is None or self._row_crc32.shape != (n,) or self._maps.dtype.str not in ("<f2", "<f4"):
                 raise ValueError("its rows are not one behind another")
 
@@ -108,9 +104,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Features of the given rows in their order, (n,D,R) in the stored type; rows may repeat.
 
-        The first time a row is read here it is compared with its crc32 and looked through for NaN; later again if
-        somebody has written to the file meanwhile (its size and times). What a failing disk returns on a second reading
-        of an untouched file is not noticed; :func:`verify` would.
+        The first time a row is read here it is compared with its crc32 and looked through for NaN.
         """
         rows = np.asarray(rows, dtype=np.int64).ravel()
         if len(rows) and (rows.min() < 0 or rows.max() >= self.shape[0]):
@@ -120,8 +114,6 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
             for i in np.argsort(rows):  # a chunk may hold several
                 self._read_h5py(int(rows[i]), out[i])
             return out
-        if (state := _state(self._descriptor)) != self._state:
-            self._state, self._verified[:] = state, False
         self.prefetch(rows)  # the disk works on all at once: a cold batch is read in two thirds of the time
         for i, row in enumerate(rows.tolist()):
             target = out[i].reshape(-1).view(np.uint8)
@@ -249,24 +241,6 @@ def verify(path: Path | str) -> None:
             file.read(np.array([row]))
 
 
-def _digest_of_format_3(descriptor: int) -> str | None:
-    """The SHA-256 of a file of format 3, compared with its bytes outside the rows; None of any other file."""
-    start = os.pread(descriptor, 64, 0)
-    if not start.startswith(b"VSMRFEAT") or len(start) < 64:
-        return None
-    _, base, rows, row_bytes, sha256 = _HEADER_3.unpack(start)
-    size, end = os.fstat(descriptor).st_size, base + rows * row_bytes
-    if not 64 <= base <= end <= size:
-        raise ValueError("it is cut short, or its header is damaged")
-    digest = hashlib.sha256(start[:32])  # what follows in the header is the digest itself
-    for first, last in ((64, base), (end, size)):
-        for at in range(first, last, 1 << 20):
-            digest.update(os.pread(descriptor, min(last - at, 1 << 20), at))
-    if digest.digest() != sha256:
-        raise ValueError("its checksum does not match")
-    return digest.hexdigest()
-
-
 def first_not_finite(values: np.ndarray) -> int | None:
     """Index of the first row with NaN or infinity."""
     if not values.size:
@@ -277,9 +251,3 @@ def first_not_finite(values: np.ndarray) -> int | None:
     else:
         bad = ~np.isfinite(flat).all(axis=1)
     return int(bad.argmax()) if bad.any() else None
-
-
-def _state(descriptor: int) -> tuple[int, ...]:
-    """What changes when a file is written to."""
-    now = os.fstat(descriptor)
-    return now.st_size, now.st_mtime_ns, now.st_ctime_ns

@@ -33,6 +33,10 @@ _TURNS = {  # EXIF orientation -> what brings the picture upright
 Picture = Path | str | bytes | BinaryIO | Image.Image | np.ndarray  # what is opened: on a disk or in memory
 
 
+class NeedsLibrary(ValueError):
+    """A picture that could be read where a library were installed; says which."""
+
+
 @dataclass(frozen=True)
 class Transform:
     """Resize the shorter side, crop the middle, normalise: pixels as a backbone was trained on them."""
@@ -71,7 +75,7 @@ class Normaliser:
         return x.unflatten(2, (width, 3)).permute(0, 3, 1, 2)  # channels_last by its strides
 
 
-def open_image(source: Picture, shorter: int, chosen: list[str] | None = None) -> Image.Image:
+def open_image(source: Picture, shorter: int, chosen: list[str] | None = None, quick: bool = False) -> Image.Image:
     """Decode a picture as RGB, as a viewer shows it. Every reader of photographs decodes them here.
 
     Its EXIF orientation is applied, transparency lies on white, CMYK and palettes become RGB, and of several frames the
@@ -83,6 +87,7 @@ def open_image(source: Picture, shorter: int, chosen: list[str] | None = None) -
         source: a path, the bytes of a file, a file opened with "rb", a PIL image, or an array (H,W,3) uint8.
         chosen: takes a word for each choice that a user may want to be told of: ``Counter`` counts them over a folder,
             and one list may serve several threads.
+        quick: shrink every JPEG while it is decoded, not only very large ones.
 
     Raises:
         ValueError: it cannot be read as a picture; says why.
@@ -98,7 +103,7 @@ def open_image(source: Picture, shorter: int, chosen: list[str] | None = None) -
         else:
             content = _content(source)
             with Image.open(io.BytesIO(content), formats=_formats(content)) as image:
-                if image.width * image.height > LARGE:
+                if quick or image.width * image.height > LARGE:
                     image.draft("RGB", (2 * shorter, 2 * shorter))
                 rgb = _as_shown(image, chosen)
         if 0 in rgb.size:
@@ -108,6 +113,8 @@ def open_image(source: Picture, shorter: int, chosen: list[str] | None = None) -
         kind = modern_kind(content)
         what = f"{kind}, and damaged" if kind else what_it_is(content) or "no image, or a damaged one"
         raise ValueError(f"it is {what}; what is read: {', '.join(FORMATS)}, HEIC, AVIF") from error
+    except NeedsLibrary:
+        raise
     except Exception as error:  # damaged images raise nearly anything
         known = str(error) if type(error) is ValueError else getattr(error, "strerror", None)
         raise ValueError(known or f"{type(error).__name__}: {error}") from error
@@ -139,13 +146,13 @@ def _formats(content: bytes) -> tuple[str, ...]:
         try:
             from pillow_heif import register_heif_opener
         except ImportError as error:
-            raise ValueError("it is HEIC, which pillow-heif reads: pip install pillow-heif") from error
+            raise NeedsLibrary("it is HEIC, which pillow-heif reads: pip install pillow-heif") from error
         register_heif_opener()
         return ("HEIF",)
     if kind == "AVIF":
         Image.init()
         if "AVIF" not in Image.OPEN or not features.check("avif"):
-            raise ValueError("it is AVIF, which a newer Pillow reads: pip install -U pillow")
+            raise NeedsLibrary("it is AVIF, which a newer Pillow reads: pip install -U pillow")
         return ("AVIF",)
     return FORMATS
 

@@ -9,16 +9,13 @@ the file is made of them, with the same bytes however it was divided.
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import json
 import logging
 import os
-import re
-import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,7 @@ import numpy as np
 
 from core.datasets.metadata import Metadata
 from core.features.feature_file import FORMAT_VERSION, first_not_finite
-from core.files.atomic import Lock, atomic_path, read_json, write_bytes
+from core.files.atomic import Lock, atomic_path, read_json, refusals, write_bytes
 from core.files.errors import UserError, differences
 from core.files.hdf5 import content_digest
 
@@ -36,7 +33,7 @@ _RECORDED = {
     "weights", "pretraining_saw_unseen", "batch_size", "device", "torch_version", "word_vectors", "notes",
     "format_version", "complete", "opened",
 }  # fmt: skip
-_OPTIONAL = ("image_files", "allclasses_names", "train_loc", "val_loc")  # left out where they are empty
+_OPTIONAL = ("image_files", "image_sha256", "allclasses_names", "train_loc", "val_loc")  # left out where they are empty
 _HDF5 = ("v108", "v108")  # object headers with checksums, read since 2008; the bytes follow from the content
 Parts = Mapping[Path, tuple[range, np.memmap]]  # rows and records (n,)
 _log = logging.getLogger(__name__)
@@ -59,6 +56,7 @@ class FeatureFileMetadata:
         arrays |= {key: getattr(m, key).astype("<f4") for key in ("att", "original_att")}
         arrays |= {"image_files": np.array(m.image_files, dtype=object)}
         arrays |= {"allclasses_names": np.array(m.class_names, dtype=object)}
+        arrays |= {"image_sha256": np.array(m.image_sha256, dtype=object)}
         arrays |= {} if self.w2v is None else {"w2v_att": self.w2v.astype("<f4")}
         arrays |= {} if self.class_text is None else {"class_text": self.class_text.astype("<f4")}
         return {key: values for key, values in arrays.items() if len(values) or key not in _OPTIONAL}
@@ -91,32 +89,26 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._record = np.dtype([("crc32", "<u4"), ("maps", self.dtype, shape)])
         self._signature = content.signature(dtype, shape)
-        self.done = np.zeros(self.count, dtype=bool)  # rows of the data set that are there, if they are this part's
-        self._descriptor = -1
-        with _refusing(self.final):
+        with refusals(self.final):
             self.final.parent.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.path)
         try:
             if self.final.exists():
                 raise UserError(f"{self.final} exists already; delete it or choose another --out")
-            parts = self._parts()  # of other settings: refused before anything is written
-            with _refusing(self.final):
-                if self.path not in parts:
-                    self._create()
-                    parts = self._parts()
-                self._descriptor = os.open(self.path, os.O_RDWR)
-            self._offset = int(parts[self.path][1].offset)
-            self.done[self.rows] = [self._row(parts, row) is not None for row in self.rows]
+            if self.path not in self._parts():  # of other settings: refused before anything is written
+                self._create()
+            parts = self._parts()
+            with refusals(self.path):
+                self._records = np.load(self.path, mmap_mode="r+")
         except BaseException:
-            self.__exit__()
+            self._lock.release()
             raise
+        self.done = np.zeros(self.count, dtype=bool)  # rows of the data set that are there, if they are this part's
+        self.done[self.rows] = [self._row(parts, row) is not None for row in self.rows]
 
     def _create(self) -> None:
-        beside = self.path.with_suffix(".json")
-        _clear(beside)
-        _clear(self.path)
-        write_bytes(beside, json.dumps(self._signature, indent=1).encode())
-        with atomic_path(self.path) as temporary, open(temporary, "wb") as handle:
+        write_bytes(self.path.with_suffix(".json"), json.dumps(self._signature, indent=1).encode())
+        with atomic_path(self.path, stale=0) as temporary, open(temporary, "wb") as handle:
             about = {"descr": self._record.descr, "fortran_order": False, "shape": (len(self.rows),)}
             np.lib.format.write_array_header_1_0(handle, about)
             handle.flush()
@@ -128,17 +120,14 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         for path in self.final.parent.glob(glob.escape(self.final.name) + ".rows-*-*.npy"):
             try:
                 differs = differences(read_json(path.with_suffix(".json")), self._signature)
-                stored, rows = np.load(path, mmap_mode="r"), range(*map(int, path.stem.rsplit("-", 2)[1:]))
-                if not differs and (stored.dtype != self._record or stored.shape != (len(rows),)):
-                    raise ValueError("it holds other rows than its name says")
-            except (UserError, OSError, ValueError, EOFError) as error:
+                found[path] = range(*map(int, path.stem.rsplit("-", 2)[1:])), np.load(path, mmap_mode="r")
+            except (UserError, OSError, ValueError) as error:
                 raise UserError(f"{path} is damaged ({error}); delete it and run what made it again") from error
             if differs:
                 raise UserError(
                     f"{path} was begun with other settings ({'; '.join(differs)}); delete it (rm {self.final}.rows-*) "
                     "to start again, or choose another --out"
                 )
-            found[path] = rows, stored
         return found
 
     @staticmethod
@@ -154,25 +143,16 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
     def write(self, rows: np.ndarray, maps: np.ndarray) -> None:
         """Write maps (n,D,h,w) or (n,D,R) at the given rows of the data set."""
-        if not len(rows):
-            return
         with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(maps, dtype=self.dtype).reshape(len(rows), -1)
-        if stored.shape[1] * self.dtype.itemsize + 4 != self._record.itemsize:
-            raise ValueError(f"rows of {maps.shape[1:]} in a file of {self._record['maps']}")
+            stored = np.ascontiguousarray(maps, dtype=self.dtype).reshape(len(rows), *self._record["maps"].shape)
         if (bad := first_not_finite(stored)) is not None:
             raise UserError(
                 f"the features of row {int(rows[bad])} are NaN or too large for {self.dtype.name}: damaged "
                 "weights, or run again with --dtype float32 --store float32"
             )
-        with _refusing(self.final):
-            for row, values in zip(rows.tolist(), stored, strict=True):
-                data = values.tobytes()
-                record = struct.pack("<I", zlib.crc32(data)) + data
-                at = self._offset + (row - self.rows.start) * self._record.itemsize
-                if os.pwrite(self._descriptor, record, at) != len(record):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self.done[row] = True
+        for row, values in zip(rows.tolist(), stored, strict=True):
+            self._records[row - self.rows.start] = zlib.crc32(values), values
+        self.done[rows] = True
 
     def finish(self) -> Path | None:
         """Make the file of all parts, which are removed then; None where rows are missing. Takes twice its size."""
@@ -185,8 +165,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 if missing := int((~there).sum()):
                     _log.info("%d rows of %s are missing still, of other shards", missing, self.final)
                     return None
-                _clear(self.final)
-                with atomic_path(self.final) as temporary, _refusing(self.final):
+                with atomic_path(self.final, stale=0) as temporary:
                     self._assemble(temporary, parts)
             remove_parts(self.final)
         return self.final
@@ -194,18 +173,17 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     def _assemble(self, path: Path, parts: Parts) -> None:
         plan = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         plan.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # the rows stay a hole, until _reserve
-        shape = (self.count, *self._record["maps"].shape)
+        plan.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # a hole: HDF5 itself hangs where the disk is full
+        shape, crcs = (self.count, *self._record["maps"].shape), np.zeros(self.count, "<u4")
         with h5py.File(path, "w", libver=_HDF5) as file:
             for name, value in {**self.content.provenance, "format_version": FORMAT_VERSION}.items():
                 file.attrs[name] = _text([value]).reshape(()) if isinstance(value, str) else value
             for key, values in self.content.arrays().items():
                 file.create_dataset(key, data=_text(values.tolist()) if values.dtype == object else values)
-            file.create_dataset("row_crc32", data=np.zeros(self.count, "<u4"))
+            file.create_dataset("row_crc32", data=crcs)
             offset = file.create_dataset("feature_map", shape, self.dtype, dcpl=plan).id.get_offset()
-        crcs = np.zeros(self.count, "<u4")
         with open(path, "r+b") as out:
-            _reserve(out.fileno(), os.fstat(out.fileno()).st_size)
+            _reserve(out.fileno(), path.stat().st_size)
             out.seek(offset)
             for row in range(self.count):
                 if (data := self._row(parts, row)) is None:
@@ -217,9 +195,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             file.attrs["sha256"] = content_digest(file)
 
     def __exit__(self, *_: object) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
+        del self._records
         self._lock.release()
 
 
@@ -236,32 +212,9 @@ def _text(values: list[str]) -> np.ndarray:
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
 
 
-def _clear(path: Path) -> None:
-    """Remove what killed processes left of an earlier write of ``path``, whose lock is held: it may be large."""
-    for old in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):
-        old.unlink(missing_ok=True)
-
-
 def _reserve(descriptor: int, size: int) -> None:
     """Take disk space now, so that a full disk is known before hours of work."""
     if hasattr(os, "posix_fallocate"):  # not on macOS
         os.posix_fallocate(descriptor, 0, size)
     else:
         os.ftruncate(descriptor, size)
-
-
-@contextlib.contextmanager
-def _refusing(final: Path) -> Iterator[None]:
-    """What the system refuses, as one sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        number = getattr(error, "errno", None)
-        if number is None and (found := re.search(r"errno = (\d+)", str(error))):
-            number = int(found[1])  # of HDF5's text alone
-        if number is None:
-            raise
-        why = os.strerror(errno.ENOTDIR if isinstance(error, FileExistsError) else number)
-        full = number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-        way = "Make room (or raise ulimit -f) and run the same command again: it continues"
-        raise UserError(f"cannot write {final}: {why}. {way if full else 'Choose another --out'}") from error

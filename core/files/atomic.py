@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
 import glob
 import hashlib
 import json
-import logging
 import os
 import time
 from collections.abc import Iterator
@@ -17,56 +15,55 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from core.files.errors import UserError
-
-log = logging.getLogger(__name__)
+from core.files.errors import UserError, first_line
 
 _STALE = 3600  # seconds without a write after which a temporary file is what a killed process left
-_NOT_SUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)  # what fsync says where there is none
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path | str) -> Iterator[Path]:
+def refusals(path: Path | str) -> Iterator[None]:
+    """What the system refuses while ``path`` is written (a full disk, permissions), as one sentence."""
+    try:
+        yield
+    except OSError as error:  # h5py's text is a paragraph
+        why = os.strerror(error.errno) if error.errno else first_line(error)
+        way = "Nothing was changed there: make room, or choose another place (--out), and run it again"
+        raise UserError(f"cannot write {path}: {why}. {way}") from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path | str, stale: float = _STALE) -> Iterator[Path]:
     """Yield a temporary name beside ``path``; on success fsync it, rename it to ``path`` and fsync the folder.
 
-    On an exception the temporary file is removed and ``path`` is left as it was.
+    On an exception the temporary file is removed and ``path`` is left as it was. Temporary files that nobody has
+    written to for ``stale`` seconds are removed (0 where a lock on ``path`` is held: nobody else writes it).
     """
     path = Path(path)
-    try:
+    with refusals(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}. Choose another place.") from error
-    for old in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if old.name.split(".")[-2].isdecimal() and time.time() - old.stat().st_mtime > _STALE:
-                old.unlink()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "r+b") as handle:
-            fsync(handle.fileno())
-        os.replace(temporary, path)
-        fsync_folder(path.parent)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}. Nothing was changed there.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        for old in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - old.stat().st_mtime >= stale:
+                    old.unlink()
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            yield temporary
+            with open(temporary, "r+b") as handle:
+                _fsync(handle.fileno())
+            os.replace(temporary, path)
+            fsync_folder(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
-def fsync(descriptor: int) -> None:
-    """Make a file's content durable. Where the file system has no fsync, say so once and go on."""
+def _fsync(descriptor: int) -> None:
+    """Make a file's content durable, where the file system can."""
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in _NOT_SUPPORTED:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise
-        _warn_no_fsync()
-
-
-@functools.cache
-def _warn_no_fsync() -> None:
-    log.warning("this file system has no fsync: a power failure may cost what was written last")
 
 
 def fsync_folder(folder: Path) -> None:

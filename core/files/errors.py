@@ -14,8 +14,10 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-LONGEST = 200  # characters of one value in a message; a path may have more, but no piece of it
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "_alloc_failed")
+_OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "_alloc_failed"),
+    "could not create a",  # oneDNN
+)
 
 
 class UserError(Exception):
@@ -81,9 +83,8 @@ def run_cli(main: Callable[..., int | None], *args: Any) -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             where = "memory of the GPU" if "cuda" in str(error).lower() else "memory"
-            return _refuse(
-                f"the {where} is not enough: run again with a smaller --batch-size (or fewer --jobs or --workers)"
-            )
+            fewer = "a smaller --image-batch-size or --batch-size, --dtype bfloat16, or fewer --jobs or --workers"
+            return _refuse(f"the {where} is not enough: run again with {fewer}")
         if not isinstance(error, OSError) or error.errno is None:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
@@ -96,10 +97,5 @@ def _refuse(message: str) -> int:
 
 
 def legible(text: str) -> str:
-    """A message as it may go to a terminal: control characters as numbers, endless values cut."""
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)
-    return re.sub(
-        rf"[^\s/]{{{LONGEST + 60},}}",  # a file's name has at most 255 bytes
-        lambda found: f"{found[0][: LONGEST - 40]}... ({len(found[0])} characters)",
-        text,
-    )
+    """A message as it may go to a terminal: control characters as numbers."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)

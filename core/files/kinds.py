@@ -17,7 +17,6 @@ _OFTEN = {  # what a download gives in place of the file
     b"version https://git-lfs": "a Git LFS pointer that stands for the file: run `git lfs pull` in its repository",
     b"<": "a web page: open the address in a browser, save the file and name that",
     b"\0\0\0\x0cjP  ": "a JPEG 2000 image: save it as JPEG or PNG",
-    b"PK\x03\x04": "a zip archive: unpack it and name what is in it",
     b"": "empty: get it again",
 }
 

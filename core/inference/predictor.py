@@ -24,7 +24,7 @@ from torch import Tensor
 
 from core.features.backbones import Backbone
 from core.features.devices import resolve_device
-from core.features.extraction import decoded, memory_error, threads_of
+from core.features.extraction import decoded, threads_of
 from core.features.images import Normaliser, Picture
 from core.features.regions import unit_regions
 from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig
@@ -121,12 +121,9 @@ class Predictor:
         cuda = self.device.type == "cuda"
         coming = decoded(rows, images, self.network.transform, cuda, threads_of(self.config))
         with closing(coming):
-            try:
-                for some, pixels, errors in coming:
-                    names = [str(p) if isinstance(p := images[i], Path | str) else f"image {i + 1}" for i in some]
-                    yield RegionBatch(images=names, x=self.regions(pixels), errors=errors)
-            except (RuntimeError, MemoryError) as error:
-                raise memory_error(error, self.config) from error
+            for some, pixels, errors in coming:
+                names = [str(p) if isinstance(p := images[i], Path | str) else f"image {i + 1}" for i in some]
+                yield RegionBatch(images=names, x=self.regions(pixels), errors=errors)
 
     def predict(self, image: Picture, *, top: int = 5, among: str = "all") -> Prediction:
         """What the model says of one picture: a path, bytes, an open file, a PIL image, or an array (H,W,3) uint8.
