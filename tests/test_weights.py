@@ -74,12 +74,11 @@ def test_weights_with_code_run_nothing_and_are_refused_in_our_words(tmp_path: Pa
     assert "weights_only" not in str(said.value)
 
 
-def test_weights_that_are_not_plain_finite_numbers_are_refused(state: dict, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_refused(state: dict, tmp_path: Path) -> None:
     path, bias = tmp_path / "w.pth", state["layer4.1.bn2.bias"]
-    for odd, said in ((bias.to_sparse(), "not a readable"), (bias.double() + 1e300, "infinity in layer4.1.bn2.bias")):
-        torch.save({**state, "layer4.1.bn2.bias": odd}, path)
-        with pytest.raises(UserError, match=said):
-            build_backbone("resnet18", path)
+    torch.save({**state, "layer4.1.bn2.bias": bias.double() + 1e300}, path)
+    with pytest.raises(UserError, match=r"infinity in layer4\.1\.bn2\.bias"):
+        build_backbone("resnet18", path)
 
 
 def test_torchs_cache_is_compared_with_the_hash_in_the_name(state: dict, tmp_path: Path, monkeypatch) -> None:

@@ -7,17 +7,16 @@ import http.client
 import logging
 import os
 import shutil
-import tarfile
 import tempfile
 import urllib.request
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from core.files.atomic import Lock, atomic_path
+from core.files.atomic import atomic_path
 from core.files.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -82,23 +81,15 @@ def extract(archive: Path, into: Path) -> None:
 
     Entries that are already there are left as they are.
     """
+    # links and names that lead out of the folder are refused in a tar archive, and cannot be made by a zip
+    safe: dict[str, Any] = {} if archive.suffix == ".zip" else {"filter": "data"}
     try:
         into.mkdir(parents=True, exist_ok=True)
-        with Lock(into / ".unpack"):
-            for old in into.glob(".unpack-*"):  # of a killed process
-                shutil.rmtree(old, ignore_errors=True)
-            with tempfile.TemporaryDirectory(prefix=".unpack-", dir=into, ignore_cleanup_errors=True) as folder:
-                if zipfile.is_zipfile(archive):
-                    with zipfile.ZipFile(archive) as packed:
-                        packed.extractall(folder)  # leaves ".." out of names, and makes no links
-                else:
-                    with tarfile.open(archive) as packed:
-                        packed.extractall(folder, filter="data")
-                for entry in sorted(Path(folder).iterdir()):
-                    if not (into / entry.name).exists():
-                        os.rename(entry, into / entry.name)
-    except UserError:  # another process is unpacking there
-        raise
+        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=into, ignore_cleanup_errors=True) as folder:
+            shutil.unpack_archive(archive, folder, **safe)
+            for entry in sorted(Path(folder).iterdir()):
+                if not (into / entry.name).exists():
+                    os.rename(entry, into / entry.name)
     except Exception as error:  # damaged archives raise nearly anything
         why = f"{type(error).__name__}: {error}"
         raise UserError(f"cannot unpack {archive} ({why}); nothing of it was kept: get the archive again") from error
@@ -117,9 +108,7 @@ def get(name: str, data_root: Path, archives: Sequence[Path] = ()) -> None:
             log.info("%s: already unpacked in %s", source.file, into)
             continue
         archive = given.get(source.file, data_root / "archives" / source.file)
-        if not archive.is_file():
-            if source.file in given:
-                raise UserError(f"no archive at {archive}")
+        if source.file not in given and not archive.is_file():
             download(source.url, archive)
         if source.md5:
             check_md5(archive, source.md5)
@@ -129,7 +118,5 @@ def get(name: str, data_root: Path, archives: Sequence[Path] = ()) -> None:
             if not path.exists() and len(below) == 1:
                 os.rename(below[0], path)
         if missing := [path.name for path in wanted if not path.exists()]:
-            raise UserError(
-                f"{archive.name} is unpacked in {into}, but {', '.join(missing)} is not there: another file?"
-            )
+            raise UserError(f"{archive.name} has no {', '.join(missing)} in it: is it another file?")
         log.info("%s: unpacked in %s", source.file, into)

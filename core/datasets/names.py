@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.datasets.paths import image_folder, xlsa17_folder
+from core.datasets.paths import image_folder
 from core.datasets.registry import DataSet
 from core.files.errors import UserError
 from core.files.kinds import unreadable
@@ -78,24 +78,6 @@ def find_names_file(dataset: DataSet, data_root: Path, given: Path | None = None
     raise UserError(f"no attribute names of {dataset.source}. {looked}. Name the file with --attributes PATH")
 
 
-def attribute_count(data_root: Path | str, dataset: DataSet) -> int | None:
-    """K: of att_splits.mat where it is there, else as published, else None."""
-    try:
-        path = xlsa17_folder(Path(data_root), dataset) / "att_splits.mat"
-    except UserError:
-        return dataset.counts.attributes if dataset.counts else None
-    (content,) = read_mats({path: ("att", "allclasses_names")})
-    try:
-        rows, columns = content["att"].shape
-        return int(rows if columns == len(content["allclasses_names"]) else columns)
-    except (KeyError, AttributeError, ValueError) as error:
-        raise unreadable(path, "file of attributes x classes", error) from error
-
-
 def read_attribute_names(dataset: DataSet, data_root: Path, given: Path | None = None) -> list[str]:
     """Attribute names (K,) of a data set, in the order of the columns of xlsa17's ``att``."""
-    path = find_names_file(dataset, Path(data_root), given)
-    names, K = read_names_file(path), attribute_count(data_root, dataset)
-    if K is not None and len(names) != K:
-        raise UserError(f"{path} lists {len(names)} attributes, but {dataset.source} under {data_root} has {K}")
-    return names
+    return read_names_file(find_names_file(dataset, Path(data_root), given))

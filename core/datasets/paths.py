@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 from core.datasets.registry import DataSet
@@ -59,27 +58,17 @@ def require(data_root: Path, dataset: DataSet) -> None:
 
 
 def resolve_images(folder: Path, names: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """Paths of the images, and which of ``names`` have none. SUN's lie below images/; .JPG is found as .jpg.
+    """Paths of the images, and which of ``names`` have none. SUN's lie below images/.
 
-    A name in other letters' case counts only where one file alone has it. What is no file is looked for in the tars of
-    the folder, by its key.
+    What is no file is looked for in the tars of the folder, by its key.
     """
     if not (folder / names[0]).parent.is_dir() and (folder / "images" / names[0]).parent.is_dir():
         folder = folder / "images"
-
-    @cache
-    def files_of(parent: Path) -> list[Path]:
-        return list(parent.iterdir()) if parent.is_dir() else []
-
     paths, missing, in_tars = [folder / name for name in names], [], find_members(sorted(folder.glob("*.tar")))
     for i, path in enumerate(paths):
         if not path.is_file():
-            alike = [other for other in files_of(path.parent) if other.name.lower() == path.name.lower()]
-            key = names[i].rpartition(".")[0]
-            if len(alike) == 1:
-                paths[i] = alike[0]
-            elif key in in_tars:
-                paths[i] = in_tars[key]
+            if found := in_tars.get(names[i].rpartition(".")[0]):
+                paths[i] = found
             else:
                 missing.append(i)
     return paths, missing

@@ -33,12 +33,9 @@ _Rows = Iterator[tuple[bytes, np.ndarray]]  # word and vector
 
 def load_words(source: str, words: Sequence[str]) -> dict[str, np.ndarray]:
     """Vectors (V,) of those of ``words`` that a file, or a model that gensim downloads, has; runs nothing in it."""
-    path = source
-    if not Path(source).is_file():
-        if source not in MODELS:
-            known = ", ".join((*MODELS, *SOURCES))
-            raise UserError(f"{missing(source, 'file of word vectors')}, nor is it one of {known}")
-        path = _downloaded(source)
+    if not Path(source).is_file() and source not in MODELS:
+        raise UserError(f"{missing(source, 'file of word vectors')}, nor is it one of {', '.join((*MODELS, *SOURCES))}")
+    path = _downloaded(source) if source in MODELS else source
     if source.endswith((".kv", ".model")):
         how = "save its KeyedVectors (of a .model: its .wv) with save_word2vec_format(FILE.vec), and give that"
         raise UserError(f"{source} is gensim's own format, a pickle; {how}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def read_mat_files(
         class_names=class_names,
         att=att,
         original_att=original,
-        **locs,
+        **locs,  # type: ignore[arg-type]
         split_sha256=sha256_file(att_splits),
         notes=notes + clipped,
         attribute_names=list(attribute_names) if len(attribute_names) == att.shape[1] else [],
@@ -72,7 +71,6 @@ def read_mat_files(
         groups=[],
     )
     metadata.check(str(att_splits), images=str(res101), first=1)
-    _check_class_order(metadata, f"{att_splits} and {res101}")
     compare_counts(metadata, dataset, att_splits)
     return (cub50(metadata) if dataset.name == CUB50.name else metadata).with_validation(dataset.val_share)
 
@@ -107,20 +105,3 @@ def _from_0(values: Any, where: str) -> np.ndarray:
     if flat.size == 0 or flat.dtype.kind not in "iuf" or not (np.abs(flat) < 2**53).all() or (flat % 1 != 0).any():
         raise UserError(f"{where} is empty or holds something other than whole numbers")
     return flat.astype(np.int64) - 1
-
-
-def _check_class_order(m: Metadata, where: str) -> None:
-    """Refuse class names in another order than the labels, where the folders of the images tell their classes."""
-    labels_of: dict[str, set[int]] = {}  # folder name -> labels of its images
-    for file, label in zip(m.image_files, m.labels.tolist(), strict=True):
-        parts = file.split("/")[:-1]
-        for i in range(len(parts)):  # names it may have in a list of classes: SUN's a/apse/indoor/x.jpg is apse_indoor
-            labels_of.setdefault(_letters("".join(parts[i:])), set()).add(label)
-    for c, name in enumerate(m.class_names):
-        if c not in (labels := labels_of.get(_letters(name), {c})):
-            of = f"class {c + 1} is {name!r}, but images in the folder of that name have the label {min(labels) + 1}"
-            raise UserError(f"{where} number the classes differently: {of}; take both files from one release")
-
-
-def _letters(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower())

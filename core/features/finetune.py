@@ -13,8 +13,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,10 @@ from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
 from core.features.backbones import Backbone, build_backbone
 from core.features.devices import NAMES, resolve_device
+from core.features.extraction import decoded
 from core.features.finetuned import KEY, finetuned_record, pack_rows
-from core.features.images import Normaliser, load_image
-from core.features.regions import ahead
-from core.features.trunks import OPEN_CLIP, TIMM, own_size
+from core.features.images import Normaliser
+from core.features.trunks import OPEN_CLIP, TIMM
 from core.features.weights import HEADS
 from core.fields import hp
 from core.files.atomic import Lock, atomic_path, write_bytes
@@ -40,7 +39,6 @@ from core.files.errors import UserError
 HELD_OUT = 0.1  # share of each class's images that early stopping watches
 MARGIN = 8 / 7  # side of the picture that a crop is cut from, in crops: 256 for 224 pixels
 _HEAD_RATE = 10  # the head starts from nothing, so it learns faster by that factor
-_AHEAD = 3  # batches decoded ahead
 _log = logging.getLogger(__name__)
 
 
@@ -76,8 +74,8 @@ def finetune(
     labels, rows, size = metadata.labels, np.sort(rows), config.input_size
     if config.backbone.startswith(OPEN_CLIP):
         raise UserError(f"{config.backbone} gives image embeddings, which are not fine-tuned; try timm:NAME")
-    if config.backbone.startswith(TIMM) and size not in (None, own := own_size(config.backbone)):
-        raise UserError(f"--input-size {size}: leave it out; weights files of timm are read at {own} pixels, their own")
+    if config.backbone.startswith(TIMM) and size is not None:
+        raise UserError(f"--input-size {size}: leave it out; weights files of timm are read at their own size")
     backbone = build_backbone(config.backbone, config.weights, input_size=size)
     settings = {k: v for k, v in asdict(config).items() if k != "device"} | {"weights": backbone.weights}
     record = {
@@ -194,29 +192,20 @@ class _Run:
         With a generator of numpy shuffled, a random part of each image, half of them mirrored.
         """
         how, size = self.backbone.transform, self.config.batch_size
-        whole = round(how.crop * MARGIN)
         if generator is not None:
-            rows = generator.permutation(rows)
-            corners = generator.integers(0, whole - how.crop + 1, (len(rows), 2))
+            side, whole = how.crop, round(how.crop * MARGIN)
+            rows, how = generator.permutation(rows), replace(how, crop=whole, resize=whole)
+            corners = generator.integers(0, whole - side + 1, (len(rows), 2))
             mirrored = generator.random(len(rows)) < 0.5
-
-        def pixels(i: int) -> np.ndarray:
-            path = self.paths[rows[i]]
-            try:
-                if generator is None:
-                    return load_image(path, how.crop, how.resize, how.interpolation)
-                (top, left), image = corners[i], load_image(path, whole, whole, how.interpolation)
-            except ValueError as error:
-                raise UserError(f"{path} could not be read: {error}. Replace it and run again") from error
-            image = image[top : top + how.crop, left : left + how.crop]
-            return image[:, ::-1] if mirrored[i] else image
-
-        parts = [range(len(rows))[start : start + size] for start in range(0, len(rows), size)]
-        with ThreadPoolExecutor(self.workers) as pool:
-            begun = ahead(lambda part: [pool.submit(pixels, i) for i in part], parts, _AHEAD)
-            for part, jobs in zip(parts, begun, strict=True):
-                x = torch.from_numpy(np.stack([job.result() for job in jobs]))  # (B,H,W,3)
-                yield self.normalise(x), torch.from_numpy(self.number[rows[part]]).to(self.device)
+        images = [self.paths[row] for row in rows]
+        parts = [np.arange(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+        for part, x, bad in decoded(parts, images, how, False, self.workers):  # x (B,H,W,3)
+            for i, why in bad.items():
+                raise UserError(f"{images[part[i]]} could not be read: {why}. Replace it and run again")
+            if generator is not None:
+                cuts = [x[i, top : top + side, left : left + side] for i, (top, left) in enumerate(corners[part])]
+                x = torch.stack([c.flip(1) if mirrored[k] else c for c, k in zip(cuts, part, strict=True)])
+            yield self.normalise(x), torch.from_numpy(self.number[rows[part]]).to(self.device)
 
     def store(self, path: Path, record: Mapping[str, str]) -> None:
         """Write what a later call goes on from."""

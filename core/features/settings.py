@@ -14,7 +14,7 @@ from core.datasets.paths import feature_file
 from core.datasets.registry import DataSet
 from core.features.backbones import SAW_UNSEEN, file_form
 from core.features.devices import NAMES
-from core.features.trunks import DEFAULT_WEIGHTS, DEMO, OPEN_CLIP, TIMM, own_size
+from core.features.trunks import DEFAULT_WEIGHTS, DEMO, OPEN_CLIP, TIMM
 from core.features.weights import is_weights_file
 from core.fields import check, flag_of, hp
 from core.files.errors import UserError
@@ -72,7 +72,7 @@ def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfi
     fold = own.removeprefix(f"{FINETUNED}{file_form(config.backbone)}_").removesuffix(".safetensors")
     parts = [file_form(config.backbone)]
     parts += [f"finetuned_{fold}"] if own.startswith(FINETUNED) else []
-    parts += [] if config.input_size in (None, own_size(config.backbone)) else [f"{config.input_size}px"]
+    parts += [f"{config.input_size}px"] if config.input_size else []
     parts += config.layers
     parts += [f"pool{config.pool}"] if config.pool > 1 else []
     parts += ["flip"] if config.flip else []
@@ -106,18 +106,15 @@ def recorded_config(provenance: Mapping[str, Any], store: str | None = None) -> 
 
     Args: store: the type of its features; None: the usual one.
     """
-    have = {key: provenance[key] for key in ("backbone", "weights", "dtype", "batch_size") if key in provenance}
-    have |= {} if store is None else {"store": store}
-    size, backbone = provenance.get("input_size"), have.get("backbone", "resnet101")
-    if size is not None and int(size) != own_size(backbone):
-        have["input_size"] = int(size)
-    if have.get("weights") in ("IMAGENET1K_V1", "pretrained"):
-        del have["weights"]
+    keys = ("backbone", "weights", "dtype", "batch_size", "input_size", "pool")
+    have = {key: provenance[key] for key in keys if key in provenance} | ({} if store is None else {"store": store})
     have["layers"] = tuple(str(provenance.get("layer", "")).split("+")[1:])
-    have |= {"pool": int(provenance.get("pool", 1)), "flip": provenance.get("flip", "no") != "no"}
-    if have.get("weights") and is_weights_file(str(have["weights"])) and "pretraining_saw_unseen" in provenance:
-        saw = provenance["pretraining_saw_unseen"]
-        have |= {"pretraining_saw_unseen": saw} if saw != "unknown" and backbone != DEMO else {}
+    have["flip"] = provenance.get("flip", "no") != "no"
+    if have.get("weights") in ("IMAGENET1K_V1", "pretrained", "package"):
+        del have["weights"]
+    saw = provenance.get("pretraining_saw_unseen", "unknown")
+    if is_weights_file(str(have.get("weights"))) and saw != "unknown" and have.get("backbone") != DEMO:
+        have["pretraining_saw_unseen"] = saw
     try:
         return ExtractionConfig(**have)
     except (UserError, TypeError):  # of a file from elsewhere

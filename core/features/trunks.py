@@ -126,7 +126,7 @@ class _TimmMaps(nn.Module):
         super().__init__()
         self.network = network
         modules = [str(stage["module"]) for stage in getattr(network, "feature_info", [])]
-        if unknown := [layer for layer in layers if layer not in modules]:
+        if unknown := {*layers} - {*modules}:
             raise UserError(f"--layers {','.join(unknown)}: no such module; there are {', '.join(modules)}")
         self.indices = {layer: modules.index(layer) for layer in sorted(layers, key=modules.index)}
         self.last_axis = getattr(network, "output_fmt", "") == "NHWC"  # maps are (B,h,w,D), not (B,D,h,w)
@@ -185,21 +185,3 @@ def _timm(name: str, weights: str | None, layers: Sequence[str]) -> Trunk:
         maps=_TimmMaps(network, layers),
         resize=set_side if hasattr(network, "set_input_size") else None,
     )
-
-
-def own_size(name: str) -> int:
-    """Image side that a backbone of torchvision, timm or the demo was made for, without building it; 224 of others."""
-    try:
-        if name.startswith(TIMM):
-            import timm
-
-            config: Any = timm.get_pretrained_cfg(name.removeprefix(TIMM))
-            return int(config.input_size[1])
-        if name == DEMO:
-            return DEMO_SIZE
-        import torchvision
-
-        known = {w.name: w for w in torchvision.models.get_model_weights(name)}
-        return int((known.get(DEFAULT_WEIGHTS) or next(iter(known.values()))).transforms().crop_size[0])
-    except (ImportError, RuntimeError, ValueError, AttributeError):
-        return 224

@@ -59,7 +59,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise
         # PyTorch's own text advises to let the file run what it likes
         said = re.search(r"WeightsUnpickler error: ([^\n]+?)(\. |\n|$)", str(error))
-        raise _refused(path, said[1] if said else first_line(error)) from error
+        why = (said[1] if said else first_line(error))[:200]
+        raise unreadable(path, "weights file", f"{why}; torch.save(model.state_dict(), FILE) makes one") from error
 
 
 def load_weights(network: nn.Module, path: Path) -> None:
@@ -74,22 +75,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
     said = [f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in found.items() if keys]
     if said:
         raise UserError(f"{path} does not fit the network: {'; '.join(said)}. Is --backbone the one it was made with?")
-    try:  # as they will be stored: a float64 may be too large; sparse and meta tensors have no such numbers
-        bad = [k for k, v in state.items() if not torch.isfinite(v.to(own[k].dtype)).all()]
-        network.load_state_dict(state, strict=False)
-    except RuntimeError as error:
-        raise _refused(path, first_line(error)) from error
-    if bad:
+    # as they will be stored: a float64 may be too large
+    if bad := [k for k, v in state.items() if not torch.isfinite(v.to(own[k].dtype)).all()]:
         raise UserError(f"{path}: NaN or infinity in {', '.join(bad[:3])}; take an earlier checkpoint")
-
-
-def _refused(path: Path, why: str) -> UserError:
-    with path.open("rb") as handle:
-        zipped = handle.read(2) == b"PK"  # as torch.save writes files
-    why = f"{why[:200]}; torch.save(model.state_dict(), FILE) makes one"
-    return (
-        UserError(f"{path} is not a readable weights file ({why})") if zipped else unreadable(path, "weights file", why)
-    )
+    network.load_state_dict(state, strict=False)
 
 
 def _trunk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
