@@ -28,17 +28,20 @@ B images · R regions · D channels · K attributes · C classes (S seen) · d w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.closed_forms import readable_regions
-from core.method import AttentionOutput, ClassSpace, Images, Method, ZeroShotModel, hp, method
-from core.preparation import SMALL, ClassEncoder, shrunk_whitening
+from core.method import AttentionOutput, ClassSpace, Images, Method, ZeroShotModel, hp, method, with_settings
+from core.preparation import SMALL, ClassEncoder, prepared_attributes, shrunk_whitening
 
 POINTS = 100.0  # of a cosine of 1
-SHARPNESS = (30.0, 0.0)  # what validation chooses among; 0 looks everywhere alike
+# What validation chooses among. From few classes it cannot be told where to look; and the root, which spreads out small
+# percentages, also spreads out the noise of attributes that a class lacks.
+CHOICES = {"sharpness": (30.0, 5.0), "root_attributes": (True, False)}
 _EXPERT_SHRINKAGE = 0.3  # of the within-class covariance towards its mean diagonal
 
 
@@ -56,7 +59,7 @@ class Recipe:
     seen_expert: float = hp(0.025, "share κ of the discriminant of seen classes in their scores", at_least=0)
     width: int = hp(512, "width of the whitened visual space", at_least=1)
     shrinkage: float = hp(10.0, "shrinkage r of the whitening, in mean eigenvalues; large only rotates", above=0)
-    root_attributes: bool = hp(True, "square root of class attributes (ablation switch)")
+    root_attributes: bool | None = hp(None, "square root of class attributes; none: validation chooses")
     root_features: bool = hp(True, "root of pooled features, by the gains n (ablation switch)")
 
 
@@ -72,14 +75,14 @@ class VSMR(ZeroShotModel):
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__()
-        self.recipe = recipe
+        self.space = space
+        self.recipe = with_settings(recipe, {k: v[0] for k, v in CHOICES.items() if getattr(recipe, k) is None})
         C, K, S, d = len(space.att), space.att.shape[1], len(space.seen), min(recipe.width, D)
-        self.encoder = ClassEncoder.of(space.att, space.seen, root=recipe.root_attributes, centre=True)
-        z = self.encoder.prepare(space.att)
+        z = self._prepared()
         self.z = nn.Buffer(z)  # (C,K)
         self.seen = nn.Buffer(space.seen)
         self.seen_index = nn.Buffer(space.seen_index)  # (C,) place of a seen class among the seen
-        self.sharpness = nn.Buffer(z.new_tensor(SHARPNESS[0] if recipe.sharpness is None else recipe.sharpness))
+        self.sharpness = nn.Buffer(z.new_tensor(self.recipe.sharpness))
         self.looks = nn.Buffer(z.new_zeros(K, D))  # A P
         self.mu = nn.Buffer(z.new_zeros(D))
         self.P = nn.Buffer(z.new_zeros(d, D))
@@ -93,7 +96,8 @@ class VSMR(ZeroShotModel):
     @torch.no_grad()
     def fit(self, images: Images) -> None:
         """Where attributes can be read, and all that rests on it."""
-        self.looks.copy_(readable_regions(images, self.seen_index, self.z[self.seen]))
+        z = prepared_attributes(self.space.att, self.space.seen)[self.space.seen]
+        self.looks.copy_(readable_regions(images, self.seen_index, z.to(self.z)))
         self.refit(images)
 
     @torch.no_grad()
@@ -107,16 +111,26 @@ class VSMR(ZeroShotModel):
         f = phi @ self.P.T  # (N,d)
         counts = torch.bincount(index, minlength=len(self.seen)).to(f)
         self.means.copy_(torch.zeros_like(self.means).index_add_(0, index, f) / counts.clamp_min(1).unsqueeze(1))
-        Z = self.z[self.seen].double()
-        S, K = Z.shape  # rows of Z have unit length: the eigenvalues of ZᵀZ sum to S
-        penalty = r.ridge * S / min(S, K) * torch.eye(K, dtype=Z.dtype, device=Z.device)
-        self.W.copy_(torch.linalg.solve(Z.T @ Z + penalty, Z.T @ self.means.double()))
-        self.describe_classes(torch.arange(len(self.z), device=Z.device))
         within = (f.T @ f - (self.means * counts.unsqueeze(1)).T @ self.means).double() / counts.sum()  # (d,d)
         more = _EXPERT_SHRINKAGE * within.diagonal().mean().clamp_min(1e-12)
         within += more * torch.eye(len(within), dtype=within.dtype, device=within.device)
         self.expert.copy_(torch.linalg.solve(within, self.means.T.double()).T)
         self.expert_bias.copy_(-0.5 * (self.means * self.expert).sum(dim=1))
+        self.solve()
+
+    @torch.no_grad()
+    def solve(self) -> None:
+        """All that rests on the attributes: W, from the means of the seen classes."""
+        self.z.copy_(self._prepared())
+        Z = self.z[self.seen].double()
+        S, K = Z.shape  # rows of Z have unit length: the eigenvalues of ZᵀZ sum to S
+        penalty = self.recipe.ridge * S / min(S, K) * torch.eye(K, dtype=Z.dtype, device=Z.device)
+        self.W.copy_(torch.linalg.solve(Z.T @ Z + penalty, Z.T @ self.means.double()))
+        self.describe_classes(torch.arange(len(self.z), device=Z.device))
+
+    def _prepared(self) -> Tensor:
+        """z̃ (C,K)."""
+        return prepared_attributes(self.space.att, self.space.seen, root=bool(self.recipe.root_attributes))
 
     @torch.no_grad()
     def describe_classes(self, classes: Tensor) -> None:
@@ -185,7 +199,7 @@ class VSMR(ZeroShotModel):
         return ClassEncoder.of(
             space.att,
             space.seen,
-            root=self.recipe.root_attributes,
+            root=bool(self.recipe.root_attributes),
             centre=True,
             W=self.W,
             means=F.normalize(self.means, dim=1),
@@ -195,8 +209,9 @@ class VSMR(ZeroShotModel):
 
 @method("vsmr", recipes={"*": Recipe()})
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """No phase: a closed form, and a sharpness that validation chooses."""
+    """No phase: a closed form, and two settings that validation chooses."""
     model = VSMR(space, shape[1], recipe)
+    offered = {name: values for name, values in CHOICES.items() if getattr(recipe, name) is None}
     fitted: list[Images] = []
 
     def begin(images: Images) -> None:
@@ -204,9 +219,12 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
         model.fit(images)
 
     def set_params(setting: dict[str, float]) -> None:
-        if setting["sharpness"] != float(model.sharpness):
-            model.sharpness.fill_(setting["sharpness"])
+        model.recipe = with_settings(model.recipe, setting)
+        if model.recipe.sharpness == float(model.sharpness):
+            model.solve()
+        else:
+            model.sharpness.fill_(model.recipe.sharpness)
             model.refit(fitted[0])
 
-    grid = tuple({"sharpness": s} for s in SHARPNESS) if recipe.sharpness is None else ()
+    grid = tuple(dict(zip(offered, values, strict=True)) for values in product(*offered.values())) if offered else ()
     return Method(model=model, phases=[], begin=begin, grid=grid, set_params=set_params)

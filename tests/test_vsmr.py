@@ -1,6 +1,7 @@
 """The additive VSMR and ESZSL: closed forms against brute force, and that every point is an attribute at a place."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from core.closed_forms import readable_regions
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as EszslRecipe
 from core.preparation import prepared_attributes, shrunk_whitening, signed_root
-from core.VSMR import SHARPNESS, VSMR, Recipe, build
+from core.VSMR import CHOICES, VSMR, Recipe, build
 from tests.helpers import C, K
 from tests.helpers_page import Shown
 
 R, D = 9, 16
-RECIPE = Recipe(width=8, mean_share=0.3, sharpness=30.0)  # not ½, where plain mean and saliency could be exchanged
+# mean_share not ½, where plain mean and saliency could be exchanged
+RECIPE = Recipe(width=8, mean_share=0.3, sharpness=30.0, root_attributes=True)
 
 
 def images(n=40):
@@ -156,17 +158,20 @@ def test_unseen_classes_are_known_by_their_attributes_alone(space):
     torch.testing.assert_close(correction, -10 * model.hub)
 
 
-def test_validation_chooses_the_sharpness_and_switches_reach_the_model(space):
+def test_validation_chooses_sharpness_and_root_and_switches_reach_the_model(space):
     x, y = images()
-    method = build(replace(RECIPE, sharpness=None), space, (R, D), 0, 0)
+    method = build(replace(RECIPE, sharpness=None, root_attributes=None), space, (R, D), 0, 0)
     method.model.double()
-    assert method.grid == tuple({"sharpness": s} for s in SHARPNESS) and not build(RECIPE, space, (R, D), 0, 0).grid
+    settings = [dict(zip(CHOICES, values, strict=True)) for values in product(*CHOICES.values())]
+    assert list(method.grid) == settings and not build(RECIPE, space, (R, D), 0, 0).grid
     method.begin(Shown(x, y))
     reference = method.model.class_scores(x)
-    for sharpness in SHARPNESS[::-1]:
-        method.set_params({"sharpness": sharpness})
-        expected, _, _ = trained(space, replace(RECIPE, sharpness=sharpness))
+    for setting in settings[::-1]:
+        method.set_params(setting)
+        expected, _, _ = trained(space, replace(RECIPE, **setting))
         torch.testing.assert_close(method.model.class_scores(x), expected.class_scores(x))
+        weights, correction = method.model.class_encoder(space).encode(space.att)
+        torch.testing.assert_close((weights, correction), (expected.class_attributes(), -10 * expected.hub))
     for name, value in (("root_attributes", False), ("root_features", False), ("own", 1.0), ("mean_share", 1.0)):
         other, _, _ = trained(space, replace(RECIPE, **{name: value}))
         assert (other.class_scores(x) - reference).abs().max() > 1e-3, name
