@@ -16,7 +16,7 @@ from core.inference.added_classes import add_classes
 from core.inference.explain import explain, why_no_maps
 from core.inference.names import shown_reason
 from core.inference.trained import Trained
-from core.method import ClassSpace
+from core.method import ClassSpace, with_settings
 from core.methods import find_method
 from core.VSMR import VSMR, Recipe
 from tests.helpers_page import D, R, Shown, regions, trained_on
@@ -82,7 +82,9 @@ def test_a_class_described_anew_scores_as_if_the_model_had_known_it(space, name,
         torch.cat([space.att, new]), space.seen, torch.cat([space.unseen, torch.tensor([C, C + 1])]), space.w2v
     )
     registered = find_method(name)
-    rebuilt = registered.build(trained.model.recipe, larger, (R, D), 0, 1).model.double().eval()
+    rebuilt = (
+        registered.build(with_settings(registered.recipe("*"), settings), larger, (R, D), 0, 1).model.double().eval()
+    )
     kept = {k: v for k, v in trained.model.state_dict().items() if v.shape == rebuilt.state_dict()[k].shape}
     rebuilt.load_state_dict(rebuilt.state_dict() | kept)
     with torch.no_grad():
