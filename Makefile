@@ -29,7 +29,7 @@ test-lowest:
 	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e . -r requirements-dev.txt
 	$(LOWEST)/python -m pytest -n 2
 
-# longer: attention on the whole demo, the slow benchmarks, 30 kills of extraction and training each
+# longer: the slow benchmarks, 30 kills of extraction and training each
 nightly: install
-	SLOW=1 $(BIN)/python -m pytest tests/test_localisation.py tests/test_benchmarks.py
+	SLOW=1 $(BIN)/python -m pytest tests/test_benchmarks.py
 	KILLS=30 $(BIN)/python -m pytest tests/test_extraction.py tests/test_training.py -k "kill"

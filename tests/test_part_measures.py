@@ -6,6 +6,7 @@ import pytest
 from core.files.errors import UserError
 from studies.part_measures import (
     Parts,
+    attention_on_parts,
     hits,
     localisation_table,
     predicted_points,
@@ -67,3 +68,16 @@ def test_the_table_by_hand():
         {"vsmr": model}, test, training, grid=(2, 2), radius=0.1, rng=np.random.default_rng(0), resamples=500
     )
     assert again.equals(table)
+
+
+def test_mass_by_hand():
+    theta = np.zeros((1, 9, 3))
+    theta[0, 0, 0] = 1.0  # attribute 0: all on the upper left cell
+    theta[0, 8, 1] = 1.0  # attribute 1: all on the lower right
+    theta[0, :, 2] = 1 / 9
+    locations = np.array([[[0.1, 0.1, 1.0], [0.1, 0.1, 1.0]]])  # both parts upper left: 4 of 9 cells near
+    table = attention_on_parts(theta, locations, np.array([0, 1, 1]), np.ones((1, 3)))
+    assert table.own.tolist() == pytest.approx([1.0, (0 + 4 / 9) / 2])
+    assert table.chance.tolist() == pytest.approx([4 / 9, 4 / 9])
+    assert table.others.tolist() == pytest.approx([(0 + 4 / 9) / 2, 1.0])
+    assert table.pairs.tolist() == [1, 2]
