@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torchvision import transforms
 
 from core.commands.extract import main
-from core.datasets.registry import DEMO
+from core.datasets.registry import DEMO, OWN
 from core.features.backbones import Backbone, build_backbone
 from core.features.devices import NAMES, resolve_device
 from core.features.extraction import extract
@@ -233,6 +233,23 @@ def test_what_makes_no_other_features_refuses_no_finished_file(tmp_path: Path, m
         with pytest.raises(UserError, match="exists and was made with other settings") as caught:
             extract(DEMO, data_root=data, out=out, config=other)
         assert "rm " not in str(caught.value)
+
+
+def test_features_are_taken_over_from_files_of_the_same_settings_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng, out = np.random.default_rng(0), tmp_path / "OWN"
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(tmp_path / "images" / name)
+    caplog.set_level("INFO")
+    made = {}
+    for name, config in (("one", TINY), ("flipped", replace(TINY, flip=True)), ("again", TINY)):
+        caplog.clear()
+        with FeatureFile(extract(OWN, data_root=tmp_path, out=out / f"{name}.hdf5", config=config)) as file:
+            made[name] = file.read(np.arange(4))
+        assert ("4 of 4 images are as in an earlier file" in caplog.text) == (name == "again")
+    assert np.array_equal(made["one"], made["again"]) and not np.array_equal(made["one"], made["flipped"])
 
 
 def test_texts_of_the_classes_are_stored_beside_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
