@@ -360,6 +360,7 @@ def test_a_photograph_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     root, opened, real = folder(tmp_path, images="ab"), [], photographs.open_image
     Image.new("RGBA", (9, 9)).save(root / "images" / "a" / "x.png")
     (root / "images" / "b" / "link.jpg").symlink_to("nowhere")
+    (root / "images" / "a" / "0.jpg").write_bytes(b"first")
     monkeypatch.setattr(photographs, "open_image", lambda *a, **k: opened.append(1) or real(*a, **k))
     for times in (3, 0):
         looked = photographs.look_at(root, root / "OWN" / "f.hdf5")
@@ -367,7 +368,8 @@ def test_a_photograph_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Monk
         assert looked["a/x.png"].chosen == ("transparency on white",) and not looked["a/x.png"].error
         assert "empty" in looked["b/1.jpg"].error and "No such file" in looked["b/link.jpg"].error
         opened.clear()
-    (root / "images" / "a" / "0.jpg").write_bytes(b"other")
+    (root / "images" / "a" / "0.jpg").write_bytes(b"other")  # as large
+    os.utime(root / "images" / "a" / "0.jpg", ns=(1, 1))
     (root / "images" / "a" / "x.png").unlink()
     assert {*photographs.look_at(root, root / "OWN" / "f.hdf5")} == {"a/0.jpg", "b/1.jpg", "b/link.jpg"}
     assert len(opened) == 1
