@@ -71,11 +71,12 @@ def _table(part: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> tuple[list[str
         row["AUSUC"] = f"{100 * area.mean:.1f} ({100 * area.low:.1f} to {100 * area.high:.1f})"
         row |= {key: t.mean_of(own[key]) for key in ("T1", "U", "S", "H")}
         row |= {"chosen": _chosen(own), "tried": f"{own.configurations.max():.0f}", "seeds": f"{len(own)}"}
-        row |= {"seconds": f"{own.seconds.median():.0f}", "code": f"{first.code} {first.method_code}"}
+        row |= {"seconds": f"{own.seconds.median():.0f}", "method code": first.method_code}
         row["remarks"] = "; ".join(word for word in first.remarks.split("; ") if word not in common)
         kinds.setdefault(kind, []).append(row)
         points[first.label] = own.seconds.median(), area
-    notes = [f"Of all rows: {'; '.join(sorted(common))}."] * bool(common)
+    digests = [f"{name} {part[column].iloc[0][:18]}" for column, name in t.DIGESTS.items()]
+    notes = [f"Of all rows: {'; '.join([*sorted(common), *digests])}."]
     notes += [f"Note: {note}." for note in dict.fromkeys(part.notes) if note]
     text = [line for note in notes for line in ("", note)]
     for kind, made in kinds.items():
