@@ -49,12 +49,13 @@ def test_two_members_score_as_their_mean_and_their_row_stands_apart(runs, tmp_pa
     e.ensembles(both, tmp_path / "out")
     (path,) = (tmp_path / "out").rglob("eszsl+vsmr/seed1/metrics.json")
     found, fold = read_result(path), final_fold(inputs.metadata, inputs.w2v)
-    mixed = []
-    for folder in both:
+    areas = [read_result(folder / "seed1" / "metrics.json")["chosen"]["validation"]["AUSUC"] for folder in both]
+    odds, mixed = [min(a, 0.999) / (1 - min(a, 0.999)) for a in areas], []
+    for share, folder in zip(odds, both, strict=True):
         model = load_trained(folder / "seed1").model
         unit = spread([class_scores(model, inputs.features, fold.train_rows)])
         scores = [class_scores(model, inputs.features, rows) for rows in (fold.seen_rows, fold.unseen_rows)]
-        mixed.append([s / unit / 2 for s in scores])
+        mixed.append([share * s / unit / sum(odds) for s in scores])
     seen, unseen = (sum(parts) for parts in zip(*mixed, strict=True))
     expected = evaluate(
         ScoredImages(
@@ -63,6 +64,7 @@ def test_two_members_score_as_their_mean_and_their_row_stands_apart(runs, tmp_pa
         ), found["standard"]["gamma"],
     )  # fmt: skip
     assert {k: found["standard"][k] for k in asdict(expected)} == pytest.approx(asdict(expected))
+    assert found["chosen"]["recipe"] == pytest.approx({f"share_{k}": o / sum(odds) for k, o in enumerate(odds, 1)})
     text = all_tables([row_of(found), row_of(read_result(both[0] / "seed1" / "metrics.json"))])
     assert text.index("| eszsl |") < text.index("ENSEMBLES") < text.index("| eszsl+vsmr |")
     collect_board(tmp_path / "out", tmp_path / "board")

@@ -1,8 +1,9 @@
 """The mean of the standardised scores of finished runs of one seed, also on different features.
 
-    s_c = 1/M Σ_m (s_mc - mean over classes of s_m) / spread_m        spread_m: of the training images' scores
-γ is that of the seed's validation split: every member is trained there once more, as its own validation chose, and must
-be as good as it was. On the test images each answers from its checkpoint, and spreads are measured anew.
+    s_c = Σ_m w_m (s_mc - mean over classes of s_m) / spread_m        spread_m: of the training images' scores
+w_m: as the odds A / (1 - A) of the members' AUSUC on the seed's validation split, Σ w_m = 1. γ is of that split too:
+every member is trained there once more, as its own validation chose, and must be as good as it was. On the test images
+each answers from its checkpoint, and spreads are measured anew.
 """
 
 from __future__ import annotations
@@ -78,14 +79,18 @@ def ensemble(folders: Sequence[Path], out: Path, data_root: Path | None = None, 
         if results.finished(path / "metrics.json", config, resume=True):
             return path
         fold = validation_fold(first.inputs.metadata, first.inputs.w2v, seed)
-        sample, *images = _mean([_validated(m, path / f"member{k}.state") for k, m in enumerate(members)])
+        A = np.clip([m.result["chosen"]["validation"]["AUSUC"] for m in members], 1e-3, 1 - 1e-3)
+        shares = A / (1 - A) / (A / (1 - A)).sum()
+        sample, *images = _mean(shares, [_validated(m, path / f"member{k}.state") for k, m in enumerate(members)])
         found, unit = asdict(evaluate(_images(images, fold), None)), spread([sample])
         gamma = found.pop("gamma")
+        recipe = {f"share_{number}": float(share) for number, share in enumerate(shares, 1)}
         chosen = {
-            "epochs": 0, "recipe": {}, "gamma": gamma, "gammas": [gamma], "gamma_in_spreads": gamma / unit,
+            "epochs": 0, "recipe": recipe, "gamma": gamma, "gammas": [gamma], "gamma_in_spreads": gamma / unit,
             "validation": found, "configurations": 1, "split": seed, "how": HOW["val"],
         }  # fmt: skip
         row = {"epoch": 0, "val_spread": unit, "val_gamma": gamma} | {f"val_{k}": v for k, v in found.items()}
+        row |= {f"set_{name}": share for name, share in recipe.items()}
         result = {
             "config": asdict(config), "ablation": "", "chosen": chosen, "history": {"validation": [row]},
             "notes": first.inputs.metadata.notes, "environment": first.result["environment"], "certainty": {},
@@ -93,7 +98,7 @@ def ensemble(folders: Sequence[Path], out: Path, data_root: Path | None = None, 
         models = [load_trained(member.folder).model for member in members]
         fold = final_fold(first.inputs.metadata, first.inputs.w2v)
         pairs = zip(models, members, strict=True)
-        sample, *images = _mean([_standardised(model, member.inputs, fold) for model, member in pairs])
+        sample, *images = _mean(shares, [_standardised(model, member.inputs, fold) for model, member in pairs])
         condensed = compact(_images(images, fold))
         metrics = metrics_from_compact(condensed, chosen["gamma_in_spreads"] * spread([sample]))
         curve = curve_from_compact(condensed)
@@ -143,8 +148,8 @@ def _standardised(model: ZeroShotModel, inputs: Inputs, fold: Fold) -> list[np.n
     return [(s - s.mean(axis=1, keepdims=True)) / max(spread([scores[0]]), 1e-12) for s in scores]
 
 
-def _mean(of_each: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
-    return [np.mean(parts, axis=0) for parts in zip(*of_each, strict=True)]
+def _mean(shares: np.ndarray, of_each: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
+    return [np.tensordot(shares, np.stack(parts), axes=1) for parts in zip(*of_each, strict=True)]
 
 
 def _images(scores: Sequence[np.ndarray], fold: Fold) -> ScoredImages:
