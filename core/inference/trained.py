@@ -23,6 +23,7 @@ from core.training.evaluation import calibrated
 CHECKPOINT = "checkpoint.safetensors"
 USE = "use"  # the folder of a model that was refitted on every photograph, beside those of the seeds that were measured
 SIDES = ("all", "seen", "unseen")
+BOX = Path(__file__).resolve().parents[2] / "models"  # that come along, each called by the name of its folder
 _LISTED = 8  # runs in a message
 
 
@@ -165,7 +166,8 @@ def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trai
 
 
 def find_run(folder: Path | str) -> Path:
-    """The folder itself where it is a finished run's, else that of the only model for use below it, or the only run.
+    """The folder itself where it is a finished run's, else that of the only model for use below it, or the only run,
+    else the model that comes along and has that name (``birds``).
 
     Raises:
         UserError: there is none, or there are several; then with the command for each.
@@ -173,15 +175,17 @@ def find_run(folder: Path | str) -> Path:
     folder = Path(folder)
     if (folder / CHECKPOINT).is_file():
         return folder
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder {folder}; name that of a finished run, RESULTS/<data set>/<features>/<method>/seed<k>, which a "
-            "driver such as `python AWA2_ours.py` makes"
-        )
     runs = sorted(path.parent for path in folder.glob(f"**/{CHECKPOINT}"))
     runs = [run for run in runs if run.name == USE] or runs
     if len(runs) == 1:
         return runs[0]
+    if not runs and (BOX / folder / CHECKPOINT).is_file():
+        return BOX / folder
+    if not folder.is_dir():
+        raise UserError(
+            f"no folder {folder}; name that of a finished run, RESULTS/<data set>/<features>/<method>/seed<k>, which a "
+            "driver such as `python AWA2_ours.py` makes, or birds, the model that comes along"
+        )
     if runs:
         commands = "".join(f"\n  python predict.py {shlex.quote(str(run))} ..." for run in runs[:_LISTED])
         more = f"\n  and {len(runs) - _LISTED} more" if len(runs) > _LISTED else ""
