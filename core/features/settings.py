@@ -108,6 +108,7 @@ def recorded_config(provenance: Mapping[str, Any], store: str | None = None) -> 
     """
     keys = ("backbone", "weights", "dtype", "batch_size", "input_size", "pool")
     have = {key: provenance[key] for key in keys if key in provenance} | ({} if store is None else {"store": store})
+    have |= {key: int(have[key]) for key in ("input_size", "pool") if key in have}  # a checkpoint has them as text
     have["layers"] = tuple(str(provenance.get("layer", "")).split("+")[1:])
     have["flip"] = provenance.get("flip", "no") != "no"
     if have.get("weights") in ("IMAGENET1K_V1", "pretrained", "package"):
