@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -12,6 +14,11 @@ from core.method import ClassSpace, with_settings
 from core.methods import find_method
 
 D, R, B = 24, 9, 6
+
+CERTAINTY = {  # as of a validation on which answers had from -20 to 30 points
+    "gammas": [0.0, 1.0, 20.0], "U": [0.2, 0.5, 0.9], "S": [0.9, 0.6, 0.1], "temperature": [1.5, 3.0],
+    "ranks": [[[float(v) for v in range(-20, 31)]] * 2] * 2, "lowest": [[n / 50 for n in range(51)]] * 2,
+}  # fmt: skip
 
 HOSTILE = [
     "</script><script>window.broken=1</script>",
@@ -55,6 +62,7 @@ def made(name="vsmr", names=None, n=12, **settings):
     trained.model.float()
     attributes = ["has_bill_color::red", "belly color: blue", *trained.attributes[2:]]
     vars(trained).update(classes=names or trained.classes, attributes=(names or attributes)[:7])
+    vars(trained).update(space=replace(space, att=att.float()))
     rng = np.random.default_rng(0)
     x = regions(torch.float32)
     items = [
@@ -87,6 +95,7 @@ def trained_on(space: ClassSpace, name: str = "vsmr", **settings) -> Trained:
         model=model.double().eval(),
         space=space,
         gamma=0.7,
+        certainty=CERTAINTY,
         classes=[f"class {c}" for c in range(len(space.att))],
         attributes=[f"attribute {k}" for k in range(space.att.shape[1])],
         config={"method": name, "dataset": "TOY", "seed": 0, "epochs": 1},

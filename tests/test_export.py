@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from core.features.images import load_image
 from core.inference.explain import explain
 from core.inference.export import export
-from tests.helpers import refused, run_here
+from tests.helpers import ROOT, refused, run_here
 from tests.helpers_predict import SHORT, Made, described
 
 
@@ -58,14 +59,18 @@ def test_every_head_is_exported_and_scores_as_ours(
     assert np.abs(scores - ours).max() <= 1e-4 * np.abs(ours).max()
 
 
-def test_a_photograph_through_the_exported_backbone(there: Made, photo: Path, tmp_path: Path, runtime) -> None:
+def test_the_program_of_the_docs_answers_as_we_do_without_torch(
+    there: Made, photo: Path, tmp_path: Path, runtime
+) -> None:
     model = there.load("eszsl")
-    export(model, tmp_path / "m.onnx", with_backbone=True)
-    session = runtime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
-    names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
-    size = model.network.input_size
-    pixels = load_image(photo, size)
-    (scores,) = session.run(["scores"], {"pixels": pixels[None]})
-    by_name = {c.name: c.score for c in model.predict(photo, top=99).classes}
-    ours = np.array([by_name[name] for name in names])
-    assert np.abs(scores[0] - ours).max() <= 1e-3 * (ours.max() - ours.min())
+    export(model, tmp_path / "whole.onnx", with_backbone=True)
+    blocks = (ROOT / "docs" / "predict.md").read_text("utf-8").split("\n\n    import json, re, sys\n")[1]
+    program = "import json, re, sys\n" + textwrap.dedent(blocks.partition("\n\nThe file is run")[0])
+    program = f"import sys\nsys.modules['torch'] = None\n{program}"
+    run = subprocess.run([sys.executable, "-c", program, photo], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    answers = model.predict(photo, top=99).classes
+    by_name, largest = {c.name: c.score for c in answers}, max(abs(c.score) for c in answers)
+    said = [line.rsplit(" ", 1) for line in run.stdout.splitlines()]
+    assert len(said) == 5 and said[0][0] == answers[0].name
+    assert max(abs(by_name[name] - float(score)) for name, score in said) <= 1e-4 * largest

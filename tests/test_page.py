@@ -141,7 +141,7 @@ def test_a_page_is_bounded_in_images(tmp_path, monkeypatch, caplog):
     trained, items = made(n=9)
     monkeypatch.setattr(page_module, "IMAGES", 6)
     write_page(trained, items, tmp_path / "page")
-    assert "first 6 of 9 images" in caplog.text
+    assert "first 6 of 9 images" in caplog.text and data_of(tmp_path / "page")["total"] == 9
     assert len(list((tmp_path / "page/images").glob("*.jpg"))) == 6
 
 

@@ -4,17 +4,21 @@ import io
 import os
 import shutil
 import time
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
 from core.inference import explain as explain_module
+from core.inference.added_classes import add_classes
 from core.inference.explain import explain
 from core.inference.names import shown_reason
 from core.inference.page import write_page
+from core.inference.sure import Sure
 from tests.helpers_page import HOSTILE, made
 
 
@@ -195,10 +199,10 @@ def test_the_keyboard_reaches_everything(opened):
     assert browser.execute_script(unlabelled) == 0
 
 
-def download(browser, kind):
+def download(browser, kind, button=""):
     for old in browser.downloads.iterdir():
         old.unlink()
-    browser.find_element("id", kind).click()  # as a person does: a script may not save several files
+    browser.find_element("id", button or kind).click()  # as a person does: a script may not save several files
     return wait(lambda: [p for p in browser.downloads.glob(f"*.{kind}") if p.stat().st_size])[0].read_bytes()
 
 
@@ -216,6 +220,63 @@ def test_it_saves_figures_and_numbers(opened):
     best = browser.execute_script("return [state.chosen.name, Model.score(state.image, state.chosen)]")
     added = [float(line.split(",")[-1]) for line in lines[1:] if '"score"' not in line]
     assert sum(added) == pytest.approx(best[1], abs=1e-3) and f'"{best[0]}"' in lines[1]
+
+
+def test_gamma_probability_and_none_are_those_of_the_command(opened):
+    trained, items = made()
+    browser = opened(trained, items)
+    nones = set()
+    for gamma in (trained.gamma, 15.0):
+        told = replace(trained, gamma=gamma)
+        script = "const s = byId('gamma'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))"
+        browser.execute_script(script, gamma)
+        found = explain(told, torch.stack([item.x for item in items]))
+        offered = told.calibrated(found.scores.numpy())
+        sure = Sure.of(told, found, offered, 0.1)
+        script = """D.none_rate = 0.1; const said = (i, ranks) => [ranks[0].c.number, M.sure(i, ranks)];
+            return M.images.map((i) => said(i, M.ranking(i, 'all'))).map(([c, s]) => [c, s.p[0], s.none])"""
+        for i, (c, p, none) in enumerate(browser.execute_script(script)):
+            assert (c, none) == (int(offered[i].argmax()), sure.none(i)) and p == pytest.approx(
+                sure.p[i].max(), abs=1e-4
+            )
+            nones.add(none)
+        said = browser.find_element("id", "gamma-said").text
+    assert nones == {True, False}
+    assert "23 % of photographs" in said and "79 % of those without" in said  # between the γ of 1 and of 20
+
+
+def test_a_class_described_on_the_page_is_the_one_that_is_added(opened):
+    trained, items = made()
+    browser = opened(trained, items)
+    browser.execute_script("byId('like').value = 8; byId('like').dispatchEvent(new Event('change'))")
+    browser.execute_script("byId('amount').value = 0.5; byId('amount').dispatchEvent(new Event('input'))")
+    table = pd.read_csv(io.BytesIO(download(browser, "csv", "row")))
+    assert table.iloc[0, 1] == 0.5 and table.iloc[0, 2:].tolist() == pytest.approx(trained.space.att[8, 1:].tolist())
+    more = add_classes(trained, table)
+    expected = float(explain(more, items[0].x[None]).scores[0, -1]) + trained.gamma
+    assert number(browser, "#mine output") == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_names_and_bars_are_seen_at_any_width_by_day_and_night(opened, width):
+    trained, items = made()
+    browser, paper = opened(trained, items), set()
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
+                            {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False})  # fmt: skip
+    for scheme in ("light", "dark"):
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+        cut = (
+            "return [...document.querySelectorAll('main td .name')].filter((n) => n.scrollWidth > n.clientWidth).length"
+        )
+        assert browser.execute_script(cut) == 0
+        bars = "return [...document.querySelectorAll('#why .bar, #prediction .bar')].map((n) => n.clientWidth)"
+        assert min(browser.execute_script(bars)) > 50
+        paper.add(browser.execute_script("return getComputedStyle(document.querySelector('section')).backgroundColor"))
+    assert len(paper) == 2
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_a_method_that_does_not_split_shows_its_ranking(opened):

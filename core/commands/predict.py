@@ -108,10 +108,9 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         return 0
     failed, items = _answer(model, images, args, shown=IMAGES if args.explain else 0)
     if items:
-        if len(images) - len(failed) > IMAGES:
-            log.info("the page shows the first %d images", IMAGES)
+        shown = {"total": len(images) - len(failed), "none_rate": args.none_rate}
         _, h, w = model.network.shape
-        index = write_page(model.trained, items, args.explain, grid=(h, w), transform=model.network.transform)
+        index = write_page(model.trained, items, args.explain, grid=(h, w), transform=model.network.transform, **shown)
         sys.stdout.write(f"page: {index}\n")
     if failed:
         first, reason = next(iter(failed.items()))

@@ -1,6 +1,6 @@
 """A static folder that shows why each photograph got its name: opens by file://, needs no server and no network.
 
-    index.html page.css model.js panels.js page.js     as they lie in core/inference/page/
+    index.html page.css model.js panels.js described.js page.js     as they lie in core/inference/page/
     data.js            DATA = {...}: classes, attributes, and of each image its scores, what it shows of each attribute
                        and the corrections; browsers refuse to fetch JSON from file://
     images/0000.jpg    the whole photograph, at most 320 pixels wide and high
@@ -36,12 +36,13 @@ from core.files.atomic import fsync_folder
 from core.files.errors import UserError
 from core.inference.explain import explain, why_no_maps
 from core.inference.names import shown_classes, shown_reason
+from core.inference.sure import NONE_RATE, rival_of
 from core.inference.trained import Trained
 
 log = logging.getLogger(__name__)
 
 IMAGES = 200  # at most, on a page
-ASSETS = ("index.html", "page.css", "model.js", "panels.js", "page.js")
+ASSETS = ("index.html", "page.css", "model.js", "panels.js", "described.js", "page.js")
 _MARK = "// a page of core/inference/page.py\n"  # how data.js begins: what may be replaced
 _SIDE, _QUALITY = 320, 70  # of the photographs
 _BATCH = 16
@@ -67,6 +68,8 @@ def write_page(
     grid: tuple[int, int] | None = None,
     transform: Transform | None = None,
     title: str = "",
+    total: int = 0,
+    none_rate: float = NONE_RATE,
 ) -> Path:
     """Write the page of a trained model's decisions on some images, and return its index.html.
 
@@ -74,6 +77,7 @@ def write_page(
         items: the first :data:`IMAGES` are shown.
         out: the folder; a page that is there already is replaced, anything else is refused.
         grid: rows and columns of the R regions; None: a square, and no maps where they form none.
+        total: how many images there were, where ``items`` are the first of them. none_rate: as of a Predictor.
         transform: of the backbone, so that what it saw of a file is drawn in; None: the middle square of the picture.
 
     Raises:
@@ -85,13 +89,13 @@ def write_page(
     check_replaceable(out)
     if len(items) > IMAGES:
         log.warning("the page shows the first %d of %d images", IMAGES, len(items))
-    items = items[:IMAGES]
+    given, items = len(items), items[:IMAGES]
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         (temporary / "images").mkdir(parents=True)
         for name in ASSETS:
             (temporary / name).write_bytes((resources.files("core.inference") / "page" / name).read_bytes())
-        _write(temporary, trained, items, grid, transform, title)
+        _write(temporary, trained, items, grid, transform, title, max(total, given), none_rate)
         shutil.rmtree(out, ignore_errors=True)
         os.rename(temporary, out)
         fsync_folder(out.parent)
@@ -126,7 +130,7 @@ def check_replaceable(out: Path) -> None:
 
 def _write(
     folder: Path, trained: Trained, items: Sequence[Item], grid: tuple[int, int] | None, transform: Transform | None,
-    title: str,
+    title: str, total: int, none_rate: float,
 ) -> None:  # fmt: skip
     R = len(items[0].x)
     h, w = grid or (round(R**0.5),) * 2
@@ -134,6 +138,7 @@ def _write(
     for start in range(0, len(items), _BATCH):
         batch = items[start : start + _BATCH]
         found = explain(trained, torch.stack([item.x for item in batch]).to(trained.device).float())
+        rival = rival_of(trained, found)
         why = why_no_maps(trained, found) or ("" if h * w == R else f"{R} regions form no grid, so there is no map.")
         for i, item in enumerate(batch):
             stem, (picture, crop) = f"images/{len(images):04d}", _jpeg(item.picture, transform)
@@ -151,6 +156,7 @@ def _write(
                     "truth": item.truth,
                     "crop": crop,
                     "scores": floats(found.scores[i].clamp(-_NEVER, _NEVER)),
+                    "rival": None if rival is None else float(rival[i]),
                     "g": None if found.g is None else floats(found.g[i]),
                     "corrections": [floats(values[i]) for values in found.corrections.values()],
                 }
@@ -165,6 +171,10 @@ def _write(
         "seen": trained.space.seen.tolist(),
         "gamma": trained.gamma,
         "shares": trained.gamma_shares.tolist(),  # of γ, by class
+        "certainty": trained.certainty or None,
+        "none_rate": none_rate,
+        "total": total,
+        "encoder": _encoder(trained),
         "y": None if found.y is None else floats(found.y),
         "corrections": list(found.corrections),
         "grid": None if why else (h, w),
@@ -172,6 +182,18 @@ def _write(
         "images": images,
     }
     (folder / "data.js").write_text(_MARK + f"window.DATA = {script_json(data)};\n", "ascii")
+
+
+def _encoder(trained: Trained) -> dict[str, Any] | None:
+    """What scores a class described on the page; W and the seen means by their products, which are smaller."""
+    encoder = trained.encoder
+    if encoder is None:
+        return None
+    parts: dict[str, Tensor | None] = {"att": trained.space.att, "centre": encoder.centre, "gram": None, "near": None}
+    if encoder.W is not None and encoder.means is not None:
+        parts |= {"gram": encoder.W @ encoder.W.T, "near": encoder.W @ encoder.means.T}
+    found = {name: None if values is None else floats(values) for name, values in parts.items()}
+    return found | {"root": encoder.root, "hubness": encoder.hubness}
 
 
 def _jpeg(picture: Path | np.ndarray, transform: Transform | None) -> tuple[bytes, list[float]]:

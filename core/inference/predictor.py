@@ -35,11 +35,10 @@ from core.inference.answer import ClassScore, Prediction
 from core.inference.backbone import rebuild, recorded_settings
 from core.inference.explain import LIKENESS, Explanation, explain
 from core.inference.names import shown_reason
-from core.inference.sure import Sure
+from core.inference.sure import NONE_RATE, Sure
 from core.inference.trained import CHECKPOINT, SIDES, Trained, find_run, load_trained
 
 log = logging.getLogger(__name__)
-NONE_RATE = 0.1
 SPOKEN, AGAINST = 5, 2  # attributes named with a prediction, for and against its class
 
 

@@ -13,6 +13,7 @@ from core.inference.explain import Explanation
 from core.inference.trained import Trained
 from core.training.certainty import best_rival, none_of_these, probabilities
 
+NONE_RATE = 0.1  # of photographs of a model's classes that may be called none of these
 UNSURE = 0.5  # probability of the first class below which the group is the answer
 
 
@@ -35,8 +36,8 @@ class Sure:
         if none_rate:
             top = offered.argmax(axis=1)
             measures = [found.scores.cpu().numpy()[np.arange(len(top)), top]]
-            if found.g is not None and trained.rivals is not None:
-                measures.append(measures[0] - best_rival(found.g, trained.rivals))
+            if (rival := rival_of(trained, found)) is not None:
+                measures.append(measures[0] - rival)
             is_none = none_of_these(trained.certainty, measures, np.isin(top, unseen).astype(int), none_rate)
         return cls(p=p, is_none=is_none, groups=groups)
 
@@ -55,3 +56,8 @@ class Sure:
             sums[name] = sums.get(name, 0.0) + p
         sums.pop("", None)
         return max(sums.items(), key=lambda item: item[1]) if sums else None
+
+
+def rival_of(trained: Trained, found: Explanation) -> np.ndarray | None:
+    """(B,) the best score of a virtual rival, without γ."""
+    return None if found.g is None or trained.rivals is None else best_rival(found.g, trained.rivals)

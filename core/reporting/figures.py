@@ -17,7 +17,7 @@ from core.inference.names import shown_classes
 from core.reporting.canvas import canvas, printable, style, wrapped
 from core.reporting.tables import OURS
 from core.training.checkpoint import load_checkpoint
-from core.training.evaluation import curve_from_compact, predictions
+from core.training.evaluation import curve_from_compact, predictions, reliability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class Outcome:
     S: np.ndarray  # (T+1,) descending
     chosen: tuple[float, float]  # (U, S) at the run's γ
     images: pd.DataFrame  # a row an image at that γ: its class and the predicted one, whether either is seen
+    reliability: np.ndarray | None = None  # (bins,3) of core.training.evaluation; None: the run has no probabilities
 
 
 def read_outcome(run: Path) -> Outcome:
@@ -37,7 +38,9 @@ def read_outcome(run: Path) -> Outcome:
     names = np.array(load_checkpoint(run / "checkpoint.safetensors")[1]["classes"], dtype=object)
     images = {"class": names[scores["labels"]], "predicted": names[predicted]}
     images |= {"seen": scores["side"] == 0, "predicted_seen": predicted == scores["best_seen"]}
-    return Outcome(U=curve.U, S=curve.S, chosen=(standard["U"], standard["S"]), images=pd.DataFrame(images))
+    bins = reliability(scores, standard["gamma"]) if "confidence" in scores else None
+    chosen = standard["U"], standard["S"]
+    return Outcome(U=curve.U, S=curve.S, chosen=chosen, images=pd.DataFrame(images), reliability=bins)
 
 
 def is_ours(label: str) -> bool:
@@ -84,6 +87,24 @@ def _along_rays(curve: Outcome, angles: np.ndarray) -> np.ndarray:
     at = np.arctan2(s, u)[::-1]  # ascending: the curve falls as it goes right
     x, y = (np.interp(angles, at, values[::-1]) for values in (u, s))
     return np.hypot(x, y)
+
+
+def reliability_figure(runs: Mapping[str, Sequence[Outcome]], out: Path, title: str) -> None:
+    """Share of right answers over the probability that was said, by tenths, mean over seeds; dots grow with how many
+    images lie there. Methods without probabilities are left out.
+    """
+    with canvas(out, 6.4, 4.4) as (figure, axes):
+        axis = axes[0, 0]
+        axis.plot([0, 100], [0, 100], color="0.7", linewidth=0.9)
+        for number, method in enumerate(sorted(runs, key=lambda name: not is_ours(name))):
+            if found := [run.reliability for run in runs[method] if run.reliability is not None]:
+                share, said, right = np.mean(found, axis=0).T
+                there, look = share > 0, style(number)
+                axis.plot(100 * said[there], 100 * right[there], label=wrapped(method, 30), **look | {"marker": ""})
+                axis.scatter(100 * said[there], 100 * right[there], 240 * share[there], look["color"], zorder=3)
+        axis.set(xlabel="probability said (%)", ylabel="right answers (%)", xlim=(0, 100), ylim=(0, 100))
+        figure.suptitle(wrapped(title, 80), fontsize=10)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
 def _named(names: Iterable[str]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from core.experiments.statistics import Interval, bootstrap_over_classes
 from core.files.atomic import write_bytes
 from core.files.errors import UserError
 from core.reporting import tables as t
-from core.reporting.figures import calibration_figure, confusion_figure, read_outcome
+from core.reporting.figures import calibration_figure, confusion_figure, read_outcome, reliability_figure
 from core.reporting.tables import METRICS, OURS, all_tables, with_lines
 
 
@@ -107,6 +107,8 @@ def _figures(out: Path, part: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> N
     most = max(len(outcomes) for _, outcomes in there)
     of = {_with_caveats(own, len(outcomes), most): outcomes for own, outcomes in there}
     calibration_figure(of, folder / f"calibration_{name}.png", title)
+    if any(run.reliability is not None for outcomes in of.values() for run in outcomes):
+        reliability_figure(of, folder / f"reliability_{name}.png", title)
     ours = [says for says, (own, _) in zip(of, there, strict=True) if own.method.iloc[0] == OURS]
     for says in ours:  # several where settings or code differ: a figure each
         path = folder / f"confusion_{f'{name}_{_digest(says)}' if len(ours) > 1 else name}.png"

@@ -54,5 +54,38 @@ const Model = (function () {
     const all = D.attributes.flatMap((_, i) => flips(image, among, i));
     return all.reduce((a, b) => (!a || Math.abs(b.more) < Math.abs(a.more) ? b : a), null);
   }
-  return { D, K, images, classes, splits, parts, score, ranking, changed, decision, flips, smallest };
+  /* core/training/certainty.py: probabilities of a ranking, best first, and whether the answer is none of these */
+  const least = (xs, ys, x) => {
+    const n = xs.findIndex((v) => v > x);
+    if (n === 0 || x <= xs[0]) return ys[0];
+    if (n < 0) return ys[ys.length - 1];
+    return ys[n - 1] + ((ys[n] - ys[n - 1]) * (x - xs[n - 1])) / (xs[n] - xs[n - 1]);
+  };
+  const levels = Array.from({ length: 51 }, (_, n) => n / 50);
+  function sure(image, ranks) {
+    const said = D.certainty;
+    if (!said || !ranks.length) return null;
+    const top = ranks[0].c, side = top.side === "seen" ? 0 : 1, powers = ranks.map((r) => Math.exp((r.score - ranks[0].score) / said.temperature[side]));
+    const sum = powers.reduce((a, b) => a + b, 0), raw = image.scores[top.number];
+    const found = [raw, raw - image.rival].slice(0, image.rival === null ? 1 : 2);
+    const rank = Math.min(...found.map((v, n) => (said.ranks[n] ? least(said.ranks[n][side], levels, v) : 1)));
+    return { p: powers.map((v) => v / sum), none: D.none_rate > 0 && rank < least(levels, said.lowest[side], D.none_rate) };
+  }
+  /* both accuracies of validation at the γ of the page */
+  const traded = () => ["S", "U"].map((side) => least(D.certainty.gammas, D.certainty[side], D.gamma));
+
+  /* core/preparation.py, ClassEncoder: what a description in the units of the sheet adds to the scores of an image */
+  const E = D.encoder && { ...D.encoder, att: floats(D.encoder.att), centre: floats(D.encoder.centre),
+    gram: D.encoder.gram && floats(D.encoder.gram), near: D.encoder.near && floats(D.encoder.near) };
+  const unit = (a) => { const length = Math.hypot(...a) || 1; return a.map((v) => v / length); };
+  function encode(row) {
+    const a = unit(row), z = unit(a.map((v, i) => (E.root ? Math.sign(v) * Math.sqrt(Math.abs(v)) : v) - E.centre[i]));
+    if (!E.gram) return { y: z, correction: 0 };
+    const times = (matrix, width) => Array.from({ length: width }, (_, j) => z.reduce((sum, v, i) => sum + v * matrix[i * width + j], 0));
+    const length = Math.sqrt(times(E.gram, K).reduce((sum, v, i) => sum + v * z[i], 0)) || 1e-12;
+    return { y: z.map((v) => v / length), correction: (-E.hubness * Math.max(...times(E.near, D.seen.length))) / length };
+  }
+  const described = (image, { y: own, correction }) => own.reduce((sum, v, i) => sum + v * image.g[i], correction + D.gamma);
+  const row = (c) => Array.from(E.att.subarray(c.number * K, (c.number + 1) * K), (v) => +v.toPrecision(7));
+  return { D, K, E, images, classes, splits, parts, score, ranking, changed, decision, flips, smallest, sure, traded, encode, described, row };
 })();

@@ -56,7 +56,7 @@ function point(i) {
   }
 }
 function render() {
-  for (const panel of [renderPhoto, renderPrediction, renderReasons, renderVersus, renderWhatIf, renderSaving]) panel();
+  for (const panel of [renderPhoto, renderPrediction, renderReasons, renderVersus, renderWhatIf, renderDescribed, renderSaving]) panel();
   for (const button of byId("gallery").querySelectorAll("button")) button.setAttribute("aria-current", String(Number(button.dataset.image) === state.image.number));
 }
 /* redraws a panel without losing the place of the keyboard */
@@ -115,17 +115,30 @@ function renderPrediction() {
   const place = truth ? ranks.findIndex((r) => r.c === truth) : -1;
   const shown = ranks.slice(0, 5).concat(place >= 5 ? [ranks[place]] : []);
   const low = Math.min(...shown.map((r) => r.score)), high = shown[0].score;
+  const sure = M.sure(image, ranks), percent = (n) => `${Math.round(100 * n)} %`;
   const verdict = place === 0 ? "right" : place < 0 ? "the true class is not offered" : `wrong: the true class is number ${place + 1}`;
   show("prediction", el("p", {}, named(nameOf(image)), truth ? el("span", {}, " shows ", named(truth.name)) : " (true class unknown)"),
     el("div", { className: "row", role: "radiogroup", ariaLabel: "Classes offered" }, "Among", radio("unseen", "unseen"), radio("seen", "seen"), radio("all", "all classes")),
-    el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Class"), el("th", { className: "n" }, "Points"), el("th", {}, "ahead of the last shown"))),
-      el("tbody", {}, ...shown.map((r) => el("tr", { className: r.c === state.chosen ? "chosen" : "" },
+    el("table", {}, el("thead", {}, el("tr", {}, el("th", {}, "Class"), el("th", { className: "n" }, "Points"),
+      ...(sure ? [el("th", { className: "n" }, "Probability")] : []), el("th", { className: "bars" }, sure ? "" : "ahead of the last shown"))),
+      el("tbody", {}, ...shown.map((r, n) => el("tr", { className: r.c === state.chosen ? "chosen" : "" },
         el("td", {}, el("button", { className: "link", id: `class-${r.c.number}`, ariaPressed: String(r.c === state.chosen), onclick: () => { state.chosen = r.c; keeping(render); } }, named(r.c.name)), " ",
           el("span", { className: "badge" }, r.c.side), " ", r.c === truth ? el("span", { className: "badge truth" }, "true class") : null),
-        el("td", { className: "n", "data-score": r.score }, fixed(r.score)), el("td", {}, bar(r.score - low, high - low, true)))))),
+        el("td", { className: "n", "data-score": r.score }, fixed(r.score)),
+        ...(sure ? [el("td", { className: "n", "data-p": sure.p[n < 5 ? n : place] }, percent(sure.p[n < 5 ? n : place]))] : []),
+        el("td", {}, sure ? bar(sure.p[n < 5 ? n : place], 1, true) : bar(r.score - low, high - low, true)))))),
+    sure && sure.none ? el("p", { id: "none" }, el("span", { className: "badge wrong" }, "none of these"), ` The answer is worse than those to all but ${percent(D.none_rate)} of the validation photographs.`) : null,
     ranks.length < 2 ? null : el("p", {}, "Margin over the second: ", el("output", { id: "margin" }, fixed(ranks[0].score - ranks[1].score)), " ",
       truth ? el("span", { className: place === 0 ? "badge truth" : "badge wrong" }, verdict) : null),
-    el("p", { className: "note" }, `γ = ${fixed(D.gamma)} is added to classes without training images (unseen). `, M.splits ? "Choose a class to see what speaks for it." : ""));
+    D.certainty ? gammaSlider(percent) : null,
+    el("p", { className: "note" }, el("span", { id: "gamma-said" }, gammaSaid(percent)), M.splits ? " Choose a class to see what speaks for it." : ""));
+}
+const gammaSaid = (percent) => `γ = ${fixed(D.gamma)} is added to classes without training images (unseen)` + (D.certainty
+  ? `: on validation ${M.traded().map(percent).join(" of photographs of classes with training images are named rightly, and ")} of those without.` : ".");
+function gammaSlider(percent) {
+  const { gammas } = D.certainty, slide = (e) => { D.gamma = Number(e.target.value); byId("gamma-said").textContent = gammaSaid(percent); };
+  return el("label", { className: "row" }, "prefer classes with photographs", el("input", { id: "gamma", type: "range", min: gammas[0], max: gammas[gammas.length - 1],
+    step: "any", value: D.gamma, oninput: slide, onchange: (e) => { slide(e); keeping(() => choose(state.image)); list(); } }), "prefer described ones");
 }
 
 /* 3 ------------------------------------------------------------------------------------------------- the reasons */
@@ -245,14 +258,15 @@ const FILTERS = { all: () => true, wrong: wrongly, right: rightly };
 function list() {
   const chosen = FILTERS[byId("filter").value] || ((i) => `class ${i.truth}` === byId("filter").value);
   byId("gallery").replaceChildren(...M.images.filter(chosen).map((image) => {
-    const c = predicted(image), verdict = wrongly(image) ? "wrong" : rightly(image) ? "right" : "";
+    const ranks = M.ranking(image, state.among), sure = M.sure(image, ranks), c = predicted(image), verdict = wrongly(image) ? "wrong" : rightly(image) ? "right" : "";
     return el("li", {}, el("button", { "data-image": image.number, className: verdict, title: nameOf(image), ariaCurrent: String(image === state.image), onclick: () => choose(image) },
-      el("img", { loading: "lazy", alt: `${nameOf(image)}, predicted ${c.name}${verdict && `, ${verdict}`}`, src: fileOf(image, "jpg") }), named(c.name)));
+      el("img", { loading: "lazy", alt: `${nameOf(image)}, predicted ${c.name}${verdict && `, ${verdict}`}`, src: fileOf(image, "jpg") }),
+      named(sure && sure.none ? "none of these" : c.name + (sure ? ` ${Math.round(100 * sure.p[0])} %` : ""))));
   }));
 }
 function begin() {
   byId("title").textContent = document.title = `Why this class? ${D.title}`;
-  byId("about").textContent = `${M.images.length} images, ${D.seen.length} classes with training images, ${M.classes.length - D.seen.length} without, ${M.K} attributes. Hover over an attribute, or move to it by keyboard, to see where it is seen.`;
+  byId("about").textContent = `${D.total > M.images.length ? `The first ${M.images.length} of ${D.total}` : M.images.length} images, ${D.seen.length} classes with training images, ${M.classes.length - D.seen.length} without, ${M.K} attributes. Hover over an attribute, or move to it by keyboard, to see where it is seen.`;
   const known = [...new Set(M.images.map((i) => i.truth).filter((t) => t !== null))].sort((a, b) => a - b);
   const filters = [["all", "all"], ...(known.length ? [["wrong", "wrongly named"], ["right", "rightly named"], ...known.map((t) => [`class ${t}`, D.shown[t].slice(0, 60)])] : [])];
   byId("filter").append(...filters.map(([value, text]) => el("option", { value }, text)));
