@@ -26,6 +26,7 @@ from core.reporting.figures import (
     confused,
     confusion_figure,
     read_outcome,
+    reliability_figure,
 )
 from tests.helpers_reporting import row, run_left
 from tests.helpers_runs import config_of, inputs_of
@@ -44,7 +45,8 @@ def outcome(seed, names):
         "predicted_seen": [False, False, True],
     }
     curve = {"U": np.append(0, u), "S": np.append(0.85, np.append(s[:-1], 0))}
-    return Outcome(**curve, chosen=(u[4], s[4]), images=pd.DataFrame(images))
+    bins = np.stack([np.eye(10)[7], np.full(10, 0.75), np.full(10, 0.5)], axis=1)
+    return Outcome(**curve, chosen=(u[4], s[4]), images=pd.DataFrame(images), reliability=bins)
 
 
 def panels_of(names):
@@ -59,6 +61,7 @@ def draw_all(folder, names=HOSTILE):
     calibration_figure(runs, folder / "a.png", names[0])
     attention_figure(panels_of(names), folder / "b.png", title=names[0])
     confusion_figure(runs[names[0]], folder / "c.png", title=names[0])
+    reliability_figure(runs, folder / "d.png", names[0])
 
 
 def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
@@ -86,7 +89,7 @@ def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_
         draw_all(tmp_path / "loud")
         assert dict(matplotlib.rcParams) == before
     files = sorted((tmp_path / "plain").iterdir())
-    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abc" for kind in ("pdf", "png")]
+    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcd" for kind in ("pdf", "png")]
     for file in files:
         assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
         if file.suffix == ".png":
