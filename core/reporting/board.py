@@ -46,7 +46,8 @@ def write_board(board: Path, docs: Path, figure: Path) -> None:
     text = "\n".join(lines) + "\n"
     write_bytes(docs / "board.md", text.encode())
     write_bytes(docs / "board.html", page(text).encode())
-    seconds_figure({said: points for said, points in panels.items() if len(points) > 2}, figure)
+    if drawn := {said: points for said, points in panels.items() if len(points) > 2}:
+        seconds_figure(drawn, figure)
 
 
 def _apart(runs: pd.DataFrame) -> str:
