@@ -72,7 +72,15 @@ def weights(*bumps: tuple[float, float, float]) -> np.ndarray:
     return np.clip(sum(np.exp(-((columns - c) ** 2 + (rows - r) ** 2) / (2 * w**2)) for c, r, w in bumps), 0, 1)
 
 
-def picture(ax: Axes, x: float, y: float, side: float, heat: np.ndarray | None = None, grid: bool = False) -> None:
+def picture(
+    ax: Axes,
+    x: float,
+    y: float,
+    side: float,
+    heat: np.ndarray | None = None,
+    grid: bool = False,
+    color: str = "#c2121f",
+) -> None:
     """The bird, with region weights (GRID,GRID) laid over it or the regions' borders."""
     frame = Rectangle((x, y), side, side, transform=ax.transData)
     for patch in bird(x, y, side):
@@ -83,7 +91,7 @@ def picture(ax: Axes, x: float, y: float, side: float, heat: np.ndarray | None =
         ax.add_patch(Rectangle((x, y), side, side, color="white", alpha=0.45, lw=0))
         for row, column in np.ndindex(heat.shape):
             corner = (x + column * step, y + side - (row + 1) * step)
-            ax.add_patch(Rectangle(corner, step, step, color="#c2121f", alpha=0.9 * heat[row, column], lw=0))
+            ax.add_patch(Rectangle(corner, step, step, color=color, alpha=0.9 * heat[row, column], lw=0))
     if grid:
         for i in range(1, GRID):
             ax.plot([x + i * step] * 2, [y, y + side], color="white", lw=1.2)
@@ -92,102 +100,95 @@ def picture(ax: Axes, x: float, y: float, side: float, heat: np.ndarray | None =
 
 
 def inputs(ax: Axes) -> None:
-    """Image, network and regions; attribute names and their word vectors."""
-    picture(ax, 1.5, 37, 13)
-    ax.text(8, 51.6, "image", size=13, color=INK, ha="center")
-    arrow(ax, (15, 43.5), (18, 43.5))
-    corners = [(18.5, 37), (18.5, 50), (27.5, 47.5), (27.5, 39.5)]
+    """Image, network and regions; the table of class attributes."""
+    picture(ax, 1.5, 44, 13)
+    ax.text(8, 58.6, "image", size=13, color=INK, ha="center")
+    arrow(ax, (15, 50.5), (18, 50.5))
+    corners = [(18.5, 44), (18.5, 57), (27.5, 54.5), (27.5, 46.5)]
     ax.add_patch(Polygon(corners, fc=NEUTRAL, ec=EDGE[NEUTRAL], lw=1.6, joinstyle="round"))
-    ax.text(23, 43.5, "frozen\nCNN", size=12.5, color=INK, ha="center", va="center")
-    arrow(ax, (28, 43.5), (31, 43.5))
+    ax.text(23, 50.5, "frozen\nCNN", size=12.5, color=INK, ha="center", va="center")
+    arrow(ax, (28, 50.5), (31, 50.5))
     for shift in (1.8, 1.2, 0.6):
-        ax.add_patch(Rectangle((31.5 + shift, 37 + shift), 12, 12, fc="white", ec=EDGE[NEUTRAL], lw=1.1))
-    picture(ax, 31.5, 37, 12, grid=True)
-    ax.text(38.4, 51.6, "regions $x$ (B,R,D)", size=13, color=INK, ha="center")
+        ax.add_patch(Rectangle((31.5 + shift, 44 + shift), 12, 12, fc="white", ec=EDGE[NEUTRAL], lw=1.1))
+    picture(ax, 31.5, 44, 12, grid=True)
+    ax.text(38.4, 58.6, "regions $x_r$ (R,D)", size=13, color=INK, ha="center")
+    arrow(ax, (45.8, 50.5), (50.5, 50.5))
 
-    ax.text(9.8, 26.8, "attribute names", size=13, color=INK, ha="center")
-    for i, name in enumerate(("bill colour: red", "wing colour: blue", "belly: yellow", "…")):
-        ax.text(9.8, 23.4 - 3.3 * i, name, size=12, color=GREY, ha="center", va="center", style="italic")
-    arrow(ax, (20.5, 18.5), (31, 18.5))
-    shades = np.random.default_rng(4).random((6, 8))
-    width, height = 12 / shades.shape[1], 11 / shades.shape[0]
-    for row, column in np.ndindex(shades.shape):
-        corner = (31.5 + column * width, 13 + row * height)
-        color = plt.get_cmap("Purples")(0.1 + 0.6 * shades[row, column])
-        ax.add_patch(Rectangle(corner, width, height, fc=color, ec="white", lw=1))
-    ax.add_patch(Rectangle((31.5, 13), 12, 11, fill=False, ec=EDGE[SHARED], lw=1.6))
-    ax.text(37.5, 26.8, "word vectors $v$ (K,V)", size=13, color=INK, ha="center")
-    arrow(ax, (45.8, 43.5), (50.5, 43.5))
-    arrow(ax, (44, 18.5), (50.5, 18.5))
+    ax.text(13.5, 28.6, "class attributes (C,K)", size=13, color=INK, ha="center")
+    for column, name in enumerate(("bill: red", "wing: blue", "belly: yellow")):
+        ax.text(13.1 + 5 * column, 26.4, name, size=9.5, color=GREY, ha="center", va="top", rotation=40)
+    for row, (name, values) in enumerate((("seen", (1, 0, 0)), ("seen", (0, 1, 1)), ("unseen", (1, 1, 1)))):
+        y = 15.8 - 4.2 * row
+        ax.text(9.6, y + 1.9, name, size=11.5, color=GREY, ha="right", va="center", style="italic")
+        for column, value in enumerate(values):
+            corner = (10.6 + 5 * column, y)
+            ax.add_patch(Rectangle(corner, 5, 3.8, fc=CLASSES if value else "white", ec=EDGE[CLASSES], lw=1.1))
+            ax.text(corner[0] + 2.5, y + 1.9, str(value), size=11, color=INK, ha="center", va="center")
+    arrow(ax, (27, 13.3), (31.5, 13.3), color=EDGE[CLASSES])
+    box(ax, 31.5, 8, 15, 10.6, CLASSES, r"$\tilde z_c$", "root, centred")
 
 
 def attention(ax: Axes) -> None:
-    """The three maps and what is made of them."""
-    rounded(ax, 50.5, 3, 28, 60, "white", EDGE[SHARED])
+    """Where attributes are looked for."""
+    rounded(ax, 50.5, 34.5, 31, 28.5, "white", EDGE[SHARED])
     title = {"color": EDGE[SHARED], "weight": "bold", "ha": "center", "va": "center"}
-    ax.text(64.5, 60.2, "dense attribute attention", size=12.5, **title)
-    ax.text(64.5, 57.1, "three maps (B,R,K)", size=11.5, color=GREY, ha="center", va="center")
-    box(ax, 52.5, 45.2, 24, 9.3, SHARED, r"$S = v^\top W_1\,x$", "region scores")
-    box(ax, 52.5, 20.2, 24, 21.5, SHARED, r"$\theta = \mathrm{softmax}_r\;v^\top W_2\,x$", "region weights")
-    for x, name, bump in ((53.4, "bill", BILL), (61.2, "wing", WING), (69, "belly", BELLY)):
-        picture(ax, x, 28.8, 6.6, weights(bump))
-        ax.text(x + 3.3, 26.7, name, size=11.5, color=GREY, ha="center", va="center", style="italic")
-    box(ax, 52.5, 5, 24, 9.7, SHARED, r"$w = \sigma(\Sigma_r\,\theta\;v^\top W_3\,x)$", "attribute weights")
-    arrow(ax, (64.5, 20.2), (64.5, 14.7), color=EDGE[SHARED])
-
-
-def lane(ax: Axes, y: float, h: float, color: str, title: str, more: str) -> None:
-    """The area of one direction, with its title and a remark in the upper left corner."""
-    rounded(ax, 83, y, 57.5, h, color, "none", 0.4)
-    ax.text(84.6, y + h - 2.8, title, size=13, color=EDGE[color], weight="bold", va="center")
-    ax.text(105.5, y + h - 2.8, more, size=11.5, color=GREY, va="center")
+    ax.text(66, 60.4, "where attributes can be read", size=12.5, **title)
+    ax.text(
+        66, 56.4, r"$\theta_{ri}=\mathrm{softmax}_r\,(\,\Sigma_k\,A_{ik}P_k\,x_r)$", size=14, ha="center", va="center"
+    )
+    for x, name, bump in ((52.5, "bill", BILL), (62.1, "wing", WING), (71.7, "belly", BELLY)):
+        picture(ax, x, 45.4, 8, weights(bump))
+        ax.text(x + 4, 43.6, name, size=11.5, color=GREY, ha="center", va="center", style="italic")
+    said = "$A$: how well regions of kind $k$ tell\nattribute $i$ of classes left out"
+    ax.text(66, 38.6, said, size=11, color=INK, ha="center", va="center", linespacing=1.3)
 
 
 def directions(ax: Axes) -> None:
-    """Both ways to class scores, and their sum."""
+    """One bilinear form, read in both directions, and the score."""
     blue, orange, green = EDGE[UP], EDGE[DOWN], EDGE[CLASSES]
-    lane(ax, 46, 18.5, UP, "visual → semantic", r"dazle is this half, with $s_1=\Sigma_i\,w_i e_i z_i$")
-    lane(ax, 1.5, 28, DOWN, "semantic → visual", "")
-    box(ax, 84.6, 48.4, 15, 9.3, UP, r"$e = \Sigma_r\,\theta\,S$", "attribute scores")
-    box(ax, 102.9, 48.4, 18, 9.3, UP, r"$\alpha\,\cos(w\circ e,\,\tilde z)$", "class scores $s_1$")
-    arrow(ax, (78.5, 53), (84.6, 53), color=blue)
-    arrow(ax, (99.6, 53), (102.9, 53), color=blue)
+    box(ax, 50.5, 8, 31, 17, NEUTRAL, r"$W=(\tilde Z^\top\tilde Z+\lambda I)^{-1}\,\tilde Z^\top M$", "")
+    said = "what each attribute looks like,\nfrom the means $M$ of seen classes"
+    ax.text(66, 13.0, said, size=11.5, color=INK, ha="center", va="center", linespacing=1.3)
+    arrow(ax, (46.5, 13.3), (50.5, 13.3), color=green)
+    arrow(ax, (59, 34.5), (59, 25), color=EDGE[SHARED])
 
-    saliency = r"$\frac{1}{2R}+\frac{1}{2}\,\frac{\Sigma_i\,w\,\theta}{\Sigma_i\,w}$"
-    box(ax, 84.6, 3, 15, 20.3, DOWN, saliency, r"saliency $\rho$")
-    picture(ax, 88.3, 8.6, 7.6, weights(BILL, WING, BELLY))
-    box(ax, 102.9, 3, 18, 9.3, DOWN, r"$P\,(\sqrt{\Sigma_r\,\rho\,x}-\mu)$", "image feature $f$")
-    box(ax, 123.9, 3, 15.6, 9.3, DOWN, r"$\alpha\,\cos(f, E(\tilde z))$", "class scores $s_2$")
-    arrow(ax, (78.5, 9.8), (84.6, 9.8), color=orange)
-    arrow(ax, (99.6, 7.6), (102.9, 7.6), color=orange)
-    arrow(ax, (120.9, 7.6), (123.9, 7.6), color=orange)
-
-    box(ax, 102.9, 33.2, 18, 9.3, CLASSES, r"$\tilde z$  (C,K)", "class attributes,\nrooted and centred")
+    rounded(ax, 86, 34.5, 33, 28.5, UP, "none", 0.4)
+    ax.text(87.6, 60.4, "visual → semantic", size=13, color=blue, weight="bold", va="center")
     box(
         ax,
-        101.4,
-        15.9,
-        21.5,
-        9.8,
-        CLASSES,
-        r"$E(\tilde z)\propto\Sigma_s\,a_s(\tilde z)\,P M_s$",
-        "prototypes, by ridge\nfrom seen means $M$",
+        87.6,
+        36.4,
+        29.8,
+        21,
+        UP,
+        r"$ev_{ri}\propto t_{ri}\;W_i\cdot P(x_r-\mu)$",
+        "evidence for attribute i at region r",
     )
-    arrow(ax, (111.9, 42.5), (111.9, 48.4), color=green)
-    arrow(ax, (111.9, 33.2), (111.9, 25.7), color=green)
-    arrow(ax, (122.9, 20.8), (126.6, 20.8), (126.6, 12.3), color=green)
+    for x, name, bump in ((89.2, "bill: red", BILL), (98.5, "wing: blue", WING), (107.8, "belly: yellow", BELLY)):
+        picture(ax, x, 43.4, 7.6, weights(bump), color="#e07b00")
+        ax.text(x + 3.8, 41.8, name, size=9.5, color=GREY, ha="center", va="center", style="italic")
+    arrow(ax, (81.5, 50.5), (87.6, 50.5), color=blue)
+    arrow(ax, (76, 25), (76, 30), (90, 30), (90, 36.4), color=blue)
 
-    arrow(ax, (86.2, 46), (86.2, 29.5), style="<|-|>", dashes=(0, (3, 2)), color=EDGE[SHARED])
-    tie = "θ and w learn\nfrom both:\nCE($s_1$) + CE($s_2$)"
-    ax.text(88, 37.8, tie, size=12, color=EDGE[SHARED], va="center", linespacing=1.3)
-    ax.text(113.3, 27.6, "closed form: $P$, μ, $M$, $E$", size=10.5, color=GREY, va="center")
+    rounded(ax, 86, 5, 33, 21.5, DOWN, "none", 0.4)
+    ax.text(87.6, 23.8, "semantic → visual", size=13, color=orange, weight="bold", va="center")
+    box(ax, 87.6, 9, 29.8, 9.6, DOWN, r"$W\,\tilde z_c$", "what class $c$ looks like")
+    arrow(ax, (81.5, 13.3), (87.6, 13.3), color=orange)
 
-    rounded(ax, 123.4, 33.2, 17, 9.3, "white", INK)
-    ax.text(131.9, 39.9, r"$s_1 + \beta\,s_2$", size=16, color=INK, ha="center", va="center")
-    ax.text(131.9, 36.9, "less hubness, plus", size=10, color=GREY, ha="center", va="center")
-    ax.text(131.9, 34.7, "the seen-class expert", size=10, color=GREY, ha="center", va="center")
-    arrow(ax, (120.9, 53), (131.9, 53), (131.9, 42.5), color=blue)
-    arrow(ax, (131.9, 12.3), (131.9, 33.2), color=orange)
+    rounded(ax, 122.5, 19, 18.3, 29, "white", INK)
+    ax.text(131.6, 44.6, "score of class $c$", size=12, color=INK, ha="center", va="center", weight="bold")
+    ax.text(
+        131.6,
+        38.6,
+        r"$\dfrac{\Sigma_i\,\tilde z_{ci}\,\Sigma_r\,ev_{ri}}{|W\,\tilde z_c|}$",
+        size=17,
+        ha="center",
+        va="center",
+    )
+    said = "less its hubness,\nplus the seen expert,\nplus γ where unseen"
+    ax.text(131.6, 26.4, said, size=11, color=INK, ha="center", va="center", linespacing=1.45)
+    arrow(ax, (117.4, 47), (120, 47), (120, 42), (122.5, 42), color=blue)
+    arrow(ax, (117.4, 13.7), (131.6, 13.7), (131.6, 19), color=orange)
 
 
 def main() -> None:
