@@ -74,11 +74,11 @@ def main() -> None:
     figure.text(0.008, 0.022, "blue: what is seen there speaks against it", size=10.5, color=INK)
 
     rows = [(shown_class(k.name), k.score, UNSEEN if k.side == "unseen" else SEEN) for k in answer.classes]
-    bars(figure.add_axes((0.455, 0.56, 0.1, 0.31)), f"best {SHOWN} of {len(trained.classes)} classes", rows, 1)
-    figure.text(0.455, 0.505, "green: unseen, grey: seen in training", size=9, color=GREY)
+    bars(figure.add_axes((0.472, 0.56, 0.1, 0.31)), f"best {SHOWN} of {len(trained.classes)} classes", rows, 1)
+    figure.text(0.472, 0.505, "green: unseen, grey: seen in training", size=9, color=GREY)
     parts = [(f"{len(attributes)} attributes", float(attributes.sum())), *corrections.items(), ("calibration γ", gamma)]
     rows = [(name, value, FOR if value > 0 else AGAINST) for name, value in parts]
-    bars(figure.add_axes((0.455, 0.1, 0.1, 0.25)), f"its score {answer.classes[0].score:.1f} is the sum of", rows, 1)
+    bars(figure.add_axes((0.472, 0.1, 0.1, 0.25)), f"its score {answer.classes[0].score:.1f} is the sum of", rows, 1)
     for low, sign, title in ((0.56, 1, "attributes that speak most for it"), (0.04, -1, "and most against it")):
         best, colour = (sign * attributes).topk(SHOWN).indices.tolist(), FOR if sign > 0 else AGAINST
         named = [shown_reason(trained.attributes[k], float(found.g[0, k])) for k in best]
