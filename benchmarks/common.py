@@ -81,18 +81,20 @@ def fold_of(shape: Shape, images: int = 0) -> Fold:
 
 
 class DrawnImages:
-    """Two random images of every seen class, in the form a method is given them."""
+    """Two random images of every seen class, for what a method computes before its first step, which is not timed."""
 
-    def __init__(self, shape: Shape) -> None:
-        self.labels = torch.arange(shape.C - shape.unseen).repeat(2)  # (N,)
-        x = torch.randn(len(self.labels), shape.R, shape.D, generator=torch.Generator().manual_seed(0))
-        self._x = F.normalize(x, dim=2)  # (N,R,D)
+    def __init__(self, shape: Shape, device: str = "cpu") -> None:
+        self.shape = shape
+        self.labels = torch.arange(shape.C - shape.unseen, device=device).repeat(2)  # (N,)
+        means = torch.randn(len(self.labels), shape.D, generator=torch.Generator().manual_seed(2))
+        self._means = F.normalize(means, dim=1).to(device)  # (N,D)
 
     def pooled(self) -> Tensor:
-        return self._x.mean(dim=1)
+        return self._means
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(self._x.split(512), self.labels.split(512), strict=True)
+        for means, y in zip(self._means.split(self.shape.B), self.labels.split(self.shape.B), strict=True):
+            yield means.unsqueeze(1).expand(-1, self.shape.R, -1), y
 
     def region_norm(self) -> float:
         return 1.0
@@ -126,29 +128,30 @@ class ReferenceDAZLE(nn.Module):
         return {"loss": F.cross_entropy(s, y) + self.lambda_cal * cal}
 
 
-def our_method(shape: Shape, method: str = "dazle") -> Method:
+def our_method(shape: Shape, device: str = "cpu", method: str = "dazle") -> Method:
     """core's model with the optimiser its recipe for CUB gives it, ready for its first step."""
     registered = find_method(method)
     recipe = registered.recipe("CUB")
     made = registered.build(recipe, fold_of(shape).space, (shape.R, shape.D), 0, epochs_of(recipe))
+    made.model.to(device)
     if made.begin:
-        made.begin(DrawnImages(shape))
+        made.begin(DrawnImages(shape, device))
     return made
 
 
 def step_of(
-    form: str, shape: Shape, autocast: torch.dtype | None = None, warm_optimizer: bool = False
+    form: str, shape: Shape, device: str = "cpu", autocast: torch.dtype | None = None, warm_optimizer: bool = False
 ) -> Callable[[], Tensor]:
     """One training step (forward, loss, backward, optimiser) of a method or of the "reference", on a fixed batch.
 
     The reference is the textbook form of "dazle", its parameters a copy. With ``warm_optimizer`` the optimiser's state
     is allocated before the first step.
     """
-    method = our_method(shape, "dazle" if form == "reference" else form)
+    method = our_method(shape, device, "dazle" if form == "reference" else form)
     model, loss, optimizer = method.model, method.phases[0].loss, method.phases[0].optimizer
     if form == "reference":
         assert isinstance(model, DAZLE)
-        reference, r = ReferenceDAZLE(model), model.recipe
+        reference, r = ReferenceDAZLE(model).to(device), model.recipe
         loss, parameters = reference.loss, reference.parameters()
         optimizer = torch.optim.RMSprop(parameters, lr=r.lr, weight_decay=r.weight_decay, momentum=r.momentum)
     if warm_optimizer:
@@ -157,11 +160,11 @@ def step_of(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     generator = torch.Generator().manual_seed(1)
-    x = F.normalize(torch.randn(shape.B, shape.R, shape.D, generator=generator), dim=2)  # (B,R,D)
-    y = torch.randint(shape.C - shape.unseen, (shape.B,), generator=generator)
+    x = F.normalize(torch.randn(shape.B, shape.R, shape.D, generator=generator), dim=2).to(device)  # (B,R,D)
+    y = torch.randint(shape.C - shape.unseen, (shape.B,), generator=generator).to(device)
 
     def step() -> Tensor:
-        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+        with torch.autocast(torch.device(device).type, autocast or torch.bfloat16, enabled=autocast is not None):
             value = loss(x, y)["loss"]
         optimizer.zero_grad(set_to_none=True)
         value.backward()
@@ -205,13 +208,14 @@ def make_images(root: Path, n: int, width: int = 500, height: int = 375) -> Path
     return root
 
 
-def interleaved(works: Mapping[str, Work], repeats: int) -> dict[str, float]:
-    """Median seconds of each, run A B A B ... after two rounds of warm-up."""
+def interleaved(works: Mapping[str, Work], repeats: int, wait: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """Median seconds of each, run A B A B ... after two rounds of warm-up; ``wait`` ends asynchronous work."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(repeats + 2):
         for name, work in works.items():
             started = time.perf_counter()
             work()
+            wait()
             if turn >= 2:
                 taken[name].append(time.perf_counter() - started)
     return {name: median(times) for name, times in taken.items()}
