@@ -53,7 +53,7 @@ def row_from(folder: Path) -> dict[str, Any]:
     thresholds, starts = np.unique(margin[hit][order], return_index=True)
     ties = np.split(place[labels[hit][order]], starts[1:]) if len(thresholds) else []
     passed = int(np.searchsorted(thresholds, result["standard"]["gamma"], side="right"))
-    history = result["history"]["validation"]
+    history = [row for row in result["history"]["validation"] if "val_AUSUC" in row]  # what could be chosen
     return seal({
         **{key: result[key] for key in ("config", "notes", "seconds")},
         "chosen": {key: value for key, value in result["chosen"].items() if key != "certainty"},
