@@ -200,9 +200,10 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
 
 def remove_parts(final: Path) -> None:
-    """Remove the parts of a finished file, and their lists of bad images."""
-    for suffix in (".npy", ".json", ".bad_images.txt"):
-        for path in final.parent.glob(f"{glob.escape(final.name)}.rows-*{suffix}"):
+    """Remove the parts of a finished file, their lists of bad images, and what a killed process had half written."""
+    name = glob.escape(final.name)
+    for pattern in (*(f"{name}.rows-*{s}" for s in (".npy", ".json", ".bad_images.txt")), f".{name}.rows-*.tmp"):
+        for path in final.parent.glob(pattern):
             path.unlink(missing_ok=True)
 
 
