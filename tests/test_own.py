@@ -24,6 +24,7 @@ from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
 from core.inference.trained import find_run, load_trained
 from core.reporting import attention
+from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import final_fold, validation_fold
 from tests.helpers import refused, run_here
@@ -96,9 +97,12 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
     )
 
     (features,) = (root / "OWN").glob("feature_map_ResNet_18_64px_*_OWN.hdf5")
-    made = features.stat().st_mtime_ns
+    made, used = features.stat().st_mtime_ns, find_run(root) / "checkpoint.safetensors"
+    tensors, meta = load_checkpoint(used)
+    save_checkpoint(used, tensors, meta | {"made_from": meta["made_from"] | {"chosen": {}}, "gamma": 99.0})
     code, _, err = run_here(*command)
     assert code == 0 and "finished earlier" in err and "is complete already" in err
+    assert load_checkpoint(used)[1]["gamma"] == use.gamma  # what was made of other choices is made anew
     sheet = root / "attributes.csv"
     sheet.write_text(sheet.read_text().replace(",0\n", ",-0.5\n"))  # features do not depend on it
     code, _, err = run_here(*command[:-2], "--method", "eszsl")

@@ -22,17 +22,8 @@ if TYPE_CHECKING:
     from core.inference.predictor import Predictor
 
 log = logging.getLogger(__name__)
-BEGINNING = (
-    "image",
-    "class",
-    "side",
-    "score",
-    "probability",
-    "margin",
-    "none",
-    "group",
-    "attributes",
-)  # of the table's header
+# of the table's header
+BEGINNING = ("image", "class", "side", "score", "probability", "margin", "none", "group", "attributes")
 
 
 def parser(description: str | None) -> Parser:

@@ -23,7 +23,7 @@ from core.datasets.registry import DATASETS
 from core.experiments import results
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs, load_inputs
-from core.experiments.run import HOW, _fit  # private there: a member is fitted as its run was
+from core.experiments.run import HOW, fit
 from core.features.feature_file import FeatureFile
 from core.files.atomic import Lock
 from core.files.errors import UserError
@@ -129,7 +129,7 @@ def _validated(member: Member, state: Path) -> list[np.ndarray]:
     """Of the validation fold, by the member as its validation chose it."""
     chosen, inputs = member.result["chosen"], member.inputs
     fold = validation_fold(inputs.metadata, inputs.w2v, member.config.seed)
-    method, _ = _fit(member.config, inputs, fold, state, chosen)
+    method, _ = fit(member.config, inputs, fold, state, chosen)
     method.model.eval()
     if method.finish:
         method.finish(fold.train_images(inputs.features))

@@ -115,7 +115,7 @@ def choose(
                 method.model, inputs.features, fold, row["val_gamma"], row["val_spread"]
             )
 
-    method, history = _fit(config, inputs, fold, out / "validation.state", on_epoch=measure)
+    method, history = fit(config, inputs, fold, out / "validation.state", on_epoch=measure)
     settings = [(setting, {"epoch": 0} | {f"set_{k}": v for k, v in setting.items()}) for setting in method.grid]
     if not settings and not any("val_AUSUC" in r for r in history):
         settings = [({}, {"epoch": 0})]  # a closed form without settings to choose among: one row
@@ -133,7 +133,7 @@ def choose(
     for split in range(config.seed + 1, config.seed + config.gamma_splits):
         try:
             fold = validation_fold(inputs.metadata, inputs.w2v, split)
-            method, _ = _fit(replace(config, seed=split), inputs, fold, out / f"split{split}.state", used)
+            method, _ = fit(replace(config, seed=split), inputs, fold, out / f"split{split}.state", used)
             gammas.append(_measured(method, inputs, fold)["gamma"])
             spreads.append(_spread(method, inputs, fold))
             sure.append(certainty.measured(method.model, inputs.features, fold, gammas[-1], spreads[-1]))
@@ -155,7 +155,7 @@ def choose(
     return chosen, [{key: value for key, value in row.items() if key != "certainty"} for row in history]
 
 
-def _fit(
+def fit(
     config: RunConfig, inputs: Inputs, fold: Fold, state_path: Path, chosen: dict[str, Any] | None = None,
     on_epoch: Callable[[Method, Row], None] | None = None,
 ) -> tuple[Method, list[Row]]:  # fmt: skip
@@ -179,13 +179,15 @@ def _test(
 ) -> dict[str, Any]:
     """Refit on trainval with what was chosen, and read the test sets; what a result has besides, its files written."""
     fold, chosen = final_fold(inputs.metadata, inputs.w2v), result["chosen"]
+    measurable = len(fold.unseen_rows) > 0  # of a folder of one's own every class may be trained on
+    diagnostics = diagnostics and measurable
 
     def on_epoch(method: Method, row: Row) -> None:
-        if diagnostics and len(fold.unseen_rows):
+        if diagnostics:
             row |= _measured(method, inputs, fold, "selected_on_test_")
         results.log_epoch(out, config, "refit", row, watch)
 
-    method, history = _fit(config, inputs, fold, out / "refit.state", chosen, on_epoch)
+    method, history = fit(config, inputs, fold, out / "refit.state", chosen, on_epoch)
     scored, (gamma, sure) = _scored(method, inputs, fold), carried_over(chosen, method, inputs, fold)
     of_first: list[np.ndarray] = []
     # the scores are read once: all that follows is made of this
@@ -193,8 +195,7 @@ def _test(
     confidence = {"confidence": np.concatenate(of_first)} if sure else {}
     metrics, curve = metrics_from_compact(condensed, gamma), curve_from_compact(condensed)
     on_test = published = None
-    measurable = len(fold.unseen_rows) > 0  # of a folder of one's own every class may be trained on
-    if diagnostics and measurable:
+    if diagnostics:
         if not history:  # a closed form: one row
             history.append({"epoch": 0} | _measured(method, inputs, fold, "selected_on_test_"))
         top = max((r for r in history if "selected_on_test_H" in r), key=lambda r: r["selected_on_test_H"])

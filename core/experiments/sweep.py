@@ -56,9 +56,7 @@ class Plan:
     diagnostics: bool = True
     epochs: int | None = None  # most epochs of every method; None: each recipe's
     precision: str = "float32"
-    board: Path | None = (
-        None  # whose rows say what a method takes: every feature file of a data set, cheapest runs first
-    )
+    board: Path | None = None  # every feature file of a data set, cheapest runs first, as the rows of the board say
 
 
 @dataclass(frozen=True, kw_only=True)

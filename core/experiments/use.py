@@ -11,7 +11,7 @@ from pathlib import Path
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
 from core.experiments.results import read_result, write_checkpoint
-from core.experiments.run import _fit, carried_over  # the former private there: a run is fitted as this is
+from core.experiments.run import carried_over, fit
 from core.files.errors import UserError
 from core.inference.trained import CHECKPOINT, USE
 from core.training.checkpoint import load_checkpoint
@@ -35,7 +35,7 @@ def fit_for_use(run: Path, inputs: Inputs) -> str:
     if not there:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = path.with_name("use.state")
-        method, _ = _fit(config, inputs, fold, state, chosen)
+        method, _ = fit(config, inputs, fold, state, chosen)
         method.model.eval()
         if method.finish:
             method.finish(fold.train_images(inputs.features))

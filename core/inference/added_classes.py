@@ -86,7 +86,7 @@ def add_classes(
             raise UserError(f"{name!r} is no class name: it {why}")
         names, att = [*names, name], torch.cat([att, known.get(name, 0 * space.att[0])[None].to(att)])
     said = [_said(name, row, shown.get(name)) for name, row in zip(names, att, strict=True)]
-    log.info("%d classes added: %s", len(names), _some(said))
+    log.info("added: %s", _some(said))
     classes = [*trained.classes, *(name for name in names if name not in known)]
     new = torch.tensor([name not in known for name in names])
     added = known_by(encoder, att.to(trained.device), [shown.get(name) for name in names])
