@@ -153,9 +153,3 @@ def weights_file(place: Path, backbone: str) -> Path:
     path = place / f"{backbone}.safetensors"
     save_file(build_backbone(backbone, "random").network.state_dict(), path)
     return path
-
-
-def part_locations(folder: Path, P: int) -> np.ndarray:
-    """parts/part_locs.txt of a drawn data set, (N,P,3): x, y in pixels of the 112x112 image, visible 0/1."""
-    rows = np.loadtxt(folder / "parts" / "part_locs.txt", ndmin=2)
-    return rows[:, 2:].reshape(-1, P, 3)

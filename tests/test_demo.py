@@ -1,4 +1,4 @@
-"""The drawn data set and its backbone: layout, determinism, honest splits, true part locations."""
+"""The drawn data set and its backbone: layout, determinism, honest splits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from core.datasets.registry import DEMO
 from core.datasets.xlsa17 import read_metadata
 from core.demo import backbone as demo_backbone
 from core.demo import dataset as demo
-from core.demo import drawing as demo_drawing
+from core.demo.drawing import draw_creature
 from core.features.backbones import build_backbone
 from core.files.errors import UserError
-from tests.helpers import part_locations
 
 SIZES = {"images_per_class": 5, "seen": 8, "unseen": 2}
 
@@ -46,9 +45,6 @@ def test_layout(root: Path) -> None:
     assert names == demo.attribute_names() and m.att.shape == (10, len(names)) and 40 <= len(names) <= 60
     assert "has_bill_shape::hooked" in names
     assert np.allclose(np.linalg.norm(m.att, axis=1), 1, atol=1e-5)
-    assert part_locations(folder, len(demo_drawing.PARTS)).shape == (50, len(demo_drawing.PARTS), 3)
-    parts = [line.split()[1] for line in (folder / "parts" / "parts.txt").read_text().splitlines()]
-    assert tuple(parts) == demo_drawing.PARTS
     assert not list(root.glob(".demo*"))
     assert "of the split file; 0 of its images lie outside" in " ".join(m.notes)
     assert not np.intersect1d(m.labels[m.train_loc], m.labels[m.val_loc]).size
@@ -70,13 +66,12 @@ def test_the_drawn_birds_are_those_that_the_committed_numbers_are_of() -> None:
     known, new = demo.draw_signatures(24, 8, np.random.default_rng([0, 1]))
     assert hashlib.sha256(json.dumps([known, new]).encode()).hexdigest().startswith("f4f44b4a782c2ee1")
     assert all(sum(a[t] != b[t] for t in a) == demo.SIBLING_CHANGES for a, b in zip(new[::2], new[1::2], strict=True))
-    drawings = [demo_drawing.draw_creature(new[i], np.random.default_rng([0, i])) for i in range(3)]
-    colours = [np.asarray(d.image, float).mean(axis=(0, 1)) for d in drawings]
+    drawings = [draw_creature(new[i], np.random.default_rng([0, i])) for i in range(3)]
+    colours = [np.asarray(image, float).mean(axis=(0, 1)) for image in drawings]
     np.testing.assert_allclose(colours, [[173, 169, 137], [129, 118, 89], [219, 176, 178]], atol=1)
-    assert [int(d.part_locs[:, 2].sum()) for d in drawings] == [9, 9, 9]
 
 
-def test_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_leaves_nothing_and_a_strangers_folder_is_not_deleted(tmp_path: Path, monkeypatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -84,9 +79,6 @@ def test_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         demo.render_demo(tmp_path, **SIZES)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
-
-
-def test_a_stranger_s_folder_is_not_deleted(tmp_path: Path) -> None:
     mine = tmp_path / DEMO.folders[0] / "mine.txt"
     mine.parent.mkdir(parents=True)
     mine.write_text("keep")
@@ -105,25 +97,6 @@ def test_unseen_classes_are_new_combinations_of_seen_values(seen: int, unseen: i
         assert all(count[s[trait]] >= min(2, max(count.values())) for s in new)
     if seen == 24:
         assert all(Counter(s[t] for s in known)[v] >= 3 for s in new for t, v in s.items())
-
-
-def test_part_locations_lie_on_the_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo_drawing, "_occlude", lambda *_: None)
-    monkeypatch.setattr(demo_drawing, "_light", lambda image, _: image)
-    rng = np.random.default_rng(1)
-    checked = 0
-    for signature in demo.draw_signatures(12, 2, rng)[0]:
-        plain = signature | {"wing_pattern": "solid", "breast_pattern": "solid"}
-        drawing = demo_drawing.draw_creature(plain, rng)
-        pixels = np.asarray(drawing.image, dtype=float)
-        for part, (x, y, visible) in zip(demo_drawing.PARTS, drawing.part_locs.astype(int), strict=True):
-            if not visible or part in ("leg", "bill"):  # too thin for a whole pixel of pure colour
-                continue
-            wanted = np.array(demo_drawing.COLOURS[plain[f"{part}_color"]])
-            near = pixels[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].reshape(-1, 3)
-            assert np.abs(near - wanted).max(axis=1).min() < 75, (part, near, wanted)
-            checked += 1
-    assert checked > 60
 
 
 def test_backbone_trains_on_train_alone(root: Path, tmp_path: Path) -> None:

@@ -56,14 +56,14 @@ def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six drawn classes, the last of them described only."""
     root = tmp_path_factory.mktemp("creatures")
     signatures = draw_signatures(6, 1, np.random.default_rng(0))[0]
-    traits = [(t, v) for t in ("crown_color", "wing_color", "belly_color") for v in TRAITS[t][1]]
+    traits = [(t, v) for t in ("crown_color", "wing_color", "belly_color") for v in TRAITS[t]]
     rows = ["class," + ",".join(f"{v} {t}" for t, v in traits)]
     for c, signature in enumerate(signatures):
         rows.append(f"creature {c}," + ",".join(str(int(signature[t] == v)) for t, v in traits))
         for i in range(0 if c == 5 else 4):
             path = root / "images" / f"creature {c}" / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            draw_creature(signature, np.random.default_rng([c, i])).image.save(path)
+            draw_creature(signature, np.random.default_rng([c, i])).save(path)
     (root / "attributes.csv").write_text("\n".join(rows) + "\n")
     return root
 

@@ -1,8 +1,8 @@
 """The demo data set: birds drawn here, so that the whole pipeline runs without a download.
 
-A class is a signature: one value for each of fifteen traits. Each (trait, value) is an attribute, named as in CUB, and
-belongs to one part of the bird. Unseen classes are new combinations of values that seen classes show; they come in
-look-alike pairs, so global colour alone does not tell them apart.
+A class is a signature: one value for each of fifteen traits. Each (trait, value) is an attribute, named as in CUB.
+Unseen classes are new combinations of values that seen classes show; they come in look-alike pairs, so global colour
+alone does not tell them apart.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import io
 import json
 import logging
-import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ from tqdm import tqdm
 
 from core.datasets.metadata import class_disjoint_split
 from core.datasets.registry import DEMO
-from core.demo.drawing import PARTS, Signature, draw_creature
+from core.demo.drawing import Signature, draw_creature
 from core.files.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -34,32 +33,30 @@ FORMAT = 1  # raise it when the drawing changes, so that older renderings are re
 MARKER = "rendering.json"  # written last; holds the parameters
 TEST_SHARE = 0.2  # of a seen class's images
 
-# trait -> (part that shows it, values); attribute names are has_<trait>::<value>
-TRAITS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "bill_shape": ("bill", ("dagger", "hooked", "cone", "curved")),
-    "bill_color": ("bill", ("black", "yellow", "red")),
-    "crown_color": ("crown", ("red", "blue", "yellow", "black", "white")),
-    "head_pattern": ("crown", ("crested", "plain")),
-    "throat_color": ("throat", ("white", "black", "yellow", "red")),
-    "back_color": ("back", ("brown", "grey", "green", "blue", "black")),
-    "wing_color": ("wing", ("brown", "grey", "red", "blue", "green", "yellow")),
-    "wing_pattern": ("wing", ("solid", "striped", "spotted")),
-    "breast_color": ("breast", ("red", "yellow", "white", "blue", "brown")),
-    "breast_pattern": ("breast", ("solid", "striped", "spotted")),
-    "belly_color": ("belly", ("white", "yellow", "grey", "orange")),
-    "tail_shape": ("tail", ("forked", "rounded", "pointed")),
-    "tail_color": ("tail", ("black", "red", "blue", "white")),
-    "leg_color": ("leg", ("orange", "grey", "yellow")),
-    "leg_length": ("leg", ("short", "long")),
+# trait -> values; attribute names are has_<trait>::<value>
+TRAITS: dict[str, tuple[str, ...]] = {
+    "bill_shape": ("dagger", "hooked", "cone", "curved"),
+    "bill_color": ("black", "yellow", "red"),
+    "crown_color": ("red", "blue", "yellow", "black", "white"),
+    "head_pattern": ("crested", "plain"),
+    "throat_color": ("white", "black", "yellow", "red"),
+    "back_color": ("brown", "grey", "green", "blue", "black"),
+    "wing_color": ("brown", "grey", "red", "blue", "green", "yellow"),
+    "wing_pattern": ("solid", "striped", "spotted"),
+    "breast_color": ("red", "yellow", "white", "blue", "brown"),
+    "breast_pattern": ("solid", "striped", "spotted"),
+    "belly_color": ("white", "yellow", "grey", "orange"),
+    "tail_shape": ("forked", "rounded", "pointed"),
+    "tail_color": ("black", "red", "blue", "white"),
+    "leg_color": ("orange", "grey", "yellow"),
+    "leg_length": ("short", "long"),
 }
 SIBLING_CHANGES = 5  # traits in which the second unseen class of a pair differs from the first
-
-Job = tuple[int, int, Signature, str]  # seed, number, signature, file
 
 
 def attribute_names() -> list[str]:
     """The K attribute names, in the order of ``att``'s columns."""
-    return [f"has_{trait}::{value}" for trait, (_, values) in TRAITS.items() for value in values]
+    return [f"has_{trait}::{value}" for trait, values in TRAITS.items() for value in values]
 
 
 def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[list[Signature], list[Signature]]:
@@ -69,7 +66,7 @@ def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[l
     """
     columns = {
         trait: [values[i] for i in rng.permutation(np.resize(rng.permutation(len(values)), seen))]
-        for trait, (_, values) in TRAITS.items()
+        for trait, values in TRAITS.items()
     }
     known = [{trait: column[c] for trait, column in columns.items()} for c in range(seen)]
     allowed = {}
@@ -77,9 +74,7 @@ def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[l
         shown = sorted(set(column))
         allowed[trait] = [v for v in shown if column.count(v) >= 2] or [max(shown, key=column.count)]
     new: list[Signature] = []
-    for _ in range(1000 * unseen):
-        if len(new) == unseen:
-            return known, new
+    while len(new) < unseen:
         if len(new) % 2:  # a look-alike of the one before
             candidate = dict(new[-1])
             changed = [str(t) for t in rng.choice([t for t in TRAITS if len(allowed[t]) > 1], SIBLING_CHANGES, False)]
@@ -90,20 +85,15 @@ def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[l
             candidate[trait] = others[rng.integers(len(others))]
         if candidate not in known and candidate not in new:
             new.append(candidate)
-    raise UserError(f"{seen} seen classes do not allow {unseen} new combinations; ask for more seen classes")
+    return known, new
 
 
-def render_demo(
-    data_root: Path | str, seed: int = 0, images_per_class: int = 50, seen: int = 24, unseen: int = 8, workers: int = 8
-) -> Path:
-    """Draw the demo data set under ``data_root`` in CUB's layout with xlsa17's .mat files; returns its folder.
+def render_demo(data_root: Path, seed: int = 0, images_per_class: int = 50, seen: int = 24, unseen: int = 8) -> None:
+    """Draw the demo data set under ``data_root`` in CUB's layout with xlsa17's .mat files.
 
-    The result depends only on the arguments (not on ``workers``). A complete rendering with the same
-    arguments is kept; one with others is replaced. Nothing appears under a final name before it is complete.
+    A complete rendering with the same arguments is kept; one with others is replaced. Nothing appears under a final
+    name before it is complete.
     """
-    if seen < 4 or unseen < 1 or images_per_class < 2:
-        raise UserError("the demo needs at least 4 seen classes, 1 unseen class and 2 images per class")
-    data_root = Path(data_root)
     folder, mats = data_root / DEMO.folders[0], data_root / "xlsa17" / "data" / DEMO.name
     wanted = {"format": FORMAT, "seed": seed, "images_per_class": images_per_class, "seen": seen, "unseen": unseen}
     marker = folder / MARKER
@@ -111,20 +101,19 @@ def render_demo(
         raise UserError(f"{folder} exists but was not drawn by this program (no {MARKER}). Move it away first.")
     if marker.is_file() and mats.is_dir() and marker.read_text() == json.dumps(wanted):
         log.info("the demo data set is already in %s", folder)
-        return folder
+        return
     data_root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".demo.", dir=data_root, ignore_cleanup_errors=True) as temporary:
         target = Path(temporary)
-        _write(target, seed, images_per_class, seen, unseen, workers)
+        _write(target, seed, images_per_class, seen, unseen)
         (target / "images" / MARKER).write_text(json.dumps(wanted))
         for part, final in (("mats", mats), ("images", folder)):
             shutil.rmtree(final, ignore_errors=True)
             final.parent.mkdir(parents=True, exist_ok=True)
             os.replace(target / part, final)
-    return folder
 
 
-def _write(target: Path, seed: int, per_class: int, seen: int, unseen: int, workers: int) -> None:
+def _write(target: Path, seed: int, per_class: int, seen: int, unseen: int) -> None:
     """Everything, below ``target``: images/ becomes the data set's folder, mats/ xlsa17's."""
     rng = np.random.default_rng([seed, FORMAT])
     known, new = draw_signatures(seen, unseen, rng)
@@ -133,7 +122,7 @@ def _write(target: Path, seed: int, per_class: int, seen: int, unseen: int, work
     words = [f"{s['crown_color'].title()}_crowned_{s['wing_color'].title()}wing" for s in signatures]
     names = [f"{c:03d}.{word}" for c, word in enumerate(words, 1)]
     # attributes in percent, (C,K), with the scatter of human annotators around present and absent
-    present = np.array([[s[t] == v for t, (_, values) in TRAITS.items() for v in values] for s in signatures])
+    present = np.array([[s[t] == v for t, values in TRAITS.items() for v in values] for s in signatures])
     strengths = np.where(present, rng.uniform(65.0, 98.0, present.shape), 25.0 * rng.random(present.shape) ** 3)
     labels = np.repeat(np.arange(len(names)), per_class)
     files = [f"{names[c]}/{words[c]}_{i % per_class + 1:04d}.jpg" for i, c in enumerate(labels)]
@@ -142,14 +131,12 @@ def _write(target: Path, seed: int, per_class: int, seen: int, unseen: int, work
     for name in names:
         (root / "images" / name).mkdir(parents=True)
     log.info("demo: drawing %d images of %d classes", len(files), len(names))
-    jobs = [(seed, i, signatures[labels[i]], str(root / "images" / files[i])) for i in range(len(files))]
-    locs = np.stack(list(tqdm(_drawn(jobs, workers), total=len(jobs), desc="drawing", disable=None)))  # (N,P,3)
-    (root / "parts").mkdir()
-    tables = {"images.txt": files, "attributes.txt": attribute_names(), "parts/parts.txt": PARTS}
-    for path, rows in tables.items():  # CUB's text files; every id counts from 1
-        (root / path).write_text("".join(f"{i} {row}\n" for i, row in enumerate(rows, 1)))
-    rows = [f"{i} {p} {x:.1f} {y:.1f} {v:.0f}\n" for i, loc in enumerate(locs, 1) for p, (x, y, v) in enumerate(loc, 1)]
-    (root / "parts" / "part_locs.txt").write_text("".join(rows))
+    jobs = [(seed, i, signatures[labels[i]], root / "images" / file) for i, file in enumerate(files)]
+    forks = sys.platform == "linux" and len(jobs) >= 200  # where a plain fork is safe, and worth it
+    pool: Executor = ProcessPoolExecutor(8, get_context("fork")) if forks else ThreadPoolExecutor(1)
+    with pool:
+        list(tqdm(pool.map(_draw, jobs, chunksize=25), total=len(jobs), desc="drawing", disable=None))
+    (root / "attributes.txt").write_text("".join(f"{k} {name}\n" for k, name in enumerate(attribute_names(), 1)))
 
     is_seen, held = order < seen, max(1, round(TEST_SHARE * per_class))
     test_seen = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:held] for c in np.flatnonzero(is_seen)])
@@ -178,18 +165,7 @@ def _write_mat(path: Path, **content: np.ndarray) -> None:
     path.write_bytes(b"MATLAB 5.0 MAT-file, demo data set".ljust(116) + buffer.getvalue()[116:])
 
 
-def _draw_job(job: Job) -> np.ndarray:
-    seed, index, signature, path = job
-    drawing = draw_creature(signature, np.random.default_rng([seed, FORMAT, index]))
-    drawing.image.save(path, quality=92)
-    return drawing.part_locs
-
-
-def _drawn(jobs: list[Job], workers: int) -> Iterator[np.ndarray]:
-    """The jobs' results in order; in several processes where a plain fork is safe, else in this one."""
-    if sys.platform != "linux" or workers == 1 or len(jobs) < 200:
-        yield from map(_draw_job, jobs)
-        return
-    count = min(workers, len(os.sched_getaffinity(0)))
-    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("fork")) as pool:
-        yield from pool.map(_draw_job, jobs, chunksize=25)
+def _draw(job: tuple[int, int, Signature, Path]) -> None:
+    """One file of the image of that number."""
+    seed, number, signature, path = job
+    draw_creature(signature, np.random.default_rng([seed, FORMAT, number])).save(path, quality=92)
