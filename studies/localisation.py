@@ -52,29 +52,26 @@ class Places:
     """How a data set's images and regions lie to each other; refused where that or part locations are not known."""
 
     def __init__(self, inputs: Inputs, data_root: Path) -> None:
-        self.folder = image_folder(data_root, DATASETS[inputs.dataset])
-        grid, regions = grid_said(inputs.provenance["regions"]), inputs.provenance["regions"]
-        if grid is None or grid == (1, 1):
-            raise UserError(f"features of {regions} regions have no place to look at")
-        transform = transform_of(inputs.provenance.get("transform", ""))
-        if transform is None:
+        self.inputs, self.folder = inputs, image_folder(data_root, DATASETS[inputs.dataset])
+        grid, transform = grid_said(inputs.provenance["regions"]), transform_of(inputs.provenance.get("transform", ""))
+        if grid is None or grid == (1, 1) or transform is None:
             raise UserError(
-                "the feature file does not record how images were resized and cropped, so its regions cannot be mapped "
-                f"onto them; extract features with extract_feature/extract_feature_map_ResNet_101_{inputs.dataset}.py"
+                "the feature file does not record a grid of regions and how images were resized and cropped, so its "
+                "regions have no place on them; extract features with this repository's scripts"
             )
         self.grid: tuple[int, int] = grid
         self.transform: Transform = transform
         self.groups = shown_groups(inputs.attribute_names, read_key_points(self.folder))
         self.attribute_group = attribute_groups(inputs.attribute_names, self.groups)  # (K,)
 
-    def parts(self, inputs: Inputs, rows: np.ndarray) -> Parts:
+    def parts(self, rows: np.ndarray) -> Parts:
         """Part locations of the images in ``rows``."""
-        files = [inputs.metadata.image_files[row] for row in rows]
-        paths, lost = resolve_images(self.folder, files)
-        if lost:
-            raise UserError(f"{len(lost)} of {len(paths)} images are missing, the first is {paths[lost[0]]}")
-        labels = inputs.metadata.labels[rows]
-        return read_parts(self.folder, files, paths, labels, transform=self.transform, groups=self.groups)
+        metadata = self.inputs.metadata
+        files = [metadata.image_files[row] for row in rows]
+        paths, _ = resolve_images(self.folder, files)
+        return read_parts(
+            self.folder, files, paths, metadata.labels[rows], transform=self.transform, groups=self.groups
+        )
 
 
 @torch.no_grad()
@@ -104,7 +101,7 @@ def measure(
     tables = []
     for split in range(splits):
         fold = validation_fold(inputs.metadata, inputs.w2v, split)
-        parts, training = (places.parts(inputs, rows) for rows in (fold.unseen_rows, fold.train_rows))
+        parts, training = (places.parts(rows) for rows in (fold.unseen_rows, fold.train_rows))
         points, ratio = {}, {}
         for name in methods:
             config = config_of(name, inputs, split, epochs, precision)

@@ -1,8 +1,8 @@
 """Whether the attention of an attribute falls on the part that shows it, where part locations are known.
 
 Three measures, each with rows that keep it honest: how much attention lies on an attribute's own part compared with the
-attention of other attributes there (:func:`attention_on_parts`); PCP, whether a box round the predicted point overlaps
-one round the part (Xu et al., APN, NeurIPS 2020); pointing, whether the predicted point lies within a radius of it.
+attention of other attributes there (:func:`own_and_others`); PCP, whether a box round the predicted point overlaps one
+round the part (Xu et al., APN, NeurIPS 2020); pointing, whether the predicted point lies within a radius of it.
 
 Places are x and y as shares of the image's width and height, 0 at the upper left. G part groups (head, wing, ...) of P
 key points; an attribute belongs to one group.
@@ -19,52 +19,6 @@ import pandas as pd
 from core.files.errors import UserError
 
 BOXES = {"PCP, box 1/4": 0.25, "PCP, box 1/√2": 0.5**0.5}  # side of the boxes as a share of the object's side
-
-
-def attention_on_parts(
-    theta: np.ndarray,
-    locations: np.ndarray,
-    attribute_part: np.ndarray,
-    present: np.ndarray,
-    grid: tuple[int, int] | None = None,
-) -> pd.DataFrame:
-    """Attention within one region of a part, for attributes that the image's class has and whose part is visible.
-
-    Args:
-        theta: (B,R,K) region weights over a grid, row by row.
-        locations: (B,P,3) x and y of each part as shares of the image's sides, and whether it is visible.
-        attribute_part: (K,) number of the part that shows an attribute.
-        present: (B,K) whether the image's class has the attribute.
-        grid: rows and columns of the R regions; None: a square.
-
-    Returns:
-        One row a part: ``pairs`` counted, ``own`` the mean share of attention on the part, ``chance`` what uniform
-        attention would have there, ``others`` what the attributes of all other parts have there (which rules out that
-        attention merely falls on the creature), the mean over ``other_pairs``. NaN where there is nothing to count.
-    """
-
-    def mean(values: np.ndarray) -> float:
-        return float(values.mean(dtype=np.float64)) if values.size else float("nan")
-
-    B, R, K = theta.shape
-    h, w = grid or (round(R**0.5), round(R**0.5))
-    rows = []
-    for part in range(locations.shape[1]):
-        x, y, visible = (locations[:, part, i] for i in range(3))
-        near = _near(x, w)[:, None, :] & _near(y, h)[:, :, None]  # (B,h,w): the part's cell and its neighbours
-        mass = np.einsum("brk,br->bk", theta, near.reshape(B, R))  # (B,K)
-        uniform = near.mean(axis=(1, 2))[:, None].repeat(K, axis=1)
-        shown = visible.astype(bool)[:, None] & present.astype(bool)  # (B,K)
-        mine, other = shown & (attribute_part == part), shown & (attribute_part != part)
-        row = {"part": part, "pairs": int(mine.sum()), "own": mean(mass[mine]), "chance": mean(uniform[mine])}
-        rows.append(row | {"others": mean(mass[other]), "other_pairs": int(other.sum())})
-    return pd.DataFrame(rows)
-
-
-def _near(place: np.ndarray, cells: int) -> np.ndarray:
-    """(B,cells): cells whose centre is within one and a half cells of the place."""
-    centres = (np.arange(cells) + 0.5) / cells
-    return np.abs(centres - place[:, None]) <= 1.5 / cells + 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +43,7 @@ def centres(grid: tuple[int, int]) -> np.ndarray:
 
 
 def predicted_points(
-    theta: np.ndarray, values: np.ndarray, attribute_group: np.ndarray, G: int, grid: tuple[int, int] | None = None
+    theta: np.ndarray, values: np.ndarray, attribute_group: np.ndarray, G: int, grid: tuple[int, int]
 ) -> np.ndarray:
     """(N,G,2) where a model says each part group is: the highest cell of one attribute a group, as APN picks it.
 
@@ -98,13 +52,9 @@ def predicted_points(
         values: (N,K) predicted attribute values; the group's attribute of the highest value speaks for it.
         attribute_group: (K,) number of an attribute's part group; -1: of none.
     """
-    side = round(theta.shape[1] ** 0.5)
-    places = centres(grid or (side, side))
-    rows, points = np.arange(len(theta)), np.empty((len(theta), G, 2))
+    places, rows, points = centres(grid), np.arange(len(theta)), np.empty((len(theta), G, 2))
     for group in range(G):
         mine = np.flatnonzero(attribute_group == group)
-        if not len(mine):
-            raise UserError(f"part group {group} has no attribute, so no place can be predicted for it")
         speaks = mine[values[:, mine].argmax(axis=1)]
         points[:, group] = places[theta[rows, :, speaks].argmax(axis=1)]
     return points
@@ -168,8 +118,6 @@ def localisation_table(
     prior = np.empty((len(training.groups), 2))  # mean place of a group's visible key points
     for number, group in enumerate(training.groups):
         placed = training.points[:, list(group)].reshape(-1, 3)
-        if not placed[:, 2].any():
-            raise UserError(f"part group {number} is visible in no training image")
         prior[number] = placed[placed[:, 2].astype(bool), :2].mean(axis=0)
     per_cell = [hits(cell, test, radius=radius) for cell in centres(grid)]
     found = {"random cell": {m: np.mean([c[m] for c in per_cell], axis=0) for m in per_cell[0]}}
@@ -194,7 +142,8 @@ def localisation_table(
 def own_and_others(
     theta: np.ndarray, parts: Parts, attribute_group: np.ndarray, present: np.ndarray, grid: tuple[int, int]
 ) -> pd.DataFrame:
-    """Attention within one region of each key point: of attributes of its own part and of those of other parts.
+    """Attention within one region of each key point: of attributes of its own part and of those of other parts, which
+    rules out that attention merely falls on the creature.
 
     Args:
         theta: (N,R,K) region weights; those of many images are too many to hold, so blocks of images may be given one
@@ -203,16 +152,26 @@ def own_and_others(
         present: (N,K) whether the image's class has the attribute.
 
     Returns:
-        One row a key point of a group, as of :func:`attention_on_parts`.
+        One row a key point: ``pairs`` of an image that shows it and an attribute of its part that the class has,
+        ``own`` the sum of their attention, ``other_pairs`` and ``others`` of attributes of other parts.
     """
-    tables = []
-    of_parts = present & (attribute_group >= 0)
+    rows, of_parts = [], present & (attribute_group >= 0)
     for group, members in enumerate(parts.groups):
-        mine = np.where(attribute_group == group, 0, 1)
         for point in members:
-            found = attention_on_parts(theta, parts.points[:, [point]], mine, of_parts, grid)
-            tables.append(found.assign(part=point))
-    return pd.concat(tables, ignore_index=True)
+            x, y, visible = parts.points[:, point].T  # (N,)
+            near = _near(y, grid[0])[:, :, None] & _near(x, grid[1])[:, None, :]  # (N,h,w): its cell and the neighbours
+            mass = np.einsum("nrk,nr->nk", theta, near.reshape(len(theta), -1))
+            shown = of_parts & visible.astype(bool)[:, None]  # (N,K)
+            mine, other = shown & (attribute_group == group), shown & (attribute_group != group)
+            row = {"point": point, "pairs": mine.sum(), "own": mass[mine].sum(dtype=np.float64)}
+            rows.append(row | {"other_pairs": other.sum(), "others": mass[other].sum(dtype=np.float64)})
+    return pd.DataFrame(rows)
+
+
+def _near(place: np.ndarray, cells: int) -> np.ndarray:
+    """(N,cells): cells whose centre is within one and a half cells of the place."""
+    middles = (np.arange(cells) + 0.5) / cells
+    return np.abs(middles - place[:, None]) <= 1.5 / cells + 1e-9
 
 
 def ratio_of(tables: Sequence[pd.DataFrame]) -> float:
@@ -220,11 +179,8 @@ def ratio_of(tables: Sequence[pd.DataFrame]) -> float:
 
     1: attention on a part does not depend on what the attribute is of.
     """
-    rows = pd.concat(tables)
-    own, others = rows.own.fillna(0) * rows.pairs, rows.others.fillna(0) * rows.other_pairs
-    points = rows[["part", "pairs", "other_pairs"]].assign(own=own, others=others).groupby("part").sum()
+    points = pd.concat(tables).groupby("point").sum()
     points = points[(points.pairs > 0) & (points.other_pairs > 0)]
     if points.empty:
         raise UserError("no image shows a part of which its class has an attribute")
-    own, others = points.own.sum(), (points.others / points.other_pairs * points.pairs).sum()
-    return float(np.divide(own, others))
+    return float(np.divide(points.own.sum(), (points.others / points.other_pairs * points.pairs).sum()))

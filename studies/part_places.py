@@ -16,7 +16,7 @@ from PIL import Image
 from core.datasets.names import clean_name
 from core.features.images import FORMATS, Transform
 from core.files.errors import UserError
-from core.files.kinds import missing
+from core.files.kinds import unreadable
 from studies.part_measures import Parts
 
 # group -> words of key points and of attributes that belong to it, as APN groups them (Xu et al., NeurIPS 2020)
@@ -85,54 +85,40 @@ def read_parts(
     number_of = {name: number for number, name in images.items()}
     place_of = {number: place for place, number in enumerate(key_points)}
     shown: dict[float, list[list[float]]] = {}
-    for row in _numbers(folder / "parts" / "part_locs.txt", "image, part, x, y and visible", images, key_points):
+    for row in _numbers(folder / "parts" / "part_locs.txt"):  # image, part, x, y, visible
         shown.setdefault(row[0], []).append(row[1:])
-    boxes = {}
-    if (listed := folder / "bounding_boxes.txt").is_file():
-        boxes = {row[0]: row[3:] for row in _numbers(listed, "image, x, y, width and height", images)}
+    listed = folder / "bounding_boxes.txt"  # image, x, y, width, height
+    boxes = {row[0]: row[3:] for row in _numbers(listed)} if listed.is_file() else {}
     points, sizes = np.zeros((len(names), len(key_points), 3)), np.ones((len(names), 2))
     for i, (name, path) in enumerate(zip(names, paths, strict=True)):
-        number = number_of.get(name.removeprefix("images/"), np.nan)
-        try:
-            with Image.open(path, formats=FORMATS) as image:  # the head alone
-                size = np.array(image.size)
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path} cannot be read: {error}") from error
+        number = number_of[name.removeprefix("images/")]
+        with Image.open(path, formats=FORMATS) as image:  # the head alone
+            size = np.array(image.size)
         zoom = transform.resize / transform.crop / size.min()  # share of the crop's side that a pixel is
         for part, x, y, visible in shown.get(number, ()):
             place = (np.array([x, y]) - size / 2) * zoom + 0.5  # the crop is the middle, and of side 1
             if visible and ((place >= 0) & (place <= 1)).all():
                 points[i, place_of[part]] = *place, 1
-        if boxes and number not in boxes:
-            raise UserError(f"{listed} has no box of {name}")
         sizes[i] = np.array(boxes[number]) * zoom if boxes else 1
-    if not points[:, :, 2].any():
-        raise UserError(f"{folder / 'parts' / 'part_locs.txt'} shows no part of any of these {len(names)} images")
     members = [[place_of[n] for n, name in key_points.items() if group_of(name) == group] for group in groups]
     return Parts(points=points, groups=members, size=sizes, labels=labels)
 
 
 def _names(path: Path) -> dict[float, str]:
     """Number -> name of ``1 name`` lines."""
-    if not path.is_file():
-        raise UserError(f"{missing(path, 'list of part locations')}. CUB's archive has one")
-    pairs = (line.strip().partition(" ") for line in path.read_text("utf-8", "replace").splitlines() if line.strip())
-    return {float(number): name.strip() for number, _, name in pairs}
+    try:
+        pairs = (line.strip().partition(" ") for line in path.read_text("utf-8").splitlines() if line.strip())
+        return {float(number): name.strip() for number, _, name in pairs}
+    except (OSError, ValueError) as error:
+        raise unreadable(path, "list of part locations, as CUB's archive has it", error) from error
 
 
-def _numbers(path: Path, of: str, *known: dict[float, str]) -> list[list[float]]:
-    """Lines of five finite numbers, the first of which must be ``known`` (an image, a part)."""
-    if not path.is_file():
-        raise UserError(f"{missing(path, 'list of part locations')}. CUB's archive has one")
-    rows = []
-    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
-        try:
-            row = [float(word) for word in line.split()]
-        except ValueError:
-            row = []
-        if len(row) != 5 or not np.isfinite(row).all() or any(n not in own for n, own in zip(row, known, strict=False)):
-            raise UserError(
-                f"{path}, line {number}: {of} are expected, of images and parts listed; it says {line[:80]!r}"
-            )
-        rows.append(row)
-    return rows
+def _numbers(path: Path) -> list[list[float]]:
+    """Lines of five numbers."""
+    try:
+        rows = np.loadtxt(path, ndmin=2)
+        if rows.shape[1] != 5:
+            raise ValueError(f"{rows.shape[1]} numbers in a line, not 5")
+        return rows.tolist()
+    except (OSError, ValueError) as error:
+        raise unreadable(path, "list of part locations, as CUB's archive has it", error) from error

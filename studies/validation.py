@@ -40,7 +40,7 @@ def arguments(description: str | None, *, methods: Sequence[str], splits: int) -
     made.add_argument("--methods", nargs="+", default=list(methods), help=f"({' '.join(methods)})")
     made.add_argument("--splits", type=whole(1), default=splits, help="validation splits, 0 to N-1 (%(default)s)")
     made.add_argument("--epochs", type=whole(0), help="at most, for a quick look (each recipe's own)")
-    made.add_argument("--out", type=Path, required=True, help="tables and figures; OUT/measured/ keeps each result")
+    made.add_argument("--out", type=Path, required=True, help="the table; OUT/measured/ keeps each result")
     return made
 
 
@@ -69,12 +69,6 @@ def kept(out: Path, config: RunConfig, of: dict[str, Any], make: Callable[[], An
     if not path.is_file():
         write_bytes(path, json.dumps(make()).encode())
     return read_json(path)
-
-
-def with_error(values: pd.Series, sign: str = "") -> str:
-    """Mean ± its standard error over splits, where there are several."""
-    mean = f"{values.mean():{sign}.1f}"
-    return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
 
 
 def splits_said(rows: pd.DataFrame) -> str:

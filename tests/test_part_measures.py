@@ -3,14 +3,7 @@
 import numpy as np
 import pytest
 
-from core.files.errors import UserError
-from studies.part_measures import (
-    Parts,
-    attention_on_parts,
-    hits,
-    localisation_table,
-    predicted_points,
-)
+from studies.part_measures import Parts, hits, localisation_table, predicted_points
 
 
 def parts(points, groups=((0,),), size=(1.0, 1.0), labels=None):
@@ -24,12 +17,10 @@ def test_the_attribute_of_the_highest_value_speaks_for_its_group():
     for attribute, cell in enumerate((0, 3, 1)):
         theta[:, cell, attribute] = 1.0
     values = np.array([[0.9, 0.1, 0.0], [0.1, 0.9, 5.0]])
-    points = predicted_points(theta, values, np.array([0, 0, 1]), 2)
+    points = predicted_points(theta, values, np.array([0, 0, 1]), 2, (2, 2))
     # group 0: attribute 0 (upper left), then attribute 1 (lower right); group 1: attribute 2 (upper right)
     assert points[:, 0].tolist() == [[0.25, 0.25], [0.75, 0.75]]
     assert points[:, 1].tolist() == [[0.75, 0.25]] * 2
-    with pytest.raises(UserError, match="group 2 has no attribute"):
-        predicted_points(theta, values, np.array([0, 0, 1]), 3)
 
 
 def test_boxes_and_radius_by_hand():
@@ -64,20 +55,3 @@ def test_the_table_by_hand():
     assert set(shares.pairs) == {3}
     # classes 4 and 7 drawn: both twice 4 gives 1/2, both once 1/3, twice 7 gives 0
     assert (shares.low["vsmr"], shares.high["vsmr"]) == (0.0, 0.5)
-    again = localisation_table(
-        {"vsmr": model}, test, training, grid=(2, 2), radius=0.1, rng=np.random.default_rng(0), resamples=500
-    )
-    assert again.equals(table)
-
-
-def test_mass_by_hand():
-    theta = np.zeros((1, 9, 3))
-    theta[0, 0, 0] = 1.0  # attribute 0: all on the upper left cell
-    theta[0, 8, 1] = 1.0  # attribute 1: all on the lower right
-    theta[0, :, 2] = 1 / 9
-    locations = np.array([[[0.1, 0.1, 1.0], [0.1, 0.1, 1.0]]])  # both parts upper left: 4 of 9 cells near
-    table = attention_on_parts(theta, locations, np.array([0, 1, 1]), np.ones((1, 3)))
-    assert table.own.tolist() == pytest.approx([1.0, (0 + 4 / 9) / 2])
-    assert table.chance.tolist() == pytest.approx([4 / 9, 4 / 9])
-    assert table.others.tolist() == pytest.approx([(0 + 4 / 9) / 2, 1.0])
-    assert table.pairs.tolist() == [1, 2]
