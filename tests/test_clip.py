@@ -65,7 +65,7 @@ def root(tmp_path, monkeypatch) -> Path:
     np.save(tmp_path / "v.npy", W2V)
     (tmp_path / "w2v").mkdir()
     made = attribute_vectors(str(tmp_path / "v.npy"), NAMES)
-    write_attribute_vectors(tmp_path / "w2v/TOY_attribute.pkl", made, "", None)
+    write_attribute_vectors(tmp_path / "w2v/TOY_attribute.pkl", made, "")
     return tmp_path
 
 

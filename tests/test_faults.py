@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
-from core.datasets.vectors import AttributeVectors, attribute_vectors, load_attribute_vectors, write_attribute_vectors
+from core.datasets.vectors import AttributeVectors, load_attribute_vectors, write_attribute_vectors
 from core.features.feature_file import FeatureFile, verify
 from core.features.regions import RegionFeatures
 from core.files.atomic import write_bytes
@@ -127,7 +126,7 @@ def test_every_flipped_byte_of_a_checkpoint(tmp_path: Path) -> None:
 def test_every_flipped_byte_of_vectors_and_their_record(tmp_path: Path) -> None:
     path, record = tmp_path / "v.pkl", tmp_path / "v.json"
     vectors = np.random.default_rng(0).random((2, 300)).astype(np.float32)
-    write_attribute_vectors(path, AttributeVectors(vectors, ["a", "b"], [], {}), "test", None)
+    write_attribute_vectors(path, AttributeVectors(vectors, ["a", "b"], [], {}), "test")
     good, good_record = path.read_bytes(), record.read_bytes()
     for at in [*range(250), *range(250, len(good), 7)]:
         path.write_bytes(flipped(good, at))
@@ -155,13 +154,6 @@ def test_truncated_at_any_length(tmp_path: Path) -> None:
                 read(path)
 
 
-def test_vectors_that_are_no_finite_real_numbers_are_refused(tmp_path: Path) -> None:
-    for values, said in ((np.full((2, 3), 1e300), "not finite"), (np.ones((2, 3), complex), "real numbers")):
-        (tmp_path / "v.pkl").write_bytes(pickle.dumps(values))
-        with pytest.raises(UserError, match=rf"v\.pkl.*{said}"):
-            load_attribute_vectors(tmp_path / "v.pkl", 2)
-
-
 @pytest.mark.parametrize("budget", [0, 1 << 20])
 def test_features_of_another_shape_are_refused(tmp_path: Path, budget: int) -> None:
     with FeatureFile(write(tmp_path / "f.hdf5")) as file, pytest.raises(UserError, match="another backbone or resol"):
@@ -173,33 +165,6 @@ def test_rows_of_zeros_are_those_of_a_script_that_was_killed(place: Path) -> Non
     maps = np.concatenate([np.ones((50, 12, 3, 3), "f4"), np.zeros((40, 12, 3, 3), "f4")])
     features(place, feature_map=maps)
     refused(run_here(place, DRIVER, *run("--select", "last")), FEATURES, "broke off")
-
-
-WORD_NAMES = [f"word{k}" for k in range(8)]
-LINES = "".join(f"{name} {k} 2 3\n" for k, name in enumerate(WORD_NAMES))
-
-
-def packed_by_a_mac(path: Path) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("a/v.txt", LINES)
-        archive.writestr("__MACOSX/a/._v.txt", b"\0\5\26\7")
-
-
-@pytest.mark.parametrize(
-    ("name", "write_words"),
-    [
-        ("tabs.vec", lambda p: p.write_text("8\t3\n" + LINES.replace(" ", "\t"))),
-        ("mark.txt", lambda p: p.write_bytes(b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n").encode())),
-        ("twice.txt", lambda p: p.write_text(LINES + "word1 9 9 9\n")),  # gensim takes the first
-        ("mac.zip", packed_by_a_mac),
-    ],
-)
-def test_word_vectors_as_other_programs_write_them(
-    tmp_path: Path, name: str, write_words: Callable[[Path], object]
-) -> None:
-    write_words(tmp_path / name)
-    got = attribute_vectors(str(tmp_path / name), WORD_NAMES).vectors
-    np.testing.assert_array_equal(got, [[k, 2, 3] for k in range(8)])
 
 
 @pytest.mark.parametrize("flag", ["--out", "--export"])

@@ -159,7 +159,7 @@ def test_features_say_that_they_are_fine_tuned_and_are_refused_on_classes_they_k
     assert known["finetuned"] == "true" and known["finetuned_fold"] == "split0_val"
     assert known["pretraining_saw_unseen"] == "no"  # of random weights, which saw nothing, and of these rows
     np.save(tmp_path / "v.npy", W2V)
-    write_attribute_vectors(tmp_path / "v.pkl", attribute_vectors(str(tmp_path / "v.npy"), list("abcdefgh")), "", None)
+    write_attribute_vectors(tmp_path / "v.pkl", attribute_vectors(str(tmp_path / "v.npy"), list("abcdefgh")), "")
 
     def experiment(split: str, seed: int, select: str = "val"):
         inputs = load_inputs("TOY", data_root=root, features=files[split], w2v=tmp_path / "v.pkl")

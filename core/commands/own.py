@@ -15,9 +15,9 @@ from core.datasets import paths
 from core.datasets.metadata import Metadata
 from core.datasets.own import Choices, feature_pattern, read_folder
 from core.datasets.registry import OWN
-from core.datasets.vectors import attribute_vectors, write_attribute_vectors
+from core.datasets.vectors import attribute_vectors, source_record, write_attribute_vectors
 from core.datasets.word_vectors import FORMATS, MODELS
-from core.files.atomic import read_json, sha256_file
+from core.files.atomic import read_json
 from core.files.errors import UserError
 from core.files.memory import keep_memory
 from core.methods import find_method
@@ -104,13 +104,11 @@ def _vectors(source: str, path: Path, m: Metadata) -> Path | None:
     if source.lower() == NONE:
         log.info("note: no word vectors (--vectors none): one-hot, so attribute names mean nothing to the model")
         return None
-    digest = sha256_file(source) if Path(source).is_file() else None
-    name = Path(source).name if digest else source
     sidecar = path.with_suffix(".json")
     record = read_json(sidecar) if path.is_file() and sidecar.is_file() else None
-    made_from = {"source": name, "source_sha256": digest, "names": m.attribute_names}
+    made_from = source_record(source) | {"names": m.attribute_names}
     if not isinstance(record, dict) or any(record.get(key) != value for key, value in made_from.items()):
-        write_attribute_vectors(path, attribute_vectors(source, m.attribute_names), name, digest)
+        write_attribute_vectors(path, attribute_vectors(source, m.attribute_names), source)
         log.info("word vectors in %s", path)
     return path
 

@@ -13,7 +13,6 @@ from core.datasets.registry import DATASETS
 from core.datasets.text_vectors import SOURCES
 from core.datasets.vectors import attribute_vectors, write_attribute_vectors
 from core.datasets.word_vectors import FORMATS, MODELS
-from core.files.atomic import sha256_file
 from core.files.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     sources = f"{' or '.join(MODELS)} (through gensim), {' or '.join(SOURCES)} (text encoders), a file of word vectors "
     sources += f"({FORMATS}), or ready vectors (K,V) of the attributes, .pkl or .npy (default: %(default)s)"
     p.add_argument("--source", default=MODELS[0], metavar="NAME_OR_PATH", help=sources)
-    p.add_argument("--attributes", type=Path, help="file (or its folder) with the attribute names")
+    p.add_argument("--attributes", type=Path, help="file with the attribute names")
     p.add_argument("--data-root", type=Path, default=DEFAULT_ROOT, help="where the data sets are (%(default)s)")
     p.add_argument("--out", type=Path, help=f"default: ROOT/w2v/{name}_attribute.pkl; for the root data: w2v/")
     a = p.parse_args(argv)
@@ -32,10 +31,6 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     if out.suffix.lower() not in (".pkl", ".pickle"):  # a .json of that name is written too
         raise UserError(f"--out {out}: the name of a file of attribute vectors ends in .pkl")
     made = attribute_vectors(a.source, read_attribute_names(dataset, a.data_root, a.attributes))
-    # only the file's name goes into the record: a path means nothing on another machine
-    local = Path(a.source).is_file()
-    write_attribute_vectors(
-        out, made, Path(a.source).name if local else a.source, sha256_file(a.source) if local else None
-    )
+    write_attribute_vectors(out, made, a.source)
     log.info("wrote %s %s", out, made.vectors.shape)
     return 0

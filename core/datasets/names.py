@@ -63,21 +63,15 @@ def read_names_file(path: Path | str) -> list[str]:
         raise unreadable(path, "list of attribute names", error) from error
 
 
-def find_names_file(dataset: DataSet, data_root: Path, given: Path | None = None) -> Path:
-    """The data set's attribute file: ``given`` (a file or a folder), else below the images or beside their folder."""
-    relative = Path(dataset.attribute_file)
+def read_attribute_names(dataset: DataSet, data_root: Path, given: Path | None = None) -> list[str]:
+    """Attribute names (K,) in the order of the columns of xlsa17's ``att``: of the file ``given``, else the data set's,
+    below the images or beside their folder (as in CUB's archive).
+    """
     if given is not None:
-        tried = [given / relative.name, given / relative] if given.is_dir() else [given]
-    else:
-        folder = image_folder(data_root, dataset)
-        tried = [folder / relative, folder.parent / relative.name]  # CUB's archive has it beside CUB_200_2011/
-    for path in tried:
-        if path.is_file():
-            return path
+        return read_names_file(given)
+    folder, relative = image_folder(data_root, dataset), Path(dataset.attribute_file)
+    tried = [folder / relative, folder.parent / relative.name]
+    for path in filter(Path.is_file, tried):
+        return read_names_file(path)
     looked = f"Looked for: {', '.join(map(str, tried))}"
     raise UserError(f"no attribute names of {dataset.source}. {looked}. Name the file with --attributes PATH")
-
-
-def read_attribute_names(dataset: DataSet, data_root: Path, given: Path | None = None) -> list[str]:
-    """Attribute names (K,) of a data set, in the order of the columns of xlsa17's ``att``."""
-    return read_names_file(find_names_file(dataset, Path(data_root), given))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from core.datasets.metadata import SPLITS, Metadata, clip_negative, compare_counts, cub50
-from core.datasets.names import find_names_file, read_names_file
+from core.datasets.names import read_attribute_names
 from core.datasets.paths import xlsa17_folder
 from core.datasets.registry import CUB50, DataSet
 from core.files.atomic import sha256_file
@@ -21,7 +21,7 @@ def read_metadata(data_root: Path | str, dataset: DataSet) -> Metadata:
     """Read and check a data set's metadata under ``data_root`` (published counts are enforced only on full data)."""
     folder = xlsa17_folder(Path(data_root), dataset)
     try:
-        names = read_names_file(find_names_file(dataset, Path(data_root)))
+        names = read_attribute_names(dataset, Path(data_root))
     except UserError:  # the .mat files have none, and nothing but words depends on them
         names = []
     return read_mat_files(folder / "res101.mat", folder / "att_splits.mat", dataset, names)
