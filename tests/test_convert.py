@@ -7,7 +7,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import torch
 
 from core.commands import convert as module
 from core.commands.convert import LAYOUTS, convert, main
@@ -64,32 +63,17 @@ def test_every_layout_becomes_ours(
     assert source.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["f.hdf5", "theirs.hdf5"]
 
 
-def test_regions_are_averaged_as_the_extraction_averages_them(tmp_path: Path, maps: np.ndarray) -> None:
-    source, out = write(tmp_path / "theirs.hdf5", arranged(maps, "nhwc")), tmp_path / "f.hdf5"
-    flags = ["--layout", "nhwc", "--store", "float32", "--pool"]
-    assert main([str(source), str(out), *flags, "2"]) == 0
-    expected = torch.nn.functional.avg_pool2d(torch.from_numpy(maps), 2).flatten(2)
-    with FeatureFile(out) as file:
-        assert file.grid == (2, 2) and file.provenance["pool"] == 2
-        np.testing.assert_allclose(file.read(np.arange(N)), expected, rtol=1e-6)
-    assert main([str(out), str(tmp_path / "g.hdf5"), "--layout", "ndhw", "--pool", "2"]) == 0
-    with FeatureFile(tmp_path / "g.hdf5") as file:
-        assert file.provenance["pool"] == 4 and file.grid == (1, 1)
-    with pytest.raises(UserError, match="--pool 3: 4x4 regions cannot be averaged by 3"):
-        main([str(source), str(tmp_path / "h.hdf5"), *flags, "3"])
-
-
 def test_an_interrupted_conversion_goes_on(tmp_path: Path, maps: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "theirs.hdf5", arranged(maps, "nrd"))
     clean = convert(source, tmp_path / "clean.hdf5", layout="nrd").read_bytes()
     monkeypatch.setattr(module, "_BLOCK", 1)
     real, calls = module.to_ndhw, []
 
-    def stop(values: np.ndarray, layout: str, pool: int = 1) -> np.ndarray:
+    def stop(values: np.ndarray, layout: str) -> np.ndarray:
         calls.append(len(values))
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return real(values, layout, pool)
+        return real(values, layout)
 
     monkeypatch.setattr(module, "to_ndhw", stop)
     with pytest.raises(KeyboardInterrupt):

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.commands.extract import local_rank, parse_shard, shard_of_environment
 from core.commands.extract import main as command
 from core.datasets.registry import DEMO
 from core.features import writer
@@ -129,8 +128,8 @@ def test_killed_while_finishing_ends_the_same(root, single, three, monkeypatch, 
 
 
 def test_parts_of_other_settings_are_refused_by_name(root, three) -> None:
-    with pytest.raises(UserError, match=r"rows-.*\.npy was begun with other settings.*flip: 'no' .*rm .*rows-\*"):
-        shards(root, three, 3, 1, config=replace(TINY, flip=True))
+    with pytest.raises(UserError, match=r"rows-.*\.npy was begun with other settings.*pool: 1 .*rm .*rows-\*"):
+        shards(root, three, 3, 1, config=replace(TINY, pool=3))
     assert len(list(three.parent.glob("*.npy"))) == 3
 
 
@@ -150,20 +149,6 @@ def test_a_part_cut_short_is_named(root, three) -> None:
         shards(root, three, 3, 0)
 
 
-def test_the_environment_says_which_shard() -> None:
-    array = {f"SLURM_ARRAY_TASK_{k}": v for k, v in {"ID": "5", "MIN": "3", "MAX": "6", "COUNT": "4"}.items()}
-    assert shard_of_environment({}) == (0, 1)
-    assert shard_of_environment(array) == (2, 4)
-    assert shard_of_environment({"RANK": "3", "WORLD_SIZE": "8"}) == (3, 8)
-    step = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "1"}
-    assert shard_of_environment(step) == (1, 2) and local_rank(step) == 1
-    assert shard_of_environment(array | step) == (5, 8)  # four tasks of two processes: none does another's
-    assert shard_of_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == (0, 1)  # a batch script, no step
-    assert local_rank({}) is None
-    with pytest.raises(UserError, match="with gaps"):
-        shard_of_environment(array | {"SLURM_ARRAY_TASK_MAX": "9"})
-
-
 def test_every_row_is_in_one_shard() -> None:
     for images, size in ((36, 4), (1, 32), (14_340, 32), (1000, 7)):
         batches = -(-images // size)
@@ -173,6 +158,6 @@ def test_every_row_is_in_one_shard() -> None:
             assert all(r.start % size == 0 and len(r) for r in ranges)
     with pytest.raises(UserError, match="at most 9 shards"):
         shard_rows(36, 4, 0, 10)
-    for text in ("8/8", "1", "-1/3", "a/b", "1/0"):
-        with pytest.raises(UserError, match="i/n is needed"):
-            parse_shard(text)
+    for text in ("8/8", "1", "a/b", "1/0"):
+        with pytest.raises(UserError, match="--shard: .*i/n is needed"):
+            command("DEMO", None, ["--shard", text])

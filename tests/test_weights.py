@@ -81,17 +81,18 @@ def test_weights_that_are_not_finite_are_refused(state: dict, tmp_path: Path) ->
         build_backbone("resnet18", path)
 
 
-def test_torchs_cache_is_compared_with_the_hash_in_the_name(state: dict, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save(state, folder / "w.pth")
-    digest = hashlib.sha256((folder / "w.pth").read_bytes()).hexdigest()[:8]
-    (folder / "w.pth").rename(folder / f"w-{digest}.pth")
-    assert fetch_cached(f"https://example.org/w-{digest}.pth") == folder / f"w-{digest}.pth"
-    (folder / "resnet18-f37072fd.pth").write_bytes(b"<!DOCTYPE html><html></html>")
-    with pytest.raises(UserError, match="is not what its name says.*rm "):
-        build_backbone("resnet18")
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *a: (_ for _ in ()).throw(OSError("no network")))
-    with pytest.raises(UserError, match=r"not be fetched \(no network\)\. Download https://example.org/v-.* elsewhere"):
-        fetch_cached("https://example.org/v-00000000.pth")
+def test_weights_of_torchvision_are_downloaded_once_and_their_hash_compared(state, tmp_path: Path, monkeypatch) -> None:
+    """By torch.hub, here from a file beside."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    torch.save(state, tmp_path / "w.pth")
+    digest = hashlib.sha256((tmp_path / "w.pth").read_bytes()).hexdigest()[:8]
+    there, other = tmp_path / f"w-{digest}.pth", tmp_path / "w-00000000.pth"
+    there.write_bytes((tmp_path / "w.pth").read_bytes())
+    (tmp_path / "w.pth").rename(other)
+    cached = fetch_cached(there.as_uri())
+    assert cached.read_bytes() == there.read_bytes()
+    there.unlink()
+    assert fetch_cached(there.as_uri()) == cached
+    for address, said in ((other.as_uri(), "invalid hash value"), ("file:/nowhere/x-1.pth", "No such file")):
+        with pytest.raises(UserError, match=rf"could not be made .*{said}.*Offline\? Download its {address}"):
+            fetch_cached(address)

@@ -2,7 +2,6 @@
 
     python -m core.commands.convert their.hdf5 data/CUB/feature_map_vit_CUB.hdf5 --layout tokens
     python -m core.commands.convert dazle.hdf5 data/CUB/feature_map_ResNet_101_CUB.hdf5 --layout ndhw  # gzip
-    python -m core.commands.convert vit_448px.hdf5 data/CUB/feature_map_vit_pool2_CUB.hdf5 --layout ndhw --pool 2
 
 Interrupted? The same command continues.
 """
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.commands.parser import Parser, whole
+from core.commands.parser import Parser
 from core.datasets.stored import check_maps, read_content
 from core.features.settings import STORES
 from core.features.writer import FeatureFileMetadata, Writer
@@ -37,33 +36,26 @@ _BLOCK = 256 << 20  # bytes of features in memory, but a whole chunk, which is d
 _log = logging.getLogger(__name__)
 
 
-def to_ndhw(maps: np.ndarray, layout: str, pool: int = 1) -> np.ndarray:
-    """Features (n,...) of that layout as (n,D,h,w); pool x pool regions averaged into one, in float32."""
+def to_ndhw(maps: np.ndarray, layout: str) -> np.ndarray:
+    """Features (n,...) of that layout as (n,D,h,w)."""
     if maps.ndim != len(LAYOUTS[layout].split(")")[0].split(",")):
         raise UserError(f"feature_map has {maps.ndim} axes, --layout {layout} is {LAYOUTS[layout]}")
     if layout == "nhwc":
-        maps = maps.transpose(0, 3, 1, 2)
-    elif layout != "ndhw":
+        return maps.transpose(0, 3, 1, 2)
+    if layout != "ndhw":
         # the patches are the largest square that leaves a token in front
         regions = math.isqrt(maps.shape[1] - 1) ** 2 if layout == "tokens" else maps.shape[1]
         side = math.isqrt(regions)
         grid = (side, side) if side**2 == regions else (1, regions)
-        maps = maps[:, -regions:].reshape(len(maps), *grid, maps.shape[2]).transpose(0, 3, 1, 2)
-    if pool == 1:
-        return maps
-    n, channels, height, width = maps.shape
-    if height % pool or width % pool:
-        raise UserError(f"--pool {pool}: {height}x{width} regions cannot be averaged by {pool}")
-    parts = maps.astype(np.float32).reshape(n, channels, height // pool, pool, width // pool, pool)
-    return np.asarray(parts.mean(axis=(3, 5)))
+        return maps[:, -regions:].reshape(len(maps), *grid, maps.shape[2]).transpose(0, 3, 1, 2)
+    return maps
 
 
-def convert(source: Path, target: Path, *, layout: str, store: str = "float16", pool: int = 1) -> Path:
+def convert(source: Path, target: Path, *, layout: str, store: str = "float16") -> Path:
     """Rewrite a feature file, or go on with a run that was interrupted.
 
     Args:
         layout: a key of LAYOUTS. store: type in the new file, float16 or float32.
-        pool: average pool x pool regions into one, as ``--pool`` of the extraction does before it rounds to ``store``.
     """
     if not source.is_file():
         raise UserError(missing(source, "feature file"))
@@ -76,10 +68,9 @@ def convert(source: Path, target: Path, *, layout: str, store: str = "float16", 
         told = {"pretraining_saw_unseen": "unknown"} | {k: plain(v) for k, v in file.attrs.items()}
         provenance = {k: v for k, v in told.items() if isinstance(v, str | int) and k not in ("complete", "sha256")}
         provenance["converted_from"] = f"{source.name} sha256 {sha256_file(source)}, layout {layout}"
-        provenance |= {"pool": pool * int(provenance.get("pool", 1))} if pool > 1 else {}
         w2v, text = (file[key][()] if key in file else None for key in ("w2v_att", "class_text"))
         content, maps = FeatureFileMetadata(metadata, provenance, w2v, text), file["feature_map"]
-        shape = (len(maps), *to_ndhw(maps[:1], layout, pool).shape[1:])
+        shape = (len(maps), *to_ndhw(maps[:1], layout).shape[1:])
         check_maps(shape, maps.dtype, source)
         chunk = maps.chunks[0] if maps.chunks else 1
         block = chunk * max(1, _BLOCK // (chunk * maps[:1].nbytes))
@@ -93,7 +84,7 @@ def convert(source: Path, target: Path, *, layout: str, store: str = "float16", 
                         raise UserError(
                             f"{source}: rows from {start} on are damaged ({error}); get it again"
                         ) from error
-                    writer.write(rows, to_ndhw(values, layout, pool))
+                    writer.write(rows, to_ndhw(values, layout))
                 bar.update(len(rows))
             writer.finish()
     return target
@@ -107,7 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     layouts = "; ".join(f"{name}: {what}" for name, what in LAYOUTS.items())
     add("--layout", choices=LAYOUTS, required=True, help=f"axes of its feature_map. {layouts}")
     add("--store", choices=STORES, default="float16", help="type in the new file (%(default)s)")
-    add("--pool", type=whole(1), default=1, help="average this many by this many regions into one (1)")
     _log.info("features in %s", convert(**vars(parser.parse_args(argv))))
     return 0
 

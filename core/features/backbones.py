@@ -36,9 +36,7 @@ _log = logging.getLogger(__name__)
 class Backbone(nn.Module):
     """A network in eval mode without gradients that returns a map of regions, (B,3,H,W) to (B,D,h,w)."""
 
-    def __init__(
-        self, name: str, trunk: Trunk, sha256: str, size: int, layers: Sequence[str], pool: int, flip: bool
-    ) -> None:
+    def __init__(self, name: str, trunk: Trunk, sha256: str, size: int, pool: int) -> None:
         """Args are those of :func:`build_backbone`; trunk is the network at ``size`` pixels, sha256 of its weights."""
         super().__init__()
         self.name, self.sha256, self.pretraining = name, sha256, trunk.pretraining
@@ -46,13 +44,12 @@ class Backbone(nn.Module):
         self.network = trunk.network.eval().requires_grad_(False)  # with its head, as the digest has it
         self.trunk = (trunk.maps or trunk.network).eval()
         self.transform: Transform = trunk.transform.at(size)
-        self.input_size, self.layers, self.pool, self.flip = size, tuple(layers), 1, False
-        self.layer = "+".join((trunk.layer, *layers))  # their names, the last first, for the record
+        self.input_size, self.layer, self.pool = size, trunk.layer, 1
         self.categories, self._encode = trunk.categories, trunk.encode
         D, h, w = self(torch.zeros(1, 3, size, size)).shape[1:]
         if h % pool or w % pool:
             raise UserError(f"--pool {pool}: {h}x{w} regions at {size} pixels; choose an --input-size that it divides")
-        self.pool, self.flip, self.shape = pool, flip, (D, h // pool, w // pool)
+        self.pool, self.shape = pool, (D, h // pool, w // pool)
 
     def train(self, mode: bool = True) -> Backbone:
         """Stays in eval mode: it is frozen."""
@@ -65,21 +62,8 @@ class Backbone(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """:meth:`forward` outside of inference mode, for training and tracing."""
-        maps = self._of_one_view(images)
-        if self.flip:
-            maps = (maps + self._of_one_view(images.flip(3)).flip(3)) / 2
+        maps: Tensor = self.trunk(images)
         return F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
-
-    def _of_one_view(self, images: Tensor) -> Tensor:
-        """The last layer's map, and the earlier ones' averaged to its grid behind it."""
-        found = self.trunk(images)
-        if isinstance(found, Tensor):
-            found = {"last": found}
-        maps = [found[key] for key in ("last", *self.layers)]
-        grid = maps[0].shape[2:]  # (h,w)
-        if any(m.ndim != 4 or m.shape[2] != m.shape[3] or m.shape[2] < grid[0] for m in maps):
-            raise ValueError(f"{self.layer} gives {[tuple(m.shape) for m in maps]}, no square grids of regions")
-        return torch.cat([m if m.shape[2:] == grid else F.adaptive_avg_pool2d(m, grid) for m in maps], dim=1)
 
     def class_text(self, metadata: Metadata, attributes: Sequence[str] = ()) -> np.ndarray | None:
         """(C,2,E) float32 embeddings of the classes' names, and of their names with attributes; None without text.
@@ -122,14 +106,13 @@ class Backbone(nn.Module):
             "transform": str(self.transform),
             "input_size": self.input_size,
             "pool": self.pool,
-            "flip": "average of both views" if self.flip else "no",
+            "flip": "no",  # versions up to 0.2 could average each image with its mirror image
         }
 
 
 def build_backbone(
-    name: str, weights: str | Path | None = None, *, input_size: int | None = None, layers: Sequence[str] = (),
-    pool: int = 1, flip: bool = False,
-) -> Backbone:  # fmt: skip
+    name: str, weights: str | Path | None = None, *, input_size: int | None = None, pool: int = 1
+) -> Backbone:
     """A frozen backbone, tried on one blank image.
 
     torchvision's networks with IMAGENET1K_V1 weights or a weights file get Resize(size) and CenterCrop(size), the
@@ -142,27 +125,24 @@ def build_backbone(
         weights: a torchvision weights name, a weights file, "pretrained" (timm), or "random" (seeded; for tests). None:
             IMAGENET1K_V1, of timm and open_clip what the model's name says.
         input_size: image side in pixels; None: what the network was made for.
-        layers: modules whose maps, averaged to the grid of the last map, are put behind it, (B,D+D',h,w).
         pool: average pool x pool regions into one.
-        flip: average the maps of the image and of its mirror image, the latter's mirrored back.
     """
     given = None if weights is None else str(weights)
     prefix = max((p for p in BUILDERS if name.startswith(p)), key=len)
     with torch.random.fork_rng(devices=[]):  # initial weights are always the same, and the caller's numbers left alone
         torch.manual_seed(_SEED)
-        trunk = BUILDERS[prefix](name.removeprefix(prefix), given, layers)
+        trunk = BUILDERS[prefix](name.removeprefix(prefix), given)
     # of the network as it was made, before its position embeddings are interpolated
     digest = sha256_file(given) if given and is_weights_file(given) else state_sha256(trunk.network)
     size = input_size or trunk.transform.crop
     try:
         if trunk.resize is not None and size != trunk.transform.crop:
             trunk.resize(size)
-        return Backbone(name, trunk, digest, size, layers, pool, flip)
+        return Backbone(name, trunk, digest, size, pool)
     except (RuntimeError, AssertionError, ValueError, IndexError, KeyError) as error:
         if is_out_of_memory(error):
             raise
-        among = f" with --layers {','.join(layers)}" if layers else ""
-        raise UserError(f"{name} cannot take images of {size} pixels{among} ({first_line(error)[:200]})") from error
+        raise UserError(f"{name} cannot take images of {size} pixels ({first_line(error)[:200]})") from error
 
 
 def file_form(name: str) -> str:

@@ -8,7 +8,6 @@ region of E channels, the embedding itself. For patches of an image tower take t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.features.images import Transform
-from core.features.trunks import OPEN_CLIP, RANDOM, Trunk, build
-from core.features.weights import is_weights_file, load_weights
-from core.files.errors import UserError, first_line, library
+from core.features.trunks import OPEN_CLIP, RANDOM, Trunk, build, chosen
+from core.features.weights import from_hub, load_weights
+from core.files.errors import UserError, library
 
 _TEXTS = 256  # encoded at once
 
@@ -46,7 +45,7 @@ class Clip(nn.Module):
 
 
 @build(OPEN_CLIP)
-def _open_clip(name: str, weights: str | None, layers: Sequence[str]) -> Trunk:
+def _open_clip(name: str, weights: str | None) -> Trunk:
     """MODEL/PRETRAINED, as open_clip.list_pretrained() has them, or MODEL/random.
 
     A weights file is one of that model; its activations and its transform are PRETRAINED's.
@@ -59,24 +58,16 @@ def _open_clip(name: str, weights: str | None, layers: Sequence[str]) -> Trunk:
     tags = [*open_clip.list_pretrained_tags_by_model(model_name), RANDOM]
     if tag not in tags:
         raise UserError(f"name the weights too, open_clip:{model_name}/PRETRAINED with one of {', '.join(tags)}")
-    weights = weights or tag
-    if weights not in (tag, RANDOM) and not is_weights_file(weights):
-        raise UserError(f"--weights {weights}: for open_clip:{name} choose {tag}, random, or a weights file")
+    weights = chosen(f"{OPEN_CLIP}{name}", weights, tag)
     of_tag = open_clip.get_pretrained_cfg(model_name, tag) or {}
-    try:
+    with from_hub(f"{OPEN_CLIP}{name}", "open_clip_model.safetensors"):
         model = open_clip.create_model(
             model_name, pretrained=tag if weights == tag != RANDOM else None, pretrained_text=False,
             force_quick_gelu=bool(of_tag.get("quick_gelu")),
             force_preprocess_cfg={k: of_tag[k] for k in ("mean", "std", "interpolation") if of_tag.get(k)},
         ).eval()  # fmt: skip
         clip = Clip(model, open_clip.get_tokenizer(model_name))
-    except Exception as error:  # of the hub's client: nearly anything
-        raise UserError(
-            f"open_clip:{name} could not be made with its weights ({first_line(error)}). Offline? Download its "
-            "open_clip_model.safetensors elsewhere and name it with --weights open_clip_model.safetensors"
-        ) from error
-    if is_weights_file(weights):
-        load_weights(model, Path(weights))
+    load_weights(model, weights)
     how = model.visual.preprocess_cfg
     side = how["size"] if isinstance(how["size"], int) else how["size"][0]
     interpolation = "bicubic" if how["interpolation"] == "random" else how["interpolation"]

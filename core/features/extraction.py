@@ -124,10 +124,7 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, final: Path
         raise UserError(f"none of the {len(paths)} images of {dataset.source} is there; looked for {paths[0]}, ...")
     if missing:
         _log.warning("%d images are missing, the first is %s; going on", len(missing), paths[missing[0]])
-    network = build_backbone(
-        config.backbone, config.weights, input_size=config.input_size, layers=config.layers, pool=config.pool,
-        flip=config.flip,
-    )  # fmt: skip
+    network = build_backbone(config.backbone, config.weights, input_size=config.input_size, pool=config.pool)
     text = network.class_text(metadata)
     provenance = _provenance(dataset, metadata, network, config, device)
     network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]

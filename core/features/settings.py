@@ -24,7 +24,7 @@ STORES = ("float16", "float32")
 BATCH_SIZE = 32
 FINETUNED = "finetuned_"  # how the weights files of finetune.py begin
 # flags that OWN_ours.py has under another name, or has not
-_OWN_FLAGS = {"out": "--features", "batch_size": "--image-batch-size", "layers": "", "flip": "", "store": ""}
+_OWN_FLAGS = {"out": "--features", "batch_size": "--image-batch-size", "store": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +40,7 @@ class ExtractionConfig:
     input_size: int | None = hp(
         None, "image side in pixels; none: what the backbone was made for", at_least=32, at_most=4096
     )
-    layers: tuple[str, ...] = hp((), "earlier layers NAME,NAME, averaged to the grid of the last map and put behind it")
     pool: int = hp(1, "average this many by this many regions into one", at_least=1, at_most=16)
-    flip: bool = hp(False, "average the features of each image and of its mirror image")
     dtype: str = hp("float32", "arithmetic of the backbone", choices=tuple(DTYPES))
     store: str = hp("float16", "type in the file", choices=STORES)
     device: str = hp("auto", NAMES)
@@ -66,16 +64,14 @@ class ExtractionConfig:
 def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfig) -> Path:
     """<data_root>/<source>/feature_map_<Backbone>_<source>.hdf5; DAZLE's name where nothing differs from its protocol.
 
-    What does is named: feature_map_ResNet_101_448px_layer3_pool2_flip_CUB.hdf5.
+    What does is named: feature_map_ResNet_101_448px_pool2_CUB.hdf5.
     """
     own = Path(config.weights or "").name
     fold = own.removeprefix(f"{FINETUNED}{file_form(config.backbone)}_").removesuffix(".safetensors")
     parts = [file_form(config.backbone)]
     parts += [f"finetuned_{fold}"] if own.startswith(FINETUNED) else []
     parts += [f"{config.input_size}px"] if config.input_size else []
-    parts += config.layers
     parts += [f"pool{config.pool}"] if config.pool > 1 else []
-    parts += ["flip"] if config.flip else []
     return feature_file(Path(data_root), dataset, "_".join(parts))
 
 
@@ -96,8 +92,7 @@ def extraction_command(
     for name, value in given.items():
         flag = _OWN_FLAGS.get(name) if own and name in _OWN_FLAGS else flag_of(name)
         if flag and value is not None:
-            value = ",".join(value) if isinstance(value, tuple) else value
-            words += [flag] if value is True else [flag, str(value)]
+            words += [flag, str(value)]
     return shlex.join(words)
 
 
@@ -109,8 +104,6 @@ def recorded_config(provenance: Mapping[str, Any], store: str | None = None) -> 
     keys = ("backbone", "weights", "dtype", "batch_size", "input_size", "pool")
     have = {key: provenance[key] for key in keys if key in provenance} | ({} if store is None else {"store": store})
     have |= {key: int(have[key]) for key in ("input_size", "pool") if key in have}  # a checkpoint has them as text
-    have["layers"] = tuple(str(provenance.get("layer", "")).split("+")[1:])
-    have["flip"] = provenance.get("flip", "no") != "no"
     if have.get("weights") in ("IMAGENET1K_V1", "pretrained", "package"):
         del have["weights"]
     saw = provenance.get("pretraining_saw_unseen", "unknown")

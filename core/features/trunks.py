@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 
 from core.demo.backbone import DemoBackbone
 from core.features.images import Transform
-from core.features.weights import HEADS, fetch_cached, is_weights_file, load_weights
-from core.files.errors import UserError, first_line, library
+from core.features.weights import HEADS, fetch_cached, from_hub, is_weights_file, load_weights
+from core.files.errors import UserError, library
 
 DEMO, TIMM, OPEN_CLIP, RANDOM = "demo", "timm:", "open_clip:", "random"
 DEFAULT_WEIGHTS = "IMAGENET1K_V1"  # what DAZLE and its relatives used; torchvision's DEFAULT is V2, other features
@@ -36,18 +35,29 @@ class Trunk:
     weights: str  # their name or file
     pretraining: str = "unknown"  # what the weights saw: "imagenet1k", "demo", "nothing" or "unknown"
     layer: str = "forward"  # where the map comes out, for the record
-    maps: nn.Module | None = None  # (B,3,H,W) to the map (B,D,h,w), or to {"last": it, layer: its map}; None: network
+    maps: nn.Module | None = None  # (B,3,H,W) to the map (B,D,h,w); None: network
     resize: Callable[[int], None] | None = None  # makes the network take another image side
     categories: tuple[str, ...] = ()  # names of the classes it was trained on, where they are known
     encode: Callable[[Sequence[str]], np.ndarray] | None = None  # texts (n,) to unit embeddings (n,E)
 
 
-Builder = Callable[[str, str | None, Sequence[str]], Trunk]
+class Maps(nn.Module):
+    """Images (B,3,H,W) to the map (B,D,h,w) that ``read(network, images)`` takes out of a network."""
+
+    def __init__(self, network: nn.Module, read: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.read = network, read
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.read(self.network, images)
+
+
+Builder = Callable[[str, str | None], Trunk]
 BUILDERS: dict[str, Builder] = {}
 
 
 def build(prefix: str) -> Callable[[Builder], Builder]:
-    """Register ``f(name, weights, layers) -> Trunk`` for backbones whose names begin with ``prefix`` (docs/adding.md).
+    """Register ``f(name, weights) -> Trunk`` for backbones whose names begin with ``prefix`` (docs/adding.md).
 
     ``name`` comes without the prefix; ``weights`` is None, a name, or a file; weights are drawn from a
     seeded generator.
@@ -60,13 +70,20 @@ def build(prefix: str) -> Callable[[Builder], Builder]:
     return register
 
 
+def chosen(backbone: str, weights: str | None, *known: str) -> str:
+    """The value of ``--weights``: None is the first known name; refused is what is neither known nor a file."""
+    weights = weights or known[0]
+    if weights not in (*known, RANDOM) and not is_weights_file(weights):
+        raise UserError(f"no weights {weights!r} for {backbone}: choose {', '.join(known)}, random, or a weights file")
+    return weights
+
+
 @build(DEMO)
-def _demo(name: str, weights: str | None, layers: Sequence[str]) -> Trunk:
+def _demo(name: str, weights: str | None) -> Trunk:
     network = DemoBackbone()
     if weights is None or not (weights == RANDOM or is_weights_file(weights)):
         raise UserError("the demo backbone needs --weights <file>.safetensors (or random)")
-    if weights != RANDOM:
-        load_weights(network, Path(weights))
+    load_weights(network, weights)
     return Trunk(
         network=network,
         transform=Transform(DEMO_SIZE, DEMO_SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),  # it normalises itself
@@ -77,7 +94,7 @@ def _demo(name: str, weights: str | None, layers: Sequence[str]) -> Trunk:
 
 
 @build("")
-def _torchvision(name: str, weights: str | None, layers: Sequence[str]) -> Trunk:
+def _torchvision(name: str, weights: str | None) -> Trunk:
     import torchvision  # takes seconds, which nothing else in this module needs
     from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -85,24 +102,17 @@ def _torchvision(name: str, weights: str | None, layers: Sequence[str]) -> Trunk
         raise UserError(f"no backbone {name!r} of torchvision; try resnet101, or timm:NAME (timm:vit_...)")
     known = {w.name: w for w in torchvision.models.get_model_weights(name)}
     usual = known.get(DEFAULT_WEIGHTS) or next(iter(known.values()))
-    weights = weights or usual.name
-    if weights not in known and not is_weights_file(weights) and weights != RANDOM:
-        raise UserError(f"no weights {weights!r} for {name}: choose {', '.join(known)}, random, or a weights file")
+    weights = chosen(name, weights, usual.name, *known)
     entry = known.get(weights, usual)
     for_imagenet = {"transform_input": True, "init_weights": False} if name in ("inception_v3", "googlenet") else {}
     network = torchvision.models.get_model(name, weights=None, **for_imagenet).eval()
-    if weights != RANDOM:
-        load_weights(network, fetch_cached(entry.url) if weights in known else Path(weights))
+    load_weights(network, str(fetch_cached(entry.url)) if weights in known else weights)
     children = dict(network.named_children())
     before = list(children)[: min(i for i, child in enumerate(children) if child in _AFTER)]
     last = next(child for child in reversed(before) if child not in HEADS)
     last += f".{len(children[last]) - 1}" if isinstance(children[last], nn.ModuleList) else ""  # type: ignore[arg-type]
     node = "relu" if name.startswith("densenet") else last  # it follows, and changes the last module's output in place
-    try:
-        nodes = {node: "last"} | {layer: layer for layer in layers}
-        maps = create_feature_extractor(network, nodes, suppress_diff_warning=True)
-    except ValueError as error:
-        raise UserError(f"--layers {','.join(layers)}: {name} has no such module; its last is {last}") from error
+    extractor = create_feature_extractor(network, [node], suppress_diff_warning=True)
     preset = entry.transforms()
     crop = preset.crop_size[0]
     # the shorter side is kept whole but with weights of another preset: the protocol of DAZLE and its relatives
@@ -114,58 +124,32 @@ def _torchvision(name: str, weights: str | None, layers: Sequence[str]) -> Trunk
         weights=weights,
         pretraining=saw,
         layer=last,
-        maps=maps,
+        maps=Maps(extractor, lambda network, images: network(images)[node]),
         categories=tuple(entry.meta["categories"]) if saw == "imagenet1k" else (),  # SWAG's weights saw Instagram
     )
 
 
-class _TimmMaps(nn.Module):
-    """The maps of a timm model: what its forward_features gives, and the intermediates of the layers asked for."""
-
-    def __init__(self, network: Any, layers: Sequence[str]) -> None:
-        super().__init__()
-        self.network = network
-        modules = [str(stage["module"]) for stage in getattr(network, "feature_info", [])]
-        if unknown := {*layers} - {*modules}:
-            raise UserError(f"--layers {','.join(unknown)}: no such module; there are {', '.join(modules)}")
-        self.indices = {layer: modules.index(layer) for layer in sorted(layers, key=modules.index)}
-        self.last_axis = getattr(network, "output_fmt", "") == "NHWC"  # maps are (B,h,w,D), not (B,D,h,w)
-        # models that do not say it have their class token in front, where they have one (CaiT up to timm 1.0.28)
-        self.prefix = getattr(network, "num_prefix_tokens", int(hasattr(network, "cls_token"))) or 0
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        if not self.indices:
-            return {"last": self._to_map(self.network.forward_features(images))}
-        indices = list(self.indices.values())
-        last, maps = self.network.forward_intermediates(images, indices=indices, output_fmt="NCHW")
-        return {"last": self._to_map(last), **dict(zip(self.indices, maps, strict=True))}
-
-    def _to_map(self, output: Tensor) -> Tensor:
-        """(B,D,h,w) from (B,D,h,w), (B,h,w,D), or tokens (B,prefix+h*w,D)."""
-        if output.ndim == 4:
-            return output.permute(0, 3, 1, 2) if self.last_axis else output
-        patches = output[:, self.prefix :].transpose(1, 2)  # (B,D,R)
-        return patches.unflatten(2, (side := math.isqrt(patches.shape[2]), side))
+def _timm_map(network: Any, images: Tensor) -> Tensor:
+    """(B,D,h,w) of what a timm model gives: (B,D,h,w), (B,h,w,D), or tokens (B,prefix+h*w,D)."""
+    output: Tensor = network.forward_features(images)
+    if output.ndim == 4:
+        return output.permute(0, 3, 1, 2) if getattr(network, "output_fmt", "") == "NHWC" else output
+    # models that do not say it have their class token in front, where they have one (CaiT up to timm 1.0.28)
+    prefix = getattr(network, "num_prefix_tokens", int(hasattr(network, "cls_token"))) or 0
+    patches = output[:, prefix:].transpose(1, 2)  # (B,D,R)
+    return patches.unflatten(2, (side := math.isqrt(patches.shape[2]), side))
 
 
 @build(TIMM)
-def _timm(name: str, weights: str | None, layers: Sequence[str]) -> Trunk:
+def _timm(name: str, weights: str | None) -> Trunk:
     with library(f"--backbone {TIMM}{name}", "timm"):
         import timm
-    weights = weights or "pretrained"
-    if not is_weights_file(weights) and weights not in ("pretrained", RANDOM):
-        raise UserError(f"--weights {weights}: for timm models choose pretrained, random, or a weights file")
+    weights = chosen(f"{TIMM}{name}", weights, "pretrained")
     if not timm.is_model(name):
         raise UserError(f"no backbone {name!r} in timm; timm.list_models() names those there are")
-    try:
+    with from_hub(f"{TIMM}{name}", "model.safetensors"):
         network: Any = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0).eval()
-    except Exception as error:  # of the hub's client: nearly anything
-        raise UserError(
-            f"{TIMM}{name} could not be made with its weights ({first_line(error)}). Offline? Download its "
-            f"model.safetensors elsewhere and name it: --backbone {TIMM}{name} --weights model.safetensors"
-        ) from error
-    if is_weights_file(weights):
-        load_weights(network, Path(weights))
+    load_weights(network, weights)
     config = timm.data.resolve_model_data_config(network)
     side = config["input_size"][1]
     resize = max(side, math.floor(side / config["crop_pct"]))  # as timm computes it
@@ -182,6 +166,6 @@ def _timm(name: str, weights: str | None, layers: Sequence[str]) -> Trunk:
         weights=weights,
         pretraining="nothing" if weights == RANDOM else "unknown",
         layer="forward_features",
-        maps=_TimmMaps(network, layers),
+        maps=Maps(network, _timm_map),
         resize=set_side if hasattr(network, "set_input_size") else None,
     )

@@ -7,9 +7,10 @@ without the prefixes of DataParallel, torch.compile, EMA or a wrapping module.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from core.files.atomic import sha256_file
 from core.files.errors import UserError, first_line, is_out_of_memory
 from core.files.kinds import missing, unreadable
 
@@ -63,10 +63,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise unreadable(path, "weights file", f"{why}; torch.save(model.state_dict(), FILE) makes one") from error
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Fit a weights file to a network. Heads, the file's and the network's, are left alone."""
+def load_weights(network: nn.Module, weights: str | None) -> None:
+    """Fit a weights file to a network; heads, the file's and the network's, are left alone. Other names fit nothing."""
+    if weights is None or not is_weights_file(weights):
+        return
     own = _trunk(network.state_dict())
-    state = _trunk(_without_prefix(list(own), read_state(path)))
+    state = _trunk(_without_prefix(list(own), read_state(Path(weights))))
     found = {
         "missing": sorted(own.keys() - state.keys()),
         "unknown": sorted(state.keys() - own.keys()),
@@ -74,10 +76,10 @@ def load_weights(network: nn.Module, path: Path) -> None:
     }
     said = [f"{len(keys)} {what} ({', '.join(keys[:3])})" for what, keys in found.items() if keys]
     if said:
-        raise UserError(f"{path} does not fit the network: {'; '.join(said)}. Is --backbone the one it was made with?")
+        raise UserError(f"{weights} does not fit the network: {'; '.join(said)}. Is it of another --backbone?")
     # as they will be stored: a float64 may be too large
     if bad := [k for k, v in state.items() if not torch.isfinite(v.to(own[k].dtype)).all()]:
-        raise UserError(f"{path}: NaN or infinity in {', '.join(bad[:3])}; take an earlier checkpoint")
+        raise UserError(f"{weights}: NaN or infinity in {', '.join(bad[:3])}; take an earlier checkpoint")
     network.load_state_dict(state, strict=False)
 
 
@@ -93,21 +95,24 @@ def _without_prefix(names: list[str], state: Mapping[str, Tensor]) -> dict[str, 
     return {_DENSE_LAYER.sub(r"\1\2", k): v for k, v in taken.items()}
 
 
+@contextlib.contextmanager
+def from_hub(backbone: str, file: str) -> Iterator[None]:
+    """Around what fetches weights, where nearly anything may be raised; ``file`` is what can be fetched by hand."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(
+            f"{backbone} could not be made with its weights ({first_line(error)}). Offline? Download its {file} "
+            f"elsewhere and name it: --weights {Path(file).name}"
+        ) from error
+
+
 def fetch_cached(url: str) -> Path:
-    """The file of torch's cache that a weights address stands for, downloaded if it is not there, its hash compared."""
+    """The file of torch's cache that a weights address stands for; if it is not there, it is downloaded and checked."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    digest = path.stem.rsplit("-", 1)[-1]  # the first hex digits of its SHA-256
     if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), digest)
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"the weights {path.name} could not be fetched ({error}). Download {url} elsewhere and put it into "
-                f"{path.parent}, or name it with --weights {path.name}"
-            ) from error
-    if not sha256_file(path).startswith(digest):
-        raise UserError(f"{path} is not what its name says; delete it, and the next run downloads it again: rm {path}")
+        with from_hub(path.stem, url):
+            torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     return path
 
 

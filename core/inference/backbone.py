@@ -61,9 +61,7 @@ def rebuild(record: Mapping[str, Any], config: ExtractionConfig, shape: tuple[in
                 f"{given} is not the weights file of this run: its sha256 is {found}, that of {recorded}, which made "
                 f"the regions it was trained on, is {digest}. Name that file with --weights"
             )
-    network = build_backbone(
-        config.backbone, given, input_size=config.input_size, layers=config.layers, pool=config.pool, flip=config.flip
-    )
+    network = build_backbone(config.backbone, given, input_size=config.input_size, pool=config.pool)
     if not is_weights_file(recorded) and digest not in (network.sha256, state_sha256(network.network)):
         raise UserError(
             f"the weights of {config.backbone} are not those of this run: their sha256 is {network.sha256}, recorded "

