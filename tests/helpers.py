@@ -19,6 +19,8 @@ import scipy.io
 from safetensors.torch import save_file
 
 from core.datasets.registry import DataSet
+from core.demo.dataset import TRAITS, draw_signatures
+from core.demo.drawing import Signature, draw_creature
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -153,3 +155,21 @@ def weights_file(place: Path, backbone: str) -> Path:
     path = place / f"{backbone}.safetensors"
     save_file(build_backbone(backbone, "random").network.state_dict(), path)
     return path
+
+
+def drawn_folder(root: Path) -> tuple[list[Signature], str]:
+    """A folder of one's own: six described classes, five of them with four drawn photographs.
+
+    Returns the signatures of seven, and a sheet of the seventh alone.
+    """
+    signatures = draw_signatures(7, 1, np.random.default_rng(0))[0]
+    traits = [(t, v) for t in ("crown_color", "wing_color", "belly_color") for v in TRAITS[t]]
+    rows = ["class," + ",".join(f"{v} {t}" for t, v in traits)]
+    for c, signature in enumerate(signatures):
+        rows.append(f"creature {c}," + ",".join(str(int(signature[t] == v)) for t, v in traits))
+        for i in range(4 if c < 5 else 0):
+            path = root / "images" / f"creature {c}" / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            draw_creature(signature, np.random.default_rng([c, i])).save(path)
+    (root / "attributes.csv").write_text("\n".join(rows[:-1]) + "\n")
+    return signatures, f"{rows[0]}\n{rows[-1]}\n"

@@ -102,7 +102,8 @@ def test_large_pieces_of_memory_are_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "given"), [("own", (None, [])), ("predict", (None, ["run", "a.jpg"])), ("extract", ("CUB", None, []))]
+    ("module", "given"),
+    [("own", (None, ["--data-root", "x"])), ("predict", (None, ["run", "a.jpg"])), ("extract", ("CUB", None, []))],
 )
 def test_what_runs_a_backbone_keeps_its_memory(module: str, given: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     class Called(Exception):

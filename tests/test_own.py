@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import sys
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +14,7 @@ import pytest
 from PIL import Image
 
 from core.datasets.own import Choices, Photograph, feature_pattern, find_images, read_folder, stand_in
-from core.datasets.own_splits import split_images
 from core.datasets.sheets import read_attributes
-from core.demo.dataset import TRAITS, draw_signatures
-from core.demo.drawing import draw_creature
 from core.features import photographs
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
@@ -27,7 +23,7 @@ from core.reporting import attention
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import final_fold, validation_fold
-from tests.helpers import refused, run_here
+from tests.helpers import drawn_folder, refused, run_here
 from tests.test_images import HEIC
 
 SHEET = "class,red,blue,long\na,1,0,0.5\nb,0,1,0.25\nc,1,1,-2\nd,0,0,3\ne,1,0,1\nf,.5,1e0,0\n"
@@ -54,17 +50,7 @@ def looks(root: Path) -> dict[str, Photograph]:
 @pytest.fixture(scope="module")
 def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six drawn classes, the last of them described only."""
-    root = tmp_path_factory.mktemp("creatures")
-    signatures = draw_signatures(6, 1, np.random.default_rng(0))[0]
-    traits = [(t, v) for t in ("crown_color", "wing_color", "belly_color") for v in TRAITS[t]]
-    rows = ["class," + ",".join(f"{v} {t}" for t, v in traits)]
-    for c, signature in enumerate(signatures):
-        rows.append(f"creature {c}," + ",".join(str(int(signature[t] == v)) for t, v in traits))
-        for i in range(0 if c == 5 else 4):
-            path = root / "images" / f"creature {c}" / f"{i}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draw_creature(signature, np.random.default_rng([c, i])).save(path)
-    (root / "attributes.csv").write_text("\n".join(rows) + "\n")
+    drawn_folder(root := tmp_path_factory.mktemp("creatures"))
     return root
 
 
@@ -113,9 +99,9 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
     assert code == 0, err
     assert "| method, test sets | S |" in out and "so T1, U, H and AUSUC could not be measured" in out
 
-    image = root / "images" / "creature 0" / "0.png"  # mended, with a copy of another and one that is damaged
+    image = root / "images" / "creature 0" / "0.jpg"  # mended, with a copy of another and one that is damaged
     image.write_bytes(image.read_bytes() + b"\0")
-    shutil.copy(image.with_name("1.png"), image.with_name("1 (1).png"))
+    shutil.copy(image.with_name("1.jpg"), image.with_name("1 (1).jpg"))
     (root / "images" / "creature 1" / "bad.jpg").write_bytes(b"nothing")
     code, _, err = run_here(*command, "--select", "last")
     assert code == 0 and "1 images cannot be read and are left out (creature 1/bad.jpg: it is no image" in err, err
@@ -129,16 +115,11 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
         assert not np.array_equal(now.read(np.flatnonzero(rows < 0)), 0 * now.read(np.array([0])))
 
 
-def test_vectors_of_ones_own_and_a_root_that_may_only_be_read(
-    creatures: Path, tmp_path: Path, no_figure, monkeypatch
-) -> None:
+def test_vectors_of_ones_own_and_nothing_is_written_below_the_root(creatures: Path, tmp_path: Path, no_figure) -> None:
     """Everything that is written goes where the flags say, the copy of the vectors too."""
-    allowed = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode, **kw: path != creatures and allowed(path, mode, **kw))
     K = len(read_attributes(creatures / "attributes.csv").attributes)
     np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(K, 7)))
     flags = ("--data-root", creatures, *CREATURES, "--vectors", tmp_path / "v.npy", "--gamma-splits", "1")
-    refused(run_here(tmp_path, "OWN_ours.py", *flags, "--out", tmp_path / "r"), "may only be read", "--features FILE")
     before = sorted(creatures.rglob("*"))
     flags = (*flags, "--method", "dazle", "--features", tmp_path / "f" / "f.hdf5", "--out", tmp_path / "r")
     code, _, err = run_here(tmp_path, "OWN_ours.py", *flags)
@@ -152,74 +133,11 @@ def test_vectors_of_ones_own_and_a_root_that_may_only_be_read(
 
 def test_what_is_missing(tmp_path: Path) -> None:
     refused(run_here(tmp_path, "OWN_ours.py"), "--data-root")
-    refused(run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path), f"no folder {tmp_path / 'images'}")
     (folder(tmp_path) / "attributes.csv").unlink()
     refused(run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path), "attributes.csv", "docs/own-data.md")
-
-
-@pytest.mark.parametrize(
-    ("sheet", "says"),
-    [
-        ("", "the header must be class,"),
-        ("class,red\n", "has no row"),
-        ("name,red\na,1\n", "line 1: the header must be class,"),
-        ("class,red,red\na,1,1\n", "the attribute 'red' stands there twice"),
-        ("class,red\na,1\n\nb,1\na,0\n", "the class 'a' stands there twice"),
-        ("\n\nclass,red,blue\na,1,1\nb,1\n", "line 5, class 'b': '' for 'blue' is not a number"),
-        ("class,red,blue\na,1,1,1\n", "line 2: '1' stands in a column without a name; name or delete it"),
-        ("class,red,\na,1,\nb,1,old sheet\n", "line 3: 'old sheet' stands in a column without a name"),
-        ("class,red\na,50%\nb,0.7\nc,0\n", "line 3, class 'b': '0.7' for 'red' has no %"),
-        ("class,red\n,mm\na,1\n", "line 2: '' is no name for the class"),
-        ("class,red\na,nan\n", "line 2, class 'a': 'nan' for 'red' is not a number"),
-        ('class,red\n"a\nb",1\n', "line 2: 'a\\nb' is no name for the class: it is empty, or holds control"),
-        ('class,red\na,1\n"b,1\n', "is a quotation mark not closed?"),
-        ("class;red;blue\na;0,5;1\nb;1;0.5\n", "line 2: '0,5' has a decimal comma, but other cells a point"),
-        (b"class,red\na,1\nb\x81,1\n", "line 3: not UTF-8"),
-        (b"PK\3\4", "is a workbook of a spreadsheet: name it .xlsx"),
-    ],
-)
-def test_sheets_that_are_refused(tmp_path: Path, sheet: str | bytes, says: str) -> None:
-    path = folder(tmp_path, sheet) / "attributes.csv"
-    with pytest.raises(UserError) as error:
-        read_attributes(path)
-    assert str(path) in str(error.value) and says in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "sheet",
-    [
-        "class,long bill,b\nä,0.5,-1\nc,2,0\n".encode("utf-8-sig"),
-        "class,long bill,b\r\nä,0.5,-1\r\nc,2,0\r\n".encode("utf-16"),
-        "class\tlong bill\tb\nä\t0.5\t-1\nc\t2\t0\n".encode(),
-        "Class;long bill;b\nä;0,5;-1\nc;2;0\n\n".encode(),
-        '"class","long bill","b"\n"ä","0.5",-1\nc,2e0,0'.encode(),
-        "class,long bill,b\na\u0308,.5,-1\nc,+2,0\n".encode(),  # a decomposed letter
-        "sep=;\nClass;long bill;b\nä;0,5;-1\nc;2;0\n".encode("cp1252"),
-        "Birds, of the bay,,\n\nclass,long bill,b,,\nä,50%,-1,,\nc,200 %,0,,\n".encode(),
-        ",class,long bill,b\n0,ä,0.5,-1\n1,c,2,No\n".encode(),
-    ],
-)
-def test_sheets_of_every_spreadsheet(tmp_path: Path, sheet: bytes) -> None:
-    read = read_attributes(folder(tmp_path, sheet) / "attributes.csv")
-    assert (read.classes, read.attributes) == (["ä", "c"], ["long bill", "b"])
-    assert np.array_equal(read.values, np.array([[0.5, -1], [2, 0]], np.float32))
-
-
-def test_a_workbook_in_place_of_a_sheet(tmp_path: Path) -> None:
-    openpyxl = pytest.importorskip("openpyxl", reason="openpyxl is not installed")
-    book = openpyxl.Workbook()
-    for row in (["Birds of the bay"], ["class", "red", "long"], ["a", True, 0.5], ["b", False, 2], [1, "yes", 0]):
-        book.active.append(row)
-    (root := folder(tmp_path, images="aaabbb") / "attributes.csv").unlink()
-    book.save(root.with_suffix(".xlsx"))
-    read = read_attributes(root.with_suffix(".xlsx"))
-    assert (read.classes, read.attributes) == (["a", "b", "1"], ["red", "long"])
-    assert read.values.tolist() == [[1, 0.5], [0, 2], [1, 0]]
-    with pytest.raises(UserError, match="2 seen classes"):  # the folder's sheet
-        read_folder(tmp_path, Choices(validation=False))
-    root.with_suffix(".xlsx").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"attributes\.xlsx is not a readable workbook"):
-        read_attributes(root.with_suffix(".xlsx"))
+    folder(tmp_path, images="")
+    shutil.rmtree(tmp_path / "images")
+    refused(run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path), f"no image {tmp_path / 'images'}/<class>/*.jpg")
 
 
 @pytest.mark.parametrize(
@@ -230,12 +148,16 @@ def test_a_workbook_in_place_of_a_sheet(tmp_path: Path) -> None:
         ("aaabbbcccddd", {}, {"unseen": ("E",)}, "--unseen: attributes.csv has no class 'E'"),
         ("aaabbbcccddd", {}, {"unseen": ("e",)}, "are 4 and 0"),  # e has no images: nothing to measure on
         ("aaabbbcccddd", {"unseen_txt": "a\n\nq\n"}, {}, "unseen.txt: attributes.csv has no class 'q'"),
-        ("aaabbbcccddd", {"unseen_txt": "a", "splits_csv": "class,split\na,seen\n"}, {}, "unseen.txt, --unseen"),
-        ("aaabbbcccddd", {"splits_csv": "class,split\na,seen\n"}, {}, "has no line for 'b', 'c', 'd'"),
-        ("aaabbbcccddd", {"splits_csv": "class,split\na,test\n"}, {}, "line 2, 'a': its split must be one of seen"),
-        ("aaabbbcccddd", {"splits_csv": "class,split\na,seen\na,seen\n"}, {}, "line 3, 'a': the class stands there"),
+        ("aaabbbcccddd", {"unseen_txt": "a", "splits_csv": "image,split\na/0.jpg,val\n"}, {}, "unseen.txt, --unseen"),
+        ("aaabbbcccddd", {"splits_csv": "class,split\na,seen\n"}, {}, "a header image,... is needed"),
+        (
+            "aaabbbcccddd",
+            {"splits_csv": "image,split\na/0.jpg,test\n"},
+            {},
+            "line 2, 'a/0.jpg': its split must be one of",
+        ),
+        ("aaabbbcccddd", {"splits_csv": "image,split\na/0.jpg,val\na/0.jpg,val\n"}, {}, "line 3, 'a/0.jpg': the image"),
         ("aaabbbcccddd", {"splits_csv": "image,split\na/9.jpg,val\n"}, {}, "line 2, 'a/9.jpg': there is no such image"),
-        ("aaabbbcccddd", {"splits_csv": "file,split\na/0.jpg,val\n"}, {}, "line 1: the header must be"),
         ("aaabbbcccxxx", {}, {}, "no row for the folders 'x'. Add it"),
     ],
 )
@@ -252,8 +174,11 @@ def test_photographs_are_those_that_predict_reads_and_the_rest_is_counted(tmp_pa
         (root / "images" / "a" / name).touch()
     (root / "images" / "a ").mkdir()  # the same class: a blank at the end
     (root / "images" / "a " / "0.png").touch()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "3.png").touch()
+    (root / "images" / "a" / "more").symlink_to(tmp_path / "disk")
     images, notes = find_images(root)
-    plain = [f"a/{n}" for n in ("0.jpg", "1.jpg", "2.jpg", "x.jfif", "y.JPE")]
+    plain = [f"a/{n}" for n in ("0.jpg", "1.jpg", "2.jpg", "more/3.png", "x.jfif", "y.JPE")]
     assert images["a"] == sorted(["a /0.png", f"a/{blanks}", *plain])
     assert notes == ["2 files below images/ are passed over (.mp4 1, .nef 1): 'a/film.mp4', 'a/z.NEF'"]
     for name, why in ((b"b/\xff.jpg", "is not UTF-8"), (b"b/x\ny.jpg", "holds control characters")):
@@ -261,28 +186,6 @@ def test_photographs_are_those_that_predict_reads_and_the_rest_is_counted(tmp_pa
         with pytest.raises(UserError, match=f"rename .*: its name .*{why}"):
             find_images(root)
         (root / "images" / os.fsdecode(name)).unlink()
-
-
-def test_linked_folders_are_followed_and_circles_are_not(tmp_path: Path) -> None:
-    root = folder(tmp_path / "own", images="aaabbbcccddd")
-    other = tmp_path / "disk" / "more"
-    other.mkdir(parents=True)
-    for i in range(6):
-        (other / f"{i}.png").touch()
-    (root / "images" / "a" / "more").symlink_to(other)
-    (other / "back").symlink_to(other)
-    images, _ = find_images(root)
-    assert len(images["a"]) == 9 and "a/more/3.png" in images["a"]
-
-
-def test_memory_for_a_folder_grows_with_its_images_alone(tmp_path: Path) -> None:
-    """Not with classes times images: 300 classes of 100 images, one array of which for each class is 9 MB."""
-    images = {f"class{c}": [f"class{c}/{i}.jpg" for i in range(100)] for c in range(300)}
-    tracemalloc.start()
-    split_images(tmp_path, Choices(), list(images), images)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 5e6, peak
 
 
 def test_what_is_drawn_is_drawn_by_seed_and_a_class_without_images_is_measured_nowhere(tmp_path: Path) -> None:
@@ -315,18 +218,14 @@ def test_what_is_drawn_is_drawn_by_seed_and_a_class_without_images_is_measured_n
 
 
 def test_splits_csv(tmp_path: Path) -> None:
-    root = folder(tmp_path, splits_csv="class,split\na,train\nb,train\nc,val\nd,unseen\ne,train\nf,unseen\n")
-    m = read_folder(root)
-    assert m.unseen.tolist() == [3] and np.unique(m.labels[m.val_loc]).tolist() == [2]
-    assert any("train/val classes of the split file" in note for note in m.notes)  # none are drawn instead
     lines = ["image,split"]
     for i, name in enumerate("aaaaabbbbbcccccdddddeee"):
         side = "test_unseen" if name in "de" else "test_seen" if i % 5 == 0 else "val" if name == "c" else "train"
         lines += [f"images\\{name}\\{i}.jpg,{side}"] if i != 22 else []
-    (root / "splits.csv").write_text("\n".join(lines))
-    m = read_folder(root)
-    assert m.test_seen_loc.tolist() == [0, 5, 10] and len(m.test_unseen_loc) == 7 and len(m.val_loc) == 4
-    assert any("1 images are not in splits.csv" in note for note in m.notes)
+    m = read_folder(folder(tmp_path, splits_csv="\n".join(lines)))
+    assert m.test_seen_loc.tolist() == [0, 5, 10] and m.unseen.tolist() == [3, 4] and len(m.test_unseen_loc) == 7
+    assert m.val_loc.tolist() == [11, 12, 13, 14] and len(m.trainval_loc) == 12
+    assert any("1 images are not in it" in note for note in m.notes)
 
 
 def test_odd_sheets_are_named(tmp_path: Path) -> None:

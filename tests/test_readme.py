@@ -17,11 +17,10 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from core.demo.dataset import TRAITS, draw_signatures
 from core.demo.drawing import draw_creature
 from core.features import trunks
 from core.reporting import attention
-from tests.helpers import ROOT, run_here
+from tests.helpers import ROOT, drawn_folder, run_here
 
 TEXT = (ROOT / "README.md").read_text("utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text("utf-8")
@@ -61,17 +60,8 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """README's my_birds, photo.jpg, folder/ and more.csv, drawn."""
     place = tmp_path_factory.mktemp("readme")
-    signatures = draw_signatures(7, 1, np.random.default_rng(0))[0]
-    traits = [(t, v) for t in ("crown_color", "wing_color", "belly_color") for v in TRAITS[t]]
-    rows = ["class," + ",".join(f"{v} {t}" for t, v in traits)]
-    for c, signature in enumerate(signatures):
-        rows.append(f"creature {c}," + ",".join(str(int(signature[t] == v)) for t, v in traits))
-        for i in range(4 if c < 5 else 0):
-            path = place / "my_birds" / "images" / f"creature {c}" / f"{i}.jpg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draw_creature(signature, np.random.default_rng([c, i])).save(path)
-    (place / "my_birds" / "attributes.csv").write_text("\n".join(rows[:-1]) + "\n")
-    (place / "more.csv").write_text(f"{rows[0]}\n{rows[-1]}\n")
+    signatures, more = drawn_folder(place / "my_birds")
+    (place / "more.csv").write_text(more)
     (place / "folder").mkdir()
     draw_creature(signatures[5], np.random.default_rng(9)).save(place / "folder" / "a.jpg")
     shutil.copy(place / "folder" / "a.jpg", place / "photo.jpg")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def parser(description: str | None, argv: Sequence[str] | None = ()) -> Parser:
     p, _ = flags.method_first(description, OWN.name, argv)
     flags.add_seeds(p, 1)
     data = p.add_argument_group("data")
-    data.add_argument("--data-root", type=Path, help="the folder with images/ and attributes.csv")
+    data.add_argument("--data-root", type=Path, required=True, help="the folder with images/ and attributes.csv")
     unseen = data.add_mutually_exclusive_group()
     said = "classes that are not trained on; none: all are, and only S is measured"
     unseen.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help=said)
@@ -61,21 +60,15 @@ def parser(description: str | None, argv: Sequence[str] | None = ()) -> Parser:
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
     args = parser(description, argv).parse_args(argv)
     keep_memory()
-    if args.data_root is None:
-        raise UserError("which folder? python OWN_ours.py --data-root FOLDER, with images/<class>/ and attributes.csv")
     root: Path = args.data_root
-    if not os.access(root, os.W_OK) and root.is_dir() and not (args.features and args.out):
-        raise UserError(f"{root} may only be read: name places elsewhere with --features FILE.hdf5 and --out FOLDER")
     if args.unseen_share is not None and args.unseen_share >= 1:
         raise UserError(f"--unseen-share {args.unseen_share:g}: must be between 0 and 1")
     if args.unseen == [NONE]:
         args.unseen, args.unseen_share = [], 0.0
     args.out = args.out or root / "results"
     recipe = from_flags(find_method(args.method).recipe_type, args)
-    validation = args.select == "val"
-    choices = Choices(
-        unseen=tuple(args.unseen), unseen_share=args.unseen_share, seed=args.split_seed, validation=validation
-    )
+    drawn = {"unseen_share": args.unseen_share, "seed": args.split_seed}
+    choices = Choices(unseen=tuple(args.unseen), validation=args.select == "val", **drawn)
     log.info("1 of 3: the folder %s", root)
     from core.features.photographs import look_at  # takes seconds, which --help does not need
 

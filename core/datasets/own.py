@@ -51,8 +51,8 @@ def read_folder(
     """
     root, choices = Path(root), choices or Choices()
     path = root / "attributes.csv"
-    if not path.exists() and path.with_suffix(".xlsx").exists():
-        path = path.with_suffix(".xlsx")
+    if not path.exists() and (book := path.with_suffix(".xlsx")).exists():
+        path = book
     sheet = read_attributes(path)
     images, notes = usable_images(root, looked or {})
     if strange := sorted(images.keys() - {*sheet.classes}):
@@ -194,31 +194,20 @@ def find_images(root: Path) -> tuple[dict[str, list[str]], list[str]]:
     are one class.
     """
     folder = root / "images"
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}: --data-root must hold images/<class>/*.jpg and attributes.csv")
-    images: dict[str, list[str]] = {}
-    passed = [entry.name for entry in folder.iterdir() if not entry.is_dir() and not entry.name.startswith(".")]
-    for entry in sorted(folder.iterdir()):
-        files: list[str] = []
-        visited: set[str] = set()
-        for place, folders, names in os.walk(entry, followlinks=True):
-            if entry.name.startswith(".") or (real := os.path.realpath(place)) in visited:
-                folders.clear()  # a link to where the walk has been
-                continue
-            visited.add(real)
-            folders[:] = [f for f in folders if not f.startswith(".")]
-            for file in (Path(place, name) for name in names if not name.startswith(".")):
-                below = file.relative_to(folder).as_posix()
-                (files if file.suffix.lower() in IMAGE_SUFFIXES else passed).append(below)
-        for text in files:
-            if why := name_problem(text):
-                raise UserError(f"{folder}: rename {text!r}: its name {why}")
-        if files:
-            name = unicodedata.normalize("NFC", entry.name).strip()
-            images[name] = sorted([*images.get(name, []), *files])
+    walk = os.walk(folder, followlinks=True)
+    files = [Path(place, name).relative_to(folder) for place, _, names in walk for name in names]
+    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    images, passed = defaultdict[str, list[str]](list), []
+    for file in sorted(files, key=lambda file: file.parts[0]):
+        if len(file.parts) == 1 or file.suffix.lower() not in IMAGE_SUFFIXES:
+            passed.append(file.as_posix())
+            continue
+        if why := name_problem(file.as_posix()):
+            raise UserError(f"{folder}: rename {file.as_posix()!r}: its name {why}")
+        images[unicodedata.normalize("NFC", file.parts[0]).strip()].append(file.as_posix())
     if not images:
-        raise UserError(f"no image below {folder}/<class>/; what is read: {', '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"no image {folder}/<class>/*.jpg; --data-root must hold images/<class>/ and attributes.csv")
     kinds = Counter(Path(file).suffix.lower() or "no suffix" for file in sorted(passed))
     counts = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common(5))
     note = f"{len(passed)} files below images/ are passed over ({counts}): {listed(sorted(passed))}"
-    return images, [note] if passed else []
+    return {name: sorted(of_class) for name, of_class in images.items()}, [note] if passed else []
