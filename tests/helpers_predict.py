@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,8 @@ from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS
 from core.experiments.inputs import Inputs, load_inputs
 from core.inference.predictor import Predictor
+from core.inference.trained import CHECKPOINT
+from core.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.helpers import run_here
 
 SHORT = {  # flags with which a method takes seconds
@@ -40,6 +43,17 @@ class Made:
             assert code == 0, err
             found = list((self.place / "results" / "AWA2").glob(f"*/{method}/seed0/metrics.json"))
         return found[0].parent
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint says of the backbone."""
+        return load_checkpoint(self.run("eszsl") / CHECKPOINT)[1]["backbone"]
+
+    def changed(self, place: Path, **meta: object) -> Path:
+        """A run in ``place`` whose checkpoint says something else than that of eszsl."""
+        tensors, own = load_checkpoint(self.run("eszsl") / CHECKPOINT)
+        save_checkpoint(place / CHECKPOINT, tensors, own | meta)
+        return place
 
     def load(self, method: str, **options) -> Predictor:
         return core.load(self.run(method), weights=self.weights, device="cpu", **options)

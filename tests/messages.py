@@ -116,7 +116,7 @@ CASES = [
     Case("no images", EXTRACT, NO_FEATURES, ("images of AWA2", "AWA2.md"), removed("data/AWA2")),
     Case("no attribute names", WORDS, ["--source", "v.txt"], ("--attributes",), removed(f"{IMAGES}/predicates.txt")),
     Case("no runs to collect", TABLES, ["--collect"], ("no finished run", "metrics.json")),
-    Case("no run to predict with", "predict.py", ["nowhere", "a.jpg"], ("no folder nowhere",)),
+    Case("no run to predict with", "predict.py", ["nowhere", "a.jpg"], ("no finished run in nowhere",)),
     Case("nothing to verify", VERIFY, ["nowhere"], ("no file or folder at nowhere",)),
     # files that are not what they seem
     Case("pointer as split", EXTRACT, NO_FEATURES, ("git lfs pull",), put(f"{MATS}/att_splits.mat", LFS)),

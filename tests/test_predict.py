@@ -15,20 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import core
 from core.commands.predict import header
-from core.features.backbones import Backbone
+from core.files.atomic import sha256_file
 from core.files.errors import UserError
 from core.inference import backbone, predictor
-from core.inference.explain import explain
 from core.inference.names import shown_reason
 from core.inference.predictor import SPOKEN, Predictor, find_images
-from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.loop import class_scores
-from tests.helpers import ROOT, refused, run_apart, run_here, weights_file
+from tests.helpers import ROOT, refused, run_apart, run_here
 from tests.helpers_predict import SHORT, Made, scores_by_name
 
 
@@ -88,25 +86,12 @@ def test_pixels_are_normalised_as_the_backbone_wants_them(there: Made) -> None:
     torch.testing.assert_close(given[0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("other", [{"flip": "average of both views"}, {"layer": "layer4+layer3"}])
-def test_regions_that_are_not_made_here_as_they_were_are_refused(there: Made, tmp_path: Path, other: dict) -> None:
-    """Versions before averaged both views of a photograph, and put earlier layers behind the last."""
-    checkpoint = there.run("eszsl") / "checkpoint.safetensors"
-    tensors, meta = load_checkpoint(checkpoint)
-    save_checkpoint(tmp_path / checkpoint.name, tensors, meta | {"backbone": meta["backbone"] | other})
-    with pytest.raises(UserError, match=f"and had {next(iter(other.values()))} when".replace("+", r"\+")):
-        core.load(tmp_path, weights=there.weights, device="cpu").network  # noqa: B018 (built when it is asked for)
-
-
 def test_weights_that_the_name_of_a_backbone_says_are_not_asked_for_again(
     there: Made, tmp_path: Path, monkeypatch
 ) -> None:
     """open_clip takes a file or what is behind the slash, and refuses that as --weights."""
-    checkpoint = there.run("eszsl") / "checkpoint.safetensors"
-    tensors, meta = load_checkpoint(checkpoint)
-    record = meta["backbone"] | {"backbone": "open_clip:ViT-B-32/laion2b_s34b_b79k", "weights": "laion2b_s34b_b79k"}
-    save_checkpoint(tmp_path / checkpoint.name, tensors, meta | {"backbone": record})
-    asked = []
+    name, asked = "open_clip:ViT-B-32/laion2b_s34b_b79k", []
+    there.changed(tmp_path, backbone=there.record | {"backbone": name, "weights": "laion2b_s34b_b79k"})
 
     def build(*given, **settings):
         asked.append(given)
@@ -116,41 +101,18 @@ def test_weights_that_the_name_of_a_backbone_says_are_not_asked_for_again(
     for weights in (None, "file.safetensors"):
         with pytest.raises(UserError, match="not here"):
             core.load(tmp_path, weights=weights, device="cpu").network  # noqa: B018 (built when it is asked for)
-    name = "open_clip:ViT-B-32/laion2b_s34b_b79k"
     assert asked == [(name, None), (name, "file.safetensors")]
 
 
-class Plain(torch.nn.Module):
-    """A backbone that keeps nothing: colours of a photograph on its grid."""
-
-    def __init__(self, like: Backbone) -> None:
-        super().__init__()
-        self.transform, self.shape = like.transform, like.shape
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        D, h, w = self.shape
-        return F.adaptive_avg_pool2d(images.repeat(1, -(-D // 3), 1, 1)[:, :D], (h, w)).relu()
-
-
 @pytest.mark.parametrize("method", ["dazle", "vsmr"])
-def test_threads_share_a_predictor(there: Made, method: str) -> None:
-    paths = 6 * there.tested()[1][:20]
-    model = there.load(method)
-    model._network = Plain(model.network)
-    alone = {path: model.predict(path) for path in set(paths)}
-    with ThreadPoolExecutor(8) as pool:
-        for path, answer in zip(paths, pool.map(model.predict, paths), strict=True):
-            assert answer == alone[path]
-
-
-def test_threads_that_come_first_share_one_backbone(there: Made, monkeypatch) -> None:
-    built = []
-    rebuild = predictor.rebuild
+def test_threads_share_a_predictor_and_one_backbone(there: Made, method: str, monkeypatch) -> None:
+    built, rebuild, paths = [], predictor.rebuild, there.tested()[1][:16]
     monkeypatch.setattr(predictor, "rebuild", lambda *given: built.append(given) or rebuild(*given))
-    model = there.load("eszsl")
+    model = there.load(method)
     with ThreadPoolExecutor(8) as pool:
-        assert len(set(pool.map(lambda _: model.network, range(8)))) == 1
+        answers = list(pool.map(model.predict, paths))
     assert len(built) == 1
+    assert answers == [model.predict(path) for path in paths]
 
 
 def test_pictures_in_memory_are_answered_as_their_file_is(there: Made) -> None:
@@ -178,38 +140,21 @@ def test_an_answer_holds_classes_sides_margin_and_attributes(there: Made, photo:
     assert all(c.side == sides.get(c.name, "seen") for c in answer.classes)
     for side in ("seen", "unseen"):
         assert {c.side for c in model.predict(photo, among=side, top=50).classes} == {side}
-    with pytest.raises(UserError, match="choose all, seen, unseen"):
+    with pytest.raises(UserError, match="choose among all, seen, unseen"):
         model.predict(photo, among="both")
     whole = model.predict(photo, top=1)
     assert len(whole.classes) == 1 and whole.margin == answer.margin
-
-
-def test_the_parts_of_an_images_score(there: Made, photo: Path) -> None:
-    model = there.load("vsmr")
-    found, best = model.explain(photo), model.predict(photo).classes[0]
-    c, (_, h, w) = model.trained.classes.index(best.name), model.network.shape
-    assert found.ev.shape == (1, h * w, 85)
-    gamma = model.trained.gamma if best.side == "unseen" else 0.0
-    total = found.places(0, c).sum() + sum(v[0, c] for v in found.corrections.values()) + gamma
-    assert float(total) == pytest.approx(best.score, abs=1e-5 * max(1, abs(best.score)))
-    assert there.load("eszsl").explain(photo).ev is None
-
-
-def test_scoring_attends_once(there: Made, monkeypatch) -> None:
-    trained = there.load("vsmr").trained
-    calls = []
-    kind = type(trained.model)
-    attend = kind.attend
-    monkeypatch.setattr(kind, "attend", lambda self, x: calls.append(len(x)) or attend(self, x))
-    explain(trained, there.inputs.features.batch(there.tested()[0][:4]))
-    assert calls == [4]
 
 
 @pytest.mark.parametrize("method", ["vsmr", "dazle"])
 def test_reasons_are_those_that_count_most_in_words_with_their_sign(there: Made, photo: Path, method: str) -> None:
     model = there.load(method)
     answer, found = model.predict(photo), model.explain(photo)
-    parts = found.attributes(0, model.trained.classes.index(answer.name))
+    c = model.trained.classes.index(answer.name)
+    parts = found.attributes(0, c)
+    gamma = model.trained.gamma if answer.classes[0].side == "unseen" else 0.0
+    total = float(parts.sum() + sum(v[0, c] for v in found.corrections.values()) + gamma)
+    assert total == pytest.approx(answer.classes[0].score, abs=1e-5 * max(1, abs(total)))
     for sign, said in ((1, answer.attributes), (-1, answer.against)):
         values, places = (sign * parts).topk(SPOKEN if sign > 0 else 2)
         named = [shown_reason(model.trained.attributes[k], float(found.g[0, k])) for k in places.tolist()]
@@ -246,17 +191,17 @@ def test_files_and_a_damaged_image_through_the_command(there: Made, tmp_path: Pa
     assert not list(tmp_path.glob(".*"))
 
 
-def test_images_are_found_in_order(tmp_path: Path) -> None:
+def test_images_are_found_in_order(there: Made, photo: Path, tmp_path: Path) -> None:
     for name in ("b/1.png", "a/2.jpeg", "a/.3.jpg", ".c/4.jpg", "5.JFIF", "6.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     found = [p.relative_to(tmp_path).as_posix() for p in find_images([tmp_path, tmp_path / "b", tmp_path / "6.txt"])]
     assert found == ["5.JFIF", "a/2.jpeg", "b/1.png", "6.txt"]
-    with pytest.raises(UserError, match="no file or folder"):
-        find_images([tmp_path / "nowhere"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no image found in"):
         find_images([tmp_path / "empty"])
+    (answer,) = there.load("eszsl").predict_all([tmp_path / "nowhere.jpg"])
+    assert "No such file" in answer.error
 
 
 # ------------------------------------------------------------------------------------------------------------ errors
@@ -267,39 +212,42 @@ def test_runs_and_weights_that_do_not_do(there: Made, photo: Path, tmp_path: Pat
         flags = ("--weights", weights) if weights else ()
         refused(run_here(tmp_path, "predict.py", folder, photo, *flags), *said)
 
-    says(tmp_path / "nowhere", "no folder", "finished run")
-    (tmp_path / "empty").mkdir()
-    says(tmp_path / "empty", "no finished run in")
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "log.jsonl").touch()
-    says(tmp_path / "begun", "not finished", "run the same command again")
+    for folder in ("nowhere", "begun"):
+        says(tmp_path / folder, f"no finished run in {tmp_path / folder}", "goes on with the same command")
     broken = tmp_path / "broken"
-    shutil.copytree(run, broken)
+    broken.mkdir()
     content = bytearray((run / "checkpoint.safetensors").read_bytes())
     content[-9] ^= 1
     (broken / "checkpoint.safetensors").write_bytes(content)
     says(broken, "damaged")
-    tensors, meta = load_checkpoint(run / "checkpoint.safetensors")
     for change, said in (
-        ({"attributes": meta["attributes"][1:]}, "84 attributes"),
         ({"backbone": {"store": "float16"}}, "do not say which backbone"),
-        ({"backbone": meta["backbone"] | {"store": "int8"}}, "of a type that is unknown"),
-        ({"backbone": meta["backbone"] | {"transform": "Resize(9)"}}, "transform"),
+        ({"backbone": there.record | {"transform": "Resize(9)"}}, "has the transform"),
+        # versions before averaged both views of a photograph, and put earlier layers behind the last
+        ({"backbone": there.record | {"flip": "average of both views"}}, "and had average of both views when"),
+        ({"backbone": there.record | {"layer": "conv5+stage3"}}, "and had conv5+stage3 when"),
         ({"recipe": {"colour": 1}}, "another version"),
     ):
-        save_checkpoint(broken / "checkpoint.safetensors", tensors, meta | change)
-        says(broken, said)
+        says(there.changed(broken, **change), said)
     # weights: none, not there, others
-    digest = meta["backbone"]["weights_sha256"]
+    digest = there.record["weights_sha256"]
     says(run, "--weights FILE", digest, weights.name, weights=None)
     says(run, "no weights file at", weights="elsewhere.pth")
-    (tmp_path / "other").mkdir()
-    other = weights_file(tmp_path / "other", "squeezenet1_1")
-    from core.files.atomic import sha256_file
-
-    says(run, digest, sha256_file(other), weights=other)
+    state = load_file(weights)
+    next(iter(state.values())).view(-1)[0] += 1
+    save_file(state, tmp_path / "other.safetensors")
+    says(run, digest, sha256_file(tmp_path / "other.safetensors"), weights="other.safetensors")
     refused(run_here(tmp_path, "predict.py", run), "no image given")
-    refused(run_here(tmp_path, "predict.py", run, photo, "--out", "p.txt"), "must end in .csv")
+
+
+def test_a_table_replaces_its_like_alone(there: Made, photo: Path, tmp_path: Path) -> None:
+    command = ("predict.py", there.run("eszsl"), photo, "--weights", there.weights, "--out")
+    (tmp_path / "attributes.csv").write_text("class,red\nheron,1\n")
+    refused(run_here(tmp_path, *command, "attributes.csv"), "attributes.csv is there and holds no answers")
+    refused(run_here(tmp_path, *command, "p.jpg"), "must end in .csv")
+    assert [run_here(tmp_path, *command, "p.csv")[0] for _ in range(2)] == [0, 0]
 
 
 def test_one_run_answers(there: Made, photo: Path, tmp_path: Path) -> None:
@@ -345,9 +293,7 @@ def test_core_is_light_and_loads(there: Made) -> None:
 
 
 def test_nothing_in_the_table_is_a_formula(there: Made, photo: Path, tmp_path: Path) -> None:
-    tensors, meta = load_checkpoint(there.run("eszsl") / "checkpoint.safetensors")
-    hostile = [f"=HYPERLINK({c})" for c in range(50)]
-    save_checkpoint(tmp_path / "checkpoint.safetensors", tensors, meta | {"classes": hostile})
+    there.changed(tmp_path, classes=[f"=HYPERLINK({c})" for c in range(50)])
     shutil.copy(photo, tmp_path / "=cmd.jpg")
     code, _, err = run_here(tmp_path, "predict.py", ".", "=cmd.jpg", "--weights", there.weights, "--out", "p.csv")
     assert code == 0, err

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import math
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from core.commands.parser import DEVICE, Parser, number, whole
+from core.files.atomic import write_bytes
 from core.files.errors import UserError
 from core.files.memory import keep_memory
 from core.inference.answer import ClassScore, Prediction
@@ -54,12 +55,12 @@ def _named(ending: str) -> Callable[[str], Path]:
     """Of a file that is written: no slip of the keyboard replaces a photograph, or a table that holds no answers."""
 
     def path(text: str) -> Path:
-        path, begins = Path(text), ",".join(BEGINNING[:3]).encode()
+        begins = ",".join(BEGINNING[:3]).encode()
         if not text.lower().endswith(ending):
             raise ArgumentTypeError(f"{text}: its name must end in {ending}")
-        if ending == ".csv" and path.is_file() and path.read_bytes()[: len(begins)] not in (b"", begins):
-            raise UserError(f"{path} is there and holds no answers of predict.py; choose another name, or move it away")
-        return path
+        if ending == ".csv" and Path(text).is_file() and not Path(text).read_bytes().startswith(begins):
+            raise ArgumentTypeError(f"{text} is there and holds no answers of predict.py; choose another name")
+        return Path(text)
 
     return path
 
@@ -67,8 +68,6 @@ def _named(ending: str) -> Callable[[str], Path]:
 def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     args = parser(description).parse_intermixed_args(argv)
     keep_memory()
-    if args.with_backbone and args.export is None:
-        raise UserError("--with-backbone belongs to --export FILE.onnx")
     # what parsing and --help do not need: torch takes seconds
     from core.inference.page import IMAGES, check_replaceable, write_page
     from core.inference.predictor import Predictor, find_images
@@ -99,9 +98,11 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         return 0
     failed, items = _answer(model, images, args, shown=IMAGES if args.explain else 0)
     if items:
-        shown = {"total": len(images) - len(failed), "none_rate": args.none_rate}
         _, h, w = model.network.shape
-        index = write_page(model.trained, items, args.explain, grid=(h, w), transform=model.network.transform, **shown)
+        index = write_page(
+            model.trained, items, args.explain, grid=(h, w), transform=model.network.transform,
+            total=len(images) - len(failed), none_rate=args.none_rate,
+        )  # fmt: skip
         sys.stdout.write(f"page: {index}\n")
     if failed:
         first, reason = next(iter(failed.items()))
@@ -111,39 +112,34 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
 
 
 def _answer(model: Predictor, images: list[Path], args: Namespace, shown: int) -> tuple[dict[str, str], list[Item]]:
-    """Predict, and write answers as they come.
+    """Predict; answers are printed as they come, a table is written when the last is there.
 
     Returns:
         Image and reason of those that could not be read, and the first ``shown`` others for the page.
     """
     from tqdm import tqdm
 
-    from core.files.atomic import atomic_path
     from core.inference.page import Item
 
     failed: dict[str, str] = {}
     items: list[Item] = []
-    with ExitStack() as stack:
-        rows = None
-        if args.out:
-            temporary = stack.enter_context(atomic_path(args.out))
-            rows = csv.writer(stack.enter_context(open(temporary, "w", encoding="utf-8", newline="")))
-            rows.writerow(header(args.top))
-        bar = stack.enter_context(tqdm(total=len(images), unit="image", desc="predict", leave=False, disable=None))
-        paths = iter(images)
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(header(args.top))
+    with tqdm(total=len(images), unit="image", desc="predict", leave=False, disable=None) as bar:
         for batch in model.batches(images):
             for x, answer in zip(batch.x, model.answers(batch, top=args.top, among=args.among), strict=True):
-                path = next(paths)
                 if answer.error:
                     failed[answer.image] = answer.error
                 elif len(items) < shown:
-                    items.append(Item(picture=path, x=x.cpu()))
-                if rows:
-                    rows.writerow(row_of(answer, args.top))
+                    items.append(Item(picture=Path(answer.image), x=x.cpu()))
+                if args.out:
+                    table.writerow(row_of(answer, args.top))
                 else:
                     sys.stdout.write("\n".join(lines_of(answer)) + "\n")
                 bar.update()
     if args.out:
+        write_bytes(args.out, text.getvalue().encode("utf-8", "backslashreplace"))  # file names may hold anything
         log.info("%d answers in %s", len(images), args.out)
     return failed, items
 
@@ -159,19 +155,18 @@ def row_of(answer: Prediction, top: int) -> list[str]:
     def written(number: float | None) -> str:
         return "" if number is None else f"{number:.6g}"
 
-    cells = [
-        cell for c in answer.classes for cell in (_plain(c.name), c.side, f"{c.score:.6g}", written(c.probability))
-    ]
+    cells = []
+    for c in answer.classes:
+        cells += [_plain(c.name), c.side, written(c.score), written(c.probability)]
     cells += [""] * (4 * top - len(cells))
-    group = "" if answer.group is None else f"{_plain(answer.group[0])} {answer.group[1]:.3g}"
+    group = "" if answer.group is None else _plain(f"{answer.group[0]} {answer.group[1]:.3g}")
     more = [written(answer.margin), "none of these" if answer.none else "", group]
     spoke = _plain(_listed(answer.attributes, "; "))
     return [_plain(answer.image), *cells[:4], *more, spoke, *cells[4:], _plain(answer.error)]
 
 
 def _plain(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula, and that can be written: file names may hold anything."""
-    text = text.encode("utf-8", "backslashreplace").decode()
+    """Text that a spreadsheet does not take for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
 
 

@@ -56,46 +56,33 @@ def add_classes(
             order. Any unit will do: what counts is proportions within a row.
         shown: by class the likeness (n,d) of its photographs (core/method.py). It may have no row in ``described``, and
             may be an unseen class of the run, whose description then counts.
-
-    Raises:
-        UserError: missing, unknown or twice-named columns, a name that exists, a value that is no number, a row of
-            zeros, or a method whose scores do not split over attributes.
     """
-    if isinstance(described, Path):
-        if not described.is_file():
-            raise UserError(f"--add-classes {described}: there is no such file")
-        sheet = read_attributes(described)
-        frame = pd.DataFrame(sheet.values, columns=sheet.attributes)
-        frame.insert(0, "class", sheet.classes, allow_duplicates=True)
-        try:
-            return add_classes(trained, frame, shown)
-        except UserError as error:
-            raise UserError(f"{described}: {error}") from error
     shown, encoder, space = shown or {}, trained.encoder, trained.space
-    names, att = _rows(trained, described) if described is not None else ([], space.att[:0])
     if encoder is None:
         raise UserError(
             f"{trained.config['method']} cannot score a class from its description: its scores do not split over "
             "attributes; train again with the class among the unseen ones, or take vsmr"
         )
+    told = {} if described is None else _described(trained.attributes, described)
     known = {trained.classes[c]: space.att[c] for c in space.unseen.tolist()}
-    for name in [name for name in shown if name not in names]:
-        if name in trained.classes and name not in known:
-            raise UserError(f"the class {name!r} has training photographs: put more into its folder, and train again")
+    names = [*told, *(name for name in shown if name not in told)]
+    for name in names:
+        if name in trained.classes and (name in told or name not in known):
+            raise UserError(f"the class {name!r} exists already; choose another name, or train again with more of it")
         if why := name_problem(name):
             raise UserError(f"{name!r} is no class name: it {why}")
-        names, att = [*names, name], torch.cat([att, known.get(name, 0 * space.att[0])[None].to(att)])
+    none = torch.zeros_like(space.att[0])
+    att = torch.stack([told.get(name, known.get(name, none)).to(none) for name in names])  # (A,K)
     said = [_said(name, row, shown.get(name)) for name, row in zip(names, att, strict=True)]
     log.info("added: %s", _some(said))
     classes = [*trained.classes, *(name for name in names if name not in known)]
     new = torch.tensor([name not in known for name in names])
     added = known_by(encoder, att.to(trained.device), [shown.get(name) for name in names])
     added = replace(added, numbers=[*map(classes.index, names)])
-    C = len(trained.classes)
     space = replace(
         space,
-        att=torch.cat([space.att, att[new].to(space.att)]),
-        unseen=torch.cat([space.unseen, torch.arange(C, len(classes))]),
+        att=torch.cat([space.att, att[new]]),
+        unseen=torch.cat([space.unseen, torch.arange(len(trained.classes), len(classes))]),
         text=None,
     )
     return replace(trained, space=space, classes=classes, added=(*trained.added, added))
@@ -127,36 +114,27 @@ def _said(name: str, row: Tensor, photos: Tensor | None) -> str:
     return f"{name} ({' and '.join(by)})"
 
 
-def _rows(trained: Trained, frame: pd.DataFrame) -> tuple[list[str], Tensor]:
-    """Names and attributes (A,K) of the frame's rows, columns in the run's order."""
-    if len(frame.columns) < 1 or len(frame) == 0:
-        raise UserError("no class to add: a row is needed for each, its name first, then its attributes")
-    columns, wanted = [str(c).strip() for c in frame.columns[1:]], trained.attributes
-    if twice := sorted({c for c in columns if columns.count(c) > 1}):
-        raise UserError(f"the attributes {_some(twice)} have two columns each")
-    missing, unknown = [a for a in wanted if a not in columns], [c for c in columns if c not in wanted]
-    if missing or unknown:
-        said = [f"{len(names)} {what} ({_some(names)})" for what, names in (("missing", missing), ("unknown", unknown))
-                if names]  # fmt: skip
+def _described(wanted: Sequence[str], described: pd.DataFrame | Path) -> dict[str, Tensor]:
+    """Attributes (K,) of each class, in the run's order."""
+    if isinstance(described, Path):
+        sheet, where = read_attributes(described), str(described)
+        frame = pd.DataFrame(sheet.values, sheet.classes, sheet.attributes)
+    else:
+        frame, where = described.set_index(described.columns[0]), "the classes to add"
+    found = {
+        "missing": [name for name in wanted if name not in frame],
+        "unknown": [name for name in frame if name not in wanted],
+        "named twice": [*frame.columns[frame.columns.duplicated()], *frame.index[frame.index.duplicated()]],
+    }
+    if said := [f"{len(names)} {what} ({_some(names)})" for what, names in found.items() if names]:
         raise UserError(
-            f"the attributes are not those of the run, which has {len(wanted)}: {'; '.join(said)}. The first column "
-            "names the class, each other one an attribute, in any order"
+            f"{where}: {'; '.join(said)}. The first column names the class, each other one an attribute of the run (it "
+            f"has {len(wanted)}), in any order"
         )
-    names = [str(name).strip() for name in frame.iloc[:, 0]]
-    for i, name in enumerate(names):
-        if why := name_problem(name):
-            raise UserError(f"{name!r} is no class name: it {why}")
-        if name in trained.classes or name in names[:i]:
-            raise UserError(f"the class {name!r} exists already; choose another name")
-    try:
-        values = frame.iloc[:, [1 + columns.index(a) for a in wanted]].to_numpy(dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"attributes of the classes to add must be numbers ({error})") from error
-    for c, k in np.argwhere(~np.isfinite(values))[:1]:
-        raise UserError(f"class {names[c]!r}: no number for {wanted[k]!r}; every attribute needs one")
-    for c in np.flatnonzero(~values.any(axis=1))[:1]:
-        raise UserError(f"class {names[c]!r}: all attributes are 0, which describes nothing")
-    return names, torch.from_numpy(values.copy(order="C"))
+    values = frame[[*wanted]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float32)  # (A,K)
+    for name in frame.index[~np.isfinite(values).all(axis=1) | ~values.any(axis=1)]:
+        raise UserError(f"{where}: class {name!r} needs a number for every attribute, and not 0 for all of them")
+    return dict(zip(map(str, frame.index), torch.from_numpy(values.copy()), strict=True))
 
 
 def _some(names: Sequence[str]) -> str:

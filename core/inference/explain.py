@@ -3,7 +3,7 @@
     s_c = Σ_i g_i y_ci + Σ corrections_c  (+ γ, where class c is unseen)          g_i = Σ_r ev_ri
 Predictions, pages and figures all take their scores and their reasons from here.
 
-B images · R regions · K attributes · C classes · N classes described anew
+B images · R regions · K attributes · C classes
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from core.inference.trained import Trained
-from core.preparation import ClassEncoder
 
 # Seen classes from which on maps are drawn. CUB, whole photographs: maps of a model of 16 of its 20 classes correlate
 # 0.81 with those of all 20, maps of 10 of them 0.57 (crops, of 42 classes: 0.80 to 0.83 and 0.56 to 0.63).
@@ -27,45 +26,22 @@ class Explanation:
     """Scores of a batch and their parts; ``g`` and ``y`` None: the scores of this method do not split."""
 
     scores: Tensor  # (B,C) without γ
-    theta: Tensor | None = None  # (B,R,K) where each attribute was looked for
     ev: Tensor | None = None  # (B,R,K) evidence of each region; None: the method does not split over places
     g: Tensor | None = None  # (B,K) what the image shows of each attribute; minus is less than usual, or none
     y: Tensor | None = None  # (C,K) class attributes
     corrections: dict[str, Tensor]  # (B,C) each
-    encoder: ClassEncoder | None = None
 
     def attributes(self, image: int, of: int) -> Tensor:
-        """(K,) what each attribute adds to the score of class ``of``.
-
-        Raises:
-            ValueError: the scores of this method do not split.
-        """
-        if self.g is None or self.y is None:
-            raise ValueError("the scores of this method do not split over attributes")
+        """(K,) what each attribute adds to the score of class ``of``."""
+        assert self.g is not None and self.y is not None, "the scores of this method do not split over attributes"
         return self.g[image] * self.y[of]
 
     def places(self, image: int, of: int, attribute: int | None = None) -> Tensor:
-        """(R,) what each region adds to the score of class ``of`` by one attribute, or by all of them.
-
-        Raises:
-            ValueError: the scores of this method do not split over places.
-        """
-        if self.ev is None or self.y is None:
-            raise ValueError("the scores of this method do not split over places")
+        """(R,) what each region adds to the score of class ``of`` by one attribute, or by all of them."""
+        assert self.ev is not None and self.y is not None, "the scores of this method do not split over places"
         if attribute is None:
             return self.ev[image] @ self.y[of]
         return self.ev[image, :, attribute] * self.y[of, attribute]
-
-    def described(self, att: Tensor) -> Tensor:
-        """(B,N) scores without γ of classes without training images, from their attributes att (N,K) alone.
-
-        Raises:
-            ValueError: this method cannot say.
-        """
-        if self.encoder is None or self.g is None:
-            raise ValueError("this method cannot score a class from its description alone")
-        weights, correction = self.encoder.encode(att)
-        return self.g @ weights.T + correction
 
 
 @torch.no_grad()
@@ -73,10 +49,9 @@ def explain(trained: Trained, x: Tensor) -> Explanation:
     """Score regions x (B,R,D), of unit length, and take the scores apart; added classes stand behind the run's own."""
     model = trained.model
     a = model.attend(x)
-    theta = None if a is None else a.theta
     g = model.evidence(x, a)
     if g is None:
-        return Explanation(scores=model.class_scores(x), theta=theta, corrections={})
+        return Explanation(scores=model.class_scores(x), corrections={})
     y, corrections = model.class_attributes(), model.corrections(x, a)
     scores = g @ y.T + sum(corrections.values())
     for added in trained.added:
@@ -95,15 +70,8 @@ def explain(trained: Trained, x: Tensor) -> Explanation:
         none = torch.zeros_like(own)
         corrections = {name: put(values, parts.get(name, none)) for name, values in corrections.items()}
         y, scores = put(y.T, added.weights.T).T, put(scores, own)
-    return Explanation(
-        scores=scores,
-        theta=theta,
-        ev=None if a is None else a.ev,
-        g=g,
-        y=y,
-        corrections=corrections,
-        encoder=trained.encoder,
-    )
+    ev = None if a is None else a.ev
+    return Explanation(scores=scores, ev=ev, g=g, y=y, corrections=corrections)
 
 
 def why_no_maps(trained: Trained, found: Explanation) -> str:

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from core.features.images import Normaliser
 from core.features.regions import unit_regions
 from core.files.atomic import atomic_path
-from core.files.errors import UserError, library
+from core.files.errors import UserError, first_line, library
 from core.inference.explain import explain
 from core.inference.predictor import Predictor
 from core.inference.trained import Trained, grid_said
@@ -44,22 +45,16 @@ class Head(nn.Module):
 class Whole(nn.Module):
     """Pixels (B,S,S,3), uint8, to scores (B,C)."""
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(self, predictor: Predictor) -> None:
         super().__init__()
         # in float32 whatever the run's features were made in: few programs have bfloat16
         self.network, self.head = copy.deepcopy(predictor.network).float(), Head(predictor.trained)
         how = self.network.transform
-        self.register_buffer("scale", (1 / (255 * torch.tensor(how.std))).view(1, 3, 1, 1).to(predictor.device))
-        shift = (-torch.tensor(how.mean) / torch.tensor(how.std)).view(1, 3, 1, 1)
-        self.register_buffer("shift", shift.to(predictor.device))
+        self.normalise = Normaliser(predictor.device, torch.float32, how.mean, how.std)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B,S,S,3) to (B,C)."""
-        images = pixels.permute(0, 3, 1, 2).float() * self.scale + self.shift
-        scores: Tensor = self.head(self.network.maps(images).float())
+        scores: Tensor = self.head(self.network.maps(self.normalise(pixels)).float())
         return scores
 
 
@@ -68,10 +63,6 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
 
     Its input is ``pixels`` (with the backbone) or ``maps``, its output ``scores``; the metadata hold classes, sides,
     attributes, γ and the transform. The file is run by onnxruntime before it gets its name.
-
-    Raises:
-        UserError: a package is missing, the method cannot be exported, or the scores differ by more than 1e-4 of the
-            largest.
     """
     with library("--export", "onnx onnxscript onnxruntime"):
         import onnx
@@ -99,26 +90,18 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
                 verbose=False, opset_version=_OPSET,
             )  # fmt: skip
         except Exception as error:  # exporters raise nearly anything
-            first = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-            raise UserError(
-                f"PyTorch {torch.__version__} cannot export {trained.config['method']} to ONNX ({first}); 2.14 is "
-                "known to: pip install 'torch>=2.14' torchvision"
-            ) from error
+            said = f"PyTorch {torch.__version__} cannot export this model to ONNX ({first_line(error)[:300]})"
+            raise UserError(f"{said}; 2.14 can: pip install 'torch>=2.14' torchvision") from error
         model = onnx.load(str(temporary))
         onnx.helper.set_model_props(model, _facts(trained, with_backbone))
         onnx.save(model, str(temporary))
         session = runtime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
         theirs = [session.run(["scores"], {name: example[:count]})[0] for count in (len(example), 1)]
         worst = max(float(np.abs(scores - ours[: len(scores)]).max()) for scores in theirs)
-        largest = float(np.abs(ours).max())
-        if not worst <= TOLERANCE * largest:
-            raise UserError(
-                f"the exported scores differ from ours by {worst:.2g} (largest score {largest:.3g}); not written"
-            )
-    return (
-        f"{path}: {name} {list(example.shape[1:])} to scores of {ours.shape[1]} classes; onnxruntime's scores differ "
-        f"by at most {worst:.1e} (largest score {largest:.3g})"
-    )
+        said = f"onnxruntime's scores differ by at most {worst:.1e} (largest score {np.abs(ours).max():.3g})"
+        if not worst <= TOLERANCE * np.abs(ours).max():
+            raise UserError(f"{said}, too much: {path} is not written")
+    return f"{path}: {name} {list(example.shape[1:])} to scores of {ours.shape[1]} classes; {said}"
 
 
 def _facts(trained: Trained, with_backbone: bool) -> dict[str, str]:

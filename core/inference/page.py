@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import logging
 import os
 import shutil
 import unicodedata
@@ -28,33 +27,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from core.features.images import Transform, open_image
-from core.files.atomic import fsync_folder
 from core.files.errors import UserError
 from core.inference.explain import explain, why_no_maps
 from core.inference.names import shown_classes, shown_reason
 from core.inference.sure import NONE_RATE, rival_of
 from core.inference.trained import Trained
 
-log = logging.getLogger(__name__)
-
 IMAGES = 200  # at most, on a page
 ASSETS = ("index.html", "page.css", "model.js", "panels.js", "described.js", "page.js")
-_MARK = "// a page of core/inference/page.py\n"  # how data.js begins: what may be replaced
+_MARK = b"// a page of core/inference/page.py\n"  # how data.js begins: what may be replaced
 _SIDE, _QUALITY = 320, 70  # of the photographs
 _BATCH = 16
 _STEPS = 127  # of evidence, either way
-_NEVER = 1e30  # stands for no number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """One image of a page."""
 
-    picture: Path | np.ndarray  # a file, or (H,W,3) uint8, of which the backbone saw the middle square
+    picture: Path | np.ndarray  # a file, or (H,W,3) uint8
     x: Tensor  # (R,D) regions of unit length
     truth: int | None = None  # class number
     name: str = ""  # shown; empty: the file's name
@@ -74,58 +68,34 @@ def write_page(
     """Write the page of a trained model's decisions on some images, and return its index.html.
 
     Args:
-        items: the first :data:`IMAGES` are shown.
+        items: at most some :data:`IMAGES`, so that a browser takes them.
         out: the folder; a page that is there already is replaced, anything else is refused.
         grid: rows and columns of the R regions; None: a square, and no maps where they form none.
         total: how many images there were, where ``items`` are the first of them. none_rate: as of a Predictor.
         transform: of the backbone, so that what it saw of a file is drawn in; None: the middle square of the picture.
-
-    Raises:
-        UserError: no images, ``out`` is not ours to replace or cannot be written, a picture cannot be read.
     """
     out = Path(out)
-    if not items:
-        raise UserError(f"there is no image to show, so no page is written to {out}")
     check_replaceable(out)
-    if len(items) > IMAGES:
-        log.warning("the page shows the first %d of %d images", IMAGES, len(items))
-    given, items = len(items), items[:IMAGES]
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         (temporary / "images").mkdir(parents=True)
         for name in ASSETS:
             (temporary / name).write_bytes((resources.files("core.inference") / "page" / name).read_bytes())
-        _write(temporary, trained, items, grid, transform, title, max(total, given), none_rate)
+        _write(temporary, trained, items, grid, transform, title, max(total, len(items)), none_rate)
         shutil.rmtree(out, ignore_errors=True)
         os.rename(temporary, out)
-        fsync_folder(out.parent)
-    except OSError as error:
-        raise UserError(f"cannot write the page to {out}: {error.strerror or error}. Choose another folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return out / "index.html"
 
 
 def check_replaceable(out: Path) -> None:
-    """Refuse a path that holds something else than a page of ours; an empty folder is fine.
-
-    Raises:
-        UserError: what is there.
-    """
-    out = Path(out)
-    if not out.is_symlink() and not out.exists():
-        return
-    if out.is_symlink() or not out.is_dir():
-        raise UserError(f"{out} is there and is no folder, so no page is written to it. Choose another name")
-    there = sorted(path.name for path in out.iterdir())
-    strangers = [name for name in there if name not in (*ASSETS, "data.js", "images")]
+    """Refuse a path that holds something else than a page of ours, which would be lost; an empty folder is fine."""
+    there = {path.name for path in out.iterdir()} if out.is_dir() else {*[out.name] * out.exists()}
     data = out / "data.js"
-    ours = data.is_file() and data.read_bytes()[: len(_MARK)] == _MARK.encode()
-    if there and (strangers or not ours):
-        raise UserError(
-            f"{out} holds something else than a page ({(strangers or there)[0]}), which would be lost. Choose a new "
-            "folder, or delete this one yourself"
-        )
+    ours = there <= {*ASSETS, "data.js", "images"} and data.is_file() and data.read_bytes().startswith(_MARK)
+    if there and not ours:
+        raise UserError(f"{out} holds something else than a page, which would be lost. Choose a new folder")
 
 
 def _write(
@@ -155,7 +125,7 @@ def _write(
                     "name": text(item.name or (item.picture.name if isinstance(item.picture, Path) else "")),
                     "truth": item.truth,
                     "crop": crop,
-                    "scores": floats(found.scores[i].clamp(-_NEVER, _NEVER)),
+                    "scores": floats(found.scores[i]),
                     "rival": None if rival is None else float(rival[i]),
                     "g": None if found.g is None else floats(found.g[i]),
                     "corrections": [floats(values[i]) for values in found.corrections.values()],
@@ -181,7 +151,7 @@ def _write(
         "no_maps": why,
         "images": images,
     }
-    (folder / "data.js").write_text(_MARK + f"window.DATA = {script_json(data)};\n", "ascii")
+    (folder / "data.js").write_bytes(_MARK + f"window.DATA = {script_json(data)};\n".encode("ascii"))
 
 
 def _encoder(trained: Trained) -> dict[str, Any] | None:
@@ -200,16 +170,12 @@ def _jpeg(picture: Path | np.ndarray, transform: Transform | None) -> tuple[byte
     """The whole picture, small, coded anew so that nothing of the file itself reaches the page; and left, top, width
     and height, as shares of it, of the square that the backbone saw.
     """
-    if isinstance(picture, np.ndarray):
-        image, share = Image.fromarray(picture), 1.0
-    else:
-        share = 1.0 if transform is None else transform.crop / transform.resize
-        try:
-            image = open_image(picture, _SIDE)
-        except ValueError as error:
-            raise UserError(f"{picture} cannot be shown on the page: {error}") from error
+    try:
+        image = open_image(picture, _SIDE)
+    except ValueError as error:
+        raise UserError(f"{picture} cannot be shown on the page: {error}") from error
+    share = 1.0 if transform is None else transform.crop / transform.resize
     width, height = (share * min(image.size) / side for side in image.size)
-    image = image.convert("RGB")
     image.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY, optimize=True)

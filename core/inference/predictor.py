@@ -10,7 +10,6 @@ B images · R regions · D channels · K attributes · C classes
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -36,7 +35,7 @@ from core.inference.backbone import rebuild, recorded_settings
 from core.inference.explain import LIKENESS, Explanation, explain
 from core.inference.names import shown_reason
 from core.inference.sure import NONE_RATE, Sure
-from core.inference.trained import CHECKPOINT, SIDES, Trained, find_run, load_trained
+from core.inference.trained import CHECKPOINT, Trained, find_run, load_trained
 
 log = logging.getLogger(__name__)
 SPOKEN, AGAINST = 5, 2  # attributes named with a prediction, for and against its class
@@ -75,9 +74,6 @@ class Predictor:
             gamma: points added to the scores of unseen classes (None: as validation chose it).
             none_rate: share of photographs of the classes that may be called none of these; 0: none is.
             batch_size: images a forward pass. workers: decoding threads (None: one per core, 2 to 16).
-
-        Raises:
-            UserError: no finished run, or its checkpoint does not say what made its regions.
         """
         where, run = resolve_device(device), find_run(run)
         trained = load_trained(run, where)
@@ -88,14 +84,10 @@ class Predictor:
 
     @property
     def network(self) -> Backbone:
-        """The backbone, on the device.
-
-        Raises:
-            UserError: its weights are not there, or are not those that made the training images' regions.
-        """
+        """The backbone, on the device; refused where its weights did not make the training images' regions."""
         with self._building:
             if self._network is None:
-                network = rebuild(self.trained.backbone, self.config, self.trained.shape)
+                network = rebuild(self.trained.backbone, self.config)
                 network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
                 self._network = network
             return self._network
@@ -128,9 +120,6 @@ class Predictor:
         """What the model says of one picture: a path, bytes, an open file, a PIL image, or an array (H,W,3) uint8.
 
         Args: top: number of classes in the answer. among: "all", "seen" or "unseen".
-
-        Raises:
-            UserError: it cannot be read as a picture.
         """
         (found,) = self.predict_all([image], top=top, among=among)
         if found.error:
@@ -139,9 +128,7 @@ class Predictor:
 
     def predict_all(self, images: Sequence[Picture], *, top: int = 5, among: str = "all") -> Iterator[Prediction]:
         """One answer a picture, in their order; those that cannot be read have a reason in its place."""
-        if among not in SIDES:
-            raise UserError(f"among {among!r}: choose {', '.join(SIDES)}")
-        self.trained.of_side(among)
+        self.trained.of_side(among)  # refused before the first picture is read
         for batch in self.batches(images):
             yield from self.answers(batch, top=top, among=among)
 
@@ -157,9 +144,9 @@ class Predictor:
             if i in batch.errors:
                 made.append(Prediction(image=image, error=batch.errors[i]))
                 continue
-            row, order = scores[i], best[i, : max(top, 2)]
+            row, order = scores[i], best[i]
             order = order[np.isfinite(row[order])]
-            classes = tuple(
+            classes = [
                 ClassScore(
                     name=trained.classes[c],
                     side="seen" if c in seen else "unseen",
@@ -167,14 +154,13 @@ class Predictor:
                     probability=sure.probability(i, c),
                 )
                 for c in order[:top].tolist()
-            )
-            margin = float(row[order[0]] - row[order[1]]) if len(order) > 1 else None
+            ]
             spoke, against = _spoke(trained, found, i, int(order[0]))
             made.append(
                 Prediction(
                     image=image,
-                    classes=classes,
-                    margin=margin,
+                    classes=tuple(classes),
+                    margin=float(row[order[0]] - row[order[1]]) if len(order) > 1 else None,
                     none=sure.none(i),
                     group=sure.group(i),
                     attributes=spoke,
@@ -217,11 +203,10 @@ class Predictor:
                 raise UserError(f"{self.trained.config['method']} takes no class by photographs; vsmr does")
             for i, why in batch.errors.items():
                 log.warning("%s, of the class %s, is left out: %s", batch.images[i], name, why)
-            found.append(f[[i for i in range(len(f)) if i not in batch.errors]])
-        likeness = torch.cat(found) if found else torch.empty(0, 0)
-        if not len(likeness):
+            found += [row for i, row in enumerate(f) if i not in batch.errors]
+        if not found:
             raise UserError(f"no photograph of the class {name!r} could be read")
-        return likeness
+        return torch.stack(found)
 
 
 Reasons = tuple[tuple[str, float], ...]
@@ -246,30 +231,20 @@ def _spoke(trained: Trained, found: Explanation, image: int, of: int) -> tuple[R
 
 
 def find_images(given: Sequence[Path | str]) -> list[Path]:
-    """Files as they are given, and those below folders in sorted order; hidden ones are passed over.
-
-    Raises:
-        UserError: something given is not there or is a run, or there is no image at all.
-    """
+    """Files as they are given, and those below folders in sorted order; hidden ones are passed over."""
     found: list[Path] = []
     others: list[Path] = []  # by their names no images
     for path in map(Path, given):
-        if path.is_dir():
-            for folder, below, names in os.walk(path):
-                if CHECKPOINT in names:
-                    raise UserError(f"{folder} is a run, and one run answers: name it first, and photographs behind it")
-                below[:] = sorted(name for name in below if not name.startswith("."))
-                for name in sorted(name for name in names if not name.startswith(".")):
-                    (found if name.lower().endswith(IMAGE_SUFFIXES) else others).append(Path(folder) / name)
-        elif path.exists() or path.is_symlink():
-            found.append(path)
-        else:
-            raise UserError(f"no file or folder {path}")
+        if not path.is_dir():
+            found.append(path)  # one that is not there is answered with that
+            continue
+        for file in sorted(file for file in path.rglob("*") if not file.is_dir()):
+            if file.name == CHECKPOINT:
+                raise UserError(f"{file.parent} is a run, and one run answers: name it first, photographs behind it")
+            if not any(part.startswith(".") for part in file.relative_to(path).parts):
+                (found if file.name.lower().endswith(IMAGE_SUFFIXES) else others).append(file)
     if others:
         log.info("%d files passed over, which are no images by their names, such as %s", len(others), others[0])
     if not found:
-        raise UserError(
-            f"no image found in {', '.join(map(str, given))}; of files in folders those are taken that end in "
-            f"{', '.join(IMAGE_SUFFIXES)}"
-        )
+        raise UserError(f"no image found in {', '.join(map(str, given))}: none ends in {', '.join(IMAGE_SUFFIXES)}")
     return list(dict.fromkeys(found))

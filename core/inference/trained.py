@@ -84,17 +84,12 @@ class Trained:
         return shares
 
     def of_side(self, side: str) -> np.ndarray:
-        """Numbers of the classes of a side (:data:`SIDES`), ascending.
-
-        Raises:
-            UserError: there is none.
-        """
+        """Numbers of the classes of a side (:data:`SIDES`), ascending; refused where there is none."""
         seen, unseen = self.space.seen, self.space.unseen
-        sides = {"all": torch.cat([seen, unseen]), "seen": seen, "unseen": unseen}
-        numbers: np.ndarray = np.sort(sides[side].cpu().numpy())
+        numbers = {"all": torch.cat([seen, unseen]), "seen": seen, "unseen": unseen}.get(side, seen[:0])
         if not len(numbers):
-            raise UserError(f"this model has no {side} class to choose from; choose among all")
-        return numbers
+            raise UserError(f"this model has no {side} class to choose from; choose among {', '.join(SIDES)}")
+        return np.sort(numbers.cpu().numpy())
 
     def gamma_said(self) -> str:
         """What γ does, in words, with both accuracies on validation where the run keeps them."""
@@ -128,11 +123,7 @@ def build_model(config: dict[str, Any], recipe: dict[str, Any], space: ClassSpac
 
 
 def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trained:
-    """The model of a finished run.
-
-    Raises:
-        UserError: no checkpoint there, or one that is damaged or of another version.
-    """
+    """The model of a finished run."""
     path = Path(folder) / CHECKPOINT
     tensors, meta = load_checkpoint(path)
     parts = {name: {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")} for name in
@@ -141,36 +132,29 @@ def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trai
         space = ClassSpace(**parts["space"])
         model = build_model(meta["config"], meta["recipe"], space, meta["shape"])
         model.load_state_dict(parts["model"])
-        trained = Trained(
+        return Trained(
             model=model.to(device).eval(),
             space=space,
-            gamma=float(meta["gamma"]),
-            classes=[str(c) for c in meta["classes"]],
-            attributes=[str(a) for a in meta["attributes"]],
+            gamma=meta["gamma"],
+            classes=meta["classes"],
+            attributes=meta["attributes"],
             config=meta["config"],
             recipe=meta["recipe"],
             certainty=meta.get("certainty", {}),
             groups=meta.get("groups", []),
-            shape=(int(meta["shape"][0]), int(meta["shape"][1])),
+            shape=(meta["shape"][0], meta["shape"][1]),
             # runs from before the record was kept: their features' provenance has it, and all were stored as float16
             backbone={"store": "float16"} | (meta.get("backbone") or meta["config"]["features"]),
         )
-        if (len(trained.classes), len(trained.attributes)) != tuple(space.att.shape):
-            raise ValueError(f"{len(trained.classes)} classes and {len(trained.attributes)} attributes are named, "
-                             f"{space.att.shape[0]} are described by {space.att.shape[1]}")  # fmt: skip
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path} was written by another version of this code ({type(error).__name__}: {error}); run it again"
         ) from error
-    return trained
 
 
 def find_run(folder: Path | str) -> Path:
     """The folder itself where it is a finished run's, else that of the only model for use below it, or the only run,
     else the model that comes along and has that name (``birds``).
-
-    Raises:
-        UserError: there is none, or there are several; then with the command for each.
     """
     folder = Path(folder)
     if (folder / CHECKPOINT).is_file():
@@ -181,18 +165,14 @@ def find_run(folder: Path | str) -> Path:
         return runs[0]
     if not runs and (BOX / folder / CHECKPOINT).is_file():
         return BOX / folder
-    if not folder.is_dir():
-        raise UserError(
-            f"no folder {folder}; name that of a finished run, RESULTS/<data set>/<features>/<method>/seed<k>, which a "
-            "driver such as `python AWA2_ours.py` makes, or birds, the model that comes along"
-        )
     if runs:
         commands = "".join(f"\n  python predict.py {shlex.quote(str(run))} ..." for run in runs[:_LISTED])
         more = f"\n  and {len(runs) - _LISTED} more" if len(runs) > _LISTED else ""
         raise UserError(f"{folder} holds {len(runs)} finished runs; name the one that is to answer:{commands}{more}")
-    if any((folder / name).exists() for name in ("log.jsonl", "validation.state", "refit.state")):
-        raise UserError(f"the run in {folder} is not finished; run the same command again, and it continues")
-    raise UserError(f"no finished run in {folder}: nothing there has a {CHECKPOINT}, which a driver writes at its end")
+    raise UserError(
+        f"no finished run in {folder}: name RESULTS/<data set>/<features>/<method>/seed<k>, as `python AWA2_ours.py` "
+        "makes it (what was interrupted goes on with the same command), or birds, the model that comes along"
+    )
 
 
 def grid_said(regions: str) -> tuple[int, int] | None:
