@@ -80,7 +80,8 @@ def run_rows(epochs: int) -> list[Row]:
     assert counts is not None
     fold = fold_of(shape, counts.trainval)
     started = time.perf_counter()
-    features = RegionFeatures(Generated(shape.D, shape.R), fold.rows, (shape.R, shape.D), DEVICE, budget=1 << 40)
+    rows = np.concatenate([fold.train_rows, fold.seen_rows, fold.unseen_rows])
+    features = RegionFeatures(Generated(shape.D, shape.R), rows, (shape.R, shape.D), DEVICE, budget=1 << 40)
     torch.cuda.synchronize()
     loading = milliseconds(time.perf_counter() - started)
     assert features.resident is not None

@@ -18,9 +18,7 @@ from core.commands.parser import Parser, whole
 from core.datasets.registry import DATASETS
 from core.experiments.identity import RunConfig, run_config
 from core.experiments.inputs import Inputs, load_inputs
-
-# private there, since nothing else in core needs them, and used here so that a fold is measured as a run measures it
-from core.experiments.run import _refuse_finetuned, _scored, build
+from core.experiments.run import build, scores_of
 from core.files.atomic import read_json, sha256_file, write_bytes
 from core.method import Method
 from core.methods import find_method
@@ -97,7 +95,6 @@ def best_on_fold(config: RunConfig, inputs: Inputs, fold: Fold) -> Best:
     The epoch (0 included), the settings and γ are chosen on the images that the metrics are measured on, so these
     flatter every method. It differs from a run's validation in that the fold is given, and the model is kept.
     """
-    _refuse_finetuned(inputs, fold)
     method, features = build(config, config.recipe, fold, inputs), inputs.features
     best: dict[str, Any] = {"AUSUC": -1.0}
     state: dict[str, Tensor] = {}
@@ -106,7 +103,7 @@ def best_on_fold(config: RunConfig, inputs: Inputs, fold: Fold) -> Best:
         nonlocal state
         method.model.eval()
         setting = method.tune(fold.unseen_images(features)) if method.tune else setting
-        found = asdict(evaluate(_scored(method, inputs, fold), None))
+        found = asdict(evaluate(scores_of(method, inputs, fold), None))
         row["measured"] = True
         if found["AUSUC"] > best["AUSUC"]:
             best.update(found, epoch=row["epoch"], setting=setting)

@@ -17,7 +17,7 @@ def row(method="vsmr", seed=0, up=0.0, **changes):
     made |= {"features_sha256": "f1", "vectors_sha256": "v1", "split_sha256": "s1", "code": "c1"}
     made |= {"method_code": f"m-{method}", "pretraining_saw_unseen": "no", "finetuned": False, "cut_off": ""}
     made |= {"most_epochs": 20, "recipe_epochs": 20, "epochs": 5 + seed, "configurations": 3, "seconds": 10.0}
-    made |= {"gamma": 0.5, "H_gamma0": 0.31, "H_best": 0.58, "device": "cpu", "torch": "2"}
+    made |= {"gamma": 0.5, "gamma_splits": 1, "H_gamma0": 0.31, "H_best": 0.58, "device": "cpu", "torch": "2"}
     shift = up + 0.01 * seed
     made |= {k: v + shift for k, v in METRICS.items()} | {f"val_{k}": v + shift for k, v in METRICS.items()}
     return made | changes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ class Scores(torch.nn.Module):
         self.scores = rng.normal(0, UNIT, (N, 10))
         offered = self.scores + GAMMA * (np.arange(10) >= 6)
         side = (offered.argmax(axis=1) >= 6).astype(int)
-        p = certainty.softmax(offered / np.array(T)[side, None])
+        p = certainty.softmax(offered / np.array(T)[side, None], axis=1)
         self.labels = np.array([rng.choice(10, p=row) for row in p])
         self.register_buffer("weight", torch.zeros(1))
 
@@ -60,7 +61,7 @@ def fitted():
     parts |= {"seen_labels": model.labels[rows[0]], "unseen_labels": model.labels[rows[1]]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(certainty, "replace", lambda space, **_: space)
-        patch.setattr(certainty, "_IMAGES", N)
+        patch.setattr(certainty, "sample", np.arange)
         patch.setattr(certainty, "_scores", lambda model, x, _: (x[:, 0].numpy(), rival(x[:, 0].numpy())))
         found = certainty.measured(model, model, SimpleNamespace(space=space, **parts), GAMMA, UNIT)
     return model, rows, certainty.mean([found, found], UNIT)
@@ -71,9 +72,8 @@ def test_temperatures_are_those_of_either_side_and_shares_follow(fitted) -> None
     assert sure["temperature"] == pytest.approx(T, rel=0.25)
     given = {"scores_seen": [model.scores[rows[0]]], "labels_seen": model.labels[rows[0]], "seen": SEEN}
     given |= {"scores_unseen": [model.scores[rows[1]]], "labels_unseen": model.labels[rows[1]], "unseen": UNSEEN}
-    first: list[np.ndarray] = []
-    arrays = compact(certainty.watched(ScoredImages(**given), sure, GAMMA, first))
-    arrays["confidence"] = np.concatenate(first)
+    space = SimpleNamespace(seen=torch.from_numpy(SEEN), unseen=torch.from_numpy(UNSEEN))
+    arrays = compact(ScoredImages(**given), partial(certainty.confidence, sure, GAMMA, space))
     assert calibration_error(arrays, GAMMA) < 0.05
     assert calibration_error(arrays | {"confidence": np.ones(N)}, GAMMA) > 0.2
     # what γ trades: at a γ of the grid the accuracies are those of the evaluation

@@ -9,7 +9,6 @@ import pytest
 from core.commands.reproduce import main
 from core.experiments import sweep as s
 from core.experiments.ablations import ABLATIONS
-from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.reporting.tables import all_tables, read_summary
 from tests.helpers_runs import SMALL, inputs_of
@@ -67,13 +66,10 @@ def test_the_summary_is_a_function_of_the_run_folders(toy_plan):
     path.write_text(path.read_text().replace(",0.", ",0.9"))  # an edited summary never becomes a table
     assert main(None, ["--collect", "--out", str(plan.out)]) == 0
     assert path.read_bytes() == content
-    with Lock(path), pytest.raises(UserError, match="another process"):
-        s.collect(plan.out)
     (damaged,) = plan.out.rglob("seed1/metrics.json")
     damaged.write_text(damaged.read_text().replace('"T1": 0', '"T1": 1', 1))
     with pytest.raises(UserError, match="damaged or was changed by hand"):
         s.collect(plan.out)
-    assert read_summary(path).seed.tolist() == [0]
 
 
 def test_where_no_run_is_finished_an_old_summary_is_no_table(toy_plan, monkeypatch, capsys):
@@ -126,8 +122,8 @@ def test_a_job_is_the_run_that_the_plan_names(toy, tmp_path, monkeypatch):
     for ablation, changes in ABLATIONS.items():
         s.attempt(plan, replace(job, method="vsmr", ablation=ablation), "cpu")
         config, out, options = asked.pop()
-        assert options["ablation"] == ablation and config.epochs == changes.get("epochs", 7)
-        assert config.recipe == asdict(whole) | {k: v for k, v in changes.items() if k != "epochs"}
+        assert options["ablation"] == ablation and config.epochs == 7
+        assert config.recipe == asdict(whole) | changes
         assert out.parts[-3] == "ablation" and ablation.split()[0] in out.parts[-2]
 
 

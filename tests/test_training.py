@@ -198,12 +198,6 @@ def test_a_finished_run_is_read_back_by_its_whole_identity(toy, tmp_path):
             finished(tmp_path / "metrics.json", replace(config, **{key: "another"}), resume=True)
 
 
-def test_a_place_that_cannot_be_written_is_a_sentence(toy, tmp_path):
-    (tmp_path / "place").write_text("")
-    with pytest.raises(UserError, match="--out"):
-        go("eszsl", toy, tmp_path / "place" / "run")
-
-
 @pytest.mark.parametrize("method", ["dazle", "vsmr"])
 def test_training_from_the_file_equals_training_from_memory(toy, tmp_path, method):
     source = ToyFeatures(toy)

@@ -14,7 +14,6 @@ from core.fields import check
 from core.files.errors import UserError
 
 DEVICE = f"{NAMES} (auto: a GPU where there is one)"  # the help of --device in every command
-MOST = 2**31 - 1  # of what is counted, and of seeds: generators of random numbers take no larger ones everywhere
 Settings = TypeVar("Settings")
 
 
@@ -47,8 +46,6 @@ def whole(at_least: int) -> Callable[[str], int]:
         value = int(text) if text.strip().removeprefix("-").isdecimal() else at_least - 1
         if value < at_least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {at_least}")
-        if value > MOST:
-            raise argparse.ArgumentTypeError(f"{text!r} is more than {MOST}")
         return value
 
     return parse

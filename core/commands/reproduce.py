@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from argparse import BooleanOptionalAction
 from collections import Counter
@@ -15,8 +14,6 @@ from core.commands.parser import Parser, from_flags, whole
 from core.datasets.registry import DATASETS
 from core.files.errors import UserError
 from core.methods import methods
-
-log = logging.getLogger(__name__)
 
 
 def parser(description: str | None) -> Parser:
@@ -49,20 +46,18 @@ def parser(description: str | None) -> Parser:
 
 def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
-    sbatch = dict(w.removeprefix("--slurm-").split("=", 1) for w in words if w.startswith("--slurm-") and "=" in w)
-    words = [w for w in words if not (w.startswith("--slurm-") and "=" in w)]
+    of_slurm = [w for w in words if w.startswith("--slurm-") and "=" in w]
+    words, sbatch = [w for w in words if w not in of_slurm], dict(w[len("--slurm-") :].split("=", 1) for w in of_slurm)
     args = parser(description).parse_args(words)
     datasets = ["DEMO"] if args.demo else args.datasets
     if len(datasets) > 1 and (args.features or args.w2v):
         raise UserError("--features and --w2v name one file; give a single data set with --datasets")
     if sbatch and not args.print_sbatch:
-        raise UserError(
-            f"--slurm-{next(iter(sbatch))} is of SLURM, and this would run here: add --print-sbatch | sbatch"
-        )
+        raise UserError(f"--slurm-{next(iter(sbatch))} is for SLURM: add --print-sbatch | sbatch")
     # what parsing and --help do not need: pandas, scipy and matplotlib take seconds
     import torch
 
-    from core.experiments.board import collect_board, seconds_of_methods
+    from core.experiments.board import collect_board
     from core.experiments.ensemble import ensembles
     from core.experiments.slurm import sbatch_script
     from core.experiments.sweep import Plan, attempt, collect, jobs_of, status, sweep
@@ -84,7 +79,6 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     elif args.task is not None:
         if args.task >= len(jobs := jobs_of(plan)):
             raise UserError(f"--task {args.task}: there are {len(jobs)} jobs, 0 to {len(jobs) - 1}")
-        log.info("task %d: %s", args.task, jobs[args.task])
         if failure := attempt(plan, jobs[args.task], args.device):
             raise UserError(f"{jobs[args.task]}: {failure}")
     elif args.status:
@@ -92,12 +86,6 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         counts = Counter(state.partition(":")[0] for _, state in states)
         lines = [*(f"{job!s:<48} {state}" for job, state in states)]
         lines += [", ".join(f"{count} {state}" for state, count in counts.most_common())]
-        if args.board:
-            took = seconds_of_methods(args.board)
-            left = [took.get(job.method) for job, state in states if state != "done"]
-            known = [seconds for seconds in left if seconds is not None]
-            lines += [f"missing: about {sum(known) / 60:.0f} minutes of a processor, by the rows of {args.board}"]
-            lines += [f"and {len(left) - len(known)} runs of methods that have no row"] * (len(left) > len(known))
         sys.stdout.write("\n".join(lines) + "\n")
     else:
         failures = []

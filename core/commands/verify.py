@@ -24,20 +24,16 @@ def check(path: Path) -> int:
     from core.training.checkpoint import load_checkpoint
 
     if path.is_dir():
-        runs, validations = sorted(path.rglob("metrics.json")), sorted(path.rglob("validation.json"))
-        if not runs and not validations:
-            raise UserError(f"no finished run below {path} (looked for metrics.json and validation.json)")
-        for found in runs:
-            verify_run(found.parent)
-        for found in validations:
-            read_result(found)
-        return len(runs) + len(validations)
+        found = sorted([*path.rglob("metrics.json"), *path.rglob("validation.json")])
+        for result in found:
+            verify_run(result)
+        if not found:
+            raise UserError(f"no finished run below {path} (looked for metrics.json)")
+        return len(found)
     kinds = {
         ".hdf5": verify, ".safetensors": load_checkpoint, ".json": read_result,
         ".pkl": lambda path: load_attribute_vectors(path, len(load_array_pickle(path))),
     }  # fmt: skip
-    if not path.is_file():
-        raise UserError(f"no file or folder at {path}")
     if path.suffix not in kinds:
         raise UserError(f"{path}: only {', '.join(kinds)} and folders of results can be checked")
     kinds[path.suffix](path)

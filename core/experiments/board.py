@@ -14,9 +14,8 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,8 @@ import pandas as pd
 
 from core.datasets.registry import OWN
 from core.experiments.identity import RunConfig
-from core.experiments.inputs import Inputs
-from core.experiments.results import read_result, read_scores, seal, verify_run
+from core.experiments.inputs import variant_of
+from core.experiments.results import read_file, read_result, read_scores, seal
 from core.files.atomic import read_json, write_bytes
 from core.files.errors import UserError
 from core.training.evaluation import curve_from_compact, metrics_from_compact, per_class_accuracy, predictions
@@ -33,17 +32,16 @@ from core.training.evaluation import curve_from_compact, metrics_from_compact, p
 BOARD = Path("results/board")
 METRICS = ("T1", "U", "S", "H", "AUSUC")
 _KEPT = ("epoch", "val_AUSUC", "val_gamma", "val_spread")  # of a row of the validation history, and its settings
-_KEYS = {  # every key of a row, and of what is in it
-    "config": {f.name for f in fields(RunConfig)}, "standard": {*METRICS, "gamma"}, "classes": {"seen", "unseen"},
-    "environment": {"torch", "device", "threads"}, "chosen": None, "history": None, "notes": None, "seconds": None,
-    "processor_seconds": None, "right": None, "passed": None, "between": None, "sha256": None,
-}  # fmt: skip
+_ROW = {
+    *("config", "standard", "classes", "environment", "chosen", "history", "notes", "seconds", "processor_seconds"),
+    *("right", "passed", "between", "sha256"),
+}
 
 
 def row_from(folder: Path) -> dict[str, Any]:
     """A finished run as a row of the board."""
     result, scores = read_result(folder / "metrics.json"), read_scores(folder)
-    table = pd.read_csv(io.BytesIO(verify_run(folder, "per_class.csv")), dtype={"class": str}, keep_default_na=False)
+    table = pd.read_csv(io.BytesIO(read_file(folder, "per_class.csv")), dtype={"class": str}, keep_default_na=False)
     labels, side, margin = scores["labels"], scores["side"], scores["margin"].astype(np.float64)
     numbers = np.concatenate([np.unique(labels[side == s]) for s in (0, 1)])
     place = np.zeros(numbers.max() + 1, dtype=int)
@@ -55,9 +53,8 @@ def row_from(folder: Path) -> dict[str, Any]:
     passed = int(np.searchsorted(thresholds, result["standard"]["gamma"], side="right"))
     history = [row for row in result["history"]["validation"] if "val_AUSUC" in row]  # what could be chosen
     return seal({
-        **{key: result[key] for key in ("config", "notes", "seconds")},
+        **{key: result[key] for key in ("config", "notes", "seconds", "processor_seconds")},
         "chosen": {key: value for key, value in result["chosen"].items() if key != "certainty"},
-        "processor_seconds": result.get("processor_seconds", result["seconds"]),  # earlier runs have those of the clock
         "history": [{k: v for k, v in row.items() if k in _KEPT or k.startswith("set_")} for row in history],
         "standard": {key: result["standard"][key] for key in (*METRICS, "gamma")},
         "environment": {key: result["environment"][key] for key in ("torch", "device", "threads")},
@@ -107,15 +104,14 @@ def read_board(board: Path = BOARD) -> list[dict[str, Any]]:
     Raises:
         UserError: names each file that is no honest row, and why.
     """
-    known, rows, said, seen = _known(board), [], [], dict[str, str]()
+    known, rows, said, histories = _known(board), [], [], dict[str, str]()
     for path in sorted(board.glob("*/*/*/*.json")):
         try:
-            row = read_json(path)
+            rows.append(row := read_json(path))
             wrong = list(_faults(row, path.relative_to(board).parts, known))
-            guessed = json.dumps([_place(row)[:3], row["history"]])  # each seed has a validation split of its own
-            if row["history"] and (first := seen.setdefault(guessed, path.name)) != path.name:
+            history = json.dumps([_place(row)[:3], row["history"]])  # each seed has a validation split of its own
+            if row["history"] and (first := histories.setdefault(history, path.name)) != path.name:
                 wrong.append(f"its validation is that of {first}: a copied seed")
-            rows.append(row)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             wrong = [f"no row of the board ({type(error).__name__}: {error})"]
         said += [f"{path}: {'; '.join(wrong)}"] * bool(wrong)
@@ -139,7 +135,7 @@ def _known(board: Path) -> dict[str, list[str]]:
 
 def _place(row: dict[str, Any]) -> tuple[str, str, str, str]:
     config = row["config"]
-    variant = Inputs.variant.fget(SimpleNamespace(**config, provenance=config["features"]))  # type: ignore[attr-defined]
+    variant = variant_of(config["features"], *(config[f"{of}_sha256"] for of in ("features", "vectors", "split")))
     return config["dataset"], variant, config["method"], f"seed{config['seed']}.json"
 
 
@@ -163,43 +159,43 @@ def _stamps(row: dict[str, Any]) -> dict[str, str]:
 
 def _faults(row: dict[str, Any], place: Sequence[str], known: dict[str, list[str]]) -> Iterator[str]:
     """What is false in a row that lies at ``place``."""
-    for key, keys in {"": {*_KEYS}, **_KEYS}.items():
-        if keys is not None and (other := keys ^ (row[key] if key else row).keys()):
-            yield f"{', '.join(sorted(other))} {f'of {key} ' if key else ''}missing or unknown"
-            return
-    config, chosen, standard, history = (row[key] for key in ("config", "chosen", "standard", "history"))
-    if seal(row) != row:
-        yield "changed since it was written (checksum)"
-    if _place(row) != tuple(place):
-        yield f"it belongs to {'/'.join(_place(row))}"
+    if other := _ROW ^ row.keys():
+        yield f"{', '.join(sorted(other))} missing or unknown"
+        return
+    config, chosen = RunConfig(**row["config"]), row["chosen"]
     yield from (f"unknown {kind}: {s}" for kind, s in _stamps(row).items() if s not in known.get(kind, []))
-    if not (row["seconds"] > 0 and row["processor_seconds"] > 0 and 0 <= chosen["epochs"] <= config["epochs"]):
-        yield "seconds or epochs out of range"
-    yield from _unlike(row)
-    if config["select"] == "val":
-        best = max(history, key=lambda r: r["val_AUSUC"])
-        picked = {"epoch": chosen["epochs"]} | {f"set_{key}": value for key, value in chosen["recipe"].items()}
-        if picked != {k: v for k, v in best.items() if not k.startswith("val_")}:
-            yield "epochs or settings are not those of the highest AUSUC on validation"
+    took = row["seconds"] > 0 and row["processor_seconds"] > 0
+    rules = {
+        "changed since it was written (checksum)": seal(row) == row,
+        f"it belongs to {'/'.join(_place(row))}": _place(row) == tuple(place),
+        "seconds or epochs out of range": took and 0 <= chosen["epochs"] <= config.epochs,
+    }
+    if config.select == "val":
         V, unit = chosen["validation"], chosen["gamma_in_spreads"]
-        if not (V["AUSUC"] == best["val_AUSUC"] and chosen["configurations"] == len(history)):
-            yield "validation is not what its history says"
-        if not (all(0 <= v <= 1 for v in V.values()) and abs(2 * V["U"] * V["S"] - V["H"] * (V["U"] + V["S"])) < 1e-9):
-            yield "H of validation does not follow from its U and S"
-        if chosen["split"] != config["seed"]:
-            yield f"seed {config['seed']} was chosen on validation split {chosen['split']}"
-        one = config["gamma_splits"] > 1 or abs(unit * best["val_spread"] - best["val_gamma"]) < 1e-9
-        if not (one and chosen["gammas"][0] == best["val_gamma"] and unit * standard["gamma"] >= 0):
-            yield "γ is not that of validation"
+        best = max(row["history"], key=lambda r: r["val_AUSUC"])
+        picked = {"epoch": chosen["epochs"]} | {f"set_{key}": value for key, value in chosen["recipe"].items()}
+        highest = {key: value for key, value in best.items() if not key.startswith("val_")}
+        counted = V["AUSUC"] == best["val_AUSUC"] and chosen["configurations"] == len(row["history"])
+        shares, H = all(0 <= v <= 1 for v in V.values()), 2 * V["U"] * V["S"] - V["H"] * (V["U"] + V["S"])
+        carried = config.gamma_splits > 1 or abs(unit * best["val_spread"] - best["val_gamma"]) < 1e-9
+        gamma = chosen["gammas"][0] == best["val_gamma"] and unit * row["standard"]["gamma"] >= 0
+        rules |= {
+            "epochs or settings are not those of the highest AUSUC on validation": picked == highest,
+            "validation is not what its history says": counted,
+            "H of validation does not follow from its U and S": shares and abs(H) < 1e-9,
+            f"seed {config.seed} was chosen on validation split {chosen['split']}": chosen["split"] == config.seed,
+            "γ is not that of validation": carried and gamma,
+        }
+    yield from (said for said, true in rules.items() if not true)
+    yield from _unlike(row)
 
 
 def _unlike(row: dict[str, Any]) -> Iterator[str]:
     """What of a row's numbers does not follow from its images."""
     arrays, at, gamma = arrays_of(row), row["passed"] - 0.5, row["standard"]["gamma"]
-    found, curve = metrics_from_compact(arrays, at), curve_from_compact(arrays)
-    for key in METRICS:
-        if not abs(row["standard"][key] - getattr(found, key)) < 1e-9:
-            yield f"{key} is {row['standard'][key]}, its images give {getattr(found, key)}"
+    found, curve = asdict(metrics_from_compact(arrays, at)), curve_from_compact(arrays)
+    wrong = [key for key in METRICS if not abs(row["standard"][key] - found[key]) < 1e-9]
+    yield from (f"{key} is {row['standard'][key]}, its images give {found[key]}" for key in wrong)
     said = [accuracy for side in ("seen", "unseen") for _, accuracy in row["classes"][side].values()]
     accuracy = per_class_accuracy(predictions(arrays, at), arrays["labels"], np.arange(len(said)))
     if not np.allclose(said, accuracy, rtol=0, atol=1e-9):

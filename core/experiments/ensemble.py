@@ -23,13 +23,13 @@ from core.datasets.registry import DATASETS
 from core.experiments import results
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs, load_inputs
-from core.experiments.run import HOW, fit
+from core.experiments.run import HOW, fit, ready
 from core.features.feature_file import FeatureFile
 from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.inference.trained import load_trained
 from core.method import Method, ZeroShotModel
-from core.training.evaluation import ScoredImages, compact, curve_from_compact, evaluate, metrics_from_compact, spread
+from core.training.evaluation import ScoredImages, compact, evaluate, sample, spread, standard
 from core.training.folds import Fold, final_fold, validation_fold
 from core.training.loop import class_scores
 
@@ -81,8 +81,8 @@ def ensemble(folders: Sequence[Path], out: Path, data_root: Path | None = None, 
         fold = validation_fold(first.inputs.metadata, first.inputs.w2v, seed)
         A = np.clip([m.result["chosen"]["validation"]["AUSUC"] for m in members], 1e-3, 1 - 1e-3)
         shares = A / (1 - A) / (A / (1 - A)).sum()
-        sample, *images = _mean(shares, [_validated(m, path / f"member{k}.state") for k, m in enumerate(members)])
-        found, unit = asdict(evaluate(_images(images, fold), None)), spread([sample])
+        images, unit = _mean(shares, fold, [_validated(m, path / f"member{k}.state") for k, m in enumerate(members)])
+        found = asdict(evaluate(images, None))
         gamma = found.pop("gamma")
         recipe = {f"share_{number}": float(share) for number, share in enumerate(shares, 1)}
         chosen = {
@@ -91,18 +91,16 @@ def ensemble(folders: Sequence[Path], out: Path, data_root: Path | None = None, 
         }  # fmt: skip
         row = {"epoch": 0, "val_spread": unit, "val_gamma": gamma} | {f"val_{k}": v for k, v in found.items()}
         row |= {f"set_{name}": share for name, share in recipe.items()}
+        models = [load_trained(member.folder).model for member in members]
+        fold = final_fold(first.inputs.metadata, first.inputs.w2v)
+        of_each = [_standardised(model, m.inputs, fold) for model, m in zip(models, members, strict=True)]
+        images, unit = _mean(shares, fold, of_each)
+        condensed = compact(images)
         result = {
             "config": asdict(config), "ablation": "", "chosen": chosen, "history": {"validation": [row]},
             "notes": first.inputs.metadata.notes, "environment": first.result["environment"], "certainty": {},
+            "standard": standard(condensed, chosen["gamma_in_spreads"] * unit),
         }  # fmt: skip
-        models = [load_trained(member.folder).model for member in members]
-        fold = final_fold(first.inputs.metadata, first.inputs.w2v)
-        pairs = zip(models, members, strict=True)
-        sample, *images = _mean(shares, [_standardised(model, member.inputs, fold) for model, member in pairs])
-        condensed = compact(_images(images, fold))
-        metrics = metrics_from_compact(condensed, chosen["gamma_in_spreads"] * spread([sample]))
-        curve = curve_from_compact(condensed)
-        result["standard"] = asdict(metrics) | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())}
         whole = Method(model=nn.ModuleList(models), phases=[])  # type: ignore[arg-type]  # its weights, to be kept
         result["files"] = results.write_files(path, whole, result, first.inputs, fold, condensed)
         took = {"seconds": time.time() - started[0], "processor_seconds": time.process_time() - started[1]}
@@ -129,12 +127,9 @@ def _validated(member: Member, state: Path) -> list[np.ndarray]:
     """Of the validation fold, by the member as its validation chose it."""
     chosen, inputs = member.result["chosen"], member.inputs
     fold = validation_fold(inputs.metadata, inputs.w2v, member.config.seed)
-    method, _ = fit(member.config, inputs, fold, state, chosen)
-    method.model.eval()
-    if method.finish:
-        method.finish(fold.train_images(inputs.features))
+    method = ready(fit(member.config, inputs, fold, state, chosen)[0], inputs, fold)
     scores = _standardised(method.model, inputs, fold)
-    found, was = evaluate(_images(scores[1:], fold), None).AUSUC, chosen["validation"]["AUSUC"]
+    found, was = evaluate(fold.scored(*scores[1:]), None).AUSUC, chosen["validation"]["AUSUC"]
     if abs(found - was) > 1e-3:
         raise UserError(f"{member.folder}: on validation AUSUC was {was:.4f} and is {found:.4f} now; run it again")
     return scores
@@ -142,18 +137,12 @@ def _validated(member: Member, state: Path) -> list[np.ndarray]:
 
 def _standardised(model: ZeroShotModel, inputs: Inputs, fold: Fold) -> list[np.ndarray]:
     """(N,C) of a thousand training images, of the images of seen and of those of unseen classes."""
-    sample = np.linspace(0, len(fold.train_rows) - 1, min(len(fold.train_rows), 1024)).round().astype(int)
-    rows = fold.train_rows[sample], fold.seen_rows, fold.unseen_rows
+    rows = fold.train_rows[sample(len(fold.train_rows))], fold.seen_rows, fold.unseen_rows
     scores = [class_scores(model, inputs.features, some).astype(np.float64) for some in rows]
     return [(s - s.mean(axis=1, keepdims=True)) / max(spread([scores[0]]), 1e-12) for s in scores]
 
 
-def _mean(shares: np.ndarray, of_each: Sequence[list[np.ndarray]]) -> list[np.ndarray]:
-    return [np.tensordot(shares, np.stack(parts), axes=1) for parts in zip(*of_each, strict=True)]
-
-
-def _images(scores: Sequence[np.ndarray], fold: Fold) -> ScoredImages:
-    return ScoredImages(
-        scores_seen=scores[0], labels_seen=fold.seen_labels, scores_unseen=scores[1], labels_unseen=fold.unseen_labels,
-        seen=fold.space.seen.numpy(), unseen=fold.space.unseen.numpy(), candidates=fold.candidates,
-    )  # fmt: skip
+def _mean(shares: np.ndarray, fold: Fold, of_each: Sequence[list[np.ndarray]]) -> tuple[ScoredImages, float]:
+    """The images with the mean of what :func:`_standardised` made of each member, and its spread."""
+    training, *both = (np.tensordot(shares, np.stack(parts), axes=1) for parts in zip(*of_each, strict=True))
+    return fold.scored(*both), spread([training])

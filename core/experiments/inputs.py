@@ -47,11 +47,16 @@ class Inputs:
 
     @property
     def variant(self) -> str:
-        """Folder name of everything made from these data: backbone, image side and pooling, grid, digest of all."""
-        digest = hashlib.sha256((self.features_sha256 + self.vectors_sha256 + self.split_sha256).encode()).hexdigest()
-        size, pool = self.provenance.get("input_size", "224"), self.provenance.get("pool", "1")
-        how = f"{f'-{size}px' * (size != '224')}{f'-pool{pool}' * (pool != '1')}"
-        return f"{self.provenance['name']}{how}-{self.provenance['regions']}-{digest[:8]}"
+        """Folder name of everything made from these data."""
+        return variant_of(self.provenance, self.features_sha256, self.vectors_sha256, self.split_sha256)
+
+
+def variant_of(provenance: dict[str, str], *digests: str) -> str:
+    """Backbone, image side and pooling, grid, digest of features, vectors and split."""
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    size, pool = provenance.get("input_size", "224"), provenance.get("pool", "1")
+    how = f"{f'-{size}px' * (size != '224')}{f'-pool{pool}' * (pool != '1')}"
+    return f"{provenance['name']}{how}-{provenance['regions']}-{digest[:8]}"
 
 
 def split_digest(m: Metadata) -> str:

@@ -69,27 +69,31 @@ def write_json(path: Path, result: dict[str, Any]) -> dict[str, Any]:
 def read_result(path: Path) -> dict[str, Any]:
     """A run's metrics.json or validation.json, compared with its own checksum."""
     result = read_json(path)
-    if not isinstance(result, dict) or "config" not in result or seal(result) != result:
+    if not isinstance(result, dict) or seal(result) != result:
         raise UserError(f"{path} is damaged or was changed by hand; delete it to run again")
     return result
 
 
 def read_scores(folder: Path) -> dict[str, np.ndarray]:
     """What core.training.evaluation.compact made of a finished run's test images: arrays (N,), checked."""
-    with np.load(io.BytesIO(verify_run(folder, "scores.npz")), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(read_file(folder, "scores.npz")), allow_pickle=False) as arrays:
         return dict(arrays)
 
 
-def verify_run(folder: Path, only: str = "") -> bytes:
-    """Compare every file of a finished run, or ``only`` one, with its recorded checksum; the last one's content."""
-    files = read_result(folder / "metrics.json")["files"]
-    content = b""
-    for path in (folder / name for name in ([only] if only else files)):
-        content = path.read_bytes() if path.is_file() else b""
-        if hashlib.sha256(content).hexdigest() != files.get(path.name):
-            said = "not what the run wrote" if path.is_file() else "missing"
-            raise UserError(f"{path} is {said}; delete {folder / 'metrics.json'} to run again")
+def read_file(folder: Path, name: str) -> bytes:
+    """A file of a finished run, compared with its recorded checksum."""
+    path, wanted = folder / name, read_result(folder / "metrics.json")["files"][name]
+    if not path.is_file() or hashlib.sha256(content := path.read_bytes()).hexdigest() != wanted:
+        raise UserError(f"{path} is missing or not what the run wrote; delete {folder / 'metrics.json'} to run again")
     return content
+
+
+def verify_run(path: Path) -> dict[str, Any]:
+    """The result at a path, which every file of its run was compared with."""
+    result = read_result(path)
+    for name in result.get("files", ()):  # an ablation has none
+        read_file(path.parent, name)
+    return result
 
 
 def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
@@ -99,15 +103,12 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
             old.unlink(missing_ok=True)
     if not path.exists():
         return None
-    result, wanted = read_result(path), json.loads(json.dumps(asdict(config)))
+    result, wanted = verify_run(path), json.loads(json.dumps(asdict(config)))
     known = result["config"]
     if differ := sorted(k for k in {*wanted, *known} if known.get(k) != wanted.get(k)):
         raise UserError(
             f"{path} is of a run with other {', '.join(differ)}; choose another --out, or --no-resume to replace it"
         )
-    if "files" in result:
-        verify_run(path.parent)
-    log.info("%s: finished earlier, read back", path.parent)
     return result
 
 
@@ -172,13 +173,13 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
     registered = methods().get(config["method"])  # None: an ensemble, whose name says all
     published = registered.recipe(config["dataset"]) if registered else None
     planned, usual = epochs_of(published), asdict(published) if published else config["recipe"]
-    measured = {"val": chosen.get("validation"), "test": result.get("selected_on_test")}
-    measured |= {"published": result.get("published_procedure")}
-    row = {key: config[key] for key in ("dataset", "method", "seed", "select", "precision", "code", "method_code")}
-    row |= {key: config[key] for key in ("features_sha256", "vectors_sha256", "split_sha256")}
+    same = ("dataset", "method", "seed", "select", "precision", "gamma_splits", "code", "method_code")
+    row = {key: config[key] for key in (*same, "features_sha256", "vectors_sha256", "split_sha256")}
     row |= {key: provenance.get(key, "") for key in ("regions", "finetuned", "input_size")}
     row |= {key: provenance.get(key, "unknown") for key in ("backbone", "pretraining_saw_unseen")}
-    row |= {key: result["environment"].get(key, "") for key in ("device", "torch", "threads")}
+    row |= {key: result["environment"][key] for key in ("device", "torch", "threads")}
+    measured = {"val": chosen.get("validation"), "test": result.get("selected_on_test")}
+    measured |= {"published": result.get("published_procedure")}
     row |= {f"{of}_{key}": value for of, found in measured.items() for key, value in (found or {}).items()}
     return row | (result.get("standard") or {}) | {
         "features": provenance.get("name", ""),
@@ -188,12 +189,11 @@ def row_of(result: dict[str, Any]) -> dict[str, Any]:
         "recipe_epochs": planned,
         "epochs": chosen["epochs"],
         "cut_off": f"{config['epochs']} of its {planned} epochs" if config["epochs"] < planned else "",
-        "configurations": chosen.get("configurations", 0),
-        "chosen": json.dumps(chosen.get("recipe", {}), sort_keys=True),
+        "configurations": chosen["configurations"],
+        "chosen": json.dumps(chosen["recipe"], sort_keys=True),
         "recipe": json.dumps({k: v for k, v in config["recipe"].items() if usual.get(k) != v}, sort_keys=True),
-        "gamma_splits": config.get("gamma_splits", 1),  # runs made before there was a choice
-        "seconds": result.get("processor_seconds", result["seconds"]),
+        "seconds": result["processor_seconds"],
         "how": chosen["how"],
         "deviations": registered.deviations if registered else "",
-        "notes": " | ".join(result.get("notes", [])),
+        "notes": " | ".join(result["notes"]),
     }  # fmt: skip

@@ -24,19 +24,9 @@ from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
 from core.features.finetuned import refuse_finetuned
 from core.files.atomic import Lock
-from core.files.errors import UserError
 from core.method import Method, with_settings
 from core.methods import find_method
-from core.training import certainty
-from core.training.evaluation import (
-    ScoredImages,
-    calibration_error,
-    compact,
-    curve_from_compact,
-    evaluate,
-    metrics_from_compact,
-    spread,
-)
+from core.training import certainty, evaluation
 from core.training.folds import Fold, final_fold, validation_fold
 from core.training.loop import score_pieces, train
 
@@ -59,14 +49,11 @@ def run(
         watch: called with the fold ("validation" or "refit") and the row of each epoch.
         ablation: its name: the first half alone, what validation says (validation.json); no test image is read.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = Lock(out / "run")
-    except OSError as error:
-        raise UserError(f"cannot write results to {out}: {error.strerror}; choose another --out FOLDER") from error
-    with lock:
+    out.mkdir(parents=True, exist_ok=True)
+    with Lock(out / "run"):
         path = out / ("metrics.json" if ablation is None else "validation.json")
         if (found := results.finished(path, config, resume)) is not None:
+            log.info("%s: finished earlier, read back", out)
             return found
         started, device, history = (time.time(), time.process_time()), inputs.features.device, list[Row]()
         if config.select == "val":
@@ -106,14 +93,12 @@ def choose(
         if method.tune:
             method.model.eval()
             row |= {f"set_{k}": v for k, v in method.tune(fold.unseen_images(inputs.features)).items()}
-        row |= _measured(method, inputs, fold, "val_") | {"val_spread": _spread(method, inputs, fold)}
+        row |= _measured(method, inputs, fold, "val_") | {"val_spread": unit_of(method, inputs, fold)}
         results.log_epoch(out, config, "validation", row, watch)
         nonlocal highest
         if row["val_AUSUC"] > highest:  # this model may be the one that is chosen, and the next epoch takes it away
-            highest = row["val_AUSUC"]
-            row["certainty"] = certainty.measured(
-                method.model, inputs.features, fold, row["val_gamma"], row["val_spread"]
-            )
+            highest, at = row["val_AUSUC"], (row["val_gamma"], row["val_spread"])
+            row["certainty"] = certainty.measured(method.model, inputs.features, fold, *at)
 
     method, history = fit(config, inputs, fold, out / "validation.state", on_epoch=measure)
     settings = [(setting, {"epoch": 0} | {f"set_{k}": v for k, v in setting.items()}) for setting in method.grid]
@@ -129,21 +114,17 @@ def choose(
     best = max(measured, key=lambda r: r["val_AUSUC"])
     recipe = {key.removeprefix("set_"): value for key, value in sorted(best.items()) if key.startswith("set_")}
     used = {"epochs": best["epoch"], "recipe": recipe}
-    gammas, spreads, sure = [best["val_gamma"]], [best["val_spread"]], [best["certainty"]]
+    of_splits = [(best["val_gamma"], best["val_spread"], best["certainty"])]
     for split in range(config.seed + 1, config.seed + config.gamma_splits):
-        try:
-            fold = validation_fold(inputs.metadata, inputs.w2v, split)
-            method, _ = fit(replace(config, seed=split), inputs, fold, out / f"split{split}.state", used)
-            gammas.append(_measured(method, inputs, fold)["gamma"])
-            spreads.append(_spread(method, inputs, fold))
-            sure.append(certainty.measured(method.model, inputs.features, fold, gammas[-1], spreads[-1]))
-        except UserError as error:
-            said = f"{error} (on validation split {split}; --gamma-splits 1 takes that of the seed alone)"
-            raise UserError(said) from error
+        fold = validation_fold(inputs.metadata, inputs.w2v, split)
+        method, _ = fit(replace(config, seed=split), inputs, fold, out / f"split{split}.state", used)
+        gamma, unit = _measured(method, inputs, fold)["gamma"], unit_of(method, inputs, fold)
+        of_splits.append((gamma, unit, certainty.measured(method.model, inputs.features, fold, gamma, unit)))
+    gammas, units, sure = zip(*of_splits, strict=True)
     chosen = used | {
         "gamma": float(np.mean(gammas)),
         "gammas": gammas,
-        "gamma_in_spreads": float(np.mean(np.divide(gammas, spreads))),
+        "gamma_in_spreads": float(np.mean(np.divide(gammas, units))),
         "certainty": certainty.mean(sure),
         "validation": {k: best[f"val_{k}"] for k in ("T1", "U", "S", "H", "AUSUC")},
         "configurations": len(measured),
@@ -160,7 +141,6 @@ def fit(
     on_epoch: Callable[[Method, Row], None] | None = None,
 ) -> tuple[Method, list[Row]]:  # fmt: skip
     """The method trained on a fold, and its history; ``chosen``: for so many epochs and with these settings."""
-    _refuse_finetuned(inputs, fold)
     settings = chosen["recipe"] if chosen else {}
     method = build(config, config.recipe | settings, fold, inputs)
     history = train(
@@ -188,12 +168,9 @@ def _test(
         results.log_epoch(out, config, "refit", row, watch)
 
     method, history = fit(config, inputs, fold, out / "refit.state", chosen, on_epoch)
-    scored, (gamma, sure) = _scored(method, inputs, fold), carried_over(chosen, method, inputs, fold)
-    of_first: list[np.ndarray] = []
+    scored, (gamma, sure) = scores_of(method, inputs, fold), carried_over(chosen, method, inputs, fold)
     # the scores are read once: all that follows is made of this
-    condensed = compact(certainty.watched(scored, sure, gamma, of_first) if sure else scored)
-    confidence = {"confidence": np.concatenate(of_first)} if sure else {}
-    metrics, curve = metrics_from_compact(condensed, gamma), curve_from_compact(condensed)
+    condensed = evaluation.compact(scored, partial(certainty.confidence, sure, gamma, fold.space) if sure else None)
     on_test = published = None
     if diagnostics:
         if not history:  # a closed form: one row
@@ -204,9 +181,8 @@ def _test(
     if method.diagnose and measurable:
         method.model.eval()
         published = method.diagnose(fold.seen_images(inputs.features), fold.unseen_images(inputs.features))
-    # H without calibration, and the highest H that any γ gives on these images: that γ is chosen on test
-    standard = asdict(metrics) | {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())}
-    standard |= {"ECE": calibration_error(condensed | confidence, gamma)} if sure else {}
+    standard = evaluation.standard(condensed, gamma)
+    standard |= {"ECE": evaluation.calibration_error(condensed, gamma)} if sure else {}
     more = {
         "history": result["history"] | {"refit": history},
         "standard": {k: v if measurable or k in ("S", "gamma") else None for k, v in standard.items()},
@@ -214,24 +190,21 @@ def _test(
         "selected_on_test": on_test,
         "published_procedure": published,
     }
-    return more | {"files": results.write_files(out, method, result | more, inputs, fold, condensed | confidence)}
+    return more | {"files": results.write_files(out, method, result | more, inputs, fold, condensed)}
 
 
 def carried_over(chosen: dict[str, Any], method: Method, inputs: Inputs, fold: Fold) -> tuple[float, dict[str, Any]]:
     """γ, and how sure answers are, in the unit of this model's scores."""
     if "gamma_in_spreads" not in chosen:
         return chosen["gamma"], {}
-    unit = _spread(method, inputs, fold)
+    unit = unit_of(method, inputs, fold)
     return chosen["gamma_in_spreads"] * unit, certainty.mean([chosen["certainty"]], unit)
-
-
-def _refuse_finetuned(inputs: Inputs, fold: Fold) -> None:
-    source = DATASETS[inputs.dataset].source if inputs.dataset in DATASETS else ""
-    refuse_finetuned(inputs.provenance, source, inputs.metadata.labels, fold.seen_rows, fold.unseen_rows)
 
 
 def build(config: RunConfig, recipe: dict[str, Any], fold: Fold, inputs: Inputs) -> Method:
     """The run's method for a fold, with the settings of ``recipe``, on the features' device."""
+    source = DATASETS[inputs.dataset].source if inputs.dataset in DATASETS else ""
+    refuse_finetuned(inputs.provenance, source, inputs.metadata.labels, fold.seen_rows, fold.unseen_rows)
     registered, features = find_method(config.method), inputs.features
     settings = with_settings(registered.recipe_type(), recipe)
     method = registered.build(settings, fold.space, (features.R, features.D), config.seed, config.epochs)
@@ -239,26 +212,26 @@ def build(config: RunConfig, recipe: dict[str, Any], fold: Fold, inputs: Inputs)
     return method
 
 
-def _scored(method: Method, inputs: Inputs, fold: Fold) -> ScoredImages:
-    """What the model makes of the fold's images of seen and of unseen classes."""
+def ready(method: Method, inputs: Inputs, fold: Fold) -> Method:
+    """The method as it answers, after so much training as it had."""
     method.model.eval()
     if method.finish:
         method.finish(fold.train_images(inputs.features))
-    seen, unseen = (score_pieces(method.model, inputs.features, rows) for rows in (fold.seen_rows, fold.unseen_rows))
-    return ScoredImages(
-        scores_seen=seen, labels_seen=fold.seen_labels, scores_unseen=unseen, labels_unseen=fold.unseen_labels,
-        seen=fold.space.seen.numpy(), unseen=fold.space.unseen.numpy(), candidates=fold.candidates,
-    )  # fmt: skip
+    return method
+
+
+def scores_of(method: Method, inputs: Inputs, fold: Fold) -> evaluation.ScoredImages:
+    """What the model makes of the fold's images of seen and of unseen classes."""
+    model = ready(method, inputs, fold).model
+    return fold.scored(*(score_pieces(model, inputs.features, rows) for rows in (fold.seen_rows, fold.unseen_rows)))
 
 
 def _measured(method: Method, inputs: Inputs, fold: Fold, prefix: str = "") -> dict[str, float]:
     """T1, U, S, H, AUSUC and γ of the highest H on the fold's images, each name behind a prefix."""
-    return {f"{prefix}{k}": v for k, v in asdict(evaluate(_scored(method, inputs, fold), None)).items()}
+    return {f"{prefix}{k}": v for k, v in asdict(evaluation.evaluate(scores_of(method, inputs, fold), None)).items()}
 
 
-def _spread(method: Method, inputs: Inputs, fold: Fold) -> float:
+def unit_of(method: Method, inputs: Inputs, fold: Fold) -> float:
     """Spread of the scores of a thousand of the fold's training images: the unit γ is counted in."""
-    rows = fold.train_rows[
-        np.linspace(0, len(fold.train_rows) - 1, min(len(fold.train_rows), 1024)).round().astype(int)
-    ]
-    return max(spread(score_pieces(method.model, inputs.features, rows)), 1e-12)
+    rows = fold.train_rows[evaluation.sample(len(fold.train_rows))]
+    return max(evaluation.spread(score_pieces(method.model, inputs.features, rows)), 1e-12)

@@ -6,15 +6,14 @@ job writes a shared file: :func:`collect` makes summary.csv from the run folders
 
 from __future__ import annotations
 
-import contextlib
-import json
+import itertools
 import logging
 import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,15 +27,15 @@ from core.experiments.ablations import ABLATIONS
 from core.experiments.board import seconds_of_methods
 from core.experiments.identity import RunConfig, run_config
 from core.experiments.inputs import Inputs, load_inputs
-from core.experiments.results import read_result, row_of
+from core.experiments.results import finished, read_result, row_of
 from core.experiments.run import run
-from core.files.atomic import Lock, atomic_path, is_locked, write_bytes
+from core.files.atomic import atomic_path, is_locked, write_bytes
 from core.files.errors import UserError
 from core.method import epochs_of, with_settings
 from core.methods import find_method, methods
 
 log = logging.getLogger(__name__)
-KILLED = "its process was killed (as happens when memory runs out); the same command continues it"
+KILLED = "a process was killed (as happens when memory runs out): the same command with fewer --jobs goes on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,10 +104,8 @@ def run_of(plan: Plan, job: Job, device: str = "cpu", budget: int | None = 0) ->
     """The identity of a job's run, its data (``budget`` as for :func:`load_inputs`), and its folder."""
     where = {"data_root": plan.data_root, "features": job.features or plan.features, "w2v": plan.w2v}
     inputs = _inputs(job.dataset, **where, device=device, budget=budget)
-    changes = dict(ABLATIONS[job.ablation]) if job.ablation else {}
-    epochs = changes.pop("epochs", plan.epochs)
-    recipe = with_settings(find_method(job.method).recipe(job.dataset), changes)
-    config = run_config(inputs, job.method, recipe, seed=job.seed, epochs=epochs, precision=plan.precision)
+    recipe = with_settings(find_method(job.method).recipe(job.dataset), ABLATIONS.get(job.ablation, {}))
+    config = run_config(inputs, job.method, recipe, seed=job.seed, epochs=plan.epochs, precision=plan.precision)
     return config, inputs, plan.out.joinpath(job.dataset, inputs.variant, *job.parts)
 
 
@@ -146,69 +143,45 @@ def sweep(plan: Plan) -> list[str]:
 
 
 def _in_processes(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
-    """Each job with what stopped it, as they end; devices are taken in turn.
+    """Each job with what stopped it, as they end; devices are taken in turn. All processes end with one that is killed.
 
-    A pool ends with any of its processes, and what is killed mostly lacked memory: the rest is then run one at a time.
+    What is killed mostly lacked memory, so fewer processes may take what is left.
     """
-    waiting, processes = dict(enumerate(jobs)), plan.jobs
-    while waiting:
-        threads = max(1, torch.get_num_threads() // processes)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processes, context, torch.set_num_threads, (threads,)) as pool:
-            numbers: dict[Future[str | None], int] = {}
-            with contextlib.suppress(BrokenProcessPool):
-                for number, job in waiting.items():
-                    numbers[pool.submit(attempt, plan, job, plan.devices[number % len(plan.devices)])] = number
-            for future in as_completed(numbers):
-                if not isinstance(future.exception(), BrokenProcessPool):
-                    yield waiting.pop(numbers[future]), future.result()
-        if waiting and processes == 1:  # one process takes them in order: the first that is left was in it
-            job = waiting.pop(min(waiting))
-            write_bytes(_note(plan, job), KILLED.encode())
-            yield job, KILLED
-        processes = 1
+    threads = max(1, torch.get_num_threads() // plan.jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(plan.jobs, context, torch.set_num_threads, (threads,)) as pool:
+        devices = itertools.cycle(plan.devices)
+        futures = {pool.submit(attempt, plan, job, device): job for job, device in zip(jobs, devices, strict=False)}
+        for future in as_completed(futures):
+            killed = isinstance(future.exception(), BrokenProcessPool)
+            yield futures[future], KILLED if killed else future.result()
 
 
 def status(plan: Plan) -> list[tuple[Job, str]]:
     """Each job and its state: done (a run of this very identity), running, failed: why, interrupted, not begun."""
-    found = []
-    for job in jobs_of(plan):
-        config, _, out = run_of(plan, job)
-        result, note = out / ("validation.json" if job.ablation else "metrics.json"), _note(plan, job)
-        if is_locked(out / "run"):
-            state = "running"
-        elif result.is_file():
-            try:
-                same = read_result(result)["config"] == json.loads(json.dumps(asdict(config)))
-                state = "done" if same else f"failed: {result} is of other settings or code"
-            except UserError as error:
-                state = f"failed: {error}"
-        elif note.is_file():
-            state = f"failed: {note.read_text('utf-8')}"
-        else:
-            state = "interrupted" if (out / "log.jsonl").is_file() else "not begun"
-        found.append((job, state))
-    return found
+    return [(job, _state(plan, job)) for job in jobs_of(plan)]
+
+
+def _state(plan: Plan, job: Job) -> str:
+    config, _, out = run_of(plan, job)
+    if is_locked(out / "run"):
+        return "running"
+    try:
+        if finished(out / ("validation.json" if job.ablation else "metrics.json"), config, resume=True):
+            return "done"
+    except UserError as error:
+        return f"failed: {error}"
+    if (note := _note(plan, job)).is_file():
+        return f"failed: {note.read_text('utf-8')}"
+    return "interrupted" if (out / "log.jsonl").is_file() else "not begun"
 
 
 def collect(out: Path) -> Path:
-    """Rebuild OUT/summary.csv from the run folders below OUT, and from nothing else.
-
-    Where some of them are damaged it raises an error that names them; the table then holds the others.
-    """
+    """Rebuild OUT/summary.csv from the run folders below OUT, and from nothing else."""
     if not (found := sorted([*out.rglob("metrics.json"), *out.rglob("validation.json")])):
         raise UserError(f"no finished run below {out} (looked for metrics.json)")
-    rows, damaged, summary = [], [], out / "summary.csv"
-    with Lock(summary):  # a slower process would write what was there before a faster one's last run
-        for path in found:
-            try:
-                rows.append(row_of(read_result(path)) | {"folder": path.parent.relative_to(out).as_posix()})
-            except UserError as error:
-                damaged.append(str(error))
-        if rows:
-            keys = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
-            with atomic_path(summary) as temporary:
-                pd.DataFrame(rows).sort_values(keys, kind="stable").to_csv(temporary, index=False, float_format="%.6g")
-    if damaged:
-        raise UserError("left out of summary.csv:\n  " + "\n  ".join(damaged))
+    rows = [row_of(read_result(path)) | {"folder": path.parent.relative_to(out).as_posix()} for path in found]
+    keys = ["dataset", "features", "regions", "method", "ablation", "seed", "features_sha256", "code"]
+    with atomic_path(summary := out / "summary.csv") as temporary:
+        pd.DataFrame(rows).sort_values(keys, kind="stable").to_csv(temporary, index=False, float_format="%.6g")
     return summary

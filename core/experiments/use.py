@@ -11,7 +11,7 @@ from pathlib import Path
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
 from core.experiments.results import read_result, write_checkpoint
-from core.experiments.run import carried_over, fit
+from core.experiments.run import carried_over, fit, ready
 from core.files.errors import UserError
 from core.inference.trained import CHECKPOINT, USE
 from core.training.checkpoint import load_checkpoint
@@ -35,10 +35,7 @@ def fit_for_use(run: Path, inputs: Inputs) -> str:
     if not there:
         path.parent.mkdir(parents=True, exist_ok=True)
         state = path.with_name("use.state")
-        method, _ = fit(config, inputs, fold, state, chosen)
-        method.model.eval()
-        if method.finish:
-            method.finish(fold.train_images(inputs.features))
+        method = ready(fit(config, inputs, fold, state, chosen)[0], inputs, fold)
         gamma, certainty = carried_over(chosen, method, inputs, fold)
         write_checkpoint(path, method, result, inputs, fold, gamma, certainty, made_from=made_from)
         state.unlink(missing_ok=True)

@@ -1,10 +1,8 @@
-"""The board's pages: one table a data set and features, best first, with how sure that order is; and one figure."""
+"""The board's page: one table a data set and features, best first, with how sure that order is; and one figure."""
 
 from __future__ import annotations
 
-import html
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,15 +23,10 @@ the rank by it: where they lie in 95 % of 10,000 draws of the test classes; all 
 settings and γ are chosen on a class-disjoint validation split inside trainval (seed k has split k); `chosen` says what
 came out, `tried` among how many, and the test sets are read once. Seconds are processor seconds of a run, all of it.
 Every row is made from [files](adding.md#a-row-of-the-board) that a check recomputes."""
-_STYLE = """\
-body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:100rem;padding:0 1rem;color:#222}
-table{border-collapse:collapse;font-size:13px;display:block;overflow-x:auto}th,td{padding:.3rem .6rem;text-align:left}
-th{border-bottom:2px solid #888;background:#fff}td{border-bottom:1px solid #ddd;white-space:nowrap}
-tr:hover td{background:#f4f8fb}h2{font-size:1.15rem;margin-top:2.5rem}p{max-width:60rem}"""
 
 
 def write_board(board: Path, docs: Path, figure: Path) -> None:
-    """Write DOCS/board.md, the same as DOCS/board.html, and the figure of AUSUC against seconds, from checked rows."""
+    """Write DOCS/board.md and the figure of AUSUC against seconds, from checked rows."""
     rows = read_board(board)
     frame = t.prepared([row_of(row) | {"number": number} for number, row in enumerate(rows)])
     lines, panels = ["# Board", "", *LEGEND.splitlines()], {}
@@ -43,9 +36,7 @@ def write_board(board: Path, docs: Path, figure: Path) -> None:
         said = f"{t.heading(part)}, {' and '.join(f'{len(c)} {side}' for side, c in first['classes'].items())} classes"
         found, panels[said] = _table(part, rows)
         lines += ["", f"## {said}{t.telling(part, groups)}", *found]
-    text = "\n".join(lines) + "\n"
-    write_bytes(docs / "board.md", text.encode())
-    write_bytes(docs / "board.html", page(text).encode())
+    write_bytes(docs / "board.md", ("\n".join(lines) + "\n").encode())
     if drawn := {said: points for said, points in panels.items() if len(points) > 2}:
         seconds_figure(drawn, figure)
 
@@ -92,23 +83,3 @@ def _chosen(own: pd.DataFrame) -> str:
         for key, value in json.loads(text or "{}").items():
             picked.setdefault(key, []).append(f"{value:.3g}" if isinstance(value, float) else str(value))
     return ", ".join(f"{key} {'/'.join(dict.fromkeys(values))}" for key, values in picked.items() if values) or "-"
-
-
-def page(markdown: str) -> str:
-    """The board as one HTML file that needs nothing else: headings, paragraphs, tables, bold and links of board.md."""
-    out = []
-    for block in markdown.strip().split("\n\n"):
-        said = re.sub(r"\*\*(.+?)\*\*", r"<b>\1</b>", html.escape(block, quote=False))
-        said = re.sub(r"\[(.+?)\]\((.+?)\)", r'<a href="\2">\1</a>', re.sub(r"`(.+?)`", r"<code>\1</code>", said))
-        if said.startswith("#"):
-            level, _, words = said.partition(" ")
-            out.append(f"<h{len(level)}>{words}</h{len(level)}>")
-        elif said.startswith("|"):
-            cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in said.splitlines()]
-            rows = [[cell.strip().replace("\\|", "|") for cell in row] for row in cells]
-            body = "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>\n" for row in rows[2:])
-            out.append(f"<table><tr>{''.join(f'<th>{c}</th>' for c in rows[0])}</tr>\n{body}</table>")
-        else:
-            out.append(f"<p>{said}</p>")
-    title = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Board</title>'
-    return f"{title}<style>{_STYLE}</style>\n" + "\n".join(out) + "\n</html>\n"

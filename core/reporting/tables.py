@@ -16,8 +16,6 @@ import pandas as pd
 from core.experiments.ablations import ABLATIONS, WHOLE
 from core.experiments.statistics import RESAMPLED, Interval, paired
 from core.files.errors import UserError
-from core.method import epochs_of
-from core.methods import methods
 from core.reporting.related_work import related_work
 
 OURS = "vsmr"  # the method that the others are compared with
@@ -56,8 +54,8 @@ _BY_CLASS = """\
 Paired bootstrap over test classes, unseen and seen drawn apart, 95 % intervals; U, S and H at the γ of
 the highest H, chosen anew in every draw for either method."""
 
-# rows of the method compared with, rows of the other (the same seeds) -> metric -> difference; None: no stored scores
-OverClasses = Callable[[pd.DataFrame, pd.DataFrame], Mapping[str, Interval] | None]
+# rows of the method compared with, rows of the other (the same seeds) -> metric -> difference
+OverClasses = Callable[[pd.DataFrame, pd.DataFrame], Mapping[str, Interval]]
 
 
 def read_summary(path: Path) -> pd.DataFrame:
@@ -71,19 +69,12 @@ def prepared(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     frame = frame.reindex(columns=[*dict.fromkeys([*frame.columns, *_TEXT, *_NUMBERS])])
     frame[_TEXT] = frame[_TEXT].map(_text)
     frame[_NUMBERS] = frame[_NUMBERS].apply(pd.to_numeric)
-    frame["validated"] = frame.val_AUSUC.notna()
-    # rows of earlier versions know of no choice of γ splits, nor how many epochs the recipe has
-    frame["gamma_splits"] = frame.gamma_splits.fillna(1)
-    known = [(methods().get(method), dataset) for method, dataset in zip(frame.method, frame.dataset, strict=True)]
-    planned = [np.nan if method is None else epochs_of(method.recipe(dataset)) for method, dataset in known]
-    frame["recipe_epochs"] = frame.recipe_epochs.fillna(pd.Series(planned, index=frame.index, dtype=float))
-    return frame
+    return frame.assign(validated=frame.val_AUSUC.notna())
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return "" if np.isnan(value) else f"{value:g}"
-    return "" if value is None else " ".join(str(value).split())  # one line, whatever a name holds
+    said = f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if pd.isna(value) else " ".join(said.split())  # one line, whatever a name holds
 
 
 def tables_of(frame: pd.DataFrame) -> list[pd.DataFrame]:
@@ -96,8 +87,7 @@ def with_lines(part: pd.DataFrame) -> pd.DataFrame:
     line = part.groupby(LINE, sort=False, dropna=False).ngroup()
     part = part.assign(line=line, label="", remarks="").sort_values("seed", kind="stable")
     for row in part[part.duplicated(["line", "seed"])].itertuples():
-        said = f"{row.dataset}, {row.method}: seed {row.seed:.0f} is there twice"
-        raise UserError(f"{said}; rebuild the summary with: python reproduce_tables.py --collect")
+        raise UserError(f"{row.dataset}, {row.method}: seed {row.seed:.0f} is there twice; one of its folders must go")
     several = part.groupby("method")[[*_SAID]].nunique() > 1
     for number, runs in part.groupby("line"):
         first = runs.iloc[0]
@@ -125,8 +115,7 @@ def _remarks(runs: pd.DataFrame) -> str:
 def all_tables(rows: pd.DataFrame | Iterable[Mapping[str, Any]], over_classes: OverClasses | None = None) -> str:
     """The tables of all rows, data set by data set; ``over_classes`` adds intervals over the draw of test classes."""
     groups = tables_of(prepared(rows))
-    texts = [LEGEND, *("\n".join(_dataset_table(part, groups, over_classes)) for part in groups)]
-    return "\n\n".join(texts) + "\n"
+    return "\n\n".join([LEGEND, *("\n".join(_dataset_table(part, groups, over_classes)) for part in groups)]) + "\n"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -226,7 +215,8 @@ def _comparison(runs: pd.DataFrame, prefix: str, over_classes: OverClasses | Non
         if b[[*columns.values()]].isna().any(axis=None):
             continue
         name = own.label.iloc[0] + (f" ({own.remarks.iloc[0]})" if own.remarks.iloc[0] else "")
-        if over_classes and (drawn := over_classes(a, b)):
+        if over_classes:
+            drawn = over_classes(a, b)
             by_class.append({f"{label} minus, over classes": name} | {k: _difference(drawn[k], 100) for k in RESAMPLED})
         if len(a) > 1:
             found = {k: paired(100 * a[c], 100 * b[c]) for k, c in columns.items()}

@@ -14,24 +14,24 @@ n images · C classes · K attributes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 from torch import Tensor
 
 from core.features.regions import RegionFeatures
 from core.method import ClassSpace, ZeroShotModel
-from core.training.evaluation import ScoredImages, calibrated, predictions
+from core.training.evaluation import calibrated, class_weights, curve_from_compact, sample
 from core.training.folds import Fold
 
 RIVALS = 600
 LEVELS = np.linspace(0, 1, 51)  # of the quantiles that are kept
 _GAMMAS = np.linspace(-2, 6, 41)  # in spreads
-_IMAGES = 1024  # of a side that are looked at, at most
 _PLAIN = ("U", "S", "lowest")  # no scores: in no unit
 
 
@@ -41,36 +41,36 @@ def measured(model: ZeroShotModel, features: RegionFeatures, fold: Fold, gamma: 
     answers that name a seen class.
     """
     rivals = encoded_rivals(model, fold.space)
-    parts, labels, weights = list[tuple[np.ndarray, np.ndarray | None]](), [], []
+    parts, labels = list[tuple[np.ndarray, np.ndarray | None]](), []
     for rows, y in ((fold.seen_rows, fold.seen_labels), (fold.unseen_rows, fold.unseen_labels)):
-        some = np.linspace(0, len(rows) - 1, min(len(rows), _IMAGES)).round().astype(int)
+        some = sample(len(rows))
         pieces = features.means(rows[some]) if model.uses_pooled_features else features.blocks(rows[some])
         parts += [_scores(model, x, rivals) for _, x in pieces]
-        labels.append(y := y[some])
-        classes, place, counts = np.unique(y, return_inverse=True, return_counts=True)
-        weights.append(1 / (counts[place] * len(classes)))  # every class of a side the same, and both sides, as in H
-    y, weight, of_unseen = np.concatenate(labels), np.concatenate(weights), np.repeat([0, 1], [*map(len, labels)])
+        labels.append(y[some])
+    y, side = np.concatenate(labels), np.repeat([0, 1], [*map(len, labels)])
     seen, unseen = fold.space.seen.numpy(), fold.space.unseen.numpy()
     scores = np.concatenate([s for s, _ in parts]) / unit
     best = [of[scores[:, of].argmax(axis=1)] for of in (seen, unseen)]
-    found = [scores[np.arange(len(y)), top] for top in best]
-    arrays = {"best_seen": best[0], "best_unseen": best[1], "margin": found[0] - found[1]}
-    right = [weight * (predictions(arrays, g) == y) for g in _GAMMAS]
+    top = [scores[np.arange(len(y)), one] for one in best]
+    arrays = {"labels": y, "side": side, "best_seen": best[0], "best_unseen": best[1], "margin": top[0] - top[1]}
+    U, S = zip(*map(curve_from_compact(arrays).at, _GAMMAS), strict=True)
+    weight = class_weights(y, side)  # every class of a side the same, and both sides, as in H
     offered = calibrated(scores, seen, unseen, gamma / unit)  # (n,C)
-    side = np.isin(offered.argmax(axis=1), unseen).astype(int)
-    found = [np.where(side == 1, found[1], found[0])]
+    named = np.isin(offered.argmax(axis=1), unseen).astype(int)  # of which side the class is that an answer names
+    found = [np.where(named == 1, top[1], top[0])]
     against = [r / unit for _, r in parts if r is not None]
     found += [found[0] - np.concatenate(against)] if against else []
-    chosen = [side == s if (side == s).any() else side >= 0 for s in (0, 1)]
-    said: dict[str, Any] = {
+    of_side = [named == s if (named == s).any() else named >= 0 for s in (0, 1)]
+    tables = [[np.quantile(values[some], LEVELS).tolist() for some in of_side] for values in found]
+    lowest = ranks(tables, found, named)
+    return {
         "gammas": _GAMMAS.tolist(),
-        "U": [float(r[of_unseen == 1].sum()) for r in right],
-        "S": [float(r[of_unseen == 0].sum()) for r in right],
-        "temperature": [_temperature(offered[c], y[c], weight[c]) for c in chosen],
-        "ranks": [[np.quantile(values[c], LEVELS).tolist() for c in chosen] for values in found],
+        "U": U,
+        "S": S,
+        "temperature": [_temperature(offered[some], y[some], weight[some]) for some in of_side],
+        "ranks": tables,
+        "lowest": [np.quantile(lowest[some], LEVELS).tolist() for some in of_side],
     }
-    lowest = ranks(said["ranks"], found, side)
-    return said | {"lowest": [np.quantile(lowest[c], LEVELS).tolist() for c in chosen]}
 
 
 def mean(several: Sequence[Mapping[str, Any]], unit: float = 1.0) -> dict[str, Any]:
@@ -85,34 +85,22 @@ def _temperature(scores: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float
     """By which scores (n,C) are divided so that their softmax gives the labels the highest likelihood."""
 
     def loss(log_t: float) -> float:
-        p = softmax(scores / np.exp(log_t))[np.arange(len(y)), y]
+        p = softmax(scores / np.exp(log_t), axis=1)[np.arange(len(y)), y]
         return float(-(weight * np.log(np.maximum(p, 1e-12))).sum())
 
     return float(np.exp(minimize_scalar(loss, bounds=(-6, 3), method="bounded").x))
 
 
-def softmax(scores: np.ndarray) -> np.ndarray:
-    """Probabilities (n,C) of scores in which -inf stands for a class that is not offered."""
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-
 def probabilities(certainty: Mapping[str, Any], offered: np.ndarray, unseen: np.ndarray) -> np.ndarray:
     """(n,C) probabilities of the classes offered, from scores with γ; ``unseen``: class numbers."""
     side = np.isin(offered.argmax(axis=1), unseen).astype(int)
-    return softmax(offered / np.array(certainty["temperature"])[side, None])
+    return np.asarray(softmax(offered / np.array(certainty["temperature"])[side, None], axis=1))
 
 
-def watched(scored: ScoredImages, certainty: Mapping[str, Any], gamma: float, into: list[np.ndarray]) -> ScoredImages:
-    """The same images; as their scores are read, the probability (n,) of each one's first class goes into a list."""
-
-    def pieces(scores: Any) -> Iterator[np.ndarray]:
-        for piece in scores:
-            offered = calibrated(piece, scored.seen, scored.unseen, gamma)
-            into.append(probabilities(certainty, offered, scored.unseen).max(axis=1).astype(np.float32))
-            yield piece
-
-    return replace(scored, scores_seen=pieces(scored.scores_seen), scores_unseen=pieces(scored.scores_unseen))
+def confidence(certainty: Mapping[str, Any], gamma: float, space: ClassSpace, scores: np.ndarray) -> np.ndarray:
+    """(n,) the probability of the class that each of the scores (n,C) names at γ."""
+    seen, unseen = space.seen.numpy(), space.unseen.numpy()
+    return probabilities(certainty, calibrated(scores, seen, unseen, gamma), unseen).max(axis=1).astype(np.float32)
 
 
 def ranks(tables: Sequence[Any], found: Sequence[np.ndarray], side: np.ndarray) -> np.ndarray:

@@ -39,13 +39,12 @@ def load_checkpoint(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         # from memory: the library opens no path that is not UTF-8, and its tensors would hold the file open
         content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"no checkpoint at {path} ({error.strerror}); the run that writes it has not ended") from error
-    try:
         header = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"][_KEY])
         tensors = load(content)
-        if _digest(tensors, header["meta"]) == header["sha256"]:
-            return tensors, json.loads(header["meta"])
+        if _digest(tensors, header["meta"]) != header["sha256"]:
+            raise ValueError("its content does not match its checksum")
+        return tensors, json.loads(header["meta"])
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint at {path}; the run that writes it has not ended") from error
     except Exception as error:  # safetensors raises its own kinds
         raise UserError(f"{path} is not a readable checkpoint ({error}); delete it to train again") from error
-    raise UserError(f"{path} is damaged: its content does not match its checksum; delete it to train again")

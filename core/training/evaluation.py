@@ -9,8 +9,8 @@ All of it depends on three things an image: its best seen class, its best unseen
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -77,37 +77,38 @@ class CalibrationCurve:
         return float(ends[i] if i in ends else (t[i - 1] + t[i]) / 2)
 
 
+Scores = np.ndarray | Iterable[np.ndarray]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoredImages:
     """Scores (N,C) of test images, whole or in pieces (n,C) that come one at a time, and their class numbers (N,)."""
 
-    scores_seen: np.ndarray | Iterable[np.ndarray]
+    scores_seen: Scores
     labels_seen: np.ndarray
-    scores_unseen: np.ndarray | Iterable[np.ndarray]
+    scores_unseen: Scores
     labels_unseen: np.ndarray
     seen: np.ndarray  # (S,) class numbers
     unseen: np.ndarray  # (U,)
     candidates: Sequence[int] | np.ndarray = ()  # of ``unseen``, without an image: they compete, and are in no mean
 
 
-def compact(images: ScoredImages) -> dict[str, np.ndarray]:
+def compact(
+    images: ScoredImages, confidence: Callable[[np.ndarray], np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """All that the metrics need of scores (N,C): five arrays (N,), seen classes' images first.
 
     ``labels``; ``side``, 1 for an image of an unseen class; ``best_seen`` and ``best_unseen``, the class numbers of the
     highest score on either side; ``margin``, by how much the former is ahead. An image is predicted as its best unseen
-    class once γ reaches its margin.
+    class once γ reaches its margin. A sixth is ``confidence``, where a function makes it of scores (n,C).
     """
     labels = images.labels_seen, images.labels_unseen
-    sides = images.seen, np.setdiff1d(images.unseen, images.candidates)
+    for y, classes in zip(labels, (images.seen, np.setdiff1d(images.unseen, images.candidates)), strict=True):
+        per_class_accuracy(y, y, classes)  # every class has an image
     offered = images.seen, images.unseen if len(images.unseen) else images.seen
     reduced: list[tuple[np.ndarray, ...]] = []
-    for given, y, classes in zip((images.scores_seen, images.scores_unseen), labels, sides, strict=True):
-        per_class_accuracy(y, y, classes)
-        if not np.isin(y, classes).all():
-            raise ValueError("a test image's label is no class of its side")
-        pieces = np.array_split(given, len(given) // _CACHED + 1) if isinstance(given, np.ndarray) else given
-        before = len(reduced)
-        for scores in pieces:
+    for given in (images.scores_seen, images.scores_unseen):
+        for scores in np.array_split(given, len(given) // _CACHED + 1) if isinstance(given, np.ndarray) else given:
             if not np.isfinite(scores).all():
                 raise UserError(
                     "the model's scores hold NaN or infinity: training diverged; try a lower --lr where there is one"
@@ -116,25 +117,27 @@ def compact(images: ScoredImages) -> dict[str, np.ndarray]:
             best = [side[scores.take(side, axis=1).argmax(axis=1)] for side in offered]
             seen_score, unseen_score = (scores[np.arange(len(scores)), side] for side in best)
             margin = seen_score - unseen_score if len(images.unseen) else np.full(len(scores), np.inf)
-            reduced.append((margin, *best))
-        if (rows := sum(len(margin) for margin, *_ in reduced[before:])) != len(y):
-            raise ValueError(f"scores of {rows} images, labels of {len(y)}")
-    margin, best_seen, best_unseen = (np.concatenate(arrays) for arrays in zip(*reduced, strict=True))
+            said = [confidence(scores)] if confidence else []
+            reduced.append((*(classes.astype(np.int32) for classes in best), margin, *said))
+    arrays = map(np.concatenate, zip(*reduced, strict=True))
     return {
         "labels": np.concatenate(labels).astype(np.int32),
         "side": np.repeat(np.array([0, 1], dtype=np.uint8), [len(y) for y in labels]),
-        "best_seen": best_seen.astype(np.int32),
-        "best_unseen": best_unseen.astype(np.int32),
-        "margin": margin,
+        **dict(zip(("best_seen", "best_unseen", "margin", "confidence"), arrays, strict=False)),
     }
+
+
+def class_weights(labels: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """(N,) what each image counts in a mean over the classes of its side of means over their images."""
+    U, S = (len(np.unique(labels[side == s])) for s in (1, 0))
+    return np.asarray(1.0 / (np.bincount(labels)[labels] * np.where(side, U, S)))
 
 
 def curve_from_compact(arrays: Mapping[str, np.ndarray]) -> CalibrationCurve:
     """The whole calibration curve from what :func:`compact` returns, in O(N log N)."""
     unseen = arrays["side"].astype(bool)
     labels, margin = arrays["labels"], arrays["margin"].astype(np.float64)
-    S, U = (len(np.unique(labels[side])) for side in (~unseen, unseen))
-    weight = 1.0 / (np.bincount(labels)[labels] * np.where(unseen, U, S))  # of an image, in a mean over classes
+    weight = class_weights(labels, arrays["side"])
     right_s = ~unseen & (arrays["best_seen"] == labels)
     right_u = unseen & (arrays["best_unseen"] == labels)
     thresholds = np.unique(margin[right_s | right_u])
@@ -159,6 +162,13 @@ def metrics_from_compact(arrays: Mapping[str, np.ndarray], gamma: float | None) 
     return Metrics(T1=float(curve.U[-1]), U=u, S=s, H=harmonic(u, s), AUSUC=curve.area, gamma=gamma)
 
 
+def standard(arrays: Mapping[str, np.ndarray], gamma: float) -> dict[str, float]:
+    """The metrics at γ by name, with H without calibration, and the highest H of any γ: that γ is chosen on test."""
+    curve = curve_from_compact(arrays)
+    also = {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())}
+    return asdict(metrics_from_compact(arrays, gamma)) | also
+
+
 def predictions(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
     """Class numbers (N,) at γ, from what :func:`compact` returns; at an image's margin its unseen class wins."""
     return np.where(gamma >= arrays["margin"].astype(np.float64), arrays["best_unseen"], arrays["best_seen"])
@@ -169,9 +179,8 @@ def reliability(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
     how many were right. ``arrays``: those of :func:`compact`, and ``confidence``, that probability (N,). Every class of
     a side counts the same, and both sides, as in H.
     """
-    labels, side, p = arrays["labels"], arrays["side"].astype(bool), arrays["confidence"].astype(np.float64)
-    weight = 1.0 / (np.bincount(labels)[labels] * np.where(side, *(len(np.unique(labels[s])) for s in (side, ~side))))
-    place = np.minimum((p * 10).astype(int), 9)
+    labels, p = arrays["labels"], arrays["confidence"].astype(np.float64)
+    weight, place = class_weights(labels, arrays["side"]), np.minimum((p * 10).astype(int), 9)
     right = predictions(arrays, gamma) == labels
     sums = [np.bincount(place, weight * of, minlength=10) for of in (np.ones_like(p), p, right)]
     return np.stack([sums[0] / weight.sum(), *(s / np.maximum(sums[0], 1e-12) for s in sums[1:])], axis=1)
@@ -181,6 +190,11 @@ def calibration_error(arrays: Mapping[str, np.ndarray], gamma: float) -> float:
     """ECE: by how far probabilities are from shares of right answers, mean over the images of :func:`reliability`."""
     share, said, right = reliability(arrays, gamma).T
     return float((share * np.abs(said - right)).sum())
+
+
+def sample(N: int) -> np.ndarray:
+    """Numbers of at most a thousand of N images, evenly spaced: they stand for all where a unit is measured."""
+    return np.linspace(0, N - 1, min(N, 1024)).round().astype(int)
 
 
 def spread(scores: Iterable[np.ndarray]) -> float:

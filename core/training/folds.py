@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from core.datasets.metadata import Metadata, class_disjoint_split
 from core.features.regions import RegionFeatures, on_device
 from core.files.errors import UserError
 from core.method import ClassSpace
+from core.training.evaluation import ScoredImages, Scores
 
 HELD_OUT = 0.2  # share of each training class's images that stands for test_seen during validation
 
@@ -30,11 +31,6 @@ class Fold:
     unseen_labels: np.ndarray
     candidates: np.ndarray | tuple[int, ...] = ()  # unseen classes without an image
 
-    @property
-    def rows(self) -> np.ndarray:
-        """Every row the fold touches."""
-        return np.concatenate([self.train_rows, self.seen_rows, self.unseen_rows])
-
     def train_images(self, features: RegionFeatures) -> FoldImages:
         return FoldImages(features, self.train_rows, self.train_labels)
 
@@ -43,6 +39,13 @@ class Fold:
 
     def unseen_images(self, features: RegionFeatures) -> FoldImages:
         return FoldImages(features, self.unseen_rows, self.unseen_labels)
+
+    def scored(self, seen: Scores, unseen: Scores) -> ScoredImages:
+        """The measured images with scores (N,C) of those of seen and of unseen classes, whole or in pieces."""
+        return ScoredImages(
+            scores_seen=seen, labels_seen=self.seen_labels, scores_unseen=unseen, labels_unseen=self.unseen_labels,
+            seen=self.space.seen.numpy(), unseen=self.space.unseen.numpy(), candidates=self.candidates,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,25 +76,14 @@ def final_fold(m: Metadata, w2v: np.ndarray) -> Fold:
 
     Classes without images (a folder of one's own may have some) compete in every prediction and are in no mean.
     """
-    space = _space(m.att, m.seen, np.union1d(m.unseen, m.candidates), w2v, m.class_text)
-    return _fold(space, m.labels, m.trainval_loc, m.test_seen_loc, m.test_unseen_loc, m.candidates)
+    classes = m.seen, np.union1d(m.unseen, m.candidates)
+    return _fold(m, w2v, *classes, m.trainval_loc, m.test_seen_loc, m.test_unseen_loc, m.candidates)
 
 
 def every_photograph(m: Metadata, w2v: np.ndarray) -> Fold:
     """Train on the photographs of all splits, measure on none: the model that is put to use."""
     rows, none = np.sort(np.concatenate([m.trainval_loc, m.test_seen_loc, m.test_unseen_loc])), np.empty(0, np.int64)
-    space = _space(m.att, np.union1d(m.seen, m.unseen), m.candidates, w2v, m.class_text)
-    return _fold(space, m.labels, rows, none, none, m.candidates)
-
-
-def _fold(
-    space: ClassSpace, labels: np.ndarray, train: np.ndarray, seen: np.ndarray, unseen: np.ndarray,
-    candidates: np.ndarray | tuple[int, ...] = (),
-) -> Fold:  # fmt: skip
-    return Fold(
-        space=space, train_rows=train, train_labels=labels[train], seen_rows=seen, seen_labels=labels[seen],
-        unseen_rows=unseen, unseen_labels=labels[unseen], candidates=candidates,
-    )  # fmt: skip
+    return _fold(m, w2v, np.union1d(m.seen, m.unseen), m.candidates, rows, none, none, m.candidates)
 
 
 def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
@@ -117,16 +109,21 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
     train = np.setdiff1d(train_loc, held_rows)
     number = np.full(len(m.class_names), -1, dtype=np.int64)  # of a class among those of trainval
     number[m.seen] = np.arange(len(m.seen))
-    labels = number[m.labels]
-    text = None if m.class_text is None else m.class_text[m.seen]
-    space = _space(m.att[m.seen], np.unique(labels[train]), np.unique(labels[val_loc]), w2v, text)
-    return _fold(space, labels, train, held_rows, val_loc)
+    of_trainval = replace(m, labels=number[m.labels], att=m.att[m.seen])
+    of_trainval.class_text = None if m.class_text is None else m.class_text[m.seen]
+    seen, unseen = (np.unique(of_trainval.labels[rows]) for rows in (train, val_loc))
+    return _fold(of_trainval, w2v, seen, unseen, train, held_rows, val_loc)
 
 
-def _space(
-    att: np.ndarray, seen: np.ndarray, unseen: np.ndarray, w2v: np.ndarray, text: np.ndarray | None
-) -> ClassSpace:
-    if (K := att.shape[1]) != len(w2v):
+def _fold(
+    m: Metadata, w2v: np.ndarray, seen: np.ndarray, unseen: np.ndarray, train_rows: np.ndarray, seen_rows: np.ndarray,
+    unseen_rows: np.ndarray, candidates: np.ndarray | tuple[int, ...] = (),
+) -> Fold:  # fmt: skip
+    if (K := m.att.shape[1]) != len(w2v):
         raise UserError(f"{len(w2v)} attribute vectors for {K} attributes; name those of this data set with --w2v")
-    parts = (att, seen, unseen, w2v.astype(np.float32), *(() if text is None else (text,)))
-    return ClassSpace(*(torch.from_numpy(np.ascontiguousarray(a)) for a in parts))
+    parts = (m.att, seen, unseen, w2v.astype(np.float32), *(() if m.class_text is None else (m.class_text,)))
+    return Fold(
+        space=ClassSpace(*(torch.from_numpy(np.ascontiguousarray(a)) for a in parts)), candidates=candidates,
+        train_rows=train_rows, train_labels=m.labels[train_rows], seen_rows=seen_rows, seen_labels=m.labels[seen_rows],
+        unseen_rows=unseen_rows, unseen_labels=m.labels[unseen_rows],
+    )  # fmt: skip

@@ -6,7 +6,6 @@ bit-identical to an uninterrupted run.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -61,7 +60,7 @@ def train(
             made = phase.made(fold.train_images(features)) if phase.made and first < last else None
             for epoch in tqdm(range(first, last), label, last, initial=first, unit="epoch", leave=False, disable=None):
                 row: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1}
-                row |= _epoch(method.model, phase, epoch, features, fold, generator, getattr(torch, precision), made)
+                row |= _epoch(method.model, phase, epoch, features, fold, generator, precision, made)
                 if watch:
                     watch(row)
                 history.append(row)
@@ -72,19 +71,17 @@ def train(
 
 def _epoch(
     model: ZeroShotModel, phase: Phase, epoch: int, features: RegionFeatures, fold: Fold,
-    generator: np.random.Generator, products: torch.dtype, made: tuple[Tensor, Tensor] | None = None,
+    generator: np.random.Generator, precision: str, made: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """One pass over the phase's batches; the mean of every loss over its steps."""
     model.train()
     sums: dict[str, Tensor] = {}
     classes = fold.train_labels if made is None else made[1].cpu().numpy()
     drawn = list(phase.batches.epoch(classes, generator))
-    xs: Iterable[Tensor]
+    rows = [fold.train_rows[positions] for positions in drawn] if made is None else []
+    xs: Iterable[Tensor] = map(features.pooled, rows) if phase.pooled else features.batches(rows)
     if made is not None:
         xs = (made[0][positions] for positions in drawn)
-    else:
-        rows = [fold.train_rows[positions] for positions in drawn]
-        xs = map(features.pooled, rows) if phase.pooled else features.batches(rows)
     labels = on_device(torch.from_numpy(classes[np.concatenate(drawn)]), features.device)
     batches = zip(xs, labels.split([len(positions) for positions in drawn]), strict=True)
     for step, (x, y) in enumerate(batches):
@@ -92,13 +89,12 @@ def _epoch(
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + step / len(drawn))
         phase.optimizer.zero_grad(set_to_none=True)
-        plain = products == torch.float32
-        with contextlib.nullcontext() if plain else torch.autocast(x.device.type, dtype=products):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
             losses = phase.loss(x, y)
         losses["loss"].backward()
         phase.optimizer.step()
         for key, value in losses.items():  # summed on the device: no synchronisation inside the step
-            sums[key] = sums[key] + value.detach() if key in sums else value.detach()
+            sums[key] = sums.get(key, 0) + value.detach()
     if phase.after_epoch:
         phase.after_epoch()
     means = {key: float(value) / len(drawn) for key, value in sums.items()}
