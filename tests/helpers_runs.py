@@ -49,7 +49,6 @@ def inputs_of(metadata, features=None, source=None, w2v=W2V):
         w2v=w2v,
         features=features or RegionFeatures(source, np.arange(len(metadata.labels)), source.shape),
         provenance={"backbone": "toy", "regions": "3x3", "name": "toy"},
-        vectors=None,
         features_sha256="ab",
         vectors_sha256="cd",
         split_sha256=split_digest(metadata),

@@ -39,7 +39,6 @@ class Inputs:
     w2v: np.ndarray  # (K,V)
     features: RegionFeatures
     provenance: dict[str, str]  # of the feature file
-    vectors: Path | None  # None: they came from inside the feature file
     features_sha256: str
     vectors_sha256: str
     split_sha256: str
@@ -86,9 +85,7 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None, own: Me
         if not own:
             paths.require(data_root, dataset)
     command = extraction_command(dataset, data_root=data_root, out=given)
-    begun = next(pattern.parent.glob(f"{pattern.name}.*"), None)
-    unfinished = f"{begun} is of an unfinished one: run the command that began it again. " if begun else ""
-    raise UserError(f"{missing(pattern, 'feature file')}. {unfinished}Make one with: {command}")
+    raise UserError(f"{missing(pattern, 'feature file')}. Make one, or end one that was begun, with: {command}")
 
 
 def _vectors(
@@ -161,7 +158,7 @@ def load_inputs(
         metadata.notes.append(f"backbone fine-tuned on images of seen classes ({of})")
     log.info("%s: %d images, features %s (%s regions)", dataset.name, len(metadata.labels), path, provenance["regions"])
     return Inputs(
-        dataset=dataset.name, metadata=metadata, w2v=array, provenance=provenance, vectors=vectors,
+        dataset=dataset.name, metadata=metadata, w2v=array, provenance=provenance,
         features=RegionFeatures(file, rows, (R, D), resolve_device(device), budget), features_sha256=file.digest(),
         vectors_sha256=sha256_file(vectors) if vectors else hashlib.sha256(array.tobytes()).hexdigest(),
         split_sha256=split_digest(metadata),

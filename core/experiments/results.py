@@ -103,13 +103,12 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
             old.unlink(missing_ok=True)
     if not path.exists():
         return None
-    result, wanted = verify_run(path), json.loads(json.dumps(asdict(config)))
-    known = result["config"]
+    known, wanted = read_result(path)["config"], json.loads(json.dumps(asdict(config)))
     if differ := sorted(k for k in {*wanted, *known} if known.get(k) != wanted.get(k)):
         raise UserError(
             f"{path} is of a run with other {', '.join(differ)}; choose another --out, or --no-resume to replace it"
         )
-    return result
+    return verify_run(path)
 
 
 def write_files(
