@@ -16,6 +16,8 @@ from core.datasets.own import Choices, feature_pattern, read_folder
 from core.datasets.registry import OWN
 from core.datasets.vectors import attribute_vectors, source_record, write_attribute_vectors
 from core.datasets.word_vectors import FORMATS, MODELS
+from core.datasets.words import NAME as WORDS
+from core.datasets.words import sheet_from_words
 from core.files.atomic import read_json
 from core.files.errors import UserError
 from core.files.memory import keep_memory
@@ -70,6 +72,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     drawn = {"unseen_share": args.unseen_share, "seed": args.split_seed}
     choices = Choices(unseen=tuple(args.unseen), validation=args.select == "val", **drawn)
     log.info("1 of 3: the folder %s", root)
+    if sheet_from_words(root):
+        log.info("%s was made from %s: look at it, and correct it", root / "attributes.csv", root / WORDS)
     from core.features.photographs import look_at  # takes seconds, which --help does not need
 
     m = read_folder(root, choices, look_at(root, args.features or paths.feature_file(root, OWN)))

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.datasets import words
 from core.datasets.metadata import name_problem
 from core.datasets.own import find_images
 from core.datasets.sheets import read_attributes
@@ -34,12 +35,13 @@ WORTH = 3  # k
 
 
 def in_folder(path: Path) -> tuple[Path | None, dict[str, list[Path]]]:
-    """The sheet and the photographs by class of --add-classes: a CSV file, or a folder with attributes.csv, images/."""
+    """The sheet and the photographs by class of --add-classes: a CSV file, or a folder with one and images/."""
     if not path.is_dir():
         return path, {}
     sheet, photos = path / "attributes.csv", dict[str, list[Path]]()
+    sheet = sheet if sheet.is_file() else path / words.NAME
     if not (path / "images").is_dir() and not sheet.is_file():
-        raise UserError(f"--add-classes {path}: neither attributes.csv nor images/<class>/ is in it")
+        raise UserError(f"--add-classes {path}: neither attributes.csv, {words.NAME} nor images/<class>/ is in it")
     if (path / "images").is_dir():
         photos = {name: [path / "images" / file for file in files] for name, files in find_images(path)[0].items()}
     return sheet if sheet.is_file() else None, photos
@@ -117,7 +119,8 @@ def _said(name: str, row: Tensor, photos: Tensor | None) -> str:
 def _described(wanted: Sequence[str], described: pd.DataFrame | Path) -> dict[str, Tensor]:
     """Attributes (K,) of each class, in the run's order."""
     if isinstance(described, Path):
-        sheet, where = read_attributes(described), str(described)
+        of_words, where = described.name == words.NAME, str(described)
+        sheet = words.read_words(described, wanted) if of_words else read_attributes(described)
         frame = pd.DataFrame(sheet.values, sheet.classes, sheet.attributes)
     else:
         frame, where = described.set_index(described.columns[0]), "the classes to add"

