@@ -28,10 +28,10 @@ _MADE = "made from descriptions.csv"  # what the first line of a sheet begins wi
 
 def read_words(path: Path, attributes: Sequence[str] = ()) -> Description:
     """Classes (C,) by phrases (K,) of a sheet class,description; or by the ``attributes`` of a run."""
-    table = read_table(path)
-    if [str(cell).lower() for cell in table.iloc[0]] != ["class", "description"]:
+    table = read_table(path, "class")
+    if table.columns.str.lower().tolist() != ["class", "description"]:
         raise UserError(f"{path}: the header must be class,description; a description with commas stands in quotes")
-    said = {str(name): phrases(str(text)) for name, text in table.iloc[1:].itertuples(index=False)}
+    said = {name: phrases(text) for name, text in table.itertuples(index=False)}
     if empty := [name for name, own in said.items() if not own]:
         raise UserError(f"{path}: the class {empty[0]!r} has no description")
     names = list(attributes) or sorted({phrase for own in said.values() for phrase in own})
