@@ -50,16 +50,20 @@ def test_a_class_is_added_by_words_to_a_run_with_attributes(there, tmp_path: Pat
     path = tmp_path / "descriptions.csv"
     path.write_text('class,description\nquagga,"black, white. It is grey"\n')
     values = dict(zip(trained.attributes, read_words(path, trained.attributes).values[0], strict=True))
-    assert values["black"] == pytest.approx(1, rel=1e-4) and values["white"] == pytest.approx(1, rel=1e-4) and 0 == values["sailingbill"]
+    assert (
+        values["black"] == pytest.approx(1, rel=1e-4)
+        and values["white"] == pytest.approx(1, rel=1e-4)
+        and values["sailingbill"] == 0
+    )
     more = add_classes(trained, path)
     assert more.classes[-1] == "quagga"
     np.testing.assert_allclose(more.space.att[-1], list(values.values()))
     path.write_text("class,description\nquagga,xylophone\n")
-    with pytest.raises(UserError, match="describes nothing"):
+    with pytest.raises(UserError, match="not 0 for all"):
         add_classes(trained, path)
 
 
-@pytest.mark.parametrize(("text", "said"), [("class,words\na,b\n", "header"), ("class,description\na,.\n", "'a' has no")])
+@pytest.mark.parametrize(("text", "said"), [("class,words\na,b\n", "header"), ("class,description\na,.\n", "has no")])
 def test_a_sheet_that_is_none(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "descriptions.csv").write_text(text)
     with pytest.raises(UserError, match=said):

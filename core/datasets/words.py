@@ -1,7 +1,7 @@
 """Descriptions in words as a sheet of attributes, which a person can look at and correct (extra ``text``).
 
-A description is cut into phrases at full stops, commas and semicolons. Every phrase of any class is an attribute, and class
-c has phrase p as far as one of its own phrases q means the same:
+A description is cut into phrases at full stops, commas and semicolons. Every phrase of any class is an attribute, and
+class c has phrase p as far as one of its own phrases q means the same:
     a_cp = max over q of max(0, (cos(e_q, e_p) - 0.8) / 0.2)       e: embeddings by all-MiniLM-L6-v2
 0.8 was chosen on validation classes (docs/own-data.md): "red bill" and "its bill is red" are alike, a red bill and an
 orange one are not.
