@@ -6,8 +6,8 @@
         --weights data/CUB/finetuned_ResNet_101_split0_val.safetensors
     python CUB50_ours.py --seed 0 --features data/CUB/feature_map_ResNet_101_finetuned_split0_val_CUB.hdf5
 
-Images of validation classes, of unseen classes and of the test sets are never opened. Repeating an interrupted command
-goes on with it. docs/backbones.md says what the files of the several folds are for.
+Images of validation classes, of unseen classes and of the test sets are never opened. docs/backbones.md says what the
+files of the several folds are for.
 """
 
 from core.commands.finetune import main

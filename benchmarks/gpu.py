@@ -50,9 +50,6 @@ class Generated:
     def read(self, rows: np.ndarray) -> np.ndarray:
         return self.bank[np.asarray(rows) % len(self.bank)]
 
-    def prefetch(self, rows: np.ndarray) -> None:
-        """Nothing to fetch."""
-
 
 def step_rows(shape: Shape, repeats: int) -> list[Row]:
     """Step time, and memory at its peak beyond what is allocated between steps, both forms in each type."""

@@ -95,8 +95,6 @@ class _Joined:
             first += file.shape[0]
         return np.concatenate(pieces)
 
-    def prefetch(self, rows: np.ndarray) -> None: ...
-
 
 def read(root: Path) -> Photographs:
     """The photographs of both roots with the descriptions of all species."""

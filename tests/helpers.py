@@ -74,9 +74,6 @@ class ToyFeatures:
     def read(self, rows):
         return self.maps[rows]
 
-    def prefetch(self, rows):
-        self.prefetched = rows
-
 
 Ended = tuple[int, str, str]  # exit code, stdout, stderr
 

@@ -61,9 +61,6 @@ class Source:
     def read(self, rows):
         return self.maps[rows]
 
-    def prefetch(self, rows):
-        pass
-
 
 def decode(x: torch.Tensor) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:
     """Class one-hot (n,C), rows (n,) and difficulty (n,) of regions x (n,1,D) or pooled (n,D)."""

@@ -137,7 +137,7 @@ CASES = [
          lambda p: features(p, trainval_loc=ROWS[:6, 1:9].ravel(), test_seen_loc=ROWS[:6, [0, 9]].ravel())),
     Case("channels last", DRIVER, run(), ("np.transpose",),
          lambda p: features(p, feature_map=np.ones((90, 3, 3, 12), "f4"))),
-    Case("NaN among features", DRIVER, run(), ("NaN", "Make it anew with"),
+    Case("NaN among features", DRIVER, run(), ("NaN", "make it anew"),
          lambda p: features(p, feature_map=np.full((90, 12, 3, 3), np.nan, "f4"))),
     Case("labels missing", DRIVER, run(), ("lacks labels",), lambda p: features(p, labels=None)),
     Case("vectors of another data set", DRIVER, run(), ("(8, V)",), put(VECTORS, pickle.dumps(np.ones((9, 5))))),

@@ -226,7 +226,7 @@ def test_names_of_files_and_commands_say_what_differs() -> None:
     )
     record = {
         "backbone": "resnet101", "weights": "my weights.pth", "input_size": 448, "pool": 2, "dtype": "float32",
-        "batch_size": 32, "pretraining_saw_unseen": "unknown",
+        "flip": "no",
     }  # fmt: skip
     assert recorded_config(record) == config
     assert recorded_config({}) == usual and recorded_config({"input_size": 224}).input_size == 224

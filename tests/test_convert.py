@@ -59,7 +59,7 @@ def test_every_layout_becomes_ours(
         assert file.grid == (SIDE, SIDE) and file.provenance["pretraining_saw_unseen"] == "unknown"
         assert file.provenance["converted_from"].startswith("theirs.hdf5 sha256 ")
         np.testing.assert_array_equal(file.read(np.arange(N)), maps.reshape(N, D, -1))
-        assert file.image_files is None and file.metadata.labels[10] == 1
+        assert not file.metadata.image_files and file.metadata.labels[10] == 1
     assert source.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["f.hdf5", "theirs.hdf5"]
 
 

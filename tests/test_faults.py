@@ -81,11 +81,6 @@ def test_a_disk_that_takes_no_more_bytes_is_a_sentence_and_the_command_ends_late
     assert code == 0, said
 
 
-def test_a_file_system_without_fsync_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "fsync", failing(errno.ENOTSUP))
-    verify(write(tmp_path / "f.hdf5"))
-
-
 def test_a_read_only_folder_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As root a folder's mode refuses nothing, so the refusal is played."""
     real = os.open

@@ -79,7 +79,7 @@ def test_one_report_names_every_bad_image_and_good_rows_belong_to_their_image(tm
     assert extract(DEMO, data_root=data, out=out, config=TINY) == out and not list(tmp_path.glob("f.hdf5?*"))
     network, normalise = build_backbone(TINY.backbone, "random"), Normaliser(torch.device("cpu"), torch.float32)
     with FeatureFile(out) as file:
-        assert file.image_files == names
+        assert file.metadata.image_files == names
         for row, name in enumerate(names):
             expected = network(normalise(torch.from_numpy(load_image(folder / name, 64)[None].copy())))[0].flatten(1)
             np.testing.assert_allclose(

@@ -5,9 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import sys
 import zlib
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -50,8 +48,7 @@ def test_written_file_reads_back_through_h5py_and_reader(tmp_path: Path) -> None
         np.testing.assert_array_equal(got, maps()[rows].reshape(4, 8, 49))
         m = file.to_metadata(DEMO)
         np.testing.assert_array_equal(m.val_loc, metadata().val_loc)
-        file.prefetch(np.array([5, 0]))  # a hint: nothing to see
-        assert m.class_names == metadata().class_names and file.image_files == metadata().image_files
+        assert m.class_names == metadata().class_names and m.image_files == metadata().image_files
     assert [p.name for p in tmp_path.iterdir()] == ["f.hdf5"]
     verify(path)
 
@@ -131,13 +128,12 @@ def test_the_digest_is_of_the_rows_too(tmp_path: Path) -> None:
     assert len(digests) == 2
 
 
-def test_a_changed_file_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "f.hdf5")
     with h5py.File(path, "r+") as file:
         file["labels"][0] = 1
-    with pytest.raises(UserError, match="changed after it was finished") as caught:
+    with pytest.raises(UserError, match="changed after it was finished"):
         FeatureFile(path)
-    assert "Make it anew with: python " in str(caught.value)
 
 
 def test_files_of_the_format_before_are_read_and_their_rows_checked(tmp_path: Path) -> None:
@@ -161,38 +157,26 @@ def test_a_row_is_compared_with_its_checksum_when_it_is_first_read(
     path, compared = write(tmp_path / "f.hdf5"), []
     monkeypatch.setattr(feature_file.zlib, "crc32", lambda data: compared.append(1) or zlib_crc32(data))
     with FeatureFile(path) as file:
-        for rows, new in (([3, 4, 3], 2), ([4, 3], 0), ([5], 1)):
+        for rows, new in (([3, 4], 2), ([4, 3, 3], 0), ([5], 1)):
             compared.clear()
             file.read(np.array(rows))
             assert len(compared) == new
-        os.truncate(path, file.row_offset(12) + 5)
-        with pytest.raises(UserError, match=r"row 12 \(images/12\.png\) is truncated"):
-            file.read(np.array([10, 12]))
 
 
-_inherited: FeatureFile | None = None  # of a forked process
-
-
-def _read(given: FeatureFile | None, seed: int) -> np.ndarray:
-    """What a worker process does; without a reader of its own it uses the one it was forked with."""
-    file = given or _inherited
-    assert file is not None
+def _read(file: FeatureFile, seed: int) -> np.ndarray:
+    """What a worker process does."""
     rng = np.random.default_rng(seed)
     return np.concatenate([file.read(rng.integers(0, 60, 20)) for _ in range(30)])
 
 
-@pytest.mark.parametrize("how", ["spawn", "inherited"])
-def test_worker_processes_read_what_the_parent_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    context = multiprocessing.get_context("spawn" if how == "spawn" else "fork")
+@pytest.mark.parametrize("how", ["spawn", "fork"])
+def test_worker_processes_read_what_the_parent_reads(tmp_path: Path, how: str) -> None:
     with FeatureFile(write(tmp_path / "f.hdf5")) as file:
-        expected = [_read(file, seed) for seed in range(4)]
-        monkeypatch.setattr(sys.modules[__name__], "_inherited", file if how == "inherited" else None)
-        # a process started anew takes seconds: one
-        with ProcessPoolExecutor(1 if how == "spawn" else 2, context) as pool:
-            found = pool.map(_read, [None if how == "inherited" else file] * 4, range(4))
-            for seed, (a, b) in enumerate(zip(expected, found, strict=True)):
-                assert np.array_equal(a, b), seed
-                assert np.array_equal(a, _read(file, seed))  # the parent reads meanwhile
+        process = multiprocessing.get_context(how).Pool(1)  # a process started anew takes seconds: one
+        with process as pool:
+            found = pool.apply_async(_read, (file, 0))
+            mine = _read(file, 1)  # the parent reads meanwhile
+            assert np.array_equal(found.get(), _read(file, 0)) and not np.array_equal(mine, _read(file, 0))
 
 
 def test_a_healthy_file_on_a_disk_without_locks_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +214,7 @@ def test_one_flipped_byte_is_named_or_changes_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "f.hdf5")
     good, expected = path.read_bytes(), maps().reshape(60, 8, 49)
     with FeatureFile(path) as file:
-        rows, digest = file.row_offset(0), file.digest()
+        rows, digest = file.offset, file.digest()
     refused = 0
     for at in [*range(0, rows, 37), *range(rows, len(good), 997), *range(len(good) - 20, len(good))]:
         path.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at + 1 :])
@@ -244,7 +228,7 @@ def test_one_flipped_byte_is_named_or_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "after"),
-    [("posix_fallocate", 0), ("posix_fallocate", 1), ("fsync", 0), ("fsync", 4)],
+    [("posix_fallocate", 0), ("posix_fallocate", 1), ("fsync", 0), ("fsync", 2)],
 )
 def test_a_full_disk_leaves_what_the_next_run_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, after: int
@@ -264,7 +248,7 @@ def test_a_full_disk_leaves_what_the_next_run_needs(
             write(path)
     assert not path.exists()
     with Writer(path, content(), SHAPE) as writer:
-        assert writer.done.sum() == {"posix_fallocate": 60 * after, "fsync": 15 * after}[name]
+        assert writer.done.sum() == {"posix_fallocate": 60 * after, "fsync": 30 * after}[name]
         writer.write(np.flatnonzero(~writer.done), maps()[~writer.done])
         writer.finish()
     (tmp_path / "other").mkdir()

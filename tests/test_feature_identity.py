@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -19,12 +18,13 @@ import pytest
 from core.commands import extract, own
 from core.commands.parser import Parser, from_flags
 from core.datasets.metadata import Metadata
-from core.datasets.registry import CUB, DEMO, Counts
+from core.datasets.registry import CUB, DEMO, OWN, Counts, DataSet
 from core.datasets.stored import check_maps
 from core.features.feature_file import FeatureFile, verify
-from core.features.settings import ExtractionConfig
+from core.features.settings import ExtractionConfig, extraction_command
 from core.features.writer import Writer
 from core.files.errors import UserError
+from tests.helpers import ROOT
 from tests.helpers_features import SHAPE, content, maps, metadata, write
 
 NAMELESS = ("labels", "att", "trainval_loc", "test_seen_loc", "test_unseen_loc", "feature_map")
@@ -70,8 +70,8 @@ def test_a_file_of_other_data_than_the_root_is_refused(
         if layout == "dazle" and ("class_names" in changes or "image_files" in changes):
             return  # it has no names
         with pytest.raises(UserError, match=rf"f\.hdf5 does not belong to root/att_splits\.mat: .*{message}") as caught:
-            file.check_belongs(root, "root/att_splits.mat", "root")
-    assert "--data-root" in str(caught.value) and "anew with: python " in str(caught.value)
+            file.check_belongs(root, "root/att_splits.mat")
+    assert "--data-root" in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["train_loc", "val_loc"])
@@ -86,14 +86,12 @@ def test_other_validation_classes_than_the_roots_are_refused(tmp_path: Path, key
             file.check_belongs(replace(metadata(), **{key: getattr(metadata(), key)[1:]}), "root/att_splits.mat")
 
 
-def test_names_that_a_file_lacks_come_from_the_root_where_the_labels_agree(tmp_path: Path) -> None:
+def test_names_that_a_file_lacks_come_from_the_root(tmp_path: Path) -> None:
     m = replace(metadata(), class_names=[*"abcdef"])
     with FeatureFile(dazle(tmp_path / "f.hdf5", m)) as file:
         assert file.to_metadata(DEMO).class_names[2] == "class 2"
         assert file.to_metadata(DEMO, m).class_names == m.class_names
         assert file.to_metadata(DEMO, m).image_files == m.image_files
-        other = replace(m, labels=m.labels[::-1].copy())
-        assert file.to_metadata(DEMO, other).class_names[2] == "class 2"
 
 
 def test_classes_that_are_missing_and_negative_attributes_are_noted(tmp_path: Path) -> None:
@@ -122,20 +120,13 @@ def test_axes_that_can_be_are_taken() -> None:
         check_maps((60, *shape), np.dtype("f2"), Path("f.hdf5"))
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE, errno.EAGAIN])
-@pytest.mark.parametrize("call", ["open", "preadv"])
-def test_errors_of_the_system_are_not_called_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
-) -> None:
-    path = write(tmp_path / "f.hdf5")
-
+def test_errors_of_the_system_are_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: object) -> None:
-        raise OSError(number, os.strerror(number))
+        raise OSError(errno.EIO, "a paragraph of h5py's")
 
-    monkeypatch.setattr(os, call, fails)
-    with pytest.raises(UserError, match=rf"cannot read .*f\.hdf5: {os.strerror(number)}") as caught:
-        verify(path)
-    assert not re.search("damaged|delete|anew", str(caught.value))
+    monkeypatch.setattr("core.features.feature_file.open_hdf5", fails)
+    with pytest.raises(UserError, match=rf"cannot read .*f\.hdf5: {os.strerror(errno.EIO)}$"):
+        verify(write(tmp_path / "f.hdf5"))
 
 
 def test_a_file_that_another_program_has_open_for_writing_is_said_to_be(tmp_path: Path) -> None:
@@ -146,27 +137,18 @@ def test_a_file_that_another_program_has_open_for_writing_is_said_to_be(tmp_path
     assert "close the program that has it open for writing" in done.stderr
 
 
-def test_the_command_that_mends_a_file_has_every_flag_that_made_it(tmp_path: Path) -> None:
-    """Read by the parser of the script that it names: OWN_ours.py has other names for two, and not all."""
+@pytest.mark.parametrize("dataset", [CUB, OWN])
+def test_a_command_has_every_flag_that_the_script_it_names_takes(dataset: DataSet) -> None:
+    """Read by that script's parser: OWN_ours.py has other names for two flags, and not all."""
     config = ExtractionConfig(
         backbone="timm:vit_tiny_patch16_224", weights="w.safetensors", input_size=448, pool=2, dtype="bfloat16",
         batch_size=8, pretraining_saw_unseen="yes",
     )  # fmt: skip
-    recorded = {
-        "backbone": config.backbone, "weights": "w.safetensors", "input_size": 448, "pool": 2, "dtype": "bfloat16",
-        "batch_size": 8, "pretraining_saw_unseen": "yes",
-    }  # fmt: skip
-    for dataset in ("CUB", "OWN"):
-        path = tmp_path / f"{dataset}.hdf5"
-        with Writer(path, replace(content(), provenance=recorded | {"dataset": dataset}), SHAPE) as writer:
-            writer.write(np.arange(60), maps())
-            writer.finish()
-        with FeatureFile(path) as file:
-            _, script, *flags = shlex.split(file.extraction_command("a root"))
-        parser = own.parser(None, []) if dataset == "OWN" else Parser(None)
-        if dataset == "CUB":
-            extract.add_arguments(parser, CUB)
-        args = parser.parse_args(flags)
-        size = args.batch_size if dataset == "CUB" else args.image_batch_size
-        assert from_flags(ExtractionConfig, args, batch_size=size) == replace(config, device=args.device)
-        assert str(path) in flags and script.endswith(".py") and args.data_root == Path("a root")
+    _, script, *flags = shlex.split(extraction_command(dataset, data_root="a root", out="f.hdf5", config=config))
+    parser = own.parser(None, []) if dataset is OWN else Parser(None)
+    if dataset is CUB:
+        extract.add_arguments(parser, CUB)
+    args = parser.parse_args(flags)
+    size = args.batch_size if dataset is CUB else args.image_batch_size
+    assert from_flags(ExtractionConfig, args, batch_size=size) == replace(config, device=args.device)
+    assert (ROOT / script).is_file() and "f.hdf5" in flags and args.data_root == Path("a root")

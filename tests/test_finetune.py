@@ -1,4 +1,4 @@
-"""Fine-tuning opens images of the fold's training classes alone, resumes, and its features say what they saw."""
+"""Fine-tuning opens images of the fold's training classes alone, and its features say what they saw."""
 
 from __future__ import annotations
 
@@ -92,39 +92,16 @@ def test_held_out_images_are_of_every_class_and_not_trained_on(root, monkeypatch
     assert trained[0][1] != trained[1][1]  # every epoch draws its own order and crops
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(root, monkeypatch):
-    # the untrained network's best epoch may be its first: all epochs are compared through the state of the last
-    states: list[dict] = []
-    real = module._Run.store
-
-    def spy(self, path, record):
-        real(self, path, record)
-        states.append(torch.load(path, weights_only=True))
-
-    monkeypatch.setattr(module._Run, "store", spy)
-    whole = tune(root, "--epochs", "3", "--patience", "3")
-    expected, last = whole.read_bytes(), states[-1]
-    whole.unlink()
-
-    def killed(self, path, record):
-        spy(self, path, record)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module._Run, "store", killed)
-    with pytest.raises(KeyboardInterrupt):
-        tune(root, "--epochs", "3", "--patience", "3")
-    assert not whole.exists()
-    monkeypatch.setattr(module._Run, "store", spy)
-    with pytest.raises(UserError, match="other settings"):
-        tune(root, "--epochs", "2", "--patience", "3")
-    assert tune(root, "--epochs", "3", "--patience", "3").read_bytes() == expected
-    assert [s["reached"][0] for s in states] == [1, 2, 3, 1, 2, 3]
-    for key, value in last["network"].items():
-        assert torch.equal(value, states[-1]["network"][key]), key
-    assert not list(whole.parent.glob("*.state"))
-    assert tune(root, "--epochs", "3", "--patience", "3").read_bytes() == expected  # complete already
-    with pytest.raises(UserError, match="delete it"):
-        tune(root, "--epochs", "2", "--patience", "3")
+def test_the_same_command_makes_the_same_bytes_and_a_finished_file_of_others_is_refused(root, monkeypatch):
+    made = tune(root, "--epochs", "2")
+    expected = made.read_bytes()
+    made.unlink()
+    assert tune(root, "--epochs", "2").read_bytes() == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(module._Run, "train", None)  # complete already
+        tune(root, "--epochs", "2")
+    with pytest.raises(UserError, match="made with other settings; delete it"):
+        tune(root, "--epochs", "1")
 
 
 def test_the_best_epoch_is_kept_and_it_stops_when_nothing_gets_better(root, monkeypatch):

@@ -132,13 +132,13 @@ def load_inputs(
         metadata = read_folder(root, own or Choices(), looked)
         path = find_features(dataset, root, features, metadata)
         file = FeatureFile(path)
-        check_images(path, file.image_files or [], file.metadata.image_sha256, root, metadata)
+        check_images(path, file.metadata.image_files, file.metadata.image_sha256, root, metadata)
     else:
         path, of_root = find_features(dataset, root, features), None
         file = FeatureFile(path)
         if data_root or not features or (root / "xlsa17").is_dir():
             of_root = read_metadata(root, DATASETS[dataset.source])
-            file.check_belongs(of_root, paths.xlsa17_folder(root, dataset) / "att_splits.mat", root)
+            file.check_belongs(of_root, paths.xlsa17_folder(root, dataset) / "att_splits.mat")
         metadata = file.to_metadata(dataset, of_root)
     K = metadata.att.shape[1]
     array, vectors = _vectors(dataset, root, w2v, file, K)

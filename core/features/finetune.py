@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from core.features.images import Normaliser
 from core.features.trunks import OPEN_CLIP, TIMM
 from core.features.weights import HEADS
 from core.fields import hp
-from core.files.atomic import Lock, atomic_path, write_bytes
+from core.files.atomic import Lock, write_bytes
 from core.files.errors import UserError
 
 HELD_OUT = 0.1  # share of each class's images that early stopping watches
@@ -63,13 +63,13 @@ def finetune(
     dataset: DataSet, metadata: Metadata, rows: np.ndarray, *, paths: Sequence[Path], fold: str, out: Path,
     config: FinetuneConfig, workers: int = 4,
 ) -> Path:  # fmt: skip
-    """Fine-tune on the images in ``rows``, or go on where an interrupted run of the same settings stopped.
+    """Fine-tune on the images in ``rows``; a finished file of the same settings is the result, another is refused.
 
     Args:
         rows: images that may be used, for training and for early stopping.
         paths: (N,) of all images; only those in ``rows`` are looked at.
         fold: what the rows are, for the record: split<k>_val or final.
-        out: the weights file; the state of an unfinished run is kept beside it.
+        out: the weights file.
     """
     labels, rows, size = metadata.labels, np.sort(rows), config.input_size
     if config.backbone.startswith(OPEN_CLIP):
@@ -89,30 +89,20 @@ def finetune(
         "settings": json.dumps(settings, sort_keys=True),
     }
     if out.exists():
-        _require_equal(record, finetuned_record(out), out)
+        known = finetuned_record(out)
+        if differ := [key for key in record if known.get(key) != record[key]]:
+            raise UserError(f"{out} was made with other {', '.join(differ)}; delete it, or choose another --out")
         _log.info("%s is complete already", out)
         return out
-    out.parent.mkdir(parents=True, exist_ok=True)
     with Lock(out):
-        run = _Run(backbone, paths, labels, rows, config, workers)
-        state = out.with_name(out.name + ".state")
-        if state.exists():
-            run.restore(state, record)
-        run.train(lambda: run.store(state, record))
-        tensors = {key: value.contiguous() for key, value in run.best.items()}
-        record["epoch"], record["held_out_accuracy"] = str(run.best_epoch), f"{run.best_accuracy:.4f}"
+        tensors, epoch, accuracy = _Run(backbone, paths, labels, rows, config, workers).train()
+        record |= {"epoch": str(epoch), "held_out_accuracy": f"{accuracy:.4f}"}
         write_bytes(out, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
-        state.unlink(missing_ok=True)
     return out
 
 
-def _require_equal(record: Mapping[str, str], known: Mapping[str, str], path: Path) -> None:
-    if differ := [key for key in record if known.get(key) != record[key]]:
-        raise UserError(f"{path} was made with other {', '.join(differ)}; delete it, or choose another --out")
-
-
 class _Run:
-    """One fine-tuning: network, head, optimizer, and what has been reached."""
+    """One fine-tuning: network, head and optimizer."""
 
     def __init__(
         self, backbone: Backbone, paths: Sequence[Path], labels: np.ndarray, rows: np.ndarray, config: FinetuneConfig,
@@ -130,8 +120,8 @@ class _Run:
         for parameter in trained:
             parameter.requires_grad_(True)
         self.head = nn.utils.skip_init(nn.Linear, backbone.shape[0], len(classes)).to(self.device)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        for zeros in self.head.parameters():
+            nn.init.zeros_(zeros)
         groups = [
             {"params": trained, "lr": config.lr, "factor": 1},
             {"params": list(self.head.parameters()), "lr": config.lr, "factor": _HEAD_RATE},
@@ -139,8 +129,6 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         how = backbone.transform
         self.normalise = Normaliser(self.device, torch.float32, how.mean, how.std)
-        self.epoch, self.best_epoch, self.best_accuracy = 0, 0, -1.0
-        self.best: dict[str, Tensor] = {}
 
     def logits(self, images: Tensor) -> Tensor:
         """(B,S) scores of the classes fine-tuned on, for normalised images (B,3,H,W)."""
@@ -149,16 +137,15 @@ class _Run:
             scores: Tensor = self.head(maps.mean(dim=(2, 3)))
         return scores.float()
 
-    def train(self, after_epoch: Callable[[], None]) -> None:
-        """All epochs that are left, until the held-out accuracy no longer rises."""
-        c = self.config
+    def train(self) -> tuple[dict[str, Tensor], int, float]:
+        """Weights, number (from 1) and held-out accuracy of the best epoch; ends when none gets better."""
+        c, best, best_epoch, best_accuracy = self.config, dict[str, Tensor](), 0, -1.0
         steps = -(-len(self.train_rows) // c.batch_size)
-        while self.epoch < c.epochs and self.epoch - self.best_epoch < c.patience:
+        for epoch in range(c.epochs):
             total = torch.zeros((), device=self.device)
-            # an own generator an epoch: a run that goes on draws what it would have drawn
-            generator = np.random.default_rng((c.seed, self.epoch))
+            generator = np.random.default_rng((c.seed, epoch))
             for step, (x, y) in enumerate(self._batches(self.train_rows, generator)):
-                share = (self.epoch + step / steps) / c.epochs
+                share = (epoch + step / steps) / c.epochs
                 for group in self.optimizer.param_groups:
                     group["lr"] = c.lr * group["factor"] * (1 + math.cos(math.pi * share)) / 2
                 self.optimizer.zero_grad(set_to_none=True)
@@ -168,16 +155,17 @@ class _Run:
                 total += loss.detach()
             if not math.isfinite(mean := float(total) / steps):
                 raise UserError(f"the loss is {mean}: fine-tuning diverged; try a lower --lr")
-            self.epoch += 1
             accuracy = self._accuracy()
-            if accuracy > self.best_accuracy:
-                self.best_epoch, self.best_accuracy, self.best = self.epoch, accuracy, self._trunk()
-            _log.info("epoch %d: loss %.4f, accuracy on held-out images %.1f", self.epoch, mean, 100 * accuracy)
-            after_epoch()
+            _log.info("epoch %d: loss %.4f, accuracy on held-out images %.1f", epoch + 1, mean, 100 * accuracy)
+            if accuracy > best_accuracy:
+                best, best_epoch, best_accuracy = self._trunk(), epoch + 1, accuracy
+            elif epoch + 1 - best_epoch >= c.patience:
+                break
+        return best, best_epoch, best_accuracy
 
     def _trunk(self) -> dict[str, Tensor]:
         state = self.network.state_dict()
-        return {k: v.detach().cpu().clone() for k, v in state.items() if k.split(".")[0] not in HEADS}
+        return {k: v.detach().cpu().clone().contiguous() for k, v in state.items() if k.split(".")[0] not in HEADS}
 
     @torch.no_grad()
     def _accuracy(self) -> float:
@@ -206,34 +194,6 @@ class _Run:
                 cuts = [x[i, top : top + side, left : left + side] for i, (top, left) in enumerate(corners[part])]
                 x = torch.stack([c.flip(1) if mirrored[k] else c for c, k in zip(cuts, part, strict=True)])
             yield self.normalise(x), torch.from_numpy(self.number[rows[part]]).to(self.device)
-
-    def store(self, path: Path, record: Mapping[str, str]) -> None:
-        """Write what a later call goes on from."""
-        state = {
-            "record": dict(record),
-            "reached": [self.epoch, self.best_epoch, self.best_accuracy],
-            "best_weights": self.best,
-            "network": self._trunk(),
-            "head": self.head.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
-
-    def restore(self, path: Path, record: Mapping[str, str]) -> None:
-        """Go on from what :meth:`store` wrote."""
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            _require_equal(record, state["record"], path)
-            self.network.load_state_dict(state["network"], strict=False)
-            self.head.load_state_dict(state["head"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.epoch, self.best_epoch, self.best_accuracy = state["reached"]
-            self.best = state["best_weights"]
-        except UserError:
-            raise
-        except Exception as error:  # a damaged file raises nearly anything
-            raise UserError(f"{path} is damaged ({type(error).__name__}); delete it to start anew") from error
 
 
 def held_out(rows: np.ndarray, number: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,11 +27,9 @@ Started = TypeVar("Started")
 
 
 class FeatureSource(Protocol):
-    """What is asked of a feature file: raw maps of the given rows, (n,D,R), and that it fetches those needed next."""
+    """What is asked of a feature file: raw maps of the given rows, (n,D,R)."""
 
     def read(self, rows: np.ndarray) -> np.ndarray: ...
-
-    def prefetch(self, rows: np.ndarray) -> None: ...
 
 
 def unit_regions(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,11 +126,9 @@ class RegionFeatures:
 
         Where all is held the row numbers go to the device at once, so that no batch makes the host wait for it. Else a
         thread reads the next batch while this one is used, if computing leaves it a processor (with every core
-        computing it cost more than the 9 to 13 % of a step that reading takes); if not, the disk is told.
+        computing it cost more than the 9 to 13 % of a step that reading takes).
         """
-        if not len(rows):
-            return
-        if self.resident is not None:
+        if self.resident is not None and len(rows):
             positions = on_device(torch.from_numpy(self._position[np.concatenate(rows)]), self.device)
             yield from map(self._pick, positions.split([len(r) for r in rows]))
         elif self.device.type == "cuda" or (os.cpu_count() or 1) > torch.get_num_threads():
@@ -140,10 +136,7 @@ class RegionFeatures:
                 for loaded in ahead(lambda some: pool.submit(self.batch, some), rows, 1):
                     yield loaded.result()
         else:
-            for some, following in zip(rows, [*rows[1:], rows[0][:0]], strict=True):
-                x = self.batch(some)
-                self.source.prefetch(following[self._position[following] < 0])
-                yield x
+            yield from map(self.batch, rows)
 
     def blocks(self, rows: np.ndarray, size: int | None = None) -> Iterator[tuple[np.ndarray, Tensor]]:
         """All of ``rows`` in blocks, for what needs no gradient: their numbers and :meth:`batch`."""

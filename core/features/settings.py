@@ -14,7 +14,7 @@ from core.datasets.paths import feature_file
 from core.datasets.registry import DataSet
 from core.features.backbones import SAW_UNSEEN, file_form
 from core.features.devices import NAMES
-from core.features.trunks import DEFAULT_WEIGHTS, DEMO, OPEN_CLIP, TIMM
+from core.features.trunks import DEFAULT_WEIGHTS, OPEN_CLIP, TIMM
 from core.features.weights import is_weights_file
 from core.fields import check, flag_of, hp
 from core.files.errors import UserError
@@ -96,20 +96,10 @@ def extraction_command(
     return shlex.join(words)
 
 
-def recorded_config(provenance: Mapping[str, Any], store: str | None = None) -> ExtractionConfig:
-    """The settings that a feature file records, for the command that makes it anew. A weights file is known by name.
-
-    Args: store: the type of its features; None: the usual one.
-    """
-    keys = ("backbone", "weights", "dtype", "batch_size", "input_size", "pool")
-    have = {key: provenance[key] for key in keys if key in provenance} | ({} if store is None else {"store": store})
+def recorded_config(record: Mapping[str, Any]) -> ExtractionConfig:
+    """The settings that a checkpoint records of its features. A weights file is known by its name."""
+    have = {key: record[key] for key in ("backbone", "weights", "dtype", "input_size", "pool") if key in record}
     have |= {key: int(have[key]) for key in ("input_size", "pool") if key in have}  # a checkpoint has them as text
-    if have.get("weights") in ("IMAGENET1K_V1", "pretrained", "package"):
+    if have.get("weights") in ("IMAGENET1K_V1", "pretrained", "package"):  # what the library takes unasked
         del have["weights"]
-    saw = provenance.get("pretraining_saw_unseen", "unknown")
-    if is_weights_file(str(have.get("weights"))) and saw != "unknown" and have.get("backbone") != DEMO:
-        have["pretraining_saw_unseen"] = saw
-    try:
-        return ExtractionConfig(**have)
-    except (UserError, TypeError):  # of a file from elsewhere
-        return ExtractionConfig()
+    return ExtractionConfig(**have)

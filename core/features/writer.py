@@ -25,7 +25,7 @@ import numpy as np
 
 from core.datasets.metadata import Metadata
 from core.features.feature_file import FORMAT_VERSION, first_not_finite
-from core.files.atomic import Lock, atomic_path, read_json, refusals, write_bytes
+from core.files.atomic import Lock, atomic_path, read_json, write_bytes
 from core.files.errors import UserError, differences
 from core.files.hdf5 import content_digest
 
@@ -89,17 +89,14 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         self.dtype = np.dtype(dtype).newbyteorder("<")
         self._record = np.dtype([("crc32", "<u4"), ("maps", self.dtype, shape)])
         self._signature = content.signature(dtype, shape)
-        with refusals(self.final):
-            self.final.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = Lock(self.path)
+        self._lock = Lock(self.path)
         try:
             if self.final.exists():
                 raise UserError(f"{self.final} exists already; delete it or choose another --out")
             if self.path not in self._parts():  # of other settings: refused before anything is written
                 self._create()
             parts = self._parts()
-            with refusals(self.path):
-                self._records = np.load(self.path, mmap_mode="r+")
+            self._records = np.load(self.path, mmap_mode="r+")
         except BaseException:
             self._lock.release()
             raise
@@ -108,7 +105,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
     def _create(self) -> None:
         write_bytes(self.path.with_suffix(".json"), json.dumps(self._signature, indent=1).encode())
-        with atomic_path(self.path, stale=0) as temporary, open(temporary, "wb") as handle:
+        with atomic_path(self.path) as temporary, open(temporary, "wb") as handle:
             about = {"descr": self._record.descr, "fortran_order": False, "shape": (len(self.rows),)}
             np.lib.format.write_array_header_1_0(handle, about)
             handle.flush()
@@ -165,7 +162,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 if missing := int((~there).sum()):
                     _log.info("%d rows of %s are missing still, of other shards", missing, self.final)
                     return None
-                with atomic_path(self.final, stale=0) as temporary:
+                with atomic_path(self.final) as temporary:
                     self._assemble(temporary, parts)
             remove_parts(self.final)
         return self.final
@@ -202,7 +199,7 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 def remove_parts(final: Path) -> None:
     """Remove the parts of a finished file, their lists of bad images, and what a killed process had half written."""
     name = glob.escape(final.name)
-    for pattern in (*(f"{name}.rows-*{s}" for s in (".npy", ".json", ".bad_images.txt")), f".{name}.rows-*.tmp"):
+    for pattern in (*(f"{name}.rows-*{s}" for s in (".npy", ".json", ".bad_images.txt")), f".{name}.*.tmp"):
         for path in final.parent.glob(pattern):
             path.unlink(missing_ok=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import glob
 import hashlib
 import json
@@ -21,59 +20,31 @@ _STALE = 3600  # seconds without a write after which a temporary file is what a 
 
 
 @contextlib.contextmanager
-def refusals(path: Path | str) -> Iterator[None]:
-    """What the system refuses while ``path`` is written (a full disk, permissions), as one sentence."""
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``; on success make its content durable and rename it to ``path``.
+
+    On an exception the temporary file is removed and ``path`` is left as it was; what the system refuses (a full disk,
+    permissions) is one sentence.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):
+            with contextlib.suppress(OSError):
+                if time.time() - old.stat().st_mtime >= _STALE:
+                    old.unlink()
+        yield temporary
+        with open(temporary, "r+b") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
     except OSError as error:  # h5py's text is a paragraph
         why = os.strerror(error.errno) if error.errno else first_line(error)
         way = "Nothing was changed there: make room, or choose another place (--out), and run it again"
         raise UserError(f"cannot write {path}: {why}. {way}") from error
-
-
-@contextlib.contextmanager
-def atomic_path(path: Path | str, stale: float = _STALE) -> Iterator[Path]:
-    """Yield a temporary name beside ``path``; on success fsync it, rename it to ``path`` and fsync the folder.
-
-    On an exception the temporary file is removed and ``path`` is left as it was. Temporary files that nobody has
-    written to for ``stale`` seconds are removed (0 where a lock on ``path`` is held: nobody else writes it).
-    """
-    path = Path(path)
-    with refusals(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for old in path.parent.glob(f".{glob.escape(path.name)}.[0-9]*.tmp"):
-            with contextlib.suppress(OSError):
-                if time.time() - old.stat().st_mtime >= stale:
-                    old.unlink()
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
-            yield temporary
-            with open(temporary, "r+b") as handle:
-                _fsync(handle.fileno())
-            os.replace(temporary, path)
-            fsync_folder(path.parent)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-
-def _fsync(descriptor: int) -> None:
-    """Make a file's content durable, where the file system can."""
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` durable, where the file system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 class Busy(UserError):
@@ -87,18 +58,16 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
         self.path = final.with_name(final.name + ".lock")
         self._lock = FileLock(self.path, timeout=0, thread_local=False)
         try:
+            final.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout as error:
             raise Busy(
                 f"another process is writing {final} (it holds {self.path}); wait for it or choose another --out"
             ) from error
-        except FileNotFoundError:
-            raise
         except OSError as error:
-            self.path.unlink(missing_ok=True)
             raise UserError(
                 f"{self.path} cannot be locked ({error.strerror}), so two runs could overwrite each other; choose "
-                "--out on a local disk and copy the result"
+                "another --out, on a local disk"
             ) from error
 
     def release(self) -> None:
