@@ -49,7 +49,6 @@ def run(
         watch: called with the fold ("validation" or "refit") and the row of each epoch.
         ablation: its name: the first half alone, what validation says (validation.json); no test image is read.
     """
-    out.mkdir(parents=True, exist_ok=True)
     with Lock(out / "run"):
         path = out / ("metrics.json" if ablation is None else "validation.json")
         if (found := results.finished(path, config, resume)) is not None:
