@@ -110,14 +110,14 @@ CASES = [
     Case("archive of another", GET, ["CUB", "--archive", "a.zip"], ("a.zip", "CUB_200_2011.tgz")),
     # what is not there, with the command that makes it
     Case("no data", DRIVER, run("--data-root", "nowhere"), ("nowhere", "Looked for", "AWA2.md")),
-    Case("no features", DRIVER, run(), ("Make one with", EXTRACT), removed(FEATURES)),
+    Case("no features", DRIVER, run(), ("Make one", EXTRACT), removed(FEATURES)),
     Case("no vectors", DRIVER, run(), ("no attribute vectors", WORDS, "--w2v"), removed("w2v")),
     Case("no split", EXTRACT, NO_FEATURES, ("att_splits.mat", "Looked in", "--data-root"), removed(MATS)),
     Case("no images", EXTRACT, NO_FEATURES, ("images of AWA2", "AWA2.md"), removed("data/AWA2")),
     Case("no attribute names", WORDS, ["--source", "v.txt"], ("--attributes",), removed(f"{IMAGES}/predicates.txt")),
     Case("no runs to collect", TABLES, ["--collect"], ("no finished run", "metrics.json")),
     Case("no run to predict with", "predict.py", ["nowhere", "a.jpg"], ("no finished run in nowhere",)),
-    Case("nothing to verify", VERIFY, ["nowhere"], ("no file or folder at nowhere",)),
+    Case("nothing to verify", VERIFY, ["nowhere"], ("nowhere", "can be checked")),
     # files that are not what they seem
     Case("pointer as split", EXTRACT, NO_FEATURES, ("git lfs pull",), put(f"{MATS}/att_splits.mat", LFS)),
     Case("page as features", DRIVER, run(), (FEATURES, "page"), put(FEATURES, PAGE)),
