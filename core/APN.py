@@ -130,11 +130,7 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
         model.length.fill_(images.region_norm())
 
     phase = Phase(
-        name="prototypes",
-        loss=model.loss,
-        optimizer=optimizer,
-        batches=Batches(recipe.batch_size),
-        epochs=epochs,
+        name="prototypes", loss=model.loss, optimizer=optimizer, batches=Batches(recipe.batch_size), epochs=epochs,
         after_epoch=lambda: optimizer.state.clear(),
-    )
+    )  # fmt: skip
     return Method(model=model, phases=[phase], begin=begin)

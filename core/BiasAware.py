@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.method import AttentionOutput, AttributeModel, Batches, ClassSpace, Images, Losses, Method, Phase, hp, method
+from core.method import AttentionOutput, AttributeModel, Batches, ClassSpace, Losses, Method, Phase, hp, method
 from core.scaling import Scaling
 
 
@@ -78,23 +78,15 @@ class BiasAware(AttributeModel):
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     """One phase of SGD."""
     model = BiasAware(space, shape[1], recipe)
+    lr, momentum, decay = recipe.lr, recipe.momentum, recipe.weight_decay
+    parameters, nesterov = model.parameters(), momentum > 0
     phase = Phase(
         name="embedding",
         loss=model.loss,
-        optimizer=torch.optim.SGD(
-            model.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
-            weight_decay=recipe.weight_decay,
-        ),
+        optimizer=torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=decay),
         batches=Batches(recipe.batch_size),
         epochs=epochs,
         pooled=True,
-        lr_at=lambda epoch: recipe.lr / 2 * (1 + cos(pi * (int(epoch) + 1) / max(epochs, 1))),
+        lr_at=lambda epoch: lr / 2 * (1 + cos(pi * (int(epoch) + 1) / max(epochs, 1))),
     )
-
-    def begin(images: Images) -> None:
-        model.scaling.fit(images.pooled())
-
-    return Method(model=model, phases=[phase], begin=begin)
+    return Method(model=model, phases=[phase], begin=lambda images: model.scaling.fit(images.pooled()))

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from core.attention import AttributeClassifier, DenseAttention
-from core.losses import classification_losses
 from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method
 
 
@@ -57,7 +56,7 @@ class DAZLE(AttributeClassifier):
 
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy of s over all classes + λ self-calibration of s + m; y (B,) class numbers."""
-        ce, cal = classification_losses(self.class_scores(x), y, self.unseen, self.margin)
+        ce, cal = self.classification_losses(self.class_scores(x), y)
         return {"loss": ce + self.recipe.lambda_cal * cal, "ce": ce, "cal": cal}
 
 

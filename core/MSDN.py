@@ -31,7 +31,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.attention import AttributeClassifier, region_products
-from core.losses import classification_losses
 from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method
 
 
@@ -131,8 +130,8 @@ class MSDN(AttributeClassifier):
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Both branches' classification losses and their distillation; x (B,R,D), y (B,) class numbers."""
         s1, s2 = self.branch_scores(x)  # (B,C)
-        ce1, cal1 = classification_losses(s1, y, self.unseen, self.margin)
-        ce2, cal2 = classification_losses(s2, y, self.unseen, self.margin)
+        ce1, cal1 = self.classification_losses(s1, y)
+        ce2, cal2 = self.classification_losses(s2, y)
         ce, cal, distill = ce1 + ce2, cal1 + cal2, distillation(s1, s2, self.margin)
         loss = ce + self.recipe.lambda_cal * cal + self.recipe.lambda_distill * distill
         return {"loss": loss, "ce": ce, "cal": cal, "distill": distill}
@@ -142,13 +141,7 @@ class MSDN(AttributeClassifier):
 RECIPES = {
     "*": Recipe(),
     "AWA2": Recipe(
-        momentum=0.0,
-        epochs=50,
-        balanced=True,
-        normalize_vectors=True,
-        lambda_cal=0.12,
-        lambda_distill=1e-7,
-        fusion=1.0,
+        momentum=0.0, epochs=50, balanced=True, normalize_vectors=True, lambda_cal=0.12, lambda_distill=1e-7, fusion=1.0
     ),
     "SUN": Recipe(epochs=70, balanced=True, lambda_cal=1e-4, lambda_distill=0.01, fusion=0.7),
     "DEMO": Recipe(lr=5e-4, balanced=True),
@@ -167,7 +160,5 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
         model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
     )
     batches = Batches(recipe.batch_size, balanced=recipe.balanced)
-    return Method(
-        model=model,
-        phases=[Phase(name="mutual", loss=model.loss, optimizer=optimizer, batches=batches, epochs=epochs)],
-    )
+    phase = Phase(name="mutual", loss=model.loss, optimizer=optimizer, batches=batches, epochs=epochs)
+    return Method(model=model, phases=[phase])

@@ -38,7 +38,6 @@ from torch import Tensor, nn
 
 from core.attention import AttributeClassifier
 from core.files.errors import UserError
-from core.losses import classification_losses
 from core.method import AttentionOutput, Batches, ClassSpace, Losses, Method, Phase, hp, method
 
 _FREQUENCIES = 8  # of the sinusoids of each of the four numbers of a pair of regions
@@ -200,7 +199,7 @@ class TransZero(AttributeClassifier):
     def loss(self, x: Tensor, y: Tensor) -> Losses:
         """Cross-entropy, self-calibration and attribute regression; x (B,R,D), y (B,) class numbers."""
         psi = self.evidence(x, self.attend(x))  # (B,K)
-        ce, cal = classification_losses(psi @ self.z.T, y, self.unseen, self.margin)
+        ce, cal = self.classification_losses(psi @ self.z.T, y)
         reg = F.mse_loss(psi, self.z[y])
         loss = ce + self.recipe.lambda_cal * cal + self.recipe.lambda_reg * reg
         return {"loss": loss, "ce": ce, "cal": cal, "reg": reg}
@@ -212,18 +211,11 @@ RECIPES = {
     "*": Recipe(),
     "AWA2": Recipe(momentum=0.0, balanced=True, normalize_vectors=True, dropout=0.5, lambda_cal=2.0, lambda_reg=0.0005),
     "SUN": Recipe(
-        momentum=0.9,
-        epochs=400,
-        balanced=True,
-        width=128,
-        feed_forward=2048,
-        dropout=0.3,
-        attribute_attention=False,
-        lambda_cal=0.25,
-        lambda_reg=0.001,
+        momentum=0.9, epochs=400, balanced=True, width=128, feed_forward=2048, dropout=0.3, attribute_attention=False,
+        lambda_cal=0.25, lambda_reg=0.001,
     ),
     "DEMO": Recipe(lr=5e-4, epochs=30, balanced=True),
-}
+}  # fmt: skip
 _DEVIATIONS = (
     "chosen on validation and calibrated by γ where the authors use m alone; one model for T1 and H; batches of CUB "
     "take every image once an epoch where the authors draw each batch afresh; regions are those of the feature file "
@@ -242,7 +234,5 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
     else:
         optimizer = torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=recipe.momentum)
     batches = Batches(recipe.batch_size, balanced=recipe.balanced)
-    return Method(
-        model=model,
-        phases=[Phase(name="transformer", loss=model.loss, optimizer=optimizer, batches=batches, epochs=epochs)],
-    )
+    phase = Phase(name="transformer", loss=model.loss, optimizer=optimizer, batches=batches, epochs=epochs)
+    return Method(model=model, phases=[phase])

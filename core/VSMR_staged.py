@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.attention import DenseAttention, region_saliency
+from core.attention import DenseAttention
 from core.method import AttentionOutput, Batches, ClassSpace, Images, Losses, Method, Phase, ZeroShotModel, hp, method
 
 STEP = 10  # iterations in one "epoch" of the visual phase, the grain of its selection
@@ -113,7 +113,7 @@ class VSMRStaged(ZeroShotModel):
         """f[b] = Σ_r ρ[b,r] x[b,r] with the attention masked to the attributes in ``mask`` (B,K): (B,D)."""
         a = self.attention(x)
         # the mask multiplies both θ and w; being binary, it matters once, and σ is the same wherever it is 1
-        rho = region_saliency(a.w * mask, a.theta)  # (B,R)
+        rho = torch.einsum("brk,bk->br", a.theta, a.w * mask)  # (B,R)
         return torch.bmm(rho.unsqueeze(1), x).squeeze(1)
 
     def visual_loss(self, x: Tensor, y: Tensor) -> Losses:
@@ -156,11 +156,6 @@ class VSMRStaged(ZeroShotModel):
         with torch.no_grad():
             self.prototypes.copy_(targets)
             self.prototypes[self.unseen] = self.E(self.A[self.unseen])
-
-    @torch.no_grad()
-    def describe_classes(self, classes: Tensor) -> None:
-        """E(A) of classes (A,) that were added after training."""
-        self.prototypes[classes] = self.E(self.A[classes])
 
     def class_scores(self, x: Tensor) -> Tensor:
         """Stage 4: cosine of f (predicted mask) with every class prototype: (B,C)."""

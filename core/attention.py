@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.losses import margins
 from core.method import AttentionOutput, AttributeModel, ClassSpace
 
 _NARROW = 600  # columns, measured: 255 and 306 gain, 936 loses
@@ -82,11 +81,6 @@ def region_products(x: Tensor, queries: Tensor) -> Tensor:
     return (x.reshape(B * R, D) @ queries.T).view(B, R, len(queries))
 
 
-def region_saliency(w: Tensor, theta: Tensor) -> Tensor:
-    """ρ[b,r] = Σ_i w[b,i] θ[b,r,i]: (B,R), how much all attributes together look at a region."""
-    return torch.einsum("brk,bk->br", theta, w)
-
-
 class AttributeClassifier(AttributeModel):
     """Class scores from attribute scores, trained with self-calibration."""
 
@@ -95,4 +89,14 @@ class AttributeClassifier(AttributeModel):
     def __init__(self, space: ClassSpace, *, prepared: bool = False) -> None:
         super().__init__(space, prepared=prepared)
         self.unseen = nn.Buffer(space.unseen)
-        self.margin = nn.Buffer(margins(len(space.att), space.unseen))  # m (C,)
+        seen = torch.full((len(space.att),), -1.0, device=space.unseen.device)
+        self.margin = nn.Buffer(seen.index_fill(0, space.unseen, 1.0))  # m (C,)
+
+    def classification_losses(self, s: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Cross-entropy over all classes, and DAZLE's self-calibration, of scores s (B,C) and classes y (B,).
+
+        The latter is -log mean_b Σ_{c unseen} softmax(s + m)[b,c], as the released code has it: the softmax is of the
+        scores WITH the margin.
+        """
+        of_unseen = (s + self.margin).softmax(dim=1)[:, self.unseen].sum(dim=1)  # (B,)
+        return F.cross_entropy(s, y), -of_unseen.mean().clamp_min(1e-12).log()

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "core").rglob("*.py"))
 LONGEST = 300  # lines, but for core/VSMR.py
-SHARED = {"method", "fields", "losses", "preparation", "closed_forms", "attention", "scaling", "DAZLE", "CLIP", "files"}
+SHARED = {"method", "fields", "preparation", "closed_forms", "attention", "scaling", "DAZLE", "CLIP", "files"}
 GLOBAL = re.compile(  # calls that change a state of the whole program
     r"print|(matplotlib|mpl)\.use|(plt|pyplot)\.\w+|torch\.set_default_\w+|torch\.cuda\.set_device|random\.seed"
     r"|(np|numpy)\.random\.(seed|set_state)|torch\.use_deterministic_algorithms|torch\.(manual_)?seed"

