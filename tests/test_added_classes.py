@@ -15,27 +15,7 @@ from core.files.errors import UserError
 from core.inference.added_classes import add_classes
 from core.inference.explain import LIKENESS, explain
 from tests.helpers import refused, run_here
-from tests.helpers_predict import SHORT, Made, described
-
-
-@pytest.mark.parametrize("method", [m for m in SHORT if m != "vsmr-staged"])
-def test_a_class_by_description_scores_as_if_it_had_been_known(there: Made, method: str) -> None:
-    model = there.load(method)
-    x = there.inputs.features.batch(there.tested()[0][:20])
-    before = explain(model.trained, x).scores
-    known = [model.trained.classes[c] for c in model.trained.space.unseen.tolist()[:2]]
-    model.add_classes(described(model, {known[0]: "first", known[1]: "second"}))
-    C = before.shape[1]
-    after = explain(model.trained, x).scores
-    assert torch.equal(after[:, :C], before)  # to the bit
-    numbers = [model.trained.classes.index(name) for name in known]
-    spread = float(before.max() - before.min())
-    assert (after[:, C:] - before[:, numbers]).abs().max() <= 1e-5 * spread
-    model.add_classes(described(model, {known[1]: "third"}))  # once more, on what was added
-    more = explain(model.trained, x).scores
-    assert torch.equal(more[:, :C], before)
-    assert (more[:, C:] - after[:, [C, C + 1, C + 1]]).abs().max() <= 1e-5 * spread
-    assert model.trained.of_side("unseen").tolist()[-3:] == [C, C + 1, C + 2]
+from tests.helpers_predict import Made, described
 
 
 def test_a_class_that_is_described_and_shown_by_hand(there: Made) -> None:

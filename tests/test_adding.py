@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -87,20 +86,6 @@ def test_a_driver_runs_with_the_method_data_set_and_backbone_of_the_page(added, 
     assert result["config"]["recipe"] == {"ridge": 0.5} and result["config"]["features"]["regions"] == "4x4"
     with pytest.raises(contract.UserError, match="--ridge -1.0: penalty of the ridge regression must be above 0"):
         train.main("FLO", "FLO", [*flags, "--ridge", "-1"])
-
-
-def test_the_page_passes_lint_and_types(tmp_path):
-    """As `make test` would have it once it is a file of the repository."""
-    path = tmp_path / "Linear.py"
-    path.write_text(BLOCKS["core/Linear.py"])
-    for command in (
-        ["ruff", "check", "--no-cache", "--config", str(ROOT / "pyproject.toml")],
-        ["ruff", "format", "--check", "--no-cache", "--config", str(ROOT / "pyproject.toml")],
-        # what it imports is taken as it is: the types of PyTorch alone take most of a minute
-        ["mypy", "--follow-imports=skip", "--cache-dir", str(tmp_path / "cache")],
-    ):
-        done = subprocess.run([sys.executable, "-m", *command, str(path)], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_change_of_the_added_method_changes_its_digest(added):

@@ -35,7 +35,9 @@ def attention(images: Pictures, looks: torch.Tensor, sharpness: float = 40.0) ->
     return torch.stack([(theta * (images.kind == k).unsqueeze(2)).sum(1).mean(0) for k in range(3)], dim=1)
 
 
-def test_an_attribute_is_looked_for_where_it_can_be_read():
+@pytest.mark.parametrize("classes", [1024, 10])  # that readability is judged on
+def test_an_attribute_is_looked_for_where_it_can_be_read(classes, monkeypatch):
+    monkeypatch.setattr("core.closed_forms._CLASSES", classes)
     images = Pictures()
     looks = readable_regions(images, torch.arange(S), images.z)
     assert looks.shape == (K, D) and looks.dtype == torch.float32
@@ -105,10 +107,3 @@ def test_as_many_regions_as_are_wanted_are_drawn_alike_from_all_images(most, row
     of_image = (found[:, None, None] == images.x[None]).all(dim=3).nonzero()[:, 1]
     assert len(of_image.unique()) == shown
     assert (of_image.bincount(minlength=N)[of_image.unique()] == rows // shown).all()
-
-
-def test_more_classes_than_readability_is_judged_on(monkeypatch):
-    monkeypatch.setattr("core.closed_forms._CLASSES", 10)
-    images = Pictures()
-    on = attention(images, readable_regions(images, torch.arange(S), images.z))
-    assert (on.argmax(dim=1) == torch.arange(K) // 2).all()

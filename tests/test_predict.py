@@ -54,18 +54,6 @@ def test_predictions_are_those_of_the_runs_own_evaluation(there: Made, method: s
     assert (stored["labels"] == m.labels[rows]).all()
 
 
-def test_without_the_right_gamma_or_view_it_would_be_noticed(there: Made) -> None:
-    """The equality above is no tautology: each part of the way counts."""
-    model = there.load("vsmr")
-    rows, paths = there.tested()
-    own = model.trained.calibrated(class_scores(model.trained.model, there.inputs.features, rows[:32]))
-    model.trained = replace(model.trained, gamma=model.trained.gamma + 1)
-    assert np.abs(scores_by_name(model, paths[:32]) - own).max() > 0.5
-    model = there.load("vsmr")
-    model.network.transform = replace(model.network.transform, interpolation="bicubic")
-    assert np.abs(scores_by_name(model, paths[:32]) - own).max() > 1e-3
-
-
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
 def test_the_backbone_computes_as_it_did_for_the_training_images(there: Made, name: str) -> None:
     model = there.load("eszsl")
@@ -221,7 +209,7 @@ def test_runs_and_weights_that_do_not_do(there: Made, photo: Path, tmp_path: Pat
     content = bytearray((run / "checkpoint.safetensors").read_bytes())
     content[-9] ^= 1
     (broken / "checkpoint.safetensors").write_bytes(content)
-    says(broken, "damaged")
+    says(broken, "does not match its checksum")
     for change, said in (
         ({"backbone": {"store": "float16"}}, "do not say which backbone"),
         ({"backbone": there.record | {"transform": "Resize(9)"}}, "has the transform"),
