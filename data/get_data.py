@@ -1,4 +1,4 @@
-"""Download and unpack a data set: python data/get_data.py CUB|AWA2|SUN|xlsa17 [--archive PATH ...].
+"""Download and unpack a data set: python data/get_data.py CUB|AWA2|SUN|xlsa17.
 
 An interrupted download starts anew; `curl -C - -O URL` continues one. Pages beside this file say what each data set is.
 """

@@ -15,7 +15,6 @@ from core.commands.vectors import main
 from core.datasets import names as N
 from core.datasets import vectors as A
 from core.datasets.registry import AWA2, CUB, SUN
-from core.datasets.word_vectors import MODELS
 from core.files.errors import UserError
 from core.files.pickles import load_array_pickle
 
@@ -105,7 +104,7 @@ def test_without_network_there_is_one_message(monkeypatch, capsys, caplog):
 
     monkeypatch.setattr(gensim.downloader, "load", fails)
     with pytest.raises(UserError, match=r"no network.*--source PATH"):
-        A.load_words(MODELS[0], ["red"])
+        A.load_words(A.MODELS[0], ["red"])
     assert not caplog.text and not capsys.readouterr().err
 
 

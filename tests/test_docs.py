@@ -33,10 +33,8 @@ def test_a_data_set_s_page_has_its_counts_archives_layout_and_commands(name: str
     first = " ".join(text.split("\n\n")[1].split())
     assert str(counts.images) in first and f"{counts.attributes} attributes" in first
     assert re.search(rf"\b{counts.seen + counts.unseen} ", first)
-    archives = [archive.file for archive in SOURCES[name]]
-    assert all(f"`{file}`" in first for file in archives)
-    given = " ".join(f"PATH/{file}" for file in archives)
-    assert f"`python data/get_data.py {name} --archive {given}`" in text
+    assert all(f"`{archive.url.rsplit('/', 1)[1]}`" in first for archive in SOURCES[name])
+    assert "into `data/archives/` first" in text
     assert all((archive.md5 or "No checksum is published") in first for archive in SOURCES[name])
     assert f"data/xlsa17/data/{name}/{{res101,att_splits}}.mat" in text
     scripts = re.findall(r"`python (extract_feature/\S+\.py)`", text)

@@ -110,7 +110,7 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
     with FeatureFile(features) as before, FeatureFile(new) as now:
         place = {digest: row for row, digest in enumerate(before.metadata.image_sha256)}
         rows = np.array([place.get(digest, -1) for digest in now.metadata.image_sha256])
-        assert (rows < 0).sum() == 1 and "creature 1/bad.jpg" not in now.image_files
+        assert (rows < 0).sum() == 1 and "creature 1/bad.jpg" not in now.metadata.image_files
         assert np.array_equal(now.read(np.flatnonzero(rows >= 0)), before.read(rows[rows >= 0]))
         assert not np.array_equal(now.read(np.flatnonzero(rows < 0)), 0 * now.read(np.array([0])))
 

@@ -28,7 +28,7 @@ from core.files.errors import UserError
         ("class,red\na,50%\nb,0.7\nc,0\n", "line 3, class 'b': '0.7' for 'red' has no %"),
         ("class,red\n,mm\na,1\n", "'' is no name for the class"),
         ("class,red\na,1e99\n", "line 2, class 'a': '1e99' for 'red' is not a number"),
-        ('class,red\n"a\nb",1\n', "'a\\nb' is no name for the class: it is empty, or holds control"),
+        ('class,red\n"a\nb",1\n', "'a\\nb' is no name for the class: it is empty, is not"),
         ('class,red\na,1\n"b,1\n', "is a quotation mark not closed?"),
         ("class;red;blue\na;0,5;1\nb;1;0.5\n", "line 2, class 'a': '0,5' for 'red' is not a number"),
         ('class,red\na,"1,234"\n', "line 2, class 'a': '1,234' for 'red' is not a number"),

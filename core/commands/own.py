@@ -14,8 +14,7 @@ from core.datasets import paths
 from core.datasets.metadata import Metadata
 from core.datasets.own import Choices, feature_pattern, read_folder
 from core.datasets.registry import OWN
-from core.datasets.vectors import attribute_vectors, source_record, write_attribute_vectors
-from core.datasets.word_vectors import FORMATS, MODELS
+from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, source_record, write_attribute_vectors
 from core.datasets.words import NAME as WORDS
 from core.datasets.words import sheet_from_words
 from core.files.atomic import read_json

@@ -11,8 +11,7 @@ from core.datasets.names import read_attribute_names
 from core.datasets.paths import DEFAULT_ROOT, vectors_file
 from core.datasets.registry import DATASETS
 from core.datasets.text_vectors import SOURCES
-from core.datasets.vectors import attribute_vectors, write_attribute_vectors
-from core.datasets.word_vectors import FORMATS, MODELS
+from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, write_attribute_vectors
 from core.files.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,8 @@ import os
 import shutil
 import tempfile
 import urllib.request
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -33,11 +31,6 @@ class Archive:
     contents: tuple[str, ...]  # what must be there afterwards, relative to ``into``: then nothing is done
     md5: str | None = None  # only where known for certain
 
-    @property
-    def file(self) -> str:
-        """The archive's file name."""
-        return self.url.rsplit("/", 1)[-1]
-
 
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz"
 CUB_MD5 = "97eceeb196236b17998738112f37df78"
@@ -53,27 +46,19 @@ SOURCES: dict[str, tuple[Archive, ...]] = {
 }
 
 
-def download(url: str, path: Path, timeout: float = TIMEOUT) -> None:
+def download(url: str, path: Path) -> None:
     """Download ``url`` to ``path``; a broken download leaves nothing there."""
     with atomic_path(path) as part:
         try:
-            with urllib.request.urlopen(url, timeout=timeout) as response, open(part, "wb") as out:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as response, open(part, "wb") as out:
                 total = int(response.headers.get("Content-Length") or 0)
                 with tqdm.wrapattr(response, "read", total=total, desc=path.name) as counted:
                     shutil.copyfileobj(counted, out, 1 << 20)
                 if total and out.tell() != total:
                     raise ValueError(f"{out.tell()} of {total} bytes came")
         except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-            how = f"get it with `curl -C - -O {url}`, which continues, and give it with --archive PATH"
+            how = f"get {path} with `curl -C - -O {url}`, which continues"
             raise UserError(f"download of {url} stopped: {error}. Run the same command again, or {how}") from error
-
-
-def check_md5(path: Path, md5: str) -> None:
-    """Compare a file's MD5 with the published one."""
-    with open(path, "rb") as handle:
-        digest = hashlib.file_digest(handle, "md5").hexdigest()
-    if digest != md5:
-        raise UserError(f"{path} has MD5 {digest}, published is {md5}: damaged; delete it and download it again")
 
 
 def extract(archive: Path, into: Path) -> None:
@@ -81,12 +66,11 @@ def extract(archive: Path, into: Path) -> None:
 
     Entries that are already there are left as they are.
     """
-    # links and names that lead out of the folder are refused in a tar archive, and cannot be made by a zip
-    safe: dict[str, Any] = {} if archive.suffix == ".zip" else {"filter": "data"}
     try:
         into.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unpack-", dir=into, ignore_cleanup_errors=True) as folder:
-            shutil.unpack_archive(archive, folder, **safe)
+            # links and names that lead out of the folder are refused in a tar archive, and cannot be made by a zip
+            shutil.unpack_archive(archive, folder, filter=None if archive.suffix == ".zip" else "data")
             for entry in sorted(Path(folder).iterdir()):
                 if not (into / entry.name).exists():
                     os.rename(entry, into / entry.name)
@@ -95,28 +79,28 @@ def extract(archive: Path, into: Path) -> None:
         raise UserError(f"cannot unpack {archive} ({why}); nothing of it was kept: get the archive again") from error
 
 
-def get(name: str, data_root: Path, archives: Sequence[Path] = ()) -> None:
+def get(name: str, data_root: Path) -> None:
     """Bring one data set (a key of SOURCES) below ``data_root``; parts already there are not touched."""
-    given = {path.name: path for path in archives}
-    expected = {source.file for source in SOURCES[name]}
-    if unknown := sorted(given.keys() - expected):
-        raise UserError(f"{', '.join(unknown)}: not an archive of {name}, which are {', '.join(sorted(expected))}")
     for source in SOURCES[name]:
-        into = data_root / source.into
+        into, archive = data_root / source.into, data_root / "archives" / source.url.rsplit("/", 1)[-1]
         wanted = [into / content for content in source.contents]
         if all(path.exists() for path in wanted):
-            log.info("%s: already unpacked in %s", source.file, into)
+            log.info("%s: already unpacked in %s", archive.name, into)
             continue
-        archive = given.get(source.file, data_root / "archives" / source.file)
-        if source.file not in given and not archive.is_file():
+        if not archive.is_file():
             download(source.url, archive)
-        if source.md5:
-            check_md5(archive, source.md5)
+        if source.md5 and (md5 := _md5(archive)) != source.md5:
+            raise UserError(f"{archive} has MD5 {md5}, published is {source.md5}: damaged; delete it and get it again")
         extract(archive, into)
         for path in wanted:  # SUN's attributes.mat lies in a folder of its archive
             below = sorted(into.glob(f"*/{path.name}"))
             if not path.exists() and len(below) == 1:
                 os.rename(below[0], path)
         if missing := [path.name for path in wanted if not path.exists()]:
-            raise UserError(f"{archive.name} has no {', '.join(missing)} in it: is it another file?")
-        log.info("%s: unpacked in %s", source.file, into)
+            raise UserError(f"{archive} has no {', '.join(missing)} in it: is it another file?")
+        log.info("%s: unpacked in %s", archive.name, into)
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "md5").hexdigest()

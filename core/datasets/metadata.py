@@ -16,6 +16,7 @@ from core.files.errors import UserError
 VALIDATION_SEED = 0
 NEGATIVE_SHARE = 0.01  # of the attributes; above it the benchmarks' rule for negative ones is no repair of a few values
 SPLITS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
+LOCS = (*SPLITS, "train_loc", "val_loc")
 
 
 def name_problem(name: str) -> str:
@@ -23,10 +24,9 @@ def name_problem(name: str) -> str:
 
     Refused is what breaks a line or a table; blanks and joiners of any language may stand in a name.
     """
-    kinds = {unicodedata.category(letter) for letter in name}
-    if "Cs" in kinds:  # as Python shows bytes that are no letter
-        return "is not UTF-8"
-    return "" if name and not kinds & {"Cc", "Zl", "Zp"} else "is empty, or holds control characters"
+    kinds = {unicodedata.category(letter) for letter in name}  # Cs: as Python shows bytes that are no letter
+    unfit = not name or kinds & {"Cc", "Cs", "Zl", "Zp"}
+    return "is empty, is not UTF-8, or holds control characters" if unfit else ""
 
 
 @dataclass
@@ -69,33 +69,21 @@ class Metadata:
             return np.empty(0, np.int64)
         return np.setdiff1d(np.arange(len(self.class_names)), np.concatenate([self.seen, self.unseen]))
 
-    def check(self, where: str, images: str | None = None, first: int = 0) -> None:
-        """Raise unless everything fits together; what is odd but usable goes into ``notes``.
-
-        For messages: ``where`` it comes from, the file that labels and ``images`` come from, if another, and what these
-        count from (MATLAB: 1).
-        """
-        for path, problems in ((images or where, self._label_problems), (where, self._split_problems)):
-            for problem in problems(first):
-                raise UserError(f"{path}: {problem}")
+    def check(self, where: str) -> None:
+        """Raise unless everything fits together; what is odd but usable goes into ``notes``."""
+        for problem in self._problems():
+            raise UserError(f"{where}: {problem}")
         for note in self._oddities():
             # a feature file's notes have it already, perhaps with names where it is numbers here
             if not any(note.partition(" (")[0] in known for known in self.notes):
                 self.notes.append(note)
 
-    def _label_problems(self, first: int) -> Iterator[str]:
-        n, classes = len(self.labels), len(self.class_names)
+    def _problems(self) -> Iterator[str]:
+        names, att, n = self.class_names, self.att, len(self.labels)
         if self.image_files and len(self.image_files) != n:
             yield f"{n} labels for {len(self.image_files)} image files"
         if double := len(self.image_files) - len(set(self.image_files)):
             yield f"{double} image files are named more than once"
-        lowest = 0 if first else -1  # a subset's other images, which are in no split, have the label -1
-        if n == 0 or self.labels.min() < lowest or self.labels.max() >= classes:
-            run = f"run from {self.labels.min() + first} to {self.labels.max() + first}" if n else "are none"
-            yield f"labels {run}, expected {first} to {classes - 1 + first} (counted from {first})"
-
-    def _split_problems(self, first: int) -> Iterator[str]:
-        names, att, n = self.class_names, self.att, len(self.labels)
         for name in names:
             if why := name_problem(name):
                 yield f"{name!r} is no class name: it {why}; get the file again"
@@ -109,13 +97,15 @@ class Metadata:
                 yield f"{key} holds NaN or infinity, first for the class {names[c]!r}, attribute {k + 1} (from 1)"
         if (none := ~(att != 0).any(axis=1)).any():
             yield f"no attribute is present in the classes {self._named(np.flatnonzero(none))}"
-        for key in (*SPLITS, "train_loc", "val_loc"):
+        # a subset's other images, which are in no split, have the label -1
+        for key, lowest, count in (("labels", -1, len(names)), *((key, 0, n) for key in LOCS)):
+            values = getattr(self, key)
+            if len(values) and (values.min() < lowest or values.max() >= count):
+                yield f"{key} runs from {values.min()} to {values.max()}, expected 0 to {count - 1} (counted from 0)"
+        for key in LOCS:
             loc = getattr(self, key)
             if key in SPLITS and len(loc) == 0 and not (key == "test_unseen_loc" and self.allow_candidates):
                 yield f"{key} is empty"
-            if len(loc) and (loc.min() < 0 or loc.max() >= n):
-                run = f"from {loc.min() + first} to {loc.max() + first}"
-                yield f"{key} runs {run}, expected {first} to {n - 1 + first} (counted from {first})"
             if double := len(loc) - len(np.unique(loc)):
                 yield f"{key} names {double} images twice"
         for key, other in itertools.combinations(SPLITS, 2):

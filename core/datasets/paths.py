@@ -47,16 +47,6 @@ def vectors_file(data_root: Path, dataset: DataSet) -> Path:
     return folder / f"{dataset.source}_attribute.pkl"
 
 
-def require(data_root: Path, dataset: DataSet) -> None:
-    """Raise unless the root holds something of the data set: images, split files or features."""
-    features = feature_file(data_root, dataset, "*")
-    looked = [Path(data_root) / folder for folder in dataset.folders]
-    looked += [folder / "att_splits.mat" for folder in _xlsa17_folders(data_root, dataset)]
-    if not any(path.exists() for path in looked) and not any(features.parent.glob(features.name)):
-        where = _places([*looked, features], dataset)
-        raise UserError(f"--data-root {data_root} holds no {dataset.source}. Looked for: {where}")
-
-
 def resolve_images(folder: Path, names: Sequence[str]) -> tuple[list[Path], list[int]]:
     """Paths of the images, and which of ``names`` have none. SUN's lie below images/.
 

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from core.datasets.metadata import SPLITS, Metadata
+from core.datasets.metadata import LOCS, SPLITS, Metadata
 from core.files.errors import UserError
 from core.files.hdf5 import matrix, names, plain, whole_numbers
 
@@ -24,15 +24,13 @@ def read_content(file: h5py.File, path: Path) -> Metadata:
         raise UserError(f"{path} lacks {', '.join(lacks)}: not a feature file")
     provenance: Mapping[str, Any] = {k: plain(v) for k, v in file.attrs.items()}
     att, labels, shape = matrix(file, "att"), whole_numbers(file, "labels"), file["feature_map"].shape
-    keys = (*SPLITS, "train_loc", "val_loc")
-    positions = {key: np.sort(whole_numbers(file, key)) if key in file else np.empty(0, np.int64) for key in keys}
+    positions = {key: np.sort(whole_numbers(file, key)) if key in file else np.empty(0, np.int64) for key in LOCS}
     if not shape or len(labels) != shape[0]:
         raise UserError(f"{path}: {len(labels)} labels, but feature_map is {shape}; its first axis must be the images")
     if "w2v_att" in file:
         w2v = matrix(file, "w2v_att")
         if len(w2v) != att.shape[1] or not np.isfinite(w2v).all():
-            of = f"is of {len(w2v)} attributes, att of {att.shape[1]}"
-            raise UserError(f"{path}: w2v_att {of}, or holds NaN or infinity")
+            raise UserError(f"{path}: w2v_att {w2v.shape} is not of {att.shape[1]} attributes, or not finite")
     m = Metadata(
         name=str(provenance.get("dataset", "unknown")),
         image_files=names(file, "image_files") or [],

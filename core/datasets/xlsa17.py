@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from core.datasets.metadata import SPLITS, Metadata, clip_negative, compare_counts, cub50
+from core.datasets.metadata import LOCS, SPLITS, Metadata, clip_negative, compare_counts, cub50
 from core.datasets.names import read_attribute_names
 from core.datasets.paths import xlsa17_folder
 from core.datasets.registry import CUB50, DataSet
@@ -20,10 +21,9 @@ from core.files.matfile import read_mats
 def read_metadata(data_root: Path | str, dataset: DataSet) -> Metadata:
     """Read and check a data set's metadata under ``data_root`` (published counts are enforced only on full data)."""
     folder = xlsa17_folder(Path(data_root), dataset)
-    try:
+    names: list[str] = []
+    with contextlib.suppress(UserError):  # the .mat files have none, and nothing but words depends on them
         names = read_attribute_names(dataset, Path(data_root))
-    except UserError:  # the .mat files have none, and nothing but words depends on them
-        names = []
     return read_mat_files(folder / "res101.mat", folder / "att_splits.mat", dataset, names)
 
 
@@ -32,30 +32,30 @@ def read_mat_files(
 ) -> Metadata:
     """As :func:`read_metadata`, from two named files; res101.mat may lack its features."""
     res101, att_splits = Path(res101), Path(att_splits)
-    required, optional = ("att", "allclasses_names", *SPLITS), ("original_att", "train_loc", "val_loc")
-    images, splits = read_mats({res101: ("labels", "image_files"), att_splits: (*required, *optional)})
-    for mat, content, keys in ((res101, images, ("labels", "image_files")), (att_splits, splits, required)):
+    required = ("att", "allclasses_names", *SPLITS)
+    wanted: dict[Path, Collection[str]] = {
+        res101: ("labels", "image_files"),
+        att_splits: (*required, "original_att", "train_loc", "val_loc"),
+    }
+    images, splits = read_mats(wanted)
+    for mat, content, keys in ((res101, images, wanted[res101]), (att_splits, splits, required)):
         if missing := [key for key in keys if key not in content]:
             raise UserError(f"{mat} lacks {', '.join(missing)}; is it xlsa17's file of that name?")
 
-    class_names = _names(splits["allclasses_names"], f"{att_splits}: allclasses_names")
-    att, notes = _attributes(splits["att"], len(class_names), f"{att_splits}: att")
-    original = splits.get("original_att", splits["att"])
-    original, _ = _attributes(original, len(class_names), f"{att_splits}: original_att")
-    att, clipped = clip_negative(att, dataset)
+    class_names = _names(splits["allclasses_names"])
+    att, original = (
+        _attributes(splits.get(key, splits["att"]), len(class_names), f"{att_splits}: {key}")
+        for key in ("att", "original_att")
+    )
+    att, notes = clip_negative(att, dataset)
     files = []  # below the data set's own folder
-    for path in _names(images["image_files"], f"{res101}: image_files"):
+    for path in _names(images["image_files"]):
         parts = [p for p in path.replace("\\", "/").split("/") if p not in ("", ".")]
-        if dataset.anchor not in parts[:-1] or ".." in parts[parts.index(dataset.anchor) :]:
+        if dataset.anchor not in parts[:-1]:
             where = f"{res101}: no folder {dataset.anchor!r} in the image path {path[:200]!r}"
             raise UserError(f"{where}; is it of another data set?")
         files.append("/".join(parts[parts.index(dataset.anchor) + 1 :]))
-    if not files:
-        raise UserError(f"{res101}: image_files is empty; get the file again")
-    locs = {
-        key: np.sort(_from_0(splits[key], f"{att_splits}: {key}")) if key in splits else np.empty(0, np.int64)
-        for key in (*SPLITS, "train_loc", "val_loc")
-    }
+    locs = {key: np.sort(_from_0(splits.get(key, []), f"{att_splits}: {key}")) for key in LOCS}
     metadata = Metadata(
         name=dataset.source,
         image_files=files,
@@ -65,43 +65,36 @@ def read_mat_files(
         original_att=original,
         **locs,  # type: ignore[arg-type]
         split_sha256=sha256_file(att_splits),
-        notes=notes + clipped,
+        notes=notes,
         attribute_names=list(attribute_names) if len(attribute_names) == att.shape[1] else [],
-        allow_candidates=False,
-        groups=[],
     )
-    metadata.check(str(att_splits), images=str(res101), first=1)
+    metadata.check(f"{res101} and {att_splits.name}")
     compare_counts(metadata, dataset, att_splits)
     return (cub50(metadata) if dataset.name == CUB50.name else metadata).with_validation(dataset.val_share)
 
 
-def _names(values: Any, where: str) -> list[str]:
+def _names(values: Any) -> list[str]:
     """Names of a cell array, in every form that programs save: text, cells, cells within cells."""
     names = []
     for value in values if isinstance(values, list) else [values]:
-        while isinstance(value, list) and len(value) < 2:  # an empty cell: an empty name, which Metadata.check refuses
+        while isinstance(value, list):  # an empty cell: an empty name, which Metadata.check refuses
             value = value[0] if value else ""
-        if not isinstance(value, str):
-            raise UserError(f"{where} holds something that is not a name; a cell array of names is expected")
-        names.append(value.strip())
+        names.append(str(value).strip())
     return names
 
 
-def _attributes(values: Any, classes: int, where: str) -> tuple[np.ndarray, list[str]]:
-    """(C,K) float32, and a note if the file has it so (xlsa17's have (K,C))."""
-    shape = np.shape(values)
-    if getattr(values, "dtype", np.dtype(object)).kind not in "iuf" or len(shape) != 2 or classes not in shape:
-        raise UserError(f"{where} is {shape}, not a matrix of numbers, attributes x classes ({classes} class names)")
+def _attributes(values: Any, classes: int, where: str) -> np.ndarray:
+    """(C,K) float32 of xlsa17's (K,C)."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "iuf" or values.ndim != 2 or values.shape[1] != classes:
+        raise UserError(f"{where} is {values.shape}, not numbers of attributes x classes ({classes} class names)")
     with np.errstate(over="ignore"):  # to infinity, which is refused
-        att: np.ndarray = values.astype(np.float32)
-    if shape[1] == classes:
-        return att.T, []
-    return att, [f"{where} is classes x attributes {shape}, the transpose of xlsa17's; read as such"]
+        return values.astype(np.float32).T
 
 
 def _from_0(values: Any, where: str) -> np.ndarray:
     """Whole numbers as int64, counted from 0 where MATLAB counts from 1."""
-    flat = np.asarray(values).ravel()
-    if flat.size == 0 or flat.dtype.kind not in "iuf" or not (np.abs(flat) < 2**53).all() or (flat % 1 != 0).any():
-        raise UserError(f"{where} is empty or holds something other than whole numbers")
+    flat = np.ravel(values)
+    if flat.dtype.kind not in "iuf" or (flat % 1 != 0).any():
+        raise UserError(f"{where} holds something other than whole numbers")
     return flat.astype(np.int64) - 1

@@ -82,8 +82,6 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None, own: Me
             return found[0]
         if found:
             raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
-        if not own:
-            paths.require(data_root, dataset)
     command = extraction_command(dataset, data_root=data_root, out=given)
     raise UserError(f"{missing(pattern, 'feature file')}. Make one, or end one that was begun, with: {command}")
 
