@@ -14,9 +14,9 @@ from tests.helpers import ToyFeatures
 
 def test_resident_and_streamed_features_are_the_same(toy):
     source = ToyFeatures(toy)
-    rows = np.arange(90)
-    resident = RegionFeatures(source, rows, source.shape)
-    streamed = RegionFeatures(source, rows, source.shape, budget=0)
+    rows = np.concatenate([np.arange(30, 90), np.arange(40), [30, 31]])
+    resident = RegionFeatures(source, rows, source.shape, budget=90 * 9 * 12 * 2)
+    streamed = RegionFeatures(source, rows, source.shape, budget=90 * 9 * 12 * 2 - 1)
     assert resident.resident is not None and streamed.resident is None
     pick = np.array([5, 80, 5, 3])
     assert torch.equal(resident.batch(pick), streamed.batch(pick))
@@ -24,25 +24,11 @@ def test_resident_and_streamed_features_are_the_same(toy):
     assert torch.equal(resident.pooled(pick), streamed.pooled(pick))
 
 
-@pytest.mark.parametrize("held", [1, 40, 89])
-def test_features_held_in_part_are_the_same(toy, held):
-    source = ToyFeatures(toy)
-    rows = np.concatenate([np.arange(30, 90), np.arange(45), [30, 31]])  # what comes first is held
-    streamed = RegionFeatures(source, rows, source.shape, budget=0)
-    partly = RegionFeatures(source, rows, source.shape, budget=(held + 1) * 9 * 12 * 2 - 1)
-    assert partly.resident is None and len(partly.held) == held
-    first = np.concatenate([np.arange(30, 90), np.arange(30)])[:held]
-    assert np.array_equal(np.flatnonzero(partly._position >= 0), np.sort(first))
-    for pick in (np.arange(90), np.arange(29, 34), np.array([3, 80, 3]), np.array([30, 30]), np.array([44, 2, 30, 29])):
-        assert torch.equal(partly.batch(pick), streamed.batch(pick))
-        assert torch.equal(partly.pooled(pick), streamed.pooled(pick))
-
-
 @pytest.mark.parametrize("cores", [1, 99])  # one after the other; a thread reads the next
 def test_reading_ahead_changes_nothing(toy, monkeypatch, cores):
     source, rows = ToyFeatures(toy), [np.arange(i, i + 3) for i in range(5)]
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    features = RegionFeatures(source, np.arange(90), source.shape, budget=4 * 9 * 12 * 2)  # rows 0 to 3 are held
+    features = RegionFeatures(source, np.arange(90), source.shape, budget=0)
     for some, x in zip(rows, features.batches(rows), strict=True):
         assert torch.equal(x, features.batch(some))
     assert list(features.batches([])) == []
@@ -57,11 +43,11 @@ def test_features_are_streamed_where_memory_is_short(toy, monkeypatch):
 
 
 def test_the_length_of_raw_regions_is_what_was_taken_away(toy):
-    """Mean over regions and images of the raw maps' lengths, held, held in part and streamed."""
+    """Mean over regions and images of the raw maps' lengths, held and streamed."""
     source = ToyFeatures(toy)
     rows = np.array([3, 50, 7])
     by_hand = np.mean([np.linalg.norm(source.maps[r].astype(np.float64)[:, i]) for r in rows for i in range(9)])
-    for budget in (None, 40 * 9 * 12 * 2, 0):
+    for budget in (None, 0):
         features = RegionFeatures(source, np.arange(90), source.shape, budget=budget)
         assert features.region_norm(rows) == pytest.approx(by_hand, rel=1e-5)
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError, features
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from core.files.kinds import modern_kind, what_it_is
@@ -20,7 +20,7 @@ from core.files.tars import read_member
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 # Pillow's other decoders are not needed, and one of them (EPS) starts a program
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 LARGE = 89_478_485  # pixels above which Pillow warns; it refuses twice as many, and so do we
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # telephones take 108 megapixels
 warnings.filterwarnings("ignore", "Corrupt EXIF|Tag data larger", UserWarning)  # the pixels are whole
@@ -79,9 +79,9 @@ def open_image(source: Picture, shorter: int, chosen: list[str] | None = None, q
     """Decode a picture as RGB, as a viewer shows it. Every reader of photographs decodes them here.
 
     Its EXIF orientation is applied, transparency lies on white, CMYK and palettes become RGB, and of several frames the
-    first counts. Grey levels are scaled by what their type can hold, so that all pictures of a folder are scaled
-    alike: 16 bits by 65535, or by the BitsPerSample that a TIFF states; floats must lie from 0 to 1. ICC profiles are
-    ignored. A JPEG of very many pixels is shrunk while it is decoded, to no less than twice ``shorter`` pixels.
+    first counts. Grey levels of 16 bits are scaled by 65535, or by the BitsPerSample that a TIFF states, so that all
+    pictures of a folder are scaled alike. ICC profiles are ignored. A JPEG of very many pixels is shrunk while it is
+    decoded, to no less than twice ``shorter`` pixels.
 
     Args:
         source: a path, the bytes of a file, a file opened with "rb", a PIL image, or an array (H,W,3) uint8.
@@ -95,14 +95,15 @@ def open_image(source: Picture, shorter: int, chosen: list[str] | None = None, q
     content = b""
     try:
         if isinstance(source, np.ndarray):
-            if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-                raise ValueError(f"an array must be (H,W,3) of uint8; this one is {source.shape} of {source.dtype}")
-            rgb = Image.fromarray(np.ascontiguousarray(source))
+            rgb = _as_shown(Image.fromarray(np.ascontiguousarray(source)), chosen)
         elif isinstance(source, Image.Image):
             rgb = _as_shown(source, chosen)
         else:
             content = _content(source)
-            with Image.open(io.BytesIO(content), formats=_formats(content)) as image:
+            heic = modern_kind(content) == "HEIC"
+            if heic:
+                _register_heif()
+            with Image.open(io.BytesIO(content), formats=("HEIF",) if heic else FORMATS) as image:
                 if quick or image.width * image.height > LARGE:
                     image.draft("RGB", (2 * shorter, 2 * shorter))
                 rgb = _as_shown(image, chosen)
@@ -112,7 +113,7 @@ def open_image(source: Picture, shorter: int, chosen: list[str] | None = None, q
     except UnidentifiedImageError as error:  # its text is the address of an object
         kind = modern_kind(content)
         what = f"{kind}, and damaged" if kind else what_it_is(content) or "no image, or a damaged one"
-        raise ValueError(f"it is {what}; what is read: {', '.join(FORMATS)}, HEIC, AVIF") from error
+        raise ValueError(f"it is {what}; what is read: {', '.join(FORMATS)}, HEIC") from error
     except NeedsLibrary:
         raise
     except Exception as error:  # damaged images raise nearly anything
@@ -122,39 +123,20 @@ def open_image(source: Picture, shorter: int, chosen: list[str] | None = None, q
 
 def _content(source: Path | str | bytes | BinaryIO) -> bytes:
     """The bytes of a file, all of them: decoders ask a file for as many as it claims to have."""
-    if isinstance(source, str | Path):
-        path = Path(source)
-        if (content := read_member(path)) is not None:
-            return content
-        path.stat()  # says what is wrong: nothing there, a loop of links, no permission
-        if not path.is_file():  # opening a pipe would wait for ever
-            raise ValueError("not a file")
-        return path.read_bytes()
-    if not isinstance(source, bytes) and not hasattr(source, "read"):
-        raise ValueError(f"a {type(source).__name__} is no picture: what is read is a path, bytes, an open file, a PIL "
-                         "image, or an array (H,W,3) of uint8; of several, one at a time")  # fmt: skip
-    content = source if isinstance(source, bytes) else source.read()
-    if not isinstance(content, bytes):
-        raise ValueError('a file must be opened for reading bytes: open(path, "rb")')
-    return content
+    if isinstance(source, bytes):
+        return source
+    if not isinstance(source, str | Path):
+        return source.read()
+    content = read_member(Path(source))
+    return Path(source).read_bytes() if content is None else content
 
 
-def _formats(content: bytes) -> tuple[str, ...]:
-    """Pillow's names of the formats that a file may have; HEIC and AVIF are decoded where that is installed."""
-    kind = modern_kind(content)
-    if kind == "HEIC":
-        try:
-            from pillow_heif import register_heif_opener
-        except ImportError as error:
-            raise NeedsLibrary("it is HEIC, which pillow-heif reads: pip install pillow-heif") from error
-        register_heif_opener()
-        return ("HEIF",)
-    if kind == "AVIF":
-        Image.init()
-        if "AVIF" not in Image.OPEN or not features.check("avif"):
-            raise NeedsLibrary("it is AVIF, which a newer Pillow reads: pip install -U pillow")
-        return ("AVIF",)
-    return FORMATS
+def _register_heif() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise NeedsLibrary("it is HEIC, which pillow-heif reads: pip install pillow-heif") from error
+    register_heif_opener()
 
 
 def _as_shown(image: Image.Image, chosen: list[str] | None) -> Image.Image:
@@ -163,9 +145,8 @@ def _as_shown(image: Image.Image, chosen: list[str] | None) -> Image.Image:
     said = []
     if image.mode.startswith("I") or image.mode == "F":
         grey, white = np.array(image, dtype=np.float32), _white(image)
-        if image.mode != "F":
-            said.append(f"white is {white}" + (", and it is nearly black" if grey.max() < white / 10 else ""))
-        rgb = Image.fromarray(np.rint(np.nan_to_num(grey) * (255 / white)).astype(np.uint8)).convert("RGB")
+        said.append(f"white is {white}" + (", and it is nearly black" if grey.max() < white / 10 else ""))
+        rgb = Image.fromarray(np.rint(grey * (255 / white)).astype(np.uint8)).convert("RGB")
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         rgb = Image.new("RGB", image.size, "white")
@@ -190,16 +171,7 @@ def _white(image: Image.Image) -> int:
         return int(2 ** np.ravel(getattr(image, "tag_v2", {}).get(258, 16))[0] - 1)  # 258: BitsPerSample of a TIFF
     if image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow's mode for their 16 bits
         return 65535
-    values = np.array(image)
-    if np.isnan(values).all():
-        raise ValueError("no pixel of it is a number")
-    low, high = np.nanmin(values), np.nanmax(values)
-    if image.mode == "I" or low < 0 or high > 1:
-        raise ValueError(
-            f"its grey levels, from {low:g} to {high:g}, do not tell which is white: save it with 8 or 16 bits, or as "
-            "floating-point numbers from 0 (black) to 1 (white)"
-        )
-    return 1
+    raise ValueError("its grey levels do not tell which is white: save it with 8 or 16 bits")
 
 
 def load_image(

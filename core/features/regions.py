@@ -77,17 +77,14 @@ def on_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 class RegionFeatures:
-    """Batches of normalised region features by row number; the same values held in memory or streamed.
-
-    As many rows as the budget allows are held, the first ones asked for; the others are read whenever they are needed.
-    """
+    """Batches of normalised region features by row number; the same values held in memory, if all fit, or streamed."""
 
     def __init__(
         self, source: FeatureSource, rows: np.ndarray, shape: tuple[int, int], device: torch.device | str = "cpu",
         budget: int | None = None,
     ) -> None:  # fmt: skip
-        """Args: rows that will be asked for, those needed most often first; shape (R,D); budget in bytes for holding
-        them (None: :func:`held_bytes` of what is free).
+        """Args: rows that will be asked for; shape (R,D); budget in bytes for holding them (None: :func:`held_bytes` of
+        what is free).
         """
         self.source = source
         self.device = torch.device(device)
@@ -95,31 +92,25 @@ class RegionFeatures:
         # each use, and taking them anew cost up to half of the time (AWA2's sizes, blocks of 256)
         self.block = 64 if self.device.type == "cpu" else 256
         self.R, self.D = shape
-        budget = held_bytes(free_bytes(self.device)) if budget is None else budget
-        unique, first = np.unique(rows, return_index=True)
-        held = np.sort(rows[np.sort(first)[: budget // (self.R * self.D * 2)]])
-        self._position = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # in held; -1: streamed
-        self._position[held] = np.arange(len(held))
-        self.held = torch.empty(len(held), self.R, self.D, dtype=torch.float16, device=self.device)
-        self._index = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # in _means and _lengths
+        unique = np.unique(rows)
+        self._index = np.full(int(unique[-1]) + 1, -1, dtype=np.int64)  # of a row in resident, _means and _lengths
         self._index[unique] = np.arange(len(unique))
         self._means = torch.empty(len(unique), self.D, device=self.device)  # (N,D) over regions, filled on first use
         self._has_mean = np.zeros(len(unique), dtype=bool)
         self._lengths = np.full(len(unique), np.nan)  # (N,) mean length of a row's raw regions, known once it was read
-        for start, block in enumerate(_split(held, self.block)):
-            self.held[start * self.block : start * self.block + len(block)] = self._load(block, torch.float16)
-        self.resident = self.held if len(held) == len(unique) else None
+        self.resident: Tensor | None = None  # (N,R,D)
+        budget = held_bytes(free_bytes(self.device)) if budget is None else budget
+        if len(unique) * self.R * self.D * 2 <= budget:
+            self.resident = torch.empty(len(unique), self.R, self.D, dtype=torch.float16, device=self.device)
+            for block, to in zip(_split(unique, self.block), self.resident.split(self.block), strict=True):
+                to[:] = self._load(block, torch.float16)
 
     def batch(self, rows: np.ndarray) -> Tensor:
         """(B,R,D) float32 on the device."""
-        position = self._position[rows]
-        away = np.flatnonzero(position < 0)
-        if len(away) == len(rows):
-            return self._streamed(rows)
-        x = self._pick(on_device(torch.from_numpy(position.clip(0)), self.device))
-        if len(away):
-            x[on_device(torch.from_numpy(away), self.device)] = self._streamed(rows[away])
-        return x
+        if self.resident is not None:
+            return self._pick(self.resident, on_device(torch.from_numpy(self._index[rows]), self.device))
+        dtype = torch.float32 if self.device.type == "cpu" else torch.float16  # moved while small
+        return on_device(self._load(rows, dtype), self.device).float()
 
     def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """:meth:`batch` of each of ``rows``, one after another; what they need of the host or the disk comes ahead.
@@ -129,8 +120,8 @@ class RegionFeatures:
         computing it cost more than the 9 to 13 % of a step that reading takes).
         """
         if self.resident is not None and len(rows):
-            positions = on_device(torch.from_numpy(self._position[np.concatenate(rows)]), self.device)
-            yield from map(self._pick, positions.split([len(r) for r in rows]))
+            index = on_device(torch.from_numpy(self._index[np.concatenate(rows)]), self.device)
+            yield from (self._pick(self.resident, some) for some in index.split([len(r) for r in rows]))
         elif self.device.type == "cuda" or (os.cpu_count() or 1) > torch.get_num_threads():
             with ThreadPoolExecutor(1) as pool:
                 for loaded in ahead(lambda some: pool.submit(self.batch, some), rows, 1):
@@ -149,12 +140,9 @@ class RegionFeatures:
             means = self.pooled(some).unsqueeze(1).split(self.block)
             yield from zip(_split(some, self.block), means, strict=True)
 
-    def _pick(self, positions: Tensor) -> Tensor:
-        return self.held.index_select(0, positions).float()
-
-    def _streamed(self, rows: np.ndarray) -> Tensor:
-        dtype = torch.float32 if self.device.type == "cpu" else torch.float16  # moved while small
-        return on_device(self._load(rows, dtype), self.device).float()
+    @staticmethod
+    def _pick(resident: Tensor, index: Tensor) -> Tensor:
+        return resident.index_select(0, index).float()
 
     def _load(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
         """(n,R,D) in memory, of float16 values."""
