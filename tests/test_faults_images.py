@@ -118,13 +118,3 @@ def test_an_image_cut_short_is_refused_or_whole(tmp_path: Path, form: str) -> No
         except ValueError:
             continue
         np.testing.assert_array_equal(got, whole)
-
-
-def test_an_image_named_twice_is_refused(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "data")
-    mat = data / "xlsa17" / "data" / "DEMO" / "res101.mat"
-    content = scipy.io.loadmat(mat)
-    content["image_files"][0, 0] = "/x/DEMO_creatures/images/./001.png"
-    scipy.io.savemat(mat, {key: content[key] for key in ("labels", "image_files")})
-    with pytest.raises(UserError, match=r"res101\.mat: 1 image files are named more than once"):
-        extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY)
