@@ -16,12 +16,10 @@ from PIL import Image
 from tests.helpers import cells, extraction, run_here, toy_mats, word_vectors
 
 DRIVER, EXTRACT, WORDS = "AWA2_ours.py", extraction("AWA2"), word_vectors("AWA2")
-TABLES, VERIFY = "reproduce_tables.py", "core/commands/verify.py"
+VERIFY = "core/commands/verify.py"
 NO_FEATURES = ["--backbone", "resnet18", "--weights", "random", "--input-size", "64", "--out", "new.hdf5"]
-WEIGHTS = ["--backbone", "resnet18", "--weights", "w.pth"]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 251093423\n"
 PAGE = b"<!DOCTYPE html><html><head><title>Virus scan warning</title></head></html>"
-CODE = b"cos\nsystem\n(S'touch OWNED'\ntR."
 MATS, IMAGES = "data/xlsa17/data/AWA2", "data/AWA2/Animals_with_Attributes2"
 FEATURES, VECTORS = "data/AWA2/feature_map_ResNet_101_AWA2.hdf5", "w2v/AWA2_attribute.pkl"
 NAMES = [f"JPEGImages/class{i // 10}/{i}.jpg" for i in range(90)]
@@ -102,11 +100,9 @@ CASES = [
     # flags
     Case("flag of another method", DRIVER, run("--fusion", "0.5"), ("--fusion", "--help")),
     Case("value out of range", DRIVER, ["--ridge", "-5"], ("--ridge", "-5", "must be")),
-    Case("value not a number", DRIVER, ["--seed", "one"], ("--seed", "'one'", "whole number")),
     Case("method unknown", DRIVER, ["--method", "vmsr"], ("vmsr", "choose from", "vsmr")),
     Case("backbone unknown", EXTRACT, ["--backbone", "resnet1O1"], ("resnet1O1", "resnet101")),
     Case("device unknown", DRIVER, ["--device", "foo"], ("--device", "foo", "choose")),
-    Case("device not there", EXTRACT, [*NO_FEATURES, "--device", "cuda:99"], ("--device", "cuda:99")),
     # what is not there, with the command that makes it
     Case("no data", DRIVER, run("--data-root", "nowhere"), ("nowhere", "Make one")),
     Case("no features", DRIVER, run(), ("Make one", EXTRACT), removed(FEATURES)),
@@ -114,33 +110,20 @@ CASES = [
     Case("no split", EXTRACT, NO_FEATURES, ("att_splits.mat", "Looked in", "--data-root"), removed(MATS)),
     Case("no images", EXTRACT, NO_FEATURES, ("images of AWA2", "AWA2.md"), removed("data/AWA2")),
     Case("no attribute names", WORDS, ["--source", "v.txt"], ("--attributes",), removed(f"{IMAGES}/predicates.txt")),
-    Case("no runs to collect", TABLES, ["--collect"], ("no finished run", "metrics.json")),
-    Case("no run to predict with", "predict.py", ["nowhere", "a.jpg"], ("no finished run in nowhere",)),
     Case("nothing to verify", VERIFY, ["nowhere"], ("nowhere", "can be checked")),
     # files that are not what they seem
     Case("pointer as split", EXTRACT, NO_FEATURES, ("git lfs pull",), put(f"{MATS}/att_splits.mat", LFS)),
     Case("page as features", DRIVER, run(), (FEATURES, "page"), put(FEATURES, PAGE)),
-    Case("nothing as vectors", DRIVER, run(), (VECTORS, "empty"), put(VECTORS, b"")),
-    Case("code as vectors", DRIVER, run(), ("os.system", "not loaded"), put(VECTORS, CODE)),
-    Case("code as weights", EXTRACT, WEIGHTS, ("w.pth", "weights file"), put("w.pth", CODE)),
     Case("folder as features", DRIVER, run("--features", "data"), ("data", "folder")),
     Case("page as image", EXTRACT, NO_FEATURES, (NAMES[3], "run the same"), put(f"{IMAGES}/{NAMES[3]}", PAGE)),
     # files that hold something else
-    Case("split of another data set", EXTRACT, NO_FEATURES, ("another data set",),
-         lambda p: mats(p, image_files=cells([f"/x/CUB/{i}.jpg" for i in range(90)]))),
-    Case("splits overlap", EXTRACT, NO_FEATURES, ("share", "not a usable split"),
-         lambda p: mats(p, test_seen_loc=ROWS[:6, 7:].reshape(-1, 1) + 1)),
     Case("features of another split", DRIVER, run(), ("does not belong", "make it anew"),
          lambda p: features(p, trainval_loc=ROWS[:6, 1:9].ravel(), test_seen_loc=ROWS[:6, [0, 9]].ravel())),
     Case("channels last", DRIVER, run(), ("np.transpose",),
          lambda p: features(p, feature_map=np.ones((90, 3, 3, 12), "f4"))),
     Case("NaN among features", DRIVER, run(), ("NaN", "make it anew"),
          lambda p: features(p, feature_map=np.full((90, 12, 3, 3), np.nan, "f4"))),
-    Case("labels missing", DRIVER, run(), ("lacks labels",), lambda p: features(p, labels=None)),
-    Case("vectors of another data set", DRIVER, run(), ("(8, V)",), put(VECTORS, pickle.dumps(np.ones((9, 5))))),
-    Case("words unknown", WORDS, ["--source", "v.txt"], ("word0",), put("v.txt", b"cat 1 2 3\n" * 9)),
     # places to write to, and results that are there
-    Case("results below a file", DRIVER, run("--out", "file/r"), ("file", "--out"), put("file", b"")),
     Case("features below a file", EXTRACT, [*NO_FEATURES[:-1], "file/f.hdf5"], ("f.hdf5", "--out"), put("file", b"")),
     Case("results changed", DRIVER, run("--select", "last"), ("metrics.json", "delete"),
          lambda p: finished_run(p, "0.", "1.")),

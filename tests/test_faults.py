@@ -9,7 +9,6 @@ import contextlib
 import errno
 import io
 import os
-import pickle
 import random
 import resource
 import signal
@@ -22,10 +21,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from core.datasets.vectors import AttributeVectors, load_attribute_vectors, write_attribute_vectors
-from core.features.feature_file import FeatureFile, verify
+from core.features.feature_file import FeatureFile
 from core.features.regions import RegionFeatures
 from core.files.atomic import write_bytes
 from core.files.errors import UserError, run_cli
@@ -52,11 +50,10 @@ def failing(number: int) -> Callable[..., None]:
     return call
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_disk_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_a_disk_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bytes(tmp_path / "f", b"old")
-    monkeypatch.setattr(os, "fsync", failing(number))
-    with pytest.raises(UserError, match=f"{os.strerror(number)}. Nothing was changed"):
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    with pytest.raises(UserError, match=f"{os.strerror(errno.ENOSPC)}. Nothing was changed"):
         write_bytes(tmp_path / "f", b"new")
     assert (tmp_path / "f").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
@@ -81,20 +78,11 @@ def test_a_disk_that_takes_no_more_bytes_is_a_sentence_and_the_command_ends_late
     assert code == 0, said
 
 
-def test_a_read_only_folder_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As root a folder's mode refuses nothing, so the refusal is played."""
-    real = os.open
-
-    def refuse(path: str, flags: int, *args: object, **more: object) -> int:
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and "new.hdf5" in str(path):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
-        return real(path, flags, *args, **more)
-
-    monkeypatch.setattr(os, "open", refuse)
-    refused(run_here(place, EXTRACT, *NO_FEATURES, "--device", "cpu"), "new.hdf5", "Read-only file system")
     monkeypatch.setattr(Path, "mkdir", failing(errno.EROFS))
-    with pytest.raises(UserError, match="choose another place"):
-        write_bytes(place / "new" / "b", b"1")
+    with pytest.raises(UserError, match="new/b: Read-only file system.*choose another place"):
+        write_bytes(tmp_path / "new" / "b", b"1")
 
 
 def flipped(good: bytes, at: int) -> bytes:
@@ -103,50 +91,33 @@ def flipped(good: bytes, at: int) -> bytes:
     return bytes(bad)
 
 
-def test_every_flipped_byte_of_a_checkpoint(tmp_path: Path) -> None:
-    path, values = tmp_path / "c.safetensors", torch.arange(6.0).reshape(2, 3)
-    save_checkpoint(path, {"a": values, "n": torch.tensor(3)}, {"epoch": 3})
-    good = path.read_bytes()
-    spared = 0
-    for at in range(len(good)):
-        path.write_bytes(flipped(good, at))
-        with contextlib.suppress(UserError):
-            tensors, meta = load_checkpoint(path)
-            # white space of the header: nothing that is read
-            assert torch.equal(tensors["a"], values) and meta == {"epoch": 3}
-            spared += 1
-    assert spared < 10
+def test_every_flipped_byte_and_every_length_of_checkpoints_and_vectors(tmp_path: Path) -> None:
+    """Refused, or what is read is what was written: white space and words that nothing depends on."""
+    values = torch.arange(600.0).reshape(2, 300) + 1
+    checkpoint, vectors = tmp_path / "c.safetensors", tmp_path / "v.pkl"
+    save_checkpoint(checkpoint, {"a": values[:, :3].clone(), "n": torch.tensor(3)}, {"epoch": 3})
+    write_attribute_vectors(vectors, AttributeVectors(values.numpy(), ["a", "b"], [], {}), "test")
 
+    def read_checkpoint() -> bool:
+        tensors, meta = load_checkpoint(checkpoint)
+        return torch.equal(tensors["a"], values[:, :3]) and meta == {"epoch": 3}
 
-def test_every_flipped_byte_of_vectors_and_their_record(tmp_path: Path) -> None:
-    path, record = tmp_path / "v.pkl", tmp_path / "v.json"
-    vectors = np.random.default_rng(0).random((2, 300)).astype(np.float32)
-    write_attribute_vectors(path, AttributeVectors(vectors, ["a", "b"], [], {}), "test")
-    good, good_record = path.read_bytes(), record.read_bytes()
-    for at in [*range(250), *range(250, len(good), 7)]:
-        path.write_bytes(flipped(good, at))
-        with pytest.raises(UserError, match=r"v\.pkl"):
-            load_attribute_vectors(path, 2)
-    path.write_bytes(good)
-    for at in range(len(good_record)):
-        record.write_bytes(flipped(good_record, at))
-        with contextlib.suppress(UserError):  # else it is in a name or a word: nothing that is read
-            np.testing.assert_array_equal(load_attribute_vectors(path, 2), vectors)
+    def read_vectors() -> bool:
+        return bool((load_attribute_vectors(vectors, 2) == values.numpy()).all())
 
-
-def test_truncated_at_any_length(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "c.safetensors", {"a": torch.arange(6.0)}, {})
-    (tmp_path / "v.pkl").write_bytes(pickle.dumps(np.ones((2, 300))))
-    for path, read in (
-        (write(tmp_path / "f.hdf5"), verify),
-        (tmp_path / "c.safetensors", load_checkpoint),
-        (tmp_path / "v.pkl", lambda path: load_attribute_vectors(path, 2)),
-    ):
-        good = path.read_bytes()
-        for length in {0, 1, len(good) - 1, *np.linspace(2, len(good) - 2, 40).astype(int).tolist()}:
-            path.write_bytes(good[:length])
-            with pytest.raises(UserError, match=path.name):
-                read(path)
+    record = vectors.with_suffix(".json")
+    most = {checkpoint: 10, vectors: 0, record: record.stat().st_size}  # bytes that nothing depends on
+    for path, read in ((checkpoint, read_checkpoint), (vectors, read_vectors), (record, read_vectors)):
+        good, spared = path.read_bytes(), 0
+        lengths = {0, 1, len(good) - 1, *np.linspace(2, len(good) - 2, 40).astype(int).tolist()}
+        flips = [flipped(good, at) for at in [*range(min(len(good), 250)), *range(250, len(good), 7)]]
+        for bad in [*flips, *(good[:length] for length in lengths)]:
+            path.write_bytes(bad)
+            with contextlib.suppress(UserError):
+                assert read()
+                spared += 1
+        assert spared <= most[path]
+        path.write_bytes(good)
 
 
 @pytest.mark.parametrize("budget", [0, 1 << 20])
@@ -160,23 +131,6 @@ def test_rows_of_zeros_are_those_of_a_script_that_was_killed(place: Path) -> Non
     maps = np.concatenate([np.ones((50, 12, 3, 3), "f4"), np.zeros((40, 12, 3, 3), "f4")])
     features(place, feature_map=maps)
     refused(run_here(place, DRIVER, *run("--select", "last")), FEATURES, "broke off")
-
-
-@pytest.mark.parametrize("flag", ["--out", "--export"])
-def test_predictions_never_replace_a_photograph(tmp_path: Path, flag: str) -> None:
-    Image.new("RGB", (40, 40)).save(tmp_path / "a.jpg")
-    before = (tmp_path / "a.jpg").read_bytes()
-    refused(run_here(tmp_path, "predict.py", "nowhere", "a.jpg", flag, "a.jpg"), flag, "a.jpg", "must end in")
-    assert (tmp_path / "a.jpg").read_bytes() == before
-
-
-def test_predictions_never_replace_anything_but_predictions(tmp_path: Path) -> None:
-    Image.new("RGB", (40, 40)).save(tmp_path / "a.jpg")
-    table, command = tmp_path / "attributes.csv", ("predict.py", "nowhere", "a.jpg", "--out", "attributes.csv")
-    table.write_text("class,black\nox,1\n")
-    refused(run_here(tmp_path, *command), "attributes.csv", "holds no answers", "another name")
-    table.write_text("image,class,side,score\n")
-    refused(run_here(tmp_path, *command), "no folder nowhere")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_a_message_is_short_in_one_voice_and_says_the_way_out(tmp_path: Path, wh
     assert len(said) < 900 and len(said.splitlines()) < 6, said
     assert not re.search(r"Traceback|0x[0-9a-f]{6}|usage:|object at|\bNone\b|\n\n|  $", said), said
     assert not said.endswith((":", ","))
-    left = [p.name for p in place.rglob("*") if re.search(r"\.(tmp|lock|new)$|^(new\.hdf5|OWNED)$", p.name)]
+    left = [p.name for p in place.rglob("*") if re.search(r"\.(tmp|lock|new)$|^new\.hdf5$", p.name)]
     assert not left
 
 
