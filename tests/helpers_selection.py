@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from core.datasets.metadata import Metadata
-from core.method import ZeroShotModel, hp
+from core.method import Batches, Method, Phase, ZeroShotModel, hp
 from core.training.folds import final_fold, validation_fold
 
 SEEN, UNSEEN, EACH = 12, 6, 40  # classes and images of each
@@ -44,14 +44,11 @@ class Source:
     def __init__(self, m: Metadata) -> None:
         N = len(m.labels)
         hard = np.zeros(N)
-        v, f = validation_fold(m, W2V, 0), final_fold(m, W2V)
-        sides = [
-            (rows, y) for f in (v, f) for rows, y in ((f.seen_rows, f.seen_labels), (f.unseen_rows, f.unseen_labels))
-        ]
-        for rows, labels in sides:
-            for c in np.unique(labels):  # evenly spread within every class: a share of 0.5 is half of each class
-                mine = rows[labels == c]
-                hard[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
+        for fold in (validation_fold(m, W2V, 0), final_fold(m, W2V)):
+            for rows, labels in ((fold.seen_rows, fold.seen_labels), (fold.unseen_rows, fold.unseen_labels)):
+                for c in np.unique(labels):  # evenly spread within every class: a share of 0.5 is half of each class
+                    mine = rows[labels == c]
+                    hard[mine] = (np.arange(len(mine)) + 0.5) / len(mine)
         self.maps = np.zeros((N, D, 1), dtype=np.float32)
         self.maps[np.arange(N), m.labels, 0] = 1
         for digit in range(DIGITS):
@@ -95,7 +92,7 @@ class Scripted(ZeroShotModel):
 
     def __init__(self, space, recipe, shown) -> None:
         super().__init__()
-        self.recipe, self.shown, self.drift, self.late = recipe, shown, lambda epoch: 0.0, 0
+        self.recipe, self.shown, self.drift, self.late = recipe, shown, lambda epoch: 0.0, 0  # late: in the script
         self.shift = max(0.0, recipe.tuned)  # what a setting adds to the scores of seen classes
         self.weight = torch.ones(1, D)
         self.dummy = torch.nn.Parameter(torch.zeros(()))
@@ -111,21 +108,42 @@ class Scripted(ZeroShotModel):
         self.shown.setdefault("steps", []).append(step)
         return {"loss": self.dummy + 1}  # its gradient is 1: after training it is minus the sum of the rates
 
-    def share(self):
-        script = FINAL if len(self.att) == C else VALIDATION
-        return script[int(self.epoch) - self.late]
-
     def class_scores(self, x):
         onehot, rows, hard = decode(x)
         self.shown.setdefault("scored", set()).update(rows.tolist())
         s = onehot @ self.att.T  # 1 at the own class
         is_seen = torch.zeros(len(self.att), dtype=torch.bool).index_fill(0, self.seen, True)
         own_seen = s @ is_seen.float() > 0
-        seen_share, unseen_share = self.share()
-        right = hard < torch.where(own_seen, torch.tensor(seen_share), torch.tensor(unseen_share))
+        script = torch.tensor(FINAL if len(self.att) == C else VALIDATION)
+        right = hard < torch.where(own_seen, *script[int(self.epoch) - self.late])
         shifted = s.clone()  # a wrong image gets the next class of its own side
         shifted[:, self.seen] = s[:, self.seen].roll(1, dims=1)
         shifted[:, self.unseen] = s[:, self.unseen].roll(1, dims=1)
         s = torch.where(right[:, None], s, shifted)
         s[:, self.seen] += LEAD[len(self.att)][int(self.epoch)] + self.drift(int(self.epoch)) + self.shift
         return s
+
+
+def registered(shown, **hooks):
+    """A build of the scripted method; what it and its hooks are shown is collected in ``shown``."""
+
+    def build(recipe, space, shape, seed, epochs):
+        shown["model"] = model = Scripted(space, recipe, shown)
+        for key, value in (("built", recipe), ("seeds", seed)):
+            shown.setdefault(key, []).append(value)
+        if "drift" in shown:
+            model.drift = lambda epoch: shown["drift"](seed, epoch)
+            model.late = int(seed > 0)  # what split 0 has after epoch 1, others have an epoch later
+        optimizer, rates = torch.optim.SGD(model.parameters(), lr=1.0), shown.setdefault("rates", [])
+
+        def loss(x, y):
+            rates.append(optimizer.param_groups[0]["lr"])
+            return model.loss(x, y)
+
+        phase = Phase(
+            name="scripted", loss=loss, optimizer=optimizer, batches=Batches(30), epochs=epochs,
+            lr_at=lambda done: 1 - done / (epochs + 1), after_epoch=lambda: model.epoch.add_(1),
+        )  # fmt: skip
+        return Method(model=model, phases=[phase], **{k: v(model, shown) for k, v in hooks.items()})
+
+    return build

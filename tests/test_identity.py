@@ -75,8 +75,7 @@ def test_the_digest_is_of_the_code_as_it_was_imported(changed, monkeypatch):
 
 
 def differing(a, b):
-    one, two = asdict(a), asdict(b)
-    return {key for key in one if one[key] != two[key]}
+    return {key for key, value in asdict(a).items() if value != asdict(b)[key]}
 
 
 def test_each_part_of_a_runs_identity_is_its_own(toy):
