@@ -109,6 +109,7 @@ FORGED = {
     "another way to choose": (lambda r: r["chosen"].update(how="epoch of the highest test H"), "unknown way to choose"),
     "settings chosen on test": (lambda r: r["chosen"]["recipe"].update(regularise_x=7.0), "settings are not those"),
     "better validation": (lambda r: r["chosen"]["validation"].update(AUSUC=1.0), "validation is not what"),
+    "fewer settings tried": (lambda r: r["chosen"].update(configurations=1), "validation is not what"),
     "better γ of validation": (lambda r: r["chosen"].update(gamma_in_spreads=9.0), "γ is not that of validation"),
     "a foreign code": (config(code="0.3.0-ffffffffffff"), "unknown code"),
     "a foreign method": (config(method_code="ffffffffffff"), "unknown method code"),

@@ -1,6 +1,5 @@
 """Figures: drawn without pyplot, equal bytes for equal input, names that no font holds. How they look was looked at."""
 
-import itertools
 import warnings
 
 import matplotlib
@@ -38,12 +37,8 @@ def outcome(seed, names):
     rng = np.random.default_rng(seed)
     u, s = np.sort(rng.random(8)) * 0.7, np.sort(rng.random(8))[::-1] * 0.8
     a, b, c = names[:3]
-    images = {
-        "class": [a, b, c],
-        "predicted": [b, b, c],
-        "seen": [False, False, True],
-        "predicted_seen": [False, False, True],
-    }
+    sides = [False, False, True]
+    images = {"class": [a, b, c], "predicted": [b, b, c], "seen": sides, "predicted_seen": sides}
     curve = {"U": np.append(0, u), "S": np.append(0.85, np.append(s[:-1], 0))}
     bins = np.stack([np.eye(10)[7], np.full(10, 0.75), np.full(10, 0.5)], axis=1)
     return Outcome(**curve, chosen=(u[4], s[4]), images=pd.DataFrame(images), reliability=bins)
@@ -72,9 +67,8 @@ def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
     figure, _ = drawn
     figure.draw_without_rendering()
     titled = [axis for axis in figure.axes if axis.get_title(loc="left")]  # row by row
-    pairs = [
-        (a, b) for a, b in itertools.pairwise(titled) if a.get_subplotspec().rowspan == b.get_subplotspec().rowspan
-    ]
+    rows = [axis.get_subplotspec().rowspan for axis in titled]
+    pairs = [titled[k : k + 2] for k in range(len(titled) - 1) if rows[k] == rows[k + 1]]
     assert len(pairs) == len(titled) - 2  # of two photographs
     for axis, following in pairs:
         assert axis._left_title.get_window_extent().x1 < following.get_window_extent().x0
@@ -99,17 +93,12 @@ def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_
             assert b"CreationDate" not in file.read_bytes()
 
 
-def test_names_that_a_font_lacks_are_replaced_where_one_sees_it():
-    assert printable("Černá γ ± ü") == "Černá γ ± ü"
-    assert printable("鳥犬") == MISSING * 2
-    assert printable("a\n\u202eb") == f"a{MISSING}{MISSING}b"
-    assert printable("5 $ or 6 $") == r"5 \$ or 6 \$"
+def test_names_that_a_font_lacks_are_replaced_where_one_sees_it_and_long_ones_wrapped():
+    assert printable("Černá γ ± ü") == "Černá γ ± ü" and printable("鳥犬") == MISSING * 2
+    assert printable("a\n\u202eb") == f"a{MISSING}{MISSING}b" and printable("5 $ or 6 $") == r"5 \$ or 6 \$"
     assert printable("x" * 50, 10) == "x" * 9 + "…"
-
-
-def test_a_long_text_is_wrapped_and_no_formula_appears_at_a_break():
     assert wrapped("vsmr takes unseen classes for", 12) == "vsmr takes\nunseen\nclasses for"
-    lines = wrapped("$" * 99, 9).split("\n")
+    lines = wrapped("$" * 99, 9).split("\n")  # no formula appears at a break
     assert len(lines) == 3 and all(line.replace(r"\$", "").strip("…") == "" for line in lines)
 
 
@@ -154,10 +143,8 @@ def test_attributes_are_ranked_by_what_predict_says_they_add(toy, tmp_path, monk
     run(config_of("vsmr", inputs, epochs=0), inputs, tmp_path / "run", diagnostics=False)
     drawn = []
     monkeypatch.setattr(attention, "attention_figure", lambda panels, *_, **__: drawn.extend(panels))
-    monkeypatch.setattr(attention, "resolve_images", lambda folder, names: ([folder / names[0]], []))
-    monkeypatch.setattr(attention, "image_folder", lambda *_: tmp_path)
+    monkeypatch.setattr(attention, "photographs", lambda *_: [tmp_path])
     monkeypatch.setattr(attention, "load_image", lambda *_: np.zeros((4, 4, 3), np.uint8))
-    monkeypatch.setitem(attention.DATASETS, "TOY", None)
     with pytest.raises(UserError, match="fewer than 20"):
         draw_attention(tmp_path / "run", inputs, tmp_path, tmp_path / "attention.png")
     monkeypatch.setattr("core.inference.explain.MAPS_FROM", 2)

@@ -32,18 +32,14 @@ from tests.helpers_runs import METHODS, W2V, config_of, go, go_to_the_end, input
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_everything_and_is_read_back(toy, tmp_path, method):
-    first = go(method, toy, tmp_path / "a")
+    first, m = go(method, toy, tmp_path / "a"), ("T1", "U", "S", "H", "AUSUC", "gamma")
     files = {"metrics.json", "per_class.csv", "scores.npz", "checkpoint.safetensors", "log.jsonl"}
     assert {p.name for p in (tmp_path / "a").iterdir()} == files
     assert go(method, toy, tmp_path / "a") == json.loads((tmp_path / "a/metrics.json").read_text())
-    per_class = pd.read_csv(tmp_path / "a/per_class.csv")
-    by_side = per_class.groupby("side").accuracy.mean()
-    assert by_side["seen"] == pytest.approx(first["standard"]["S"])
-    assert by_side["unseen"] == pytest.approx(first["standard"]["U"])
-    scores, m = read_scores(tmp_path / "a"), first["standard"]
-    assert asdict(metrics_from_compact(scores, m["gamma"])) == {
-        k: m[k] for k in ("T1", "U", "S", "H", "AUSUC", "gamma")
-    }
+    by_side = pd.read_csv(tmp_path / "a/per_class.csv").groupby("side").accuracy.mean()
+    assert [by_side[side] for side in ("seen", "unseen")] == pytest.approx([first["standard"][k] for k in "SU"])
+    found = asdict(metrics_from_compact(read_scores(tmp_path / "a"), first["standard"]["gamma"]))
+    assert found == {k: first["standard"][k] for k in m}
     history = first["history"]
     assert max(row.get("val_AUSUC", 0) for row in history["validation"]) == first["chosen"]["validation"]["AUSUC"]
     assert history["refit"][-1]["epoch"] == first["chosen"]["epochs"]

@@ -80,7 +80,7 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: 
     try:
         draw_attention(first, inputs, data_root, figure)
         sys.stdout.write(f"attention figure: {figure}\n")
-    except UserError as error:  # the numbers stand without it
+    except (UserError, ValueError) as error:  # the numbers stand without it
         log.info("no attention figure: %s", error)
     if args.page:
         sys.stdout.write(f"page: {draw_page(first, inputs, data_root, folder / 'page')}\n")

@@ -13,8 +13,6 @@ from pathlib import Path
 import numpy as np
 from matplotlib.colors import to_rgb
 
-from core.datasets.paths import image_folder, resolve_images
-from core.datasets.registry import DATASETS
 from core.experiments.inputs import Inputs
 from core.features.images import load_image
 from core.files.errors import UserError
@@ -22,6 +20,7 @@ from core.inference.explain import explain, why_no_maps
 from core.inference.names import shown_class, shown_reason
 from core.inference.trained import load_trained
 from core.reporting.canvas import canvas, printable
+from core.reporting.run_page import photographs
 from core.training.evaluation import calibrated
 from core.training.loop import class_scores
 
@@ -58,11 +57,7 @@ def best_median_worst(margins: np.ndarray) -> dict[str, int]:
 
 
 def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path) -> None:
-    """Draw the best, the median and the worst test image of the unseen classes, by the margin of the true class.
-
-    Raises:
-        UserError: there is no map to draw; the images are not there, or one cannot be read.
-    """
+    """Draw the best, the median and the worst test image of the unseen classes, by the margin of the true class."""
     metadata, features, rows = inputs.metadata, inputs.features, inputs.metadata.test_unseen_loc
     if not len(rows):
         raise UserError("no unseen class has a test image")
@@ -77,16 +72,12 @@ def draw_attention(run_folder: Path, inputs: Inputs, data_root: Path, out: Path)
         if why := why_no_maps(trained, found):
             raise UserError(why)
         assert found.ev is not None and found.g is not None
-        (path,), _ = resolve_images(image_folder(data_root, DATASETS[inputs.dataset]), [metadata.image_files[rows[i]]])
-        try:
-            picture = load_image(path, 224)
-        except ValueError as error:
-            raise UserError(f"{path} cannot be drawn: {error}") from error
+        (path,) = photographs(inputs, data_root, rows[[i]])
         top = found.attributes(0, c).topk(min(_SHOWN, found.g.shape[1])).indices.tolist()
         grid = [int(side) for side in inputs.provenance["regions"].split("x")]
         panels.append(
             Panel(
-                picture=picture,
+                picture=load_image(path, 224),
                 evidence=np.stack([found.places(0, c, k).cpu().numpy().reshape(grid) for k in top]),
                 reasons=[shown_reason(inputs.attribute_names[k], float(found.g[0, k])) for k in top],
                 true=metadata.class_names[labels[i]],
@@ -123,7 +114,5 @@ def attention_figure(panels: Sequence[Panel], out: Path, *, title: str) -> None:
                 axis.set_axis_off()
         figure.suptitle(printable(title, 100), fontsize=9)
         rule = "images by the margin of the true class's calibrated score over the best other: highest, median, lowest"
-        what = (
-            "orange: speaks for the predicted class, in points of its score; blue: against it; one scale a photograph"
-        )
+        what = "orange: for the predicted class, in points of its score; blue: against it; one scale a photograph"
         figure.supxlabel(f"{rule}\n{what}", fontsize=6.5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,12 +107,6 @@ def reliability_figure(runs: Mapping[str, Sequence[Outcome]], out: Path, title: 
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
-def _named(names: Iterable[str]) -> dict[str, str]:
-    """Classes as a figure names them, each once; those that would read alike keep their numbers."""
-    classes = [str(name) for name in dict.fromkeys(names)]
-    return {name: printable(shown, 32) for name, shown in zip(classes, shown_classes(classes), strict=True)}
-
-
 def confusion_figure(runs: Sequence[Outcome], out: Path, title: str, most: int = 25) -> None:
     """The commonest mistakes as shares of an unseen class's images: bars are means over seeds, dots the seeds."""
     pairs = confused(runs, most)
@@ -128,16 +122,15 @@ def confusion_figure(runs: Sequence[Outcome], out: Path, title: str, most: int =
         look = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.5, "clip_on": False, "zorder": 3}
         for number in range(len(runs) if len(runs) > 1 else 0):
             axis.plot(100 * pairs.iloc[:, number], at, "ok", label="_" if number else "each seed", **look)
-        named = _named([name for true, predicted, _ in pairs.index for name in (true, predicted)])
+        names = list(dict.fromkeys(name for true, predicted, _ in pairs.index for name in (true, predicted)))
+        named = {name: printable(shown, 32) for name, shown in zip(names, shown_classes(names), strict=True)}
         axis.set(xlim=(0, None), ylim=(-0.7, len(pairs) - 0.3))
         ticks = [f"{named[true]} → {named[predicted]}" for true, predicted, _ in pairs.index]
         axis.set_yticks(at, ticks, fontsize=6.5)
         axis.set_xlabel("images of the class on the left (%)", fontsize=8.5)
-        axis.tick_params(axis="x", labelsize=7.5)
         axis.grid(axis="x", color="0.9", linewidth=0.6)
         figure.suptitle(wrapped(title, 84), fontsize=9)  # over names and bars: the names take half the width
-        handles, labels = axis.get_legend_handles_labels()  # lines come first there, and the bars are what is read
-        figure.legend(handles[::-1], labels[::-1], fontsize=7.5, loc="outside lower right", ncols=3)
+        figure.legend(fontsize=7.5, loc="outside lower right", ncols=3, reverse=True)  # bars before the seeds' dots
 
 
 def confused(runs: Sequence[Outcome], most: int) -> pd.DataFrame:

@@ -109,8 +109,8 @@ def validation_fold(m: Metadata, w2v: np.ndarray, seed: int = 0) -> Fold:
     train = np.setdiff1d(train_loc, held_rows)
     number = np.full(len(m.class_names), -1, dtype=np.int64)  # of a class among those of trainval
     number[m.seen] = np.arange(len(m.seen))
-    of_trainval = replace(m, labels=number[m.labels], att=m.att[m.seen])
-    of_trainval.class_text = None if m.class_text is None else m.class_text[m.seen]
+    text = None if m.class_text is None else m.class_text[m.seen]
+    of_trainval = replace(m, labels=number[m.labels], att=m.att[m.seen], class_text=text)
     seen, unseen = (np.unique(of_trainval.labels[rows]) for rows in (train, val_loc))
     return _fold(of_trainval, w2v, seen, unseen, train, held_rows, val_loc)
 
