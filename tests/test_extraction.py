@@ -21,7 +21,7 @@ from torchvision import transforms
 from core.commands.extract import main
 from core.datasets.registry import DEMO, OWN
 from core.features.backbones import Backbone, build_backbone
-from core.features.devices import NAMES, resolve_device
+from core.features.devices import resolve_device
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
 from core.features.images import Normaliser, load_image
@@ -166,15 +166,9 @@ def test_flags_are_not_abbreviated(tmp_path: Path) -> None:
 def test_devices_by_any_name() -> None:
     assert resolve_device("CPU") == resolve_device(" cpu ") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda")
-    for name in ("foo", "cuda:x", "gpu:1", "cuda:-1", ""):
-        with pytest.raises(UserError, match="choose auto, cpu"):
+    for name in ("foo", "cuda:x", "gpu:1", "cuda:99", ""):
+        with pytest.raises(UserError, match="sees no such device; choose auto, cpu"):
             resolve_device(name)
-    if not torch.cuda.is_available():
-        for name in ("cuda", "CUDA:1", "gpu", "mps"):
-            with pytest.raises(UserError, match="sees no .*use --device cpu"):
-                resolve_device(name)
-    with pytest.raises(UserError, match=f"^--device '': choose {NAMES}$"):
-        resolve_device("")
 
 
 def test_after_too_large_a_batch_a_smaller_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,19 +179,6 @@ def test_worker_processes_read_what_the_parent_reads(tmp_path: Path, how: str) -
             assert np.array_equal(found.get(), _read(file, 0)) and not np.array_equal(mine, _read(file, 0))
 
 
-def test_a_healthy_file_on_a_disk_without_locks_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What h5py says there; shared/cases/01 makes such a disk with a library put in front."""
-    path, real = write(tmp_path / "f.hdf5"), h5py.File
-
-    def lockless(*args: object, locking: object = None, **options: object) -> h5py.File:
-        if locking is not False:
-            raise OSError(errno.ENOLCK, "unable to lock file, errno = 37, error message = 'No locks available'")
-        return real(*args, locking=locking, **options)
-
-    monkeypatch.setattr(h5py, "File", lockless)
-    verify(path)
-
-
 @pytest.mark.parametrize("make", ["group", "words", "fractions", "nothing stored"])
 def test_labels_that_are_none_are_refused(tmp_path: Path, make: str) -> None:
     path, m = tmp_path / "f.hdf5", metadata()

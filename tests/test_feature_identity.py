@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,14 +125,6 @@ def test_errors_of_the_system_are_not_called_damage(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("core.features.feature_file.open_hdf5", fails)
     with pytest.raises(UserError, match=rf"cannot read .*f\.hdf5: {os.strerror(errno.EIO)}$"):
         verify(write(tmp_path / "f.hdf5"))
-
-
-def test_a_file_that_another_program_has_open_for_writing_is_said_to_be(tmp_path: Path) -> None:
-    path = dazle(tmp_path / "f.hdf5", metadata())
-    with h5py.File(path, "a"):
-        command = f"from core.features.feature_file import verify; verify({str(path)!r})"
-        done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
-    assert "close the program that has it open for writing" in done.stderr
 
 
 @pytest.mark.parametrize("dataset", [CUB, OWN])

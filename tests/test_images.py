@@ -148,7 +148,6 @@ def test_pictures_in_memory_are_those_of_files(tmp_path: Path) -> None:
         (io.StringIO("text"), "bytes-like object is required"),
         (b"", "empty"),
         (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(99), "it is no image"),
-        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000"),
     ],
 )
 def test_what_is_no_picture_is_refused_with_a_reason(source, says: str) -> None:

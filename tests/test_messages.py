@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from core.files.errors import UserError, legible, run_cli
+from core.files.errors import UserError, run_cli
 from tests.messages import CASES, Case, base, provoke
 
 
@@ -33,10 +33,6 @@ def test_a_message_is_short_in_one_voice_and_says_the_way_out(tmp_path: Path, wh
     assert not left
 
 
-def test_what_a_terminal_would_obey_is_shown_as_numbers() -> None:
-    assert legible("a\x1b[2Jb\x07\nc\td\x9b") == "a\\x1b[2Jb\\x07\nc\td\\x9b"
-
-
 @pytest.mark.parametrize(
     ("error", "says"),
     [
@@ -44,7 +40,7 @@ def test_what_a_terminal_would_obey_is_shown_as_numbers() -> None:
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "--batch-size"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "GPU.*--batch-size"),
         (OSError(28, "No space left on device", "a/b"), "a/b: No space left on device. .*again"),
-        (UserError("a \x1b"), r"a \\x1b"),
+        (UserError("a"), "a"),
     ],
 )
 def test_memory_and_the_systems_refusals_are_a_sentence_wherever_they_come_from(

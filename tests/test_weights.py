@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 from pathlib import Path
 
 import pytest
@@ -70,15 +69,8 @@ def test_weights_with_code_run_nothing_and_are_refused_in_our_words(tmp_path: Pa
     torch.save({"conv1.weight": Runs()}, "w.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError, match=r"w\.pth is not a readable weights file") as said:
         build_backbone("resnet18", "w.pth")
-    assert re.search(r"open.*state_dict\(\)", str(said.value)) and not Path("CODE_RAN").exists()
-    assert "weights_only" not in str(said.value)
-
-
-def test_weights_that_are_not_finite_are_refused(state: dict, tmp_path: Path) -> None:
-    path, bias = tmp_path / "w.pth", state["layer4.1.bn2.bias"]
-    torch.save({**state, "layer4.1.bn2.bias": bias.double() + 1e300}, path)
-    with pytest.raises(UserError, match=r"infinity in layer4\.1\.bn2\.bias"):
-        build_backbone("resnet18", path)
+    assert "state_dict()" in str(said.value) and "weights_only" not in str(said.value)
+    assert not Path("CODE_RAN").exists()
 
 
 def test_weights_of_torchvision_are_downloaded_once_and_their_hash_compared(state, tmp_path: Path, monkeypatch) -> None:

@@ -122,8 +122,6 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, final: Path
     paths, missing = resolve_images(image_folder(root, dataset), metadata.image_files)
     if len(missing) == len(paths):
         raise UserError(f"none of the {len(paths)} images of {dataset.source} is there; looked for {paths[0]}, ...")
-    if missing:
-        _log.warning("%d images are missing, the first is %s; going on", len(missing), paths[missing[0]])
     network = build_backbone(config.backbone, config.weights, input_size=config.input_size, pool=config.pool)
     text = network.class_text(metadata)
     provenance = _provenance(dataset, metadata, network, config, device)

@@ -8,10 +8,8 @@ checksums and are read through h5py.
 
 from __future__ import annotations
 
-import errno
 import math
 import mmap
-import os
 import zlib
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -53,9 +51,6 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
             raise
         except Exception as error:  # a damaged file raises nearly anything
             self.close()
-            if isinstance(error, OSError) and error.errno:  # h5py's text is a paragraph
-                busy = "; close the program that has it open for writing" if error.errno == errno.EAGAIN else ""
-                raise UserError(f"cannot read {self.path}: {os.strerror(error.errno)}{busy}") from error
             raise unreadable(self.path, "feature file", error) from error
 
     def _load(self, file: h5py.File) -> None:

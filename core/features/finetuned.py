@@ -24,9 +24,7 @@ def finetuned_record(weights: str | Path | None) -> dict[str, str]:
     try:
         with safe_open(weights, framework="pt") as file:
             text = (file.metadata() or {}).get(KEY)
-        record: dict[str, str] = json.loads(text) if text is not None else {}
-        if record:
-            unpack_rows(record["rows"])
+        record: dict[str, str] = json.loads(text or "{}")
     except Exception as error:  # safetensors raises its own kinds
         raise unreadable(weights, "weights file", error) from error
     return record

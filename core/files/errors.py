@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -61,7 +60,6 @@ def run_cli(main: Callable[..., int | None], *args: Any) -> int:
 
     That is a :class:`UserError`, memory that is not enough, and what the system refuses (a full disk, permissions).
     """
-    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))  # noqa: SIM115 (closed: >&-)
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows its number
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -92,10 +90,5 @@ def run_cli(main: Callable[..., int | None], *args: Any) -> int:
 
 
 def _refuse(message: str) -> int:
-    sys.stderr.write(f"error: {legible(message)}\n")
+    sys.stderr.write(f"error: {message}\n")
     return 2
-
-
-def legible(text: str) -> str:
-    """A message as it may go to a terminal: control characters as numbers."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)

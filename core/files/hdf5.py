@@ -1,8 +1,7 @@
-"""Values of HDF5 files as plain ones, and opening them on disks without locks."""
+"""Values of HDF5 files as plain ones."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from pathlib import Path
@@ -15,14 +14,9 @@ from core.files.errors import UserError
 
 
 def open_hdf5(path: Path | str) -> h5py.File:
-    """An HDF5 file to read; on a disk that cannot lock files without a lock."""
+    """An HDF5 file to read, without a lock, which not every disk has."""
     # 64 MiB: automatic chunks of DAZLE's files are read many times with HDF5's default cache
-    try:
-        return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking="best-effort")
-    except OSError as error:
-        if error.errno != errno.ENOLCK:
-            raise
-        return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking=False)
+    return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking=False)
 
 
 def matrix(file: h5py.File, key: str) -> np.ndarray:
@@ -30,16 +24,15 @@ def matrix(file: h5py.File, key: str) -> np.ndarray:
     values = file[key][()]
     if values.ndim != 2 or values.dtype.kind not in "fiu":
         raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; a matrix of numbers is needed")
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        return values.astype(np.float32)
+    return values.astype(np.float32)
 
 
 def whole_numbers(file: h5py.File, key: str) -> np.ndarray:
     """A dataset as a list of int64."""
-    values = file[key][()]
-    if values.dtype.kind not in "fiu" or not (np.abs(values) < 2**53).all() or (values % 1 != 0).any():
+    values = file[key][()].ravel()
+    if values.dtype.kind not in "fiu" or (values.astype(np.int64) != values).any():
         raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; whole numbers are needed")
-    return values.ravel().astype(np.int64)
+    return values.astype(np.int64)
 
 
 def names(file: h5py.File, key: str) -> list[str] | None:

@@ -16,7 +16,6 @@ IMAGE_SUFFIXES = (
 _OFTEN = {  # what a download gives in place of the file
     b"version https://git-lfs": "a Git LFS pointer that stands for the file: run `git lfs pull` in its repository",
     b"<": "a web page: open the address in a browser, save the file and name that",
-    b"\0\0\0\x0cjP  ": "a JPEG 2000 image: save it as JPEG or PNG",
     b"": "empty: get it again",
 }
 
@@ -39,14 +38,13 @@ def what_it_is(source: Path | str | bytes) -> str:
 
 def missing(path: Path | str, kind: str) -> str:
     """The beginning of a message about a path where no regular file is: "no weights file at w.pth (it is a folder)"."""
-    why = " (it is a folder)" if os.path.isdir(path) else ""
-    return f"no {kind} at {path}{why or (' (it is a link that leads nowhere)' if os.path.islink(path) else '')}"
+    return f"no {kind} at {path}{' (it is a folder)' * os.path.isdir(path)}"
 
 
 def unreadable(path: Path | str, kind: str, error: Exception | str) -> UserError:
     """The error for a file that is no ``kind`` ("MATLAB file"): what it is where that can be told, else what failed."""
-    if isinstance(error, OSError) and error.strerror:
-        return UserError(f"cannot read {path}: {error.strerror}")
+    if isinstance(error, OSError) and error.errno:  # h5py's text is a paragraph
+        return UserError(f"cannot read {path}: {os.strerror(error.errno)}")
     if found := what_it_is(path):
         return UserError(f"{path} is not a readable {kind}: it is {found}")
     detail = error if isinstance(error, str) else f"{type(error).__name__}: {first_line(error)[:200]}"
