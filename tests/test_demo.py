@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from core.datasets.registry import DEMO
 from core.datasets.xlsa17 import read_metadata
@@ -119,3 +120,20 @@ def test_backbone_trains_on_train_alone(root: Path, tmp_path: Path) -> None:
     assert paths[0].stat().st_mtime_ns == stamp
     demo_backbone.train_demo_backbone(tmp_path / "copy", paths[0], epochs=1, batch_size=16, seed=1)
     assert paths[0].stat().st_mtime_ns != stamp
+
+
+def test_weights_that_come_along_are_taken_where_they_were_trained_alike(
+    root: Path, tmp_path: Path, monkeypatch
+) -> None:
+    asked = dict(epochs=1, batch_size=16)
+    made, out = tmp_path / "made.safetensors", tmp_path / "out.safetensors"
+    demo_backbone.train_demo_backbone(root, made, **asked)
+    monkeypatch.setattr(demo_backbone, "MADE", made)
+    monkeypatch.setattr(torch.optim, "AdamW", None)  # what is trained anew would fail
+    demo_backbone.train_demo_backbone(root, out, **asked)
+    assert out.read_bytes() == made.read_bytes()
+    with pytest.raises(TypeError):
+        demo_backbone.train_demo_backbone(root, out, **asked, seed=1)
+    with safe_open(Path(demo_backbone.__file__).with_name("backbone.safetensors"), "pt") as file:
+        settings = json.loads(file.metadata()["settings"])
+    assert (settings["format"], settings["epochs"], settings["seed"]) == (demo_backbone.FORMAT, 40, 0)

@@ -32,6 +32,9 @@ _LR = 4e-3
 _ATTRIBUTE_WEIGHT = 4.0  # of the attributes' BCE beside the classes' cross-entropy
 # the maps are so small that threads wait for each other longer than they compute, and one's result is the same anywhere
 _THREADS = 1
+MADE = Path(__file__).with_name(
+    "backbone.safetensors"
+)  # by the function below: a minute, and the same features anywhere
 SHIFT = 8  # pixels, the largest shift of the augmentation
 
 
@@ -58,7 +61,8 @@ def train_demo_backbone(
 
     The epochs were settled on validation classes alone: with 20 and 40 of them AUSUC there was 46 and 56 for vsmr, 26
     and 58 for dazle. The loss is cross-entropy on the train classes plus a multiple of BCE on their attributes. Weights
-    trained with the same arguments on the same split are kept.
+    trained with the same arguments on the same split are kept, or taken from :data:`MADE`; without that file they are
+    trained anew.
     """
     metadata, out_path = read_metadata(data_root, DEMO), Path(out_path)
     settings = json.dumps(
@@ -66,10 +70,13 @@ def train_demo_backbone(
         | {"attribute_weight": _ATTRIBUTE_WEIGHT, "threads": _THREADS, "split_sha256": metadata.split_sha256},
         sort_keys=True,
     )
-    with contextlib.suppress(OSError, SafetensorError), safe_open(out_path, "pt") as file:
-        if (file.metadata() or {}).get("settings") == settings:
-            log.info("the demo backbone is already in %s", out_path)
-            return out_path
+    for there in (out_path, MADE):
+        with contextlib.suppress(OSError, SafetensorError), safe_open(there, "pt") as file:
+            if (file.metadata() or {}).get("settings") == settings:
+                if there != out_path:
+                    write_bytes(out_path, there.read_bytes())
+                log.info("the demo backbone is that of %s", there)
+                return out_path
 
     loc = metadata.train_loc  # cut to trainval, and of other classes than val, by read_metadata
     folder = image_folder(Path(data_root), DEMO)
