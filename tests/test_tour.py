@@ -23,7 +23,7 @@ def test_the_notebook_runs_to_its_end_on_a_demo(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(setup, "render_demo", partial(render_demo, images_per_class=5, seen=8, unseen=2))
     monkeypatch.setattr(setup, "train_demo_backbone", partial(train_demo_backbone, epochs=1, batch_size=16))
     monkeypatch.setattr(attention, "draw_attention", lambda *_: None)  # as long as the run itself
-    code, _, err = run_here(tmp_path, "DEMO_ours.py", "--method", "dazle", "--epochs", "1")
+    code, _, err = run_here(tmp_path, "DEMO_ours.py")
     assert code == 0, err
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
