@@ -151,7 +151,7 @@ def test_a_weights_file_must_fit(tiny, tmp_path):
 @needs_open_clip
 def test_class_texts_are_of_the_backbones_own_text_tower(tiny, toy):
     backbone = build_backbone(NAME)
-    text = backbone.class_text(toy, NAMES)
+    text = backbone.class_text(replace(toy, attribute_names=NAMES))
     assert text.shape == (9, 2, E) and text.dtype == np.float32
     said = prompts(toy.name, toy.class_names, toy.att, NAMES)[3]
     np.testing.assert_allclose(text[3, 0], backbone.network.encode(said[:1])[0], atol=1e-6)
@@ -205,7 +205,7 @@ def test_a_run_is_scored_like_every_other(tiny, root, tmp_path, method):
     if inputs.metadata.class_text is None:  # of a feature file without them
         with pytest.raises(UserError, match=r"--backbone open_clip"):
             run(config, inputs, tmp_path / "without")
-        inputs.metadata.class_text = build_backbone(NAME).class_text(inputs.metadata, NAMES)
+        inputs.metadata.class_text = build_backbone(NAME).class_text(replace(inputs.metadata, attribute_names=NAMES))
     text = inputs.metadata.class_text
     config = run_config(inputs, method, find_method(method).recipe("TOY"), seed=0)
     result = run(config, inputs, tmp_path / "run")

@@ -84,19 +84,6 @@ def test_an_interrupted_conversion_goes_on(tmp_path: Path, maps: np.ndarray, mon
     assert len(calls) < 2 * -(-N // 7)  # what was done is not done again
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [({"labels": np.zeros(3, int)}, "3 labels, but feature_map"), ({"att": np.full((9, 8), "a", "S1")},
-      "a matrix of numbers is needed"),
-     ({"trainval_loc": np.array([0, 900])}, "trainval_loc")],
-)  # fmt: skip
-def test_what_is_no_feature_file_leaves_nothing(tmp_path: Path, maps: np.ndarray, change: dict, said: str) -> None:
-    source = write(tmp_path / "theirs.hdf5", maps, **change)
-    with pytest.raises(UserError, match=said):
-        convert(source, tmp_path / "f.hdf5", layout="ndhw")
-    assert [p.name for p in tmp_path.iterdir()] == ["theirs.hdf5"]
-
-
 def test_axes_that_cannot_be(tmp_path: Path, maps: np.ndarray) -> None:
     source = write(tmp_path / "theirs.hdf5", maps)
     with pytest.raises(UserError, match=r"4 axes, --layout tokens is \(N,T,D\)"):

@@ -49,12 +49,6 @@ def test_every_mode_is_read_as_torchvision_does(tmp_path: Path, mode: str) -> No
     np.testing.assert_array_equal(got, torchvisions(path, 32))
 
 
-def test_a_picture_too_narrow_is_refused(tmp_path: Path) -> None:
-    Image.new("L", (1, 100_000)).save(tmp_path / "a.png")
-    with pytest.raises(ValueError, match="too narrow"):
-        load_image(tmp_path / "a.png", 32)
-
-
 def test_pixels_are_normalised_as_the_backbone_wants_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mean, std, given = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), []
     network = build_backbone(TINY.backbone, TINY.weights, input_size=64)

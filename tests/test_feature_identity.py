@@ -18,7 +18,7 @@ from core.commands.parser import Parser, from_flags
 from core.datasets.metadata import Metadata
 from core.datasets.registry import CUB, DEMO, OWN, Counts, DataSet
 from core.datasets.stored import check_maps
-from core.features.feature_file import FeatureFile, verify
+from core.features.feature_file import FeatureFile
 from core.features.settings import ExtractionConfig, extraction_command
 from core.features.writer import Writer
 from core.files.errors import UserError
@@ -119,12 +119,14 @@ def test_axes_that_can_be_are_taken() -> None:
 
 
 def test_errors_of_the_system_are_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*args: object) -> None:
+    path = write(tmp_path / "f.hdf5")
+
+    def fails(*args: object, **more: object) -> None:
         raise OSError(errno.EIO, "a paragraph of h5py's")
 
-    monkeypatch.setattr("core.features.feature_file.open_hdf5", fails)
+    monkeypatch.setattr(h5py, "File", fails)
     with pytest.raises(UserError, match=rf"cannot read .*f\.hdf5: {os.strerror(errno.EIO)}$"):
-        verify(write(tmp_path / "f.hdf5"))
+        FeatureFile(path)
 
 
 @pytest.mark.parametrize("dataset", [CUB, OWN])

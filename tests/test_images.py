@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 import sys
 from collections import Counter
 from pathlib import Path
@@ -69,26 +68,6 @@ def test_damaged_exif_stops_no_photograph() -> None:
     assert open_image(broken, 32).size == SMOOTH.size
 
 
-def tiff_of_12_bits(grey: np.ndarray) -> bytes:
-    """As cameras of microscopes write it: two pixels in three bytes."""
-    a, b = grey.reshape(-1, 2).astype(int).T
-    strip = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
-    height, width = grey.shape
-    entries = (
-        (256, width),
-        (257, height),
-        (258, 12),
-        (259, 1),
-        (262, 1),
-        (273, 8),
-        (277, 1),
-        (278, height),
-        (279, len(strip)),
-    )
-    ifd = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in entries)
-    return struct.pack("<2sHI", b"II", 42, 8 + len(strip)) + strip + struct.pack("<H", len(entries)) + ifd + bytes(4)
-
-
 def test_grey_levels_are_scaled_by_their_type_and_never_by_the_picture() -> None:
     """A dim picture stays dim, so that a folder has one scale."""
     ramp = np.arange(0, 128, dtype=np.uint8).reshape(8, 16)  # up to half of white
@@ -100,7 +79,6 @@ def test_grey_levels_are_scaled_by_their_type_and_never_by_the_picture() -> None
     np.testing.assert_array_equal(levels(b"P5 16 8 65535\n" + wide.astype(">u2").tobytes()), ramp)
     twelve = np.rint(ramp * (4095 / 255)).astype(np.uint16)
     np.testing.assert_array_equal(levels(b"P5 16 8 4095\n" + twelve.astype(">u2").tobytes()), ramp)
-    np.testing.assert_array_equal(levels(tiff_of_12_bits(twelve)), ramp)
 
 
 @pytest.mark.parametrize("values", [np.linspace(0, 1, 128, dtype=np.float32), np.arange(128, dtype=np.int32)])

@@ -23,7 +23,6 @@ from core.features.writer import FeatureFileMetadata, Writer
 from core.files.atomic import sha256_file
 from core.files.errors import UserError, run_cli
 from core.files.hdf5 import names, open_hdf5, plain
-from core.files.kinds import missing, unreadable
 from core.files.progress import Progress
 
 LAYOUTS = {  # what the axes of feature_map are
@@ -57,13 +56,7 @@ def convert(source: Path, target: Path, *, layout: str, store: str = "float16") 
     Args:
         layout: a key of LAYOUTS. store: type in the new file, float16 or float32.
     """
-    if not source.is_file():
-        raise UserError(missing(source, "feature file"))
-    try:
-        file = open_hdf5(source)
-    except (OSError, RuntimeError) as error:
-        raise unreadable(source, "feature file", error) from error
-    with file:
+    with open_hdf5(source) as file:
         metadata = replace(read_content(file, source), class_names=names(file, "allclasses_names") or [])
         told = {"pretraining_saw_unseen": "unknown"} | {k: plain(v) for k, v in file.attrs.items()}
         provenance = {k: v for k, v in told.items() if isinstance(v, str | int) and k not in ("complete", "sha256")}

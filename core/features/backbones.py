@@ -65,17 +65,15 @@ class Backbone(nn.Module):
         maps: Tensor = self.trunk(images)
         return F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
 
-    def class_text(self, metadata: Metadata, attributes: Sequence[str] = ()) -> np.ndarray | None:
+    def class_text(self, metadata: Metadata) -> np.ndarray | None:
         """(C,2,E) float32 embeddings of the classes' names, and of their names with attributes; None without text.
 
-        To be asked for before the network is moved to a device or another type.
-
-        Args:
-            attributes: (K,) names; empty: the metadata's own, and without any both embeddings are the names'.
+        Where attributes have no names both are the names'. To be asked for before the network is moved to a device or
+        another type.
         """
         if self._encode is None:
             return None
-        names = attributes or metadata.attribute_names
+        names = metadata.attribute_names
         att = metadata.att[:, : len(names)]
         return embed(prompts(metadata.name, metadata.class_names, att, names), self._encode)
 

@@ -25,7 +25,7 @@ from core.datasets.stored import check_maps, first_difference, read_content
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
 from core.files.hdf5 import content_digest, matrix, names, open_hdf5, plain
-from core.files.kinds import missing, unreadable
+from core.files.kinds import unreadable
 
 FORMAT_VERSION = 4
 _MEND = "Move it away (mv), and get it again or make it anew"
@@ -40,11 +40,8 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
     def __init__(self, path: Path | str) -> None:
         """Open and check everything but the features."""
         self.path = Path(path)
-        self._file: h5py.File | None = None
-        if not self.path.is_file():
-            raise UserError(missing(self.path, "feature file"))
+        self._file = open_hdf5(self.path)
         try:
-            self._file = open_hdf5(self.path)
             self._load(self._file)
         except (UserError, MemoryError):
             self.close()
@@ -165,8 +162,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         return (cub50(m) if dataset.name == CUB50.name else m).with_validation(dataset.val_share)
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        self._file.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()

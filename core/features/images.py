@@ -79,7 +79,7 @@ def open_image(source: Picture, shorter: int, chosen: list[str] | None = None, q
     """Decode a picture as RGB, as a viewer shows it. Every reader of photographs decodes them here.
 
     Its EXIF orientation is applied, transparency lies on white, CMYK and palettes become RGB, and of several frames the
-    first counts. Grey levels of 16 bits are scaled by 65535, or by the BitsPerSample that a TIFF states, so that all
+    first counts. Grey levels of 16 bits are scaled by 65535, never by the picture's own brightest pixel, so that all
     pictures of a folder are scaled alike. ICC profiles are ignored. A JPEG of very many pixels is shrunk while it is
     decoded, to no less than twice ``shorter`` pixels.
 
@@ -144,9 +144,12 @@ def _as_shown(image: Image.Image, chosen: list[str] | None) -> Image.Image:
     image.load()
     said = []
     if image.mode.startswith("I") or image.mode == "F":
-        grey, white = np.array(image, dtype=np.float32), _white(image)
-        said.append(f"white is {white}" + (", and it is nearly black" if grey.max() < white / 10 else ""))
-        rgb = Image.fromarray(np.rint(grey * (255 / white)).astype(np.uint8)).convert("RGB")
+        # "I" is Pillow's mode for 16 bits too
+        if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
+            raise ValueError("its grey levels do not tell which is white: save it with 8 or 16 bits")
+        grey = np.array(image, dtype=np.float32)
+        said.append("white is 65535" + ", and it is nearly black" * bool(grey.max() < 6553.5))
+        rgb = Image.fromarray(np.rint(grey * (255 / 65535)).astype(np.uint8)).convert("RGB")
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         rgb = Image.new("RGB", image.size, "white")
@@ -165,15 +168,6 @@ def _as_shown(image: Image.Image, chosen: list[str] | None) -> Image.Image:
     return rgb
 
 
-def _white(image: Image.Image) -> int:
-    """The grey level that is white, by the type and never by the picture's own brightest pixel."""
-    if image.mode.startswith("I;16"):
-        return int(2 ** np.ravel(getattr(image, "tag_v2", {}).get(258, 16))[0] - 1)  # 258: BitsPerSample of a TIFF
-    if image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow's mode for their 16 bits
-        return 65535
-    raise ValueError("its grey levels do not tell which is white: save it with 8 or 16 bits")
-
-
 def load_image(
     source: Picture, size: int, resize: int | None = None, interpolation: str = "bilinear",
     chosen: list[str] | None = None,
@@ -188,9 +182,5 @@ def load_image(
     from torchvision.transforms import InterpolationMode, functional
 
     shorter = resize or size
-    rgb = open_image(source, shorter, chosen)
-    longer = shorter * max(rgb.size) // min(rgb.size)
-    if longer * shorter > LARGE:
-        raise ValueError(f"too narrow: resized it would be {shorter}x{longer} pixels")
-    resized = functional.resize(rgb, [shorter], InterpolationMode(interpolation))
+    resized = functional.resize(open_image(source, shorter, chosen), [shorter], InterpolationMode(interpolation))
     return np.asarray(functional.center_crop(resized, [size, size]))

@@ -11,12 +11,18 @@ import h5py
 import numpy as np
 
 from core.files.errors import UserError
+from core.files.kinds import missing, unreadable
 
 
 def open_hdf5(path: Path | str) -> h5py.File:
-    """An HDF5 file to read, without a lock, which not every disk has."""
-    # 64 MiB: automatic chunks of DAZLE's files are read many times with HDF5's default cache
-    return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking=False)
+    """A feature file to read, without a lock, which not every disk has."""
+    if not Path(path).is_file():
+        raise UserError(missing(path, "feature file"))
+    try:
+        # 64 MiB: automatic chunks of DAZLE's files are read many times with HDF5's default cache
+        return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking=False)
+    except OSError as error:
+        raise unreadable(path, "feature file", error) from error
 
 
 def matrix(file: h5py.File, key: str) -> np.ndarray:
