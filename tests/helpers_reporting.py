@@ -1,11 +1,9 @@
 """Rows of summary.csv with made-up numbers, and folders of runs with made-up scores."""
 
 import numpy as np
-import torch
 
 from core.experiments.results import write_json
 from core.files.atomic import sha256_file
-from core.training.checkpoint import save_checkpoint
 
 METRICS = {"T1": 0.7, "U": 0.5, "S": 0.6, "H": 0.55, "AUSUC": 0.4}
 
@@ -23,11 +21,8 @@ def row(method="vsmr", seed=0, up=0.0, **changes):
     return made | changes
 
 
-NAMES = ["001.Seen_a", "NA", "003.New_b", "2"]  # class 0 and 3 seen, 1 and 2 unseen
-
-
-def run_left(folder, one, labels=(0, 0, 3, 3, 1, 1, 2, 2), best=None, right=True, names=NAMES):
-    """A folder as a run of the row ``one`` leaves it: all images of unseen classes are predicted among these.
+def run_left(folder, one, labels=(0, 0, 3, 3, 1, 1, 2, 2), best=None, right=True):
+    """A folder as a run of the row ``one`` leaves it: classes 0 and 3 are seen, 1 and 2 unseen.
 
     Args: best: of each image the class predicted; None: its own, or that of none where it is not ``right``.
     """
@@ -38,7 +33,6 @@ def run_left(folder, one, labels=(0, 0, 3, 3, 1, 1, 2, 2), best=None, right=True
     arrays |= {"best_seen": np.where(taken, 0, best), "best_unseen": np.where(taken, best, 1)}
     folder.mkdir(parents=True)
     np.savez(folder / "scores.npz", **arrays)
-    save_checkpoint(folder / "checkpoint.safetensors", {"x": torch.zeros(1)}, {"classes": names})
     standard = {key: one[key] for key in METRICS} | {"gamma": 0.0}
     files = {"scores.npz": sha256_file(folder / "scores.npz")}
     write_json(folder / "metrics.json", {"config": {}, "standard": standard, "files": files})

@@ -4,7 +4,6 @@ import warnings
 
 import matplotlib
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -22,8 +21,6 @@ from core.reporting.figures import (
     Outcome,
     _along_rays,
     calibration_figure,
-    confused,
-    confusion_figure,
     read_outcome,
     reliability_figure,
 )
@@ -33,15 +30,12 @@ from tests.helpers_runs import config_of, inputs_of
 HOSTILE = ["鳥 $\\frac{", "_hidden\nb\u202e", "x" * 300 + "%&#{}~^\\"]
 
 
-def outcome(seed, names):
+def outcome(seed):
     rng = np.random.default_rng(seed)
     u, s = np.sort(rng.random(8)) * 0.7, np.sort(rng.random(8))[::-1] * 0.8
-    a, b, c = names[:3]
-    sides = [False, False, True]
-    images = {"class": [a, b, c], "predicted": [b, b, c], "seen": sides, "predicted_seen": sides}
-    curve = {"U": np.append(0, u), "S": np.append(0.85, np.append(s[:-1], 0))}
     bins = np.stack([np.eye(10)[7], np.full(10, 0.75), np.full(10, 0.5)], axis=1)
-    return Outcome(**curve, chosen=(u[4], s[4]), images=pd.DataFrame(images), reliability=bins)
+    curve = {"U": np.append(0, u), "S": np.append(0.85, np.append(s[:-1], 0))}
+    return Outcome(**curve, chosen=(u[4], s[4]), reliability=bins)
 
 
 def panels_of(names):
@@ -52,11 +46,10 @@ def panels_of(names):
 
 
 def draw_all(folder, names=HOSTILE):
-    runs = {m: [outcome(i, names), outcome(i + 1, names)] for i, m in enumerate(names)}
+    runs = {m: [outcome(i), outcome(i + 1)] for i, m in enumerate(names)}
     calibration_figure(runs, folder / "a.png", names[0])
     attention_figure(panels_of(names), folder / "b.png", title=names[0])
-    confusion_figure(runs[names[0]], folder / "c.png", title=names[0])
-    reliability_figure(runs, folder / "d.png", names[0])
+    reliability_figure(runs, folder / "c.png", names[0])
 
 
 def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
@@ -83,7 +76,7 @@ def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_
         draw_all(tmp_path / "loud")
         assert dict(matplotlib.rcParams) == before
     files = sorted((tmp_path / "plain").iterdir())
-    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abcd" for kind in ("pdf", "png")]
+    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abc" for kind in ("pdf", "png")]
     for file in files:
         assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
         if file.suffix == ".png":
@@ -104,7 +97,7 @@ def test_names_that_a_font_lacks_are_replaced_where_one_sees_it_and_long_ones_wr
 
 def test_rays_meet_the_curve_where_it_is():
     # S 0.8 until U 0.6, then straight down
-    curve = Outcome(U=np.array([0.0, 0.6, 0.6]), S=np.array([0.8, 0.8, 0.0]), chosen=(0, 0), images=pd.DataFrame())
+    curve = Outcome(U=np.array([0.0, 0.6, 0.6]), S=np.array([0.8, 0.8, 0.0]), chosen=(0, 0))
     found = _along_rays(curve, np.array([0.0, np.arctan2(0.8, 0.6), np.pi / 2]))
     assert found == pytest.approx([0.6, 1.0, 0.8])
 
@@ -117,24 +110,12 @@ def test_the_rule_that_picks_images():
     assert scores[0, 1] == 3.0  # as it was
 
 
-def test_confused_pairs_by_hand_from_a_runs_files(tmp_path):
+def test_an_outcome_is_of_a_runs_files(tmp_path):
     """Classes 1 and 2 are unseen; of five images of class 1 two are right, one is taken for a seen class."""
     labels, best = [0, 3, 1, 1, 1, 1, 1, 2, 2], [0, 3, 1, 1, 2, 2, 3, 2, 2]
     one = read_outcome(run_left(tmp_path / "a", row(), labels, best))
-    two = read_outcome(run_left(tmp_path / "b", row(), labels, [0, 3, 1, 1, 1, 1, 2, 1, 2]))
-    pairs = confused([one, two], 9)
-    shares = {pair: list(r) for pair, r in zip(pairs.index, pairs.to_numpy(), strict=True)}
-    assert shares == {
-        ("NA", "003.New_b", False): [0.4, 0.2],
-        ("003.New_b", "NA", False): [0.0, 0.5],
-        ("NA", "2", True): [0.2, 0.0],
-    }
-    assert list(confused([one, two], 1).index) == [("NA", "003.New_b", False)]  # equal means: the first name
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # an axis that collapses
-        confusion_figure([read_outcome(run_left(tmp_path / "right", row()))], tmp_path / "right.png", "t")
     assert one.chosen == (0.5, 0.6)  # of metrics.json
-    assert one.S.max() == 1.0 and one.U[0] == 0.0  # of scores.npz
+    assert one.S.max() == 1.0 and one.U[0] == 0.0 and one.U[-1] == pytest.approx((3 / 5 + 1) / 2)  # of scores.npz
 
 
 def test_attributes_are_ranked_by_what_predict_says_they_add(toy, tmp_path, monkeypatch):

@@ -36,11 +36,10 @@ def left(out, rows):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """What is drawn, by kind: file's stem -> what the figure was given, and its title."""
-    found = {"calibration": {}, "confusion": {}}
-    for kind, of in found.items():
-        draw = lambda runs, out, title, of=of: of.update({out.stem: (runs, title)})  # noqa: E731
-        monkeypatch.setattr(report, f"{kind}_figure", draw)
+    """What is drawn: file's stem -> labels of what the figure was given, and its title."""
+    found = {}
+    draw = lambda runs, out, title: found.update({out.stem: (list(runs), title)})  # noqa: E731
+    monkeypatch.setattr(report, "calibration_figure", draw)
     return found
 
 
@@ -77,8 +76,8 @@ def test_runs_on_different_things_share_no_table_no_mean_and_no_figure(tmp_path,
     assert len(lines_with(text, "| **vsmr** | 81.0 ± 1.0 |")) == 3  # twice validation, once test
     assert len(lines_with(text, "| **vsmr** | 10.0 ± 0.0 |")) == 1
     write_report(left(tmp_path, rows))
-    assert len(drawn["calibration"]) == len(drawn["confusion"]) == 2
-    titles = [title for _, title in drawn["calibration"].values()]
+    titles = [title for _, title in drawn.values()]
+    assert len(titles) == 2
     assert column not in DIGESTS or titles[0] != titles[1]  # the name is a digest, so the title says what differs
 
 
@@ -264,25 +263,16 @@ def test_a_row_counts_the_seeds_that_have_its_numbers():
     assert lines_with(text[text.index("SELECTED ON TEST") :], "| **vsmr** | 70.0 ± 0.0 | 60.0 ± 0.0 | 5 | 2 |")
 
 
-def test_figures_are_made_whatever_a_row_or_its_data_are_called(tmp_path, drawn):
-    """Each of several rows of ours has its own, and the name is a file's."""
+def test_a_figures_name_is_a_files_and_what_is_no_equal_says_so(tmp_path, drawn):
     where = {"dataset": "../a|b", "backbone": "timm:vit/b 16", "regions": "7x7"}
-    rows = [row(recipe=json.dumps({"lr": lr}), **where) for lr in (0.1, 0.2)]
-    write_report(left(tmp_path, [*rows, row("dazle", **where), row(up=0.2, **where, **NOT_VALIDATED)]))
-    says = {title.partition("what ")[2].partition(" takes")[0] for _, title in drawn["confusion"].values()}
-    assert says == {"vsmr (lr=0.1)", "vsmr (lr=0.2)", "vsmr; nothing validated"}
-    assert next(iter(drawn["calibration"])).startswith("calibration_..-a-b_timm-vit-b-16_7x7_")
-
-
-def test_what_is_no_equal_says_so(tmp_path, drawn):
-    rows = [row("vsmr", s, 0.1) for s in range(3)]
-    rows += [row("dazle", s) for s in range(2)] + [row("eszsl", s, -0.1) for s in range(3)]
-    rows += [row("transzero", s, 0.3, cut_off="20 of its 200 epochs") for s in range(3)]
-    rows += [row("msdn", s, -0.2, **NOT_VALIDATED) for s in range(3)]
+    rows = [row("vsmr", s, 0.1, **where) for s in range(3)]
+    rows += [row("dazle", s, **where) for s in range(2)] + [row("eszsl", s, -0.1, **where) for s in range(3)]
+    rows += [row("transzero", s, 0.3, cut_off="20 of its 200 epochs", **where) for s in range(3)]
+    rows += [row("msdn", s, -0.2, **NOT_VALIDATED, **where) for s in range(3)]
     write_report(left(tmp_path, rows))
-    ((labels, _),) = drawn["calibration"].values()
+    ((name, (labels, _)),) = drawn.items()
     told = ["transzero; cut off: 20 of its 200 epochs", "vsmr", "dazle; 2 seeds", "eszsl", "msdn; nothing validated"]
-    assert list(labels) == told
+    assert labels == told and name.startswith("calibration_..-a-b_timm-vit-b-16_7x7_")
 
 
 def test_what_is_drawn_and_resampled_is_what_the_runs_wrote(tmp_path):
@@ -291,7 +281,7 @@ def test_what_is_drawn_and_resampled_is_what_the_runs_wrote(tmp_path):
     (docs := tmp_path / "docs").mkdir()
     assert lines_with(write_report(left(tmp_path, rows), docs), "| dazle | +100.0 (+100.0 to +100.0)")
     made = sorted(f.name.partition("_CUB")[0] for f in (tmp_path / "figures").glob("*.png"))
-    assert made == ["calibration", "confusion"]
+    assert made == ["calibration"]
     assert (docs / "results.md").read_text() == published((tmp_path / "tables.md").read_text())
     assert "runs/0+runs/1 minus runs/2+runs/3,T1,1,1,1" in (docs / "results_over_classes.csv").read_text()
     (tmp_path / "runs/2/scores.npz").write_bytes((tmp_path / "runs/0/scores.npz").read_bytes())

@@ -63,25 +63,24 @@ def test_bootstrap_of_what_is_there_equals_the_metrics():
 
 def resampled_by_hand(arrays, drawn_unseen, drawn_seen):
     """The metrics of a test set in which every drawn class stands as a class of its own, images repeated."""
-    drawn = {True: drawn_unseen, False: drawn_seen}
-    margins, weights, rights, sides = [], [], [], []
-    for unseen, classes in drawn.items():
+    images = []  # margin, weight, whether it is right, whether its class is unseen
+    for unseen, classes in ((True, drawn_unseen), (False, drawn_seen)):
         for c in classes:
-            mine = arrays["labels"] == c
-            margins += list(arrays["margin"][mine])
-            sides += [unseen] * mine.sum()
-            weights += [1 / (mine.sum() * len(classes))] * mine.sum()
-            rights += list(arrays["best_unseen" if unseen else "best_seen"][mine] == c)
-    margins, weights, rights, sides = map(np.array, (margins, weights, rights, sides))
+            mine = np.flatnonzero(arrays["labels"] == c)
+            right = arrays["best_unseen" if unseen else "best_seen"][mine] == c
+            images += [
+                (m, 1 / (len(mine) * len(classes)), r, unseen)
+                for m, r in zip(arrays["margin"][mine], right, strict=True)
+            ]
+    margins, weights, rights, sides = (np.array(values) for values in zip(*images, strict=True))
 
     def at(g):
         return weights[sides & rights & (margins <= g)].sum(), weights[~sides & rights & (margins > g)].sum()
 
     points = [at(g) for g in [margins.min() - 1, *np.unique(margins)]]
     area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
-    h = [2 * u * s / (u + s) if u + s else 0.0 for u, s in points]
-    u, s = points[int(np.argmax(h))]
-    return {"T1": points[-1][0], "U": u, "S": s, "H": 2 * u * s / (u + s) if u + s else 0.0, "AUSUC": area}
+    H = max(2 * u * s / (u + s) if u + s else 0.0 for u, s in points)
+    return {"T1": points[-1][0], "H": H, "AUSUC": area}
 
 
 def of_unequal_classes(run):
@@ -93,19 +92,17 @@ def of_unequal_classes(run):
 
 
 def test_bootstrap_equals_a_loop_over_drawn_test_sets():
+    """U and S alone depend on which of two equal H is taken."""
     a, b = of_unequal_classes(run_of(1)), of_unequal_classes(run_of(2, helped=1.0))
-    resamples = 40
-    found = bootstrap_over_classes([a], [b], rng=np.random.default_rng(5), resamples=resamples)
+    found = bootstrap_over_classes([a], [b], rng=np.random.default_rng(5), resamples=40)
     rng = np.random.default_rng(5)
-    counts = [rng.multinomial(len(c), np.full(len(c), 1 / len(c)), size=resamples) for c in (UNSEEN, SEEN)]
-    differences = {key: [] for key in ("T1", "H", "AUSUC")}  # U and S alone depend on which of two equal H is taken
+    counts = [rng.multinomial(len(c), np.full(len(c), 1 / len(c)), size=40) for c in (UNSEEN, SEEN)]
+    both = []
     for n_unseen, n_seen in zip(*counts, strict=True):
         drawn = np.repeat(UNSEEN, n_unseen), np.repeat(SEEN, n_seen)
-        one, two = (resampled_by_hand(run, *drawn) for run in (a, b))
-        for key, values in differences.items():
-            values.append(one[key] - two[key])
-    for key, values in differences.items():
-        low, high = np.percentile(values, (2.5, 97.5))
+        both.append([resampled_by_hand(run, *drawn) for run in (a, b)])
+    for key in ("T1", "H", "AUSUC"):
+        low, high = np.percentile([one[key] - two[key] for one, two in both], (2.5, 97.5))
         assert (found[key].low, found[key].high) == pytest.approx((low, high), abs=1e-12)
 
 

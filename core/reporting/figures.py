@@ -1,4 +1,4 @@
-"""Figures of results: calibration curves, and what unseen classes are taken for."""
+"""Figures of results: calibration curves, reliability, and accuracy against seconds."""
 
 from __future__ import annotations
 
@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from matplotlib.ticker import LogLocator
 
 from core.experiments.results import read_result, read_scores
 from core.experiments.statistics import Interval
-from core.inference.names import shown_classes
 from core.reporting.canvas import canvas, printable, style, wrapped
 from core.reporting.tables import OURS
-from core.training.checkpoint import load_checkpoint
-from core.training.evaluation import curve_from_compact, predictions, reliability
+from core.training.evaluation import curve_from_compact, reliability
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,20 +24,15 @@ class Outcome:
     U: np.ndarray  # (T+1,) ascending: the curve of seen over unseen accuracy, shares
     S: np.ndarray  # (T+1,) descending
     chosen: tuple[float, float]  # (U, S) at the run's γ
-    images: pd.DataFrame  # a row an image at that γ: its class and the predicted one, whether either is seen
     reliability: np.ndarray | None = None  # (bins,3) of core.training.evaluation; None: the run has no probabilities
 
 
 def read_outcome(run: Path) -> Outcome:
     """Of a finished run's folder; a file that is not what the run wrote is refused."""
     scores, standard = read_scores(run), read_result(run / "metrics.json")["standard"]
-    curve, predicted = curve_from_compact(scores), predictions(scores, standard["gamma"])
-    names = np.array(load_checkpoint(run / "checkpoint.safetensors")[1]["classes"], dtype=object)
-    images = {"class": names[scores["labels"]], "predicted": names[predicted]}
-    images |= {"seen": scores["side"] == 0, "predicted_seen": predicted == scores["best_seen"]}
+    curve, chosen = curve_from_compact(scores), (standard["U"], standard["S"])
     bins = reliability(scores, standard["gamma"]) if "confidence" in scores else None
-    chosen = standard["U"], standard["S"]
-    return Outcome(U=curve.U, S=curve.S, chosen=chosen, images=pd.DataFrame(images), reliability=bins)
+    return Outcome(U=curve.U, S=curve.S, chosen=chosen, reliability=bins)
 
 
 def is_ours(label: str) -> bool:
@@ -105,44 +97,6 @@ def reliability_figure(runs: Mapping[str, Sequence[Outcome]], out: Path, title: 
         axis.set(xlabel="probability said (%)", ylabel="right answers (%)", xlim=(0, 100), ylim=(0, 100))
         figure.suptitle(wrapped(title, 80), fontsize=10)
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
-
-
-def confusion_figure(runs: Sequence[Outcome], out: Path, title: str, most: int = 25) -> None:
-    """The commonest mistakes as shares of an unseen class's images: bars are means over seeds, dots the seeds."""
-    pairs = confused(runs, most)
-    taken_seen = pairs.index.get_level_values("predicted_seen").to_numpy(dtype=bool)
-    at = np.arange(len(pairs))[::-1]
-    with canvas(out, 7.0, 1.3 + 0.19 * max(len(pairs), 1)) as (figure, axes):
-        axis = axes[0, 0]
-        for side, colour, hatch in ((False, "#9ecae1", ""), (True, "#f6c9a0", "////")):
-            here = taken_seen == side
-            bars = {"color": colour, "edgecolor": "0.35", "linewidth": 0.6, "height": 0.74, "hatch": hatch}
-            bars["label"] = f"taken for {'a seen' if side else 'another unseen'} class"
-            axis.barh(at[here], 100 * pairs.mean(axis=1).to_numpy()[here], **bars)
-        look = {"markersize": 4, "markeredgecolor": "white", "markeredgewidth": 0.5, "clip_on": False, "zorder": 3}
-        for number in range(len(runs) if len(runs) > 1 else 0):
-            axis.plot(100 * pairs.iloc[:, number], at, "ok", label="_" if number else "each seed", **look)
-        names = list(dict.fromkeys(name for true, predicted, _ in pairs.index for name in (true, predicted)))
-        named = {name: printable(shown, 32) for name, shown in zip(names, shown_classes(names), strict=True)}
-        axis.set(xlim=(0, None), ylim=(-0.7, len(pairs) - 0.3))
-        ticks = [f"{named[true]} → {named[predicted]}" for true, predicted, _ in pairs.index]
-        axis.set_yticks(at, ticks, fontsize=6.5)
-        axis.set_xlabel("images of the class on the left (%)", fontsize=8.5)
-        axis.grid(axis="x", color="0.9", linewidth=0.6)
-        figure.suptitle(wrapped(title, 84), fontsize=9)  # over names and bars: the names take half the width
-        figure.legend(fontsize=7.5, loc="outside lower right", ncols=3, reverse=True)  # bars before the seeds' dots
-
-
-def confused(runs: Sequence[Outcome], most: int) -> pd.DataFrame:
-    """Shares of the commonest mistakes (unseen class, class taken for it, whether that is seen) by run, worst first."""
-    shares = []
-    for run in runs:
-        images = run.images[~run.images.seen]
-        count = images.groupby(["class", "predicted", "predicted_seen"]).size()
-        shares.append(count / images.groupby("class").size().reindex(count.index, level="class"))
-    pairs = pd.concat(shares, axis=1).fillna(0.0)  # a pair that a seed lacks did not occur there
-    pairs = pairs[pairs.index.get_level_values("class") != pairs.index.get_level_values("predicted")]
-    return pairs.iloc[np.argsort(-pairs.mean(axis=1).to_numpy(), kind="stable")[:most]]
 
 
 def seconds_figure(panels: Mapping[str, Mapping[str, tuple[float, Interval]]], out: Path) -> None:

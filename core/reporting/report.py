@@ -14,7 +14,7 @@ from core.experiments.results import read_scores
 from core.experiments.statistics import Interval, bootstrap_over_classes
 from core.files.atomic import write_bytes
 from core.reporting import tables as t
-from core.reporting.figures import calibration_figure, confusion_figure, read_outcome, reliability_figure
+from core.reporting.figures import calibration_figure, read_outcome, reliability_figure
 
 
 def write_report(out: Path, docs: Path | None = None) -> str:
@@ -56,25 +56,18 @@ def published(tables: str) -> str:
 
 
 def _figures(out: Path, part: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> None:
-    """Calibration curves, reliability, and what our method takes unseen classes for."""
+    """Calibration curves, and reliability where runs have probabilities."""
     runs, first, folder = t.with_lines(part), part.iloc[0], out / "figures"
     lines = sorted((own for _, own in runs.groupby("line")), key=lambda own: -own.AUSUC.mean())
     title = f"{first.dataset}, {first.backbone}, {first.regions}{t.telling(part, groups)}"
     plain = "_".join(re.sub(r"[^\w.+-]+", "-", str(first[c])) for c in ("dataset", "backbone", "regions"))
-    name = f"{plain[:100]}_{_digest(*(str(first[column]) for column in t.TABLE))}"  # that of no other table
+    digest = hashlib.sha256("\0".join(str(first[column]) for column in t.TABLE).encode()).hexdigest()
+    name = f"{plain[:100]}_{digest[:8]}.png"  # that of no other table
     most = max(len(own) for own in lines)
     of = {_with_caveats(own, most): [read_outcome(out / run) for run in own.folder] for own in lines}
-    calibration_figure(of, folder / f"calibration_{name}.png", title)
+    calibration_figure(of, folder / f"calibration_{name}", title)
     if any(run.reliability is not None for outcomes in of.values() for run in outcomes):
-        reliability_figure(of, folder / f"reliability_{name}.png", title)
-    ours = [says for says, own in zip(of, lines, strict=True) if own.method.iloc[0] == t.OURS]
-    for says in ours:  # several where settings or code differ: a figure each
-        path = folder / f"confusion_{f'{name}_{_digest(says)}' if len(ours) > 1 else name}.png"
-        confusion_figure(of[says], path, f"{title}: what {says} takes unseen classes for")
-
-
-def _digest(*texts: str) -> str:
-    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
+        reliability_figure(of, folder / f"reliability_{name}", title)
 
 
 def _with_caveats(runs: pd.DataFrame, most: int) -> str:
