@@ -98,10 +98,6 @@ class ZeroShotModel(nn.Module, ABC):
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) scores of regions x (B,R,D), without any margin between seen and unseen classes."""
 
-    def loss(self, x: Tensor, y: Tensor) -> Losses:
-        """Scalars of a batch x (B,R,D) with class numbers y (B,): "loss" is minimised, the others are logged."""
-        raise NotImplementedError(f"{type(self).__name__} is not trained by gradient")
-
     def attend(self, x: Tensor) -> AttentionOutput | None:
         """Where each attribute was looked for; None for a model without attention over regions."""
         return None
@@ -182,7 +178,8 @@ class Phase:
     """One stretch of training."""
 
     name: str
-    loss: Callable[[Tensor, Tensor], Losses]  # usually the model's
+    # of a batch x (B,R,D) with class numbers y (B,): "loss" is minimised, other scalars are logged; usually the model's
+    loss: Callable[[Tensor, Tensor], Losses]
     optimizer: torch.optim.Optimizer
     batches: Batches
     epochs: int  # as planned: a learning-rate schedule runs over all of them, even where validation stops earlier

@@ -31,13 +31,7 @@ def browser(tmp_path_factory):
         pytest.skip("no chromium and chromedriver here: the page was not tested in a browser")
     options = webdriver.ChromeOptions()
     options.binary_location = binary
-    for flag in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--window-size=1300,1000",
-    ):
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1300,1000"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     downloads = tmp_path_factory.mktemp("downloads")
@@ -88,13 +82,19 @@ def parts_and_sum(browser, table):
     return browser.execute_script(script, f"#{table}"), number(browser, f"#{table} [data-sum]", "sum")
 
 
+def calibrated(trained, shows, found):
+    """(C,) scores with γ of what a photograph shows (K,)."""
+    return shows @ found.y.T + sum(v[0] for v in found.corrections.values()) + trained.gamma * (torch.arange(11) >= 7)
+
+
 @pytest.mark.parametrize(("name", "settings"), [("vsmr", {}), ("dazle", {}), ("vsmr", {"root_attributes": False})])
 def test_bars_add_up_to_the_models_score(opened, name, settings):
     trained, items = made(name, **settings)
     browser = opened(trained, items)
     for position in (0, 3):
         click(browser, f'[data-image="{position}"]')
-        scores = explain(trained, items[position].x[None]).scores[0] + trained.gamma * (torch.arange(11) >= 7)
+        found = explain(trained, items[position].x[None])
+        scores = calibrated(trained, found.g[0], found)
         for c in torch.argsort(-scores)[[0, 2, 4]].tolist():
             click(browser, f"#class-{c}")
             parts, total = parts_and_sum(browser, "why")
@@ -143,17 +143,13 @@ def test_the_slider_flips_the_answer_where_the_page_says(opened, name):
     assert trained.classes[c] in browser.find_element("id", "found").text
     move = "const s = document.getElementById('slider'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))"
     found = explain(trained, items[image].x[None])
-    for step, flipped in ((0.9, "false"), (1.1, "true")):
+    first = calibrated(trained, found.g[0], found).argmax()
+    for step, flipped in ((0.9, False), (1.1, True)):
         browser.execute_script(move, float(found.g[0, i]) + step * more)
-        assert browser.execute_script("return document.querySelector('#decision').dataset.flipped") == flipped
+        shown = browser.execute_script("return document.querySelector('#decision').dataset.flipped")
         shows = found.g[0].clone()
         shows[i] = float(browser.execute_script("return document.getElementById('slider').value"))
-        scores = (
-            shows @ found.y.T + sum(v[0] for v in found.corrections.values()) + trained.gamma * (torch.arange(11) >= 7)
-        )
-        assert (int(scores.argmax()) != int(found.scores[0].add(trained.gamma * (torch.arange(11) >= 7)).argmax())) == (
-            flipped == "true"
-        )
+        assert (shown == "true") == flipped == bool(calibrated(trained, shows, found).argmax() != first)
 
 
 def test_hostile_names_do_nothing(opened):
@@ -161,12 +157,9 @@ def test_hostile_names_do_nothing(opened):
     browser = opened(trained, items)
     for position in range(0, 12, 3):
         click(browser, f'[data-image="{position}"]')
-    script = (
-        "return [window.broken, document.querySelectorAll('script[src]').length === document.scripts.length,"
-        "document.querySelectorAll('#gallery img').length, document.querySelectorAll('body img').length]"
-    )
+    script = """return [window.broken, document.querySelectorAll('script[src]').length === document.scripts.length,
+        document.querySelectorAll('#gallery img').length, document.querySelectorAll('body img').length]"""
     assert browser.execute_script(script) == [None, True, 12, 13]
-    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     shown = browser.execute_script("return document.querySelector('#versus-a').textContent")
     assert HOSTILE[8] in shown and "HYPERLINK" in shown
     saved = download(browser, "csv").decode("utf-8-sig")
@@ -191,12 +184,9 @@ def test_the_keyboard_reaches_everything(opened):
     assert browser.execute_script("return state.image.number") == 3
     browser.execute_script("document.querySelector('#why [data-attribute]:not([aria-pressed=true])').focus()")
     assert browser.execute_script("return document.activeElement.getAttribute('aria-pressed')") == "true"
-    missing = "return [...document.querySelectorAll('img')].filter((n) => !n.alt).length"
-    assert browser.execute_script(missing) == 0
-    unlabelled = (
-        "return [...document.querySelectorAll('select,input')].filter((n) => !n.labels.length && !n.ariaLabel).length"
-    )
-    assert browser.execute_script(unlabelled) == 0
+    nameless = """return [...document.querySelectorAll('img')].filter((n) => !n.alt).length
+        + [...document.querySelectorAll('select,input')].filter((n) => !n.labels.length && !n.ariaLabel).length"""
+    assert browser.execute_script(nameless) == 0
 
 
 def download(browser, kind, button=""):
@@ -236,9 +226,8 @@ def test_gamma_probability_and_none_are_those_of_the_command(opened):
         script = """D.none_rate = 0.1; const said = (i, ranks) => [ranks[0].c.number, M.sure(i, ranks)];
             return M.images.map((i) => said(i, M.ranking(i, 'all'))).map(([c, s]) => [c, s.p[0], s.none])"""
         for i, (c, p, none) in enumerate(browser.execute_script(script)):
-            assert (c, none) == (int(offered[i].argmax()), sure.none(i)) and p == pytest.approx(
-                sure.p[i].max(), abs=1e-4
-            )
+            assert (c, none) == (int(offered[i].argmax()), sure.none(i))
+            assert p == pytest.approx(sure.p[i].max(), abs=1e-4)
             nones.add(none)
         said = browser.find_element("id", "gamma-said").text
     assert nones == {True, False}
@@ -267,10 +256,8 @@ def test_names_and_bars_are_seen_at_any_width_by_day_and_night(opened, width):
         feature = {"name": "prefers-color-scheme", "value": scheme}
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
         assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-        cut = (
-            "return [...document.querySelectorAll('main td .name')].filter((n) => n.scrollWidth > n.clientWidth).length"
-        )
-        assert browser.execute_script(cut) == 0
+        names = "return [...document.querySelectorAll('main td .name')].every((n) => n.scrollWidth <= n.clientWidth)"
+        assert browser.execute_script(names)
         bars = "return [...document.querySelectorAll('#why .bar, #prediction .bar')].map((n) => n.clientWidth)"
         assert min(browser.execute_script(bars)) > 50
         paper.add(browser.execute_script("return getComputedStyle(document.querySelector('section')).backgroundColor"))

@@ -167,8 +167,7 @@ def find_run(folder: Path | str) -> Path:
         return BOX / folder
     if runs:
         commands = "".join(f"\n  python predict.py {shlex.quote(str(run))} ..." for run in runs[:_LISTED])
-        more = f"\n  and {len(runs) - _LISTED} more" if len(runs) > _LISTED else ""
-        raise UserError(f"{folder} holds {len(runs)} finished runs; name the one that is to answer:{commands}{more}")
+        raise UserError(f"{folder} holds {len(runs)} finished runs; name the one that is to answer:{commands}")
     raise UserError(
         f"no finished run in {folder}: name RESULTS/<data set>/<features>/<method>/seed<k>, as `python AWA2_ours.py` "
         "makes it (what was interrupted goes on with the same command), or birds, the model that comes along"
