@@ -1,7 +1,8 @@
 """The whole pipeline on a data set drawn by this repository: no download, no GPU.
 
     python DEMO_ours.py                       # vsmr
-    python DEMO_ours.py --method dazle        # the attention figure is easiest to read here
+    python DEMO_ours.py --method dazle
+    python DEMO_ours.py --page                # and a page that shows the reasons
 
 Renders the images, trains a small backbone on the training classes' images, extracts region features, makes attribute
 vectors, trains, and prints the same table as the other drivers. Everything is made once and kept under data/.

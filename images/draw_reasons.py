@@ -19,8 +19,8 @@ from PIL import Image
 
 import core
 from core.inference.names import shown_class, shown_reason
-from core.reporting.attention import AGAINST, FOR
 
+FOR, AGAINST = "#e07b00", "#0063c7"  # as on the page
 INK, GREY, UNSEEN, SEEN = "#1f2933", "#5b6773", "#2e7d5b", "#9aa7b4"
 SHOWN = 5  # bars of a group
 COVER = 0.85  # of the map over the photograph

@@ -5,17 +5,9 @@ import warnings
 import matplotlib
 import numpy as np
 import pytest
-import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
-from core.experiments.run import run
-from core.files.errors import UserError
-from core.inference.explain import explain
-from core.inference.names import shown_class, shown_classes, shown_reason
-from core.inference.trained import load_trained
-from core.reporting import attention
-from core.reporting.attention import Panel, attention_figure, best_median_worst, draw_attention, margins_of
+from core.inference.names import shown_class, shown_classes
 from core.reporting.canvas import MISSING, printable, wrapped
 from core.reporting.figures import (
     Outcome,
@@ -25,7 +17,6 @@ from core.reporting.figures import (
     reliability_figure,
 )
 from tests.helpers_reporting import row, run_left
-from tests.helpers_runs import config_of, inputs_of
 
 HOSTILE = ["鳥 $\\frac{", "_hidden\nb\u202e", "x" * 300 + "%&#{}~^\\"]
 
@@ -38,33 +29,10 @@ def outcome(seed):
     return Outcome(**curve, chosen=(u[4], s[4]), reliability=bins)
 
 
-def panels_of(names):
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)
-    given = {"evidence": rng.normal(size=(5, 3, 4)), "reasons": [*names, *names][:5]}
-    return [Panel(picture=picture, **given, true=names[0], predicted=names[i], says="best") for i in (0, 1)]
-
-
 def draw_all(folder, names=HOSTILE):
     runs = {m: [outcome(i), outcome(i + 1)] for i, m in enumerate(names)}
     calibration_figure(runs, folder / "a.png", names[0])
-    attention_figure(panels_of(names), folder / "b.png", title=names[0])
     reliability_figure(runs, folder / "c.png", names[0])
-
-
-def test_titles_of_attention_end_before_the_next_column(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, out, **_: (drawn.append(figure), out.write_bytes(b"")))
-    names = [f"{colour}_crowned_Brownwing_of_the_north" for colour in ("Black", "Red", "Yellow")]
-    attention_figure(panels_of(names), tmp_path / "a.png", title="")
-    figure, _ = drawn
-    figure.draw_without_rendering()
-    titled = [axis for axis in figure.axes if axis.get_title(loc="left")]  # row by row
-    rows = [axis.get_subplotspec().rowspan for axis in titled]
-    pairs = [titled[k : k + 2] for k in range(len(titled) - 1) if rows[k] == rows[k + 1]]
-    assert len(pairs) == len(titled) - 2  # of two photographs
-    for axis, following in pairs:
-        assert axis._left_title.get_window_extent().x1 < following.get_window_extent().x0
 
 
 def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_matplotlib_alone(tmp_path):
@@ -76,7 +44,7 @@ def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_
         draw_all(tmp_path / "loud")
         assert dict(matplotlib.rcParams) == before
     files = sorted((tmp_path / "plain").iterdir())
-    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "abc" for kind in ("pdf", "png")]
+    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "ac" for kind in ("pdf", "png")]
     for file in files:
         assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
         if file.suffix == ".png":
@@ -102,44 +70,12 @@ def test_rays_meet_the_curve_where_it_is():
     assert found == pytest.approx([0.6, 1.0, 0.8])
 
 
-def test_the_rule_that_picks_images():
-    assert best_median_worst(np.array([0.0, 3.0, -2.0, 1.0, 1.0])) == {"best": 1, "median": 4, "worst": 2}
-    assert best_median_worst(np.array([5.0])) == {"best": 0, "median": 0, "worst": 0}
-    scores = np.array([[1.0, 3.0, 2.5], [1.0, 3.0, 2.5]])
-    assert margins_of(scores, np.array([1, 0])).tolist() == [0.5, -2.0]
-    assert scores[0, 1] == 3.0  # as it was
-
-
 def test_an_outcome_is_of_a_runs_files(tmp_path):
     """Classes 1 and 2 are unseen; of five images of class 1 two are right, one is taken for a seen class."""
     labels, best = [0, 3, 1, 1, 1, 1, 1, 2, 2], [0, 3, 1, 1, 2, 2, 3, 2, 2]
     one = read_outcome(run_left(tmp_path / "a", row(), labels, best))
     assert one.chosen == (0.5, 0.6)  # of metrics.json
     assert one.S.max() == 1.0 and one.U[0] == 0.0 and one.U[-1] == pytest.approx((3 / 5 + 1) / 2)  # of scores.npz
-
-
-def test_attributes_are_ranked_by_what_predict_says_they_add(toy, tmp_path, monkeypatch):
-    """The five attributes that add most, in words with their sign, and maps that add up to what they add."""
-    inputs = inputs_of(toy)
-    run(config_of("vsmr", inputs, epochs=0), inputs, tmp_path / "run", diagnostics=False)
-    drawn = []
-    monkeypatch.setattr(attention, "attention_figure", lambda panels, *_, **__: drawn.extend(panels))
-    monkeypatch.setattr(attention, "photographs", lambda *_: [tmp_path])
-    monkeypatch.setattr(attention, "load_image", lambda *_: np.zeros((4, 4, 3), np.uint8))
-    with pytest.raises(UserError, match="fewer than 20"):
-        draw_attention(tmp_path / "run", inputs, tmp_path, tmp_path / "attention.png")
-    monkeypatch.setattr("core.inference.explain.MAPS_FROM", 2)
-    draw_attention(tmp_path / "run", inputs, tmp_path, tmp_path / "attention.png")
-    found = explain(load_trained(tmp_path / "run"), inputs.features.batch(toy.test_unseen_loc))
-    assert len(drawn) == 3
-    for panel in drawn:
-        parts = found.g * found.y[toy.class_names.index(panel.predicted)]  # (N,K)
-        sums = panel.evidence.sum(axis=(1, 2))
-        i = int((parts.topk(5, dim=1).values - torch.from_numpy(sums)).abs().amax(dim=1).argmin())
-        values, places = parts[i].topk(5)
-        np.testing.assert_allclose(values, sums, atol=1e-4)
-        names = [inputs.attribute_names[k] for k in places.tolist()]
-        assert panel.reasons == [shown_reason(n, float(found.g[i, k])) for n, k in zip(names, places, strict=True)]
 
 
 def test_class_names_as_a_person_reads_them():

@@ -19,7 +19,6 @@ from core.features import photographs
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
 from core.inference.trained import find_run, load_trained
-from core.reporting import attention
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import final_fold, validation_fold
@@ -54,13 +53,7 @@ def creatures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of the time of a run this small."""
-    monkeypatch.setattr(attention, "draw_attention", lambda *_: None)
-
-
-def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_figure) -> None:
+def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path) -> None:
     root = shutil.copytree(creatures, tmp_path / "mine")
     command = (tmp_path, "OWN_ours.py", "--data-root", root, *CREATURES)
     code, out, err = run_here(*command)
@@ -115,7 +108,7 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path, no_f
         assert not np.array_equal(now.read(np.flatnonzero(rows < 0)), 0 * now.read(np.array([0])))
 
 
-def test_vectors_of_ones_own_and_nothing_is_written_below_the_root(creatures: Path, tmp_path: Path, no_figure) -> None:
+def test_vectors_of_ones_own_and_nothing_is_written_below_the_root(creatures: Path, tmp_path: Path) -> None:
     """Everything that is written goes where the flags say, the copy of the vectors too."""
     K = len(read_attributes(creatures / "attributes.csv").attributes)
     np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(K, 7)))

@@ -19,7 +19,6 @@ from safetensors.torch import save_file
 
 from core.demo.drawing import draw_creature
 from core.features import trunks
-from core.reporting import attention
 from tests.helpers import ROOT, drawn_folder, run_here
 
 TEXT = (ROOT / "README.md").read_text("utf-8")
@@ -78,7 +77,6 @@ def small_network(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             torch.manual_seed(0)
             save_file(real("resnet18", weights=None).state_dict(), weights)
     monkeypatch.setattr(trunks, "fetch_cached", lambda url: weights)
-    monkeypatch.setattr(attention, "draw_attention", lambda *_: None)  # as long as all the rest, and not README's
 
 
 def words_of(line: str, place: Path) -> list[str]:

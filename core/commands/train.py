@@ -17,7 +17,6 @@ from core.commands import flags
 from core.commands.parser import from_flags
 from core.datasets import paths
 from core.datasets.registry import DATASETS, OWN
-from core.files.errors import UserError
 from core.methods import find_method
 
 if TYPE_CHECKING:
@@ -50,14 +49,13 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
 
 
 def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: Path) -> int:
-    """Train every seed, print the table, draw the attention; OWN_ours.py ends in it too."""
+    """Train every seed, print the table; OWN_ours.py ends in it too."""
     from core.experiments.identity import run_config
     from core.experiments.results import row_of
     from core.experiments.run import run
     from core.experiments.use import fit_for_use
     from core.experiments.watching import Board
     from core.files.atomic import write_bytes
-    from core.reporting.attention import draw_attention
     from core.reporting.run_page import draw_page
     from core.reporting.tables import table
 
@@ -76,12 +74,6 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: 
         text += f"\n{fit_for_use(first, inputs)}\n"
     write_bytes(folder / "table.md", text.encode())
     sys.stdout.write(f"\n{text}\nresults: {folder}\n")
-    figure = folder / "attention.png"
-    try:
-        draw_attention(first, inputs, data_root, figure)
-        sys.stdout.write(f"attention figure: {figure}\n")
-    except (UserError, ValueError) as error:  # the numbers stand without it
-        log.info("no attention figure: %s", error)
     if args.page:
         sys.stdout.write(f"page: {draw_page(first, inputs, data_root, folder / 'page')}\n")
     return 0
