@@ -4,7 +4,8 @@
 
 No test image is read. Split k trains on the classes of validation split k, chooses epoch and settings there as a run
 does (no part location takes part in that), and measures on its validation classes, which stand for unseen ones. A
-method says a part is where the map of one attribute of it is highest: the one it predicts the highest value of. Writes
+method says a part is where the map of one attribute of it is highest: the one it predicts the highest value of. The map
+is θ, where it looked; of `vsmr` also the evidence, what it shows. Writes
 localisation.csv and .md.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
 from core.datasets.paths import DEFAULT_ROOT, image_folder, resolve_images
 from core.datasets.registry import DATASETS
@@ -74,24 +77,31 @@ class Places:
         )
 
 
+Found = dict[str, tuple[list[Any], float]]  # kind of map -> where it says the parts are (N,G,2), and own/others
+
+
 @torch.no_grad()
-def look(config: RunConfig, inputs: Inputs, places: Places, fold: Fold, parts: Parts) -> tuple[list[Any], float]:
-    """Where a method says the parts of the fold's unseen images are, (N,G,2), and its own/others; a batch at a time."""
+def look(config: RunConfig, inputs: Inputs, places: Places, fold: Fold, parts: Parts) -> Found:
+    """What a method's maps say of the fold's unseen images, a batch at a time: by θ, and where there is evidence by its
+    positive part too, as a share of what it sums to over the image.
+    """
     model, rows = best_on_fold(config, inputs, fold).method.model, fold.unseen_rows
-    has = inputs.metadata.original_att
-    points, tables = [], []
+    has, G = inputs.metadata.original_att, len(places.groups)
+    points, tables = defaultdict(list), defaultdict(list)
     for start in range(0, len(rows), BATCH):
         here = slice(start, start + BATCH)
         a = model.attend(inputs.features.batch(rows[here]))
         assert a is not None
-        theta = a.theta.float().cpu().numpy()  # (n,R,K)
         values = (a.w if a.e is None else a.e).float().cpu().numpy()  # (n,K)
-        points.append(predicted_points(theta, values, places.attribute_group, len(places.groups), places.grid))
         block = parts.of(here)
         # half of the largest value: half of the people who were asked saw it there (CUB's are percentages)
         present = has[block.labels] > has.max() / 2  # (n,K)
-        tables.append(own_and_others(theta, block, places.attribute_group, present, places.grid))
-    return np.concatenate(points).tolist(), ratio_of(tables)
+        maps = {"θ": a.theta} | ({} if a.ev is None else {"evidence": F.normalize(a.ev.relu(), p=1, dim=1)})
+        for kind, of_kind in maps.items():
+            shares = of_kind.float().cpu().numpy()  # (n,R,K)
+            points[kind].append(predicted_points(shares, values, places.attribute_group, G, places.grid))
+            tables[kind].append(own_and_others(shares, block, places.attribute_group, present, places.grid))
+    return {kind: (np.concatenate(points[kind]).tolist(), ratio_of(tables[kind])) for kind in points}
 
 
 def measure(
@@ -107,9 +117,9 @@ def measure(
             config = config_of(name, inputs, split, epochs, precision)
             digest = hashlib.sha256(parts.points.tobytes()).hexdigest()
             make = partial(look, config, inputs, places, fold, parts)
-            found, ratio[name] = kept(out, config, {"parts": digest, "groups": places.groups}, make)
-            points[name] = np.array(found)
-            log.info("split %d, %s: own/others %.2f", split, name, ratio[name])
+            for kind, (found, own) in kept(out, config, {"parts": digest, "groups": places.groups}, make).items():
+                points[f"{name}, {kind}"], ratio[f"{name}, {kind}"] = np.array(found), own
+                log.info("split %d, %s, %s: own/others %.2f", split, name, kind, own)
         rng = np.random.default_rng(split)
         rows = localisation_table(points, parts, training, grid=places.grid, radius=RADIUS, rng=rng)
         tables.append(rows.assign(split=split, own_over_others=rows.point.map(ratio)))

@@ -157,9 +157,9 @@ def test_a_model_that_looks_at_the_part_is_found_to(drawn, tmp_path, monkeypatch
     assert main(flags(drawn, tmp_path / "out", "--methods", "vsmr")) == 0
     rows = pd.read_csv(tmp_path / "out/localisation.csv").set_index(["point", "measure"])
     pointing = rows.share.xs("pointing", level="measure")
-    assert pointing["vsmr"] == 1.0 == pointing["best cell"]
+    assert pointing["vsmr, θ"] == 1.0 == pointing["best cell"]
     assert max(pointing["random cell"], pointing["image centre"], pointing["part prior"]) < 0.6
-    assert rows.own_over_others["vsmr"].iloc[0] > 2
+    assert rows.own_over_others["vsmr, θ"].iloc[0] > 2
     assert (tmp_path / "out/localisation.md").read_text() == capsys.readouterr().out
     monkeypatch.setattr(command, "BATCH", 3)  # blocks of any size give the same
     assert main(flags(drawn, tmp_path / "blocks", "--methods", "vsmr")) == 0
