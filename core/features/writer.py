@@ -24,7 +24,7 @@ import h5py
 import numpy as np
 
 from core.datasets.metadata import Metadata
-from core.features.feature_file import FORMAT_VERSION, first_not_finite
+from core.features.feature_file import FORMAT_VERSION
 from core.files.atomic import Lock, atomic_path, read_json, write_bytes
 from core.files.errors import UserError, differences
 from core.files.hdf5 import content_digest
@@ -142,9 +142,9 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         """Write maps (n,D,h,w) or (n,D,R) at the given rows of the data set."""
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(maps, dtype=self.dtype).reshape(len(rows), *self._record["maps"].shape)
-        if (bad := first_not_finite(stored)) is not None:
+        if len(bad := np.argwhere(~np.isfinite(stored))):
             raise UserError(
-                f"the features of row {int(rows[bad])} are NaN or too large for {self.dtype.name}: damaged "
+                f"the features of row {rows[bad[0, 0]]} are NaN or too large for {self.dtype.name}: damaged "
                 "weights, or run again with --dtype float32 --store float32"
             )
         for row, values in zip(rows.tolist(), stored, strict=True):
