@@ -34,8 +34,8 @@ from tests.helpers_features import TINY, make_data
 KILLS = int(os.environ.get("KILLS", "3"))  # 30 by night
 
 
-def torchvisions(path: Path, size: int) -> np.ndarray:
-    steps = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])
+def torchvisions(path: Path, size: int, resize: int | None = None) -> np.ndarray:
+    steps = transforms.Compose([transforms.Resize(resize or size), transforms.CenterCrop(size)])
     return np.asarray(steps(Image.open(path).convert("RGB")))
 
 
@@ -44,9 +44,10 @@ def test_every_mode_is_read_as_torchvision_does(tmp_path: Path, mode: str) -> No
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), dtype=np.uint8))
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     noise.convert(mode).save(path)
-    got = load_image(path, 32)
-    assert got.shape == (32, 32, 3) and got.dtype == np.uint8
-    np.testing.assert_array_equal(got, torchvisions(path, 32))
+    for resize in (None, 40):
+        got = load_image(path, 32, resize)
+        assert got.shape == (32, 32, 3) and got.dtype == np.uint8
+        np.testing.assert_array_equal(got, torchvisions(path, 32, resize))
 
 
 def test_pixels_are_normalised_as_the_backbone_wants_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
