@@ -73,4 +73,4 @@ def test_the_program_of_the_docs_answers_as_we_do_without_torch(
     by_name, largest = {c.name: c.score for c in answers}, max(abs(c.score) for c in answers)
     said = [line.rsplit(" ", 1) for line in run.stdout.splitlines()]
     assert len(said) == 5 and said[0][0] == answers[0].name
-    assert max(abs(by_name[name] - float(score)) for name, score in said) <= 1e-4 * largest
+    assert max(abs(by_name[name] - float(score)) for name, score in said) <= 1e-3 * largest

@@ -22,7 +22,7 @@ from core.inference.explain import explain
 from core.inference.predictor import Predictor
 from core.inference.trained import Trained, grid_said
 
-TOLERANCE = 1e-4  # of the largest score
+TOLERANCE = 1e-3  # of the largest score: where a backbone rounds otherwise, so does half precision behind it
 _OPSET = 18
 
 
