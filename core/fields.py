@@ -64,7 +64,7 @@ def add_fields(parser: ArgumentParser | _ArgumentGroup, settings: Any) -> None:
         if not f.metadata["flag"]:
             parser.set_defaults(**{f.name: value})
             continue
-        shown = ("off", "on")[value] if isinstance(value, bool) else "none" if value in (None, ()) else value
+        shown = ("off", "on")[value] if isinstance(value, bool) else "none" if value is None else value
         limits = f"; {_range_of(f)}" if f.metadata["limits"] else ""
         limits += f"; {', '.join(f.metadata['choices'])}" if f.metadata["choices"] else ""
         kinds = get_args(hints[f.name]) or (hints[f.name],)
@@ -76,9 +76,7 @@ def add_fields(parser: ArgumentParser | _ArgumentGroup, settings: Any) -> None:
 
 
 def _parser_of(kinds: tuple[Any, ...]) -> Callable[[str], Any]:
-    """Type of a flag: bool, int, float or str, or none where that is among the ``kinds``; of a tuple NAME,NAME."""
-    if Ellipsis in kinds:
-        return lambda text: tuple(part.strip() for part in text.split(",") if part.strip())
+    """Type of a flag: bool, int, float or str, or none where that is among the ``kinds``."""
     (kind,) = (k for k in kinds if k is not NoneType)
     needed = _NEEDED[kind] + (" (or none)" if NoneType in kinds else "")
 

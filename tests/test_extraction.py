@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
 
-from core.commands.extract import main
 from core.datasets.registry import DEMO, OWN
 from core.features.backbones import Backbone, build_backbone
 from core.features.devices import resolve_device
@@ -149,13 +148,6 @@ def test_by_default_the_data_root_holds_the_file(tmp_path: Path, monkeypatch: py
 def test_values_out_of_range_are_refused_by_their_flag(flag: str, value: object) -> None:
     with pytest.raises(UserError, match=f"^--{flag.replace('_', '-')} "):
         ExtractionConfig(**{flag: value})
-
-
-def test_flags_are_not_abbreviated(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unrecognized arguments: --batch"):
-        main("DEMO", None, ["--batch", "4"])
-    with pytest.raises(UserError, match="--limit: '-1' is not a whole number of at least 1"):
-        main("DEMO", None, ["--limit", "-1"])
 
 
 def test_devices_by_any_name() -> None:
