@@ -6,6 +6,7 @@ bit-identical to an uninterrupted run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -89,7 +90,8 @@ def _epoch(
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + step / len(drawn))
         phase.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        half = precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16) if half else contextlib.nullcontext():
             losses = phase.loss(x, y)
         losses["loss"].backward()
         phase.optimizer.step()
