@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -14,14 +15,16 @@ from core.files.errors import UserError
 from core.files.kinds import missing, unreadable
 
 
-def open_hdf5(path: Path | str) -> h5py.File:
-    """A feature file to read, without a lock, which not every disk has."""
+def open_hdf5(path: Path | str, locking: str | bool = "best-effort") -> h5py.File:
+    """A feature file to read; with a lock where the disk has them, as other readers of the same program open it."""
     if not Path(path).is_file():
         raise UserError(missing(path, "feature file"))
     try:
         # 64 MiB: automatic chunks of DAZLE's files are read many times with HDF5's default cache
-        return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking=False)
+        return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking=locking)
     except OSError as error:
+        if error.errno == errno.ENOLCK and locking:  # a disk of a cluster that cannot lock
+            return open_hdf5(path, locking=False)
         raise unreadable(path, "feature file", error) from error
 
 
