@@ -131,6 +131,17 @@ def test_the_command_says_it(there: Made, tmp_path: Path) -> None:
     assert run_here(tmp_path, "predict.py", there.run("vsmr"), photo, *given, "--none-rate", "1")[1].count("none of")
 
 
+def test_the_likely_classes_hold_the_right_one_nine_times_in_ten() -> None:
+    rng = np.random.default_rng(0)
+    p, weight = rng.dirichlet(np.full(10, 0.5), 3000), rng.uniform(0.5, 1.5, 3000)
+    validation, others = (np.array([rng.choice(10, p=row) for row in p]) for _ in range(2))
+    sure = Sure(p=p, level=certainty.level(p, validation, weight), groups=[])
+    held = [others[i] in sure.likely(i) for i in range(len(p))]
+    assert np.average(held, weights=weight) == pytest.approx(0.9, abs=0.02)
+    by_hand = Sure(p=np.array([[0.2, 0.5, 0.3], [0.95, 0.05, 0.0]]), level=0.6, groups=[])
+    assert (by_hand.likely(0), by_hand.likely(1)) == ([1, 2], [0])
+
+
 def test_where_the_class_is_unsure_the_group_is_the_answer() -> None:
     p = np.array([[0.3, 0.25, 0.35, 0.1], [0.6, 0.2, 0.1, 0.1], [0.2, 0.1, 0.3, 0.4]])
     sure = Sure(p=p, groups=["heron", "heron", "duck", ""])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 # of the table's header
-BEGINNING = ("image", "class", "side", "score", "probability", "margin", "none", "group", "attributes")
+BEGINNING = ("image", "class", "side", "score", "probability", "margin", "none", "likely", "group", "attributes")
 
 
 def parser(description: str | None) -> Parser:
@@ -160,7 +160,8 @@ def row_of(answer: Prediction, top: int) -> list[str]:
         cells += [_plain(c.name), c.side, written(c.score), written(c.probability)]
     cells += [""] * (4 * top - len(cells))
     group = "" if answer.group is None else _plain(f"{answer.group[0]} {answer.group[1]:.3g}")
-    more = [written(answer.margin), "none of these" if answer.none else "", group]
+    likely = _plain("; ".join(answer.likely or ()))
+    more = [written(answer.margin), "none of these" if answer.none else "", likely, group]
     spoke = _plain(_listed(answer.attributes, "; "))
     return [_plain(answer.image), *cells[:4], *more, spoke, *cells[4:], _plain(answer.error)]
 
@@ -183,6 +184,8 @@ def lines_of(answer: Prediction) -> Iterator[str]:
     ahead = "" if answer.margin is None else f", ahead by {answer.margin:.3g}"
     nearest = "none of these; the nearest: " if answer.none else ""
     yield f"{answer.image}\n    {nearest}{_named_with(first)}{ahead}"
+    if answer.likely and len(answer.likely) > 1:
+        yield f"    9 times in 10 one of: {', '.join(answer.likely[:8])}" + ", ..." * (len(answer.likely) > 8)
     if answer.group:
         yield f"    unsure; of its kind: {answer.group[0]} {answer.group[1]:.0%}"
     if answer.attributes:

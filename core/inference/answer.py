@@ -23,6 +23,7 @@ class Prediction:
     classes: tuple[ClassScore, ...] = ()  # best first
     margin: float | None = None  # by how much the first is ahead of the second; None: there was one candidate
     none: bool | None = None  # whether it is none of these classes; None: the run cannot say, or was not asked
+    likely: tuple[str, ...] | None = None  # classes among which it is 9 times in 10; None: the run cannot say
     group: tuple[str, float] | None = None  # where the class is unsure: the likeliest group, and its probability
     attributes: tuple[tuple[str, float], ...] = ()  # what spoke most for the first class, in words, and its points
     against: tuple[tuple[str, float], ...] = ()  # and what most against it

@@ -162,6 +162,7 @@ class Predictor:
                     classes=tuple(classes),
                     margin=float(row[order[0]] - row[order[1]]) if len(order) > 1 else None,
                     none=sure.none(i),
+                    likely=None if (likely := sure.likely(i)) is None else tuple(trained.classes[c] for c in likely),
                     group=sure.group(i),
                     attributes=spoke,
                     against=against,

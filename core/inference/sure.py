@@ -23,6 +23,7 @@ class Sure:
 
     p: np.ndarray | None = None  # (B,C)
     is_none: np.ndarray | None = None  # (B,)
+    level: float | None = None  # core/training/certainty.py
     groups: list[str]  # (C,)
 
     @classmethod
@@ -39,13 +40,21 @@ class Sure:
             if (rival := rival_of(trained, found)) is not None:
                 measures.append(measures[0] - rival)
             is_none = none_of_these(trained.certainty, measures, np.isin(top, unseen).astype(int), none_rate)
-        return cls(p=p, is_none=is_none, groups=groups)
+        return cls(p=p, is_none=is_none, level=trained.certainty.get("level"), groups=groups)
 
     def probability(self, image: int, of: int) -> float | None:
         return None if self.p is None else float(self.p[image, of])
 
     def none(self, image: int) -> bool | None:
         return None if self.is_none is None else bool(self.is_none[image])
+
+    def likely(self, image: int) -> list[int] | None:
+        """Class numbers, the likeliest first, among which the right one is 9 times in 10."""
+        if self.p is None or self.level is None:
+            return None
+        order = np.argsort(-self.p[image], kind="stable")
+        p = self.p[image][order]
+        return [int(c) for c in order[p.cumsum() - p <= self.level]]
 
     def group(self, image: int) -> tuple[str, float] | None:
         """The group of the highest summed probability, where no class is likelier than not."""

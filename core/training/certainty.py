@@ -32,7 +32,8 @@ from core.training.folds import Fold
 RIVALS = 600
 LEVELS = np.linspace(0, 1, 51)  # of the quantiles that are kept
 _GAMMAS = np.linspace(-2, 6, 41)  # in spreads
-_PLAIN = ("U", "S", "lowest")  # no scores: in no unit
+HELD = 0.9  # share of the validation images whose class is among the likely ones
+_PLAIN = ("U", "S", "lowest", "level")  # no scores: in no unit
 
 
 @torch.no_grad()
@@ -63,11 +64,14 @@ def measured(model: ZeroShotModel, features: RegionFeatures, fold: Fold, gamma: 
     of_side = [named == s if (named == s).any() else named >= 0 for s in (0, 1)]
     tables = [[np.quantile(values[some], LEVELS).tolist() for some in of_side] for values in found]
     lowest = ranks(tables, found, named)
+    temperature = [_temperature(offered[some], y[some], weight[some]) for some in of_side]
+    p = probabilities({"temperature": temperature}, offered, unseen)
     return {
         "gammas": _GAMMAS.tolist(),
         "U": U,
         "S": S,
-        "temperature": [_temperature(offered[some], y[some], weight[some]) for some in of_side],
+        "temperature": temperature,
+        "level": level(p, y, weight),
         "ranks": tables,
         "lowest": [np.quantile(lowest[some], LEVELS).tolist() for some in of_side],
     }
@@ -95,6 +99,13 @@ def probabilities(certainty: Mapping[str, Any], offered: np.ndarray, unseen: np.
     """(n,C) probabilities of the classes offered, from scores with γ; ``unseen``: class numbers."""
     side = np.isin(offered.argmax(axis=1), unseen).astype(int)
     return np.asarray(softmax(offered / np.array(certainty["temperature"])[side, None], axis=1))
+
+
+def level(p: np.ndarray, y: np.ndarray, weight: np.ndarray) -> float:
+    """What the probabilities p (n,C) of likelier classes sum to at most, for :data:`HELD` of the images by weight."""
+    before = (p * (p > p[np.arange(len(y)), y][:, None])).sum(axis=1)
+    order = before.argsort()
+    return float(before[order][np.searchsorted(weight[order].cumsum(), HELD * weight.sum())])
 
 
 def confidence(certainty: Mapping[str, Any], gamma: float, space: ClassSpace, scores: np.ndarray) -> np.ndarray:
