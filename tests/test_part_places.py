@@ -110,7 +110,10 @@ class Knowing(ZeroShotModel):
 
     def attend(self, x):
         maps = x[:, :, self.groups.clamp(min=0)].clamp(min=0) + 1e-6  # (B,R,K)
-        return AttentionOutput(theta=maps / maps.sum(1, keepdim=True), w=torch.ones(len(x), maps.shape[2]), e=None)
+        theta, w = maps / maps.sum(1, keepdim=True), torch.ones(len(x), maps.shape[2])
+        return AttentionOutput(
+            theta=theta, w=w, e=None, ev=torch.where(theta > 0.01, 2 * theta, -1)
+        )  # what speaks against counts not
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +160,9 @@ def test_a_model_that_looks_at_the_part_is_found_to(drawn, tmp_path, monkeypatch
     assert main(flags(drawn, tmp_path / "out", "--methods", "vsmr")) == 0
     rows = pd.read_csv(tmp_path / "out/localisation.csv").set_index(["point", "measure"])
     pointing = rows.share.xs("pointing", level="measure")
-    assert pointing["vsmr, θ"] == 1.0 == pointing["best cell"]
+    assert pointing["vsmr, θ"] == pointing["vsmr, evidence"] == 1.0 == pointing["best cell"]
     assert max(pointing["random cell"], pointing["image centre"], pointing["part prior"]) < 0.6
-    assert rows.own_over_others["vsmr, θ"].iloc[0] > 2
+    assert min(rows.own_over_others[f"vsmr, {kind}"].iloc[0] for kind in ("θ", "evidence")) > 2
     assert (tmp_path / "out/localisation.md").read_text() == capsys.readouterr().out
     monkeypatch.setattr(command, "BATCH", 3)  # blocks of any size give the same
     assert main(flags(drawn, tmp_path / "blocks", "--methods", "vsmr")) == 0
