@@ -16,8 +16,6 @@ follow: these rows are of the head alone.
 B images · R regions · D channels · K attributes · C classes (S seen)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.method import AttentionOutput, AttributeModel, Batches, ClassSpace, Images, Losses, Method, Phase, hp, method
+from core.method import AttentionOutput, AttributeModel, Batches, ClassSpace, Losses, Method, Phase, hp, method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +123,8 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
     """One phase of Adam, which forgets its moments after every epoch."""
     model = APN(space, shape[1], recipe)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, betas=(0.5, 0.999))
-
-    def begin(images: Images) -> None:
-        model.length.fill_(images.region_norm())
-
     phase = Phase(
         name="prototypes", loss=model.loss, optimizer=optimizer, batches=Batches(recipe.batch_size), epochs=epochs,
         after_epoch=lambda: optimizer.state.clear(),
     )  # fmt: skip
-    return Method(model=model, phases=[phase], begin=begin)
+    return Method(model=model, phases=[phase], begin=lambda images: model.length.fill_(images.region_norm()))

@@ -11,8 +11,6 @@ lr/2 (1 + cos(πe/E)), so the last one has none.
 B images · D channels · K attributes · C classes (S seen)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import cos, pi
 
@@ -56,8 +54,7 @@ class BiasAware(AttributeModel):
 
     def embedding(self, pooled: Tensor) -> Tensor:
         """f (B,K) of pooled features (B,D)."""
-        f: Tensor = self.network(self.scaling(pooled))
-        return f
+        return self.network(self.scaling(pooled))
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """f at unit length over the temperature (B,K), of regions x (B,R,D)."""

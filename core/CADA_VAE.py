@@ -19,8 +19,6 @@ is described later has no logit.
 B images · D channels · K attributes · C classes (S seen + U unseen) · L latent
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -141,8 +139,7 @@ class CADAVAE(ZeroShotModel):
 
     def class_scores(self, x: Tensor) -> Tensor:
         """(B,C) logits of μ_x for regions x (B,R,D)."""
-        scores: Tensor = self.classifier(self.images(self.scaling(x.mean(dim=1))).mu)
-        return scores
+        return self.classifier(self.images(self.scaling(x.mean(dim=1))).mu)
 
 
 @method(
@@ -157,9 +154,6 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
     vaes = [*model.images.parameters(), *model.attributes.parameters()]
     count = _PER_SEEN * len(space.seen) + _PER_UNSEEN * len(space.unseen)
 
-    def after_epoch() -> None:
-        model.epoch.add_(1)
-
     return Method(
         model=model,
         phases=[
@@ -171,7 +165,7 @@ def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, 
                 epochs=recipe.vae_epochs,
                 selectable=False,
                 pooled=True,
-                after_epoch=after_epoch,
+                after_epoch=lambda: model.epoch.add_(1),
             ),
             Phase(
                 name="classifier",

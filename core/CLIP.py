@@ -9,8 +9,6 @@ It is what a user would take instead of a zero-shot method, and no zero-shot res
 unseen classes, pictures with their names, is unknown. It is scored like every other method, γ chosen on validation.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

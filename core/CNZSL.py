@@ -16,8 +16,6 @@ Trained by Adam, the learning rate a tenth after 25 epochs. x is the mean-pooled
 B images · D channels · K attributes · C classes (S seen) · h width
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -9,8 +9,6 @@ How to read it. With θ, the attribute scores e_i and the attribute weights w_i 
 B images · R regions · D channels · K attributes · C classes · V word-vector size
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,8 +44,7 @@ class DAZLE(AttributeClassifier):
 
     def attend(self, x: Tensor) -> AttentionOutput:
         """θ, w and e of x (B,R,D)."""
-        output: AttentionOutput = self.attention(x)
-        return output
+        return self.attention(x)
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """w∘e (B,K)."""

@@ -7,8 +7,6 @@ chosen on validation from powers of ten. ``prepared`` gives it the inputs of ``v
 how much of a gain is preparation alone.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -14,8 +14,6 @@ It takes CLIP's image embeddings with the texts of the classes, as core/CLIP.py 
 CLIP's pretraining saw of the unseen classes is unknown.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import log
 

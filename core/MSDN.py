@@ -21,8 +21,6 @@ Trained by RMSprop, as DAZLE is. The regions of the published numbers are 14x14,
 B images · R regions · D channels · K attributes · C classes · V word-vector size
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -108,8 +106,7 @@ class MSDN(AttributeClassifier):
 
     def attend(self, x: Tensor) -> MutualAttentionOutput:
         """Both attentions of x (B,R,D)."""
-        output: MutualAttentionOutput = self.attention(x)
-        return output
+        return self.attention(x)
 
     def branch_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """s1 (B,C) and s2 (B,C) of x (B,R,D), without the margin m."""

@@ -13,8 +13,6 @@ P diag(a) Pᵀ and XᵀX = Q diag(b) Qᵀ every λ costs two products: W = P [(1
 N images · D channels · K attributes · C classes
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

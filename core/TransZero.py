@@ -27,8 +27,6 @@ over regions (its query and output maps) is applied to the regions instead.
 B images · R regions · D channels · K attributes · C classes · V word-vector size · d width
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -91,8 +89,7 @@ class FeedForward(nn.Module):
 
     def forward(self, t: Tensor) -> Tensor:
         """(...,d) to (...,d)."""
-        output: Tensor = self.norm(t + self.drop(self.fc2(self.drop(F.relu(self.fc1(t))))))
-        return output
+        return self.norm(t + self.drop(self.fc2(self.drop(F.relu(self.fc1(t))))))
 
 
 class RegionEncoder(nn.Module):
@@ -119,8 +116,7 @@ class RegionEncoder(nn.Module):
         A = (self.q(h) @ self.k(h).transpose(1, 2) / math.sqrt(h.shape[2]) - G).softmax(dim=2)  # (B,R,R)
         u = self.norm1(h + self.drop(self.o(self.drop_attention(A) @ self.v(h))))
         u = self.norm2(h + self.drop(u))
-        m: Tensor = self.ffn(u)
-        return m
+        return self.ffn(u)
 
 
 class AttributeDecoder(nn.Module):
@@ -141,8 +137,7 @@ class AttributeDecoder(nn.Module):
         if self.among is None or self.norm1 is None:
             return a
         if not self.training:  # the same for every image
-            t: Tensor = self.norm1(a + self.among(a, a, a, need_weights=False)[0])
-            return t
+            return self.norm1(a + self.among(a, a, a, need_weights=False)[0])
         # The products do not depend on the image and are made once a batch. What is dropped does: the authors expand
         # the attributes to the batch first, so that each image has masks of its own, on the weights and on the sum.
         # (CUB's sizes on a CPU: a step takes 0.6 of the literal form's time; one mask of weights a batch, 0.5.)

@@ -25,8 +25,6 @@ classes: it has their images where W has their attributes only.
 B images · R regions · D channels · K attributes · C classes (S seen) · d width of P
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 
@@ -34,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.closed_forms import readable_regions
+from core.closed_forms import readable_regions, shrunk
 from core.method import AttentionOutput, ClassSpace, Images, Method, ZeroShotModel, hp, method, with_settings
 from core.preparation import SMALL, ClassEncoder, prepared_attributes, shrunk_whitening
 
@@ -112,9 +110,7 @@ class VSMR(ZeroShotModel):
         counts = torch.bincount(index, minlength=len(self.seen)).to(f)
         self.means.copy_(torch.zeros_like(self.means).index_add_(0, index, f) / counts.clamp_min(1).unsqueeze(1))
         within = (f.T @ f - (self.means * counts.unsqueeze(1)).T @ self.means).double() / counts.sum()  # (d,d)
-        more = _EXPERT_SHRINKAGE * within.diagonal().mean().clamp_min(1e-12)
-        within += more * torch.eye(len(within), dtype=within.dtype, device=within.device)
-        self.expert.copy_(torch.linalg.solve(within, self.means.T.double()).T)
+        self.expert.copy_(torch.linalg.solve(shrunk(within, _EXPERT_SHRINKAGE), self.means.T.double()).T)
         self.expert_bias.copy_(-0.5 * (self.means * self.expert).sum(dim=1))
         self.solve()
 

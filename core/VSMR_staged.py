@@ -24,8 +24,6 @@ loss.
 B images · R regions · D channels · K attributes · C classes (S seen) · V word-vector size
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -93,8 +91,7 @@ class VSMRStaged(ZeroShotModel):
 
     def presence_logits(self, pooled: Tensor) -> Tensor:
         """(B,K) of pooled unit regions (B,D)."""
-        logits: Tensor = self.predictor(pooled * self.region_norm)
-        return logits
+        return self.predictor(pooled * self.region_norm)
 
     def predictor_loss(self, pooled: Tensor, y: Tensor) -> Losses:
         """Stage 0: BCE of the attributes of the image's class; pooled (B,D)."""
@@ -263,9 +260,6 @@ def build(recipe: StagedRecipe, space: ClassSpace, shape: tuple[int, int], seed:
         epochs=epochs,
     )
 
-    def begin(training: Images) -> None:
-        model.region_norm.fill_(training.region_norm())
-
     def tune(unseen: Images) -> dict[str, float]:
         threshold = model.best_threshold(unseen.pooled(), unseen.labels)
         model.threshold.fill_(threshold)
@@ -274,7 +268,7 @@ def build(recipe: StagedRecipe, space: ClassSpace, shape: tuple[int, int], seed:
     return Method(
         model=model,
         phases=[predictor, visual],
-        begin=begin,
+        begin=lambda training: model.region_norm.fill_(training.region_norm()),
         finish=lambda training: model.fit_prototypes(model.mean_features(training.blocks())),
         tune=tune if recipe.threshold is None else None,
         diagnose=lambda seen, unseen: published_procedure(model, seen, unseen),

@@ -11,8 +11,6 @@ three (B,R,K) maps of one product x [V W1; V W2; V W3]^T are all that is needed.
 B images · R regions · D channels · K attributes · C classes · V word-vector size
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -7,8 +7,6 @@ wings and twigs only as far as it goes along with what these show.
 N images · R regions · D channels · K attributes · S seen classes · k kinds of regions
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +39,7 @@ def readable_regions(images: Images, seen_index: Tensor, z: Tensor) -> Tensor:
     centres = region_kinds(regions)
     k, D = centres.shape
     q = _shares(regions, centres)  # (n,k)
-    P = torch.linalg.solve(_shrunk((regions.T @ regions).double(), 0.1), (regions.T @ q).double()).T  # (k,D)
+    P = torch.linalg.solve(shrunk((regions.T @ regions).double(), 0.1), (regions.T @ q).double()).T  # (k,D)
     del regions
     chosen = torch.linspace(0, len(z) - 1, min(len(z), _CLASSES), dtype=torch.float64).round().long().to(z.device)
     place = torch.full((len(z),), -1, dtype=torch.long, device=z.device)
@@ -106,13 +104,13 @@ def readability(means: Tensor, z: Tensor) -> Tensor:
     """
     m, target = means.double() - means.double().mean(dim=0), z.double() - z.double().mean(dim=0)
     gram = m @ m.T
-    hat = gram @ torch.linalg.inv(_shrunk(gram, _RIDGE))
+    hat = gram @ torch.linalg.inv(shrunk(gram, _RIDGE))
     own = hat.diagonal().unsqueeze(1)
     predicted = (hat @ target - own * target) / (1 - own)
     return ((predicted * target).sum(dim=0) / (predicted.norm(dim=0) * target.norm(dim=0)).clamp_min(1e-12)).to(z)
 
 
-def _shrunk(gram: Tensor, share: float) -> Tensor:
+def shrunk(gram: Tensor, share: float) -> Tensor:
     """Gram matrix and ``share`` of its mean diagonal."""
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return gram + share * gram.diagonal().mean().clamp_min(1e-12) * eye

@@ -1,7 +1,5 @@
 """Settings whose fields are flags: a default, its help and its limits stand once, in a frozen dataclass."""
 
-from __future__ import annotations
-
 import operator
 from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
 from collections.abc import Callable, Mapping, Sequence
@@ -35,11 +33,7 @@ def _range_of(f: Field[Any]) -> str:
 
 
 def check(settings: Any) -> Any:
-    """The settings, each :func:`hp` field within its limits.
-
-    Raises:
-        UserError: one is not; with the flag, the value and the range.
-    """
+    """The settings, each :func:`hp` field within its limits; else refused with the flag, the value and the range."""
     for f in fields(settings):
         value, limits = getattr(settings, f.name), f.metadata.get("limits", {})
         inside = not isinstance(value, float | int) or isfinite(value)
@@ -56,10 +50,10 @@ def with_settings(settings: Any, changes: Mapping[str, Any]) -> Any:
     return check(replace(settings, **changes))
 
 
-def add_fields(parser: ArgumentParser | _ArgumentGroup, settings: Any) -> None:
+def add_fields(parser: ArgumentParser | _ArgumentGroup, settings: Any, *, without: Sequence[str] = ()) -> None:
     """One flag for each field; a field without one keeps its value among the parsed arguments."""
     hints = get_type_hints(type(settings))
-    for f in fields(settings):
+    for f in (f for f in fields(settings) if f.name not in without):
         value = getattr(settings, f.name)
         if not f.metadata["flag"]:
             parser.set_defaults(**{f.name: value})

@@ -8,8 +8,6 @@ files. docs/adding.md shows the smallest one.
 B images · R regions · D channels · K attributes · C classes (S seen + U unseen) · V word-vector size
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 from abc import ABC, abstractmethod
@@ -127,13 +125,11 @@ class AttributeModel(ZeroShotModel):
     """Class scores are what an image says of attributes times the class's: s_c = Σ_i :meth:`evidence`_i z_ci."""
 
     def __init__(self, space: ClassSpace, *, prepared: bool = False) -> None:
-        """``prepared``: class attributes as vsmr takes them (core/preparation.py)."""
         super().__init__()
-        self.prepared = prepared
+        self.prepared = prepared  # class attributes as vsmr takes them
         self.z = nn.Buffer(prepared_attributes(space.att, space.seen) if prepared else space.z)  # (C,K)
 
     def class_scores(self, x: Tensor) -> Tensor:
-        """(B,C) without a margin between seen and unseen: calibration is applied by the evaluation."""
         g = self.evidence(x, self.attend(x))
         assert g is not None
         return g @ self.z.T
@@ -186,7 +182,7 @@ class Phase:
     selectable: bool = True  # validation chooses how many of its epochs are run, 0 included
     pooled: bool = False  # the loss takes (B,D) means instead of (B,R,D) regions
     lr_at: Callable[[float], float] | None = None  # learning rate after that many epochs (a fraction within one)
-    after_epoch: Callable[[], None] | None = None
+    after_epoch: Callable[[], object] | None = None
     # called with the training images when the phase begins, or is taken up again: what it is trained on in their place,
     # x (M,·) and class numbers (M,); it must follow from the weights, the images and a generator of its own
     made: Callable[[Images], tuple[Tensor, Tensor]] | None = None
@@ -208,10 +204,10 @@ class Method:
 
     model: ZeroShotModel
     phases: list[Phase]
-    begin: Callable[[Images], None] | None = None
-    finish: Callable[[Images], None] | None = None
+    begin: Callable[[Images], object] | None = None
+    finish: Callable[[Images], object] | None = None
     grid: tuple[dict[str, float], ...] = ()
-    set_params: Callable[[dict[str, float]], None] | None = None
+    set_params: Callable[[dict[str, float]], object] | None = None
     tune: Callable[[Images], dict[str, float]] | None = None
     diagnose: Callable[[Images, Images], dict[str, float]] | None = None
 
@@ -236,7 +232,6 @@ class Registered:
         return type(self.recipes["*"])
 
     def recipe(self, dataset: str) -> Any:
-        """The settings on a data set."""
         return self.recipes.get(dataset, self.recipes["*"])
 
 
@@ -249,16 +244,11 @@ REGISTRY: dict[str, Registered] = {}
 
 
 def method(name: str, *, recipes: Mapping[str, Any], **about: Any) -> Callable[[Build], Build]:
-    """Register ``build(recipe, space, shape (R,D), seed, epochs) -> Method`` under a name.
+    """Register ``build(recipe, space, shape (R,D), seed, epochs) -> Method`` under a name, with its ``recipes`` by data
+    set ("*" serves all others) and what else :class:`Registered` holds.
 
-    Whatever it draws comes from torch's own numbers, begun with the seed; the caller's are left as they were.
-
-    Args:
-        recipes: data set -> recipe; "*" is needed, it serves data sets nobody has heard of.
-        about: ``deviations``, ``given_preparation`` and ``needs_text`` of :class:`Registered`.
-
-    Refused are, at import, what would put other numbers under a name: a name that another method has, and a recipe for
-    a data set that is not registered, whose runs would take that of "*".
+    Whatever it draws comes from torch's own numbers, begun with the seed; the caller's stay as they were. Refused is
+    what would put other numbers under a name: one that another method has, a recipe for a data set that is not there.
     """
 
     def register(build: Build) -> Build:

@@ -27,11 +27,6 @@ def methods() -> dict[str, contract.Registered]:
 
 
 def find_method(name: str) -> contract.Registered:
-    """The method of that name.
-
-    Raises:
-        UserError: there is none; names those there are.
-    """
     known = methods()
     if name not in known:
         raise UserError(f"no method {name!r}; there are {', '.join(known)}")

@@ -56,15 +56,14 @@ class ClassEncoder:
         return z / length, -self.hubness * (prototypes / length @ self.means.T).amax(dim=1)
 
 
-def prepared_attributes(att: Tensor, seen: Tensor, *, root: bool = True, centre: bool = True) -> Tensor:
+def prepared_attributes(att: Tensor, seen: Tensor, *, root: bool = True) -> Tensor:
     """z (C,K): unit rows of att, root taken, the mean over seen classes taken away, unit rows again.
 
     Args:
         att: (C,K) class attributes; of negative ones the root is -√|a|.
         seen: (S,) class numbers whose mean is taken away; unseen classes do not enter it.
     """
-    plain = ClassEncoder.of(att, seen, root=root, centre=centre)
-    return plain.prepare(att)
+    return ClassEncoder.of(att, seen, root=root, centre=True).prepare(att)
 
 
 def signed_root(g: Tensor) -> Tensor:

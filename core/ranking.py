@@ -20,8 +20,6 @@ x is the mean-pooled feature as it is, at unit length or standardised by trainin
 D channels · K attributes · C classes (S seen) · M maps
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

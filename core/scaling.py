@@ -1,7 +1,5 @@
 """Pooled features as a baseline was given them: a shift and a scale a channel, both of the training images."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

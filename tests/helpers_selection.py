@@ -1,7 +1,5 @@
 """A made-up data set whose images carry their class, their row and how hard they are in their features."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

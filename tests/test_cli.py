@@ -1,7 +1,5 @@
 """What a user sees of every command: help, flags that do not exist, and data that do not fit."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The one command of an installation, and what commands do to the process they run in."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tomllib

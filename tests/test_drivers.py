@@ -1,8 +1,6 @@
 """The four drivers to the end, through the real scripts, on small images under xlsa17's real names; and what a user
 sees where something is missing or damaged."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """The board's methods against what their authors' code gave, in float64 to 1e-9 (tests/golden/README.md)."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from dataclasses import replace
 

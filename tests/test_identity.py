@@ -1,7 +1,5 @@
 """A run is what it says it is: what can change a number changes its digest, nothing else does, and nothing is mixed."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The contract of a method: fields of a recipe and their flags, what is refused at import, and the registry."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import pytest

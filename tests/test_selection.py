@@ -3,8 +3,6 @@
 Features say class, row and difficulty of an image: every hook can be asked which images it was shown.
 """
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 from functools import partial

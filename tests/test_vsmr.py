@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from core.closed_forms import readable_regions
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as EszslRecipe
-from core.preparation import prepared_attributes, shrunk_whitening, signed_root
+from core.preparation import ClassEncoder, prepared_attributes, shrunk_whitening, signed_root
 from core.VSMR import CHOICES, VSMR, Recipe, build
 from tests.helpers import C, K
 from tests.helpers_page import Shown
@@ -42,7 +42,7 @@ def test_prepared_attributes_by_hand():
     # roots of unit rows: (1,0), (0,1), (√.8,√.6), and with their sign (√.6,-√.8); the seen mean is (.5,.5)
     roots = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.8**0.5, 0.6**0.5], [0.6**0.5, -(0.8**0.5)]])
     torch.testing.assert_close(z, F.normalize(roots - 0.5, dim=1))
-    plain = prepared_attributes(att, torch.tensor([0, 1]), root=False, centre=False)
+    plain = ClassEncoder.of(att, torch.tensor([0, 1]), root=False, centre=False).prepare(att)
     torch.testing.assert_close(plain, F.normalize(att, dim=1))
 
 

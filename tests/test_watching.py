@@ -1,7 +1,5 @@
 """TensorBoard is an extra: what it shows where it is, a sentence where it is not, and no other number for it."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The one command of an installation: `vsmr own`, `vsmr predict`, ...; each word stands for a script of the clone."""
 
-from __future__ import annotations
-
 import sys
 
 from core.commands.parser import Parser

@@ -1,14 +1,12 @@
 """Command line of OWN_ours.py: look at the folder, extract, train every seed, print the table."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from core.commands import flags
-from core.commands.parser import Parser, from_flags, number, whole
+from core.commands.parser import Parser, from_flags, whole
 from core.commands.train import run_seeds
 from core.datasets import paths
 from core.datasets.metadata import Metadata
@@ -17,6 +15,8 @@ from core.datasets.registry import OWN
 from core.datasets.vectors import FORMATS, MODELS, attribute_vectors, source_record, write_attribute_vectors
 from core.datasets.words import NAME as WORDS
 from core.datasets.words import sheet_from_words
+from core.features.settings import BATCH_SIZE, ExtractionConfig, default_out
+from core.fields import add_fields
 from core.files.atomic import read_json
 from core.files.errors import UserError
 from core.files.memory import keep_memory
@@ -35,24 +35,17 @@ def parser(description: str | None, argv: Sequence[str] | None = ()) -> Parser:
     said = "classes that are not trained on; none: all are, and only S is measured"
     unseen.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help=said)
     share = "share of the classes with images that is drawn instead (unseen.txt, else 0.2)"
-    unseen.add_argument("--unseen-share", type=number(0), help=share)
+    unseen.add_argument("--unseen-share", type=float, help=share)
     data.add_argument("--split-seed", type=whole(0), default=0, help="of everything that is drawn for the split (0)")
     vectors = f"word vectors of the attributes: none (one-hot: names mean nothing), {' or '.join(MODELS)} (through "
     vectors += f"gensim), a file of word vectors ({FORMATS}), or ready ones (K,V) as .npy or .pkl (none)"
     data.add_argument("--vectors", default=NONE, metavar="NONE_NAME_OR_FILE", help=vectors)
     features = "feature file to read, or to make (ROOT/OWN/feature_map_*_OWN.hdf5)"
     data.add_argument("--features", type=Path, help=features)
-    # values are checked by ExtractionConfig: its module takes seconds to import, which --help need not wait for
-    add = p.add_argument_group("features", "used where the feature file is not there yet").add_argument
-    add("--backbone", default="resnet101", help="torchvision classifier, timm:NAME, or demo (resnet101)")
-    add("--weights", help="torchvision weights name, a weights file, or random (IMAGENET1K_V1)")
-    saw = "no, unknown or yes, for weights files and timm: whether pretraining saw unseen classes (unknown)"
-    add("--pretraining-saw-unseen", help=saw)
-    add("--input-size", type=whole(1), help="image side in pixels (the backbone's own)")
-    add("--pool", type=whole(1), default=1, help="average this many by this many regions into one (1)")
-    add("--image-batch-size", type=whole(1), default=32, help="images per forward pass (32)")
-    add("--dtype", default="float32", help="arithmetic of the backbone: float32, bfloat16, float16 (float32)")
-    add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
+    group = p.add_argument_group("features", "used where the feature file is not there yet")
+    add_fields(group, ExtractionConfig(), without=("batch_size", "store", "device"))
+    said = f"images per forward pass ({BATCH_SIZE})"
+    group.add_argument("--image-batch-size", type=whole(1), default=BATCH_SIZE, help=said)
     flags.add_device(p)
     flags.add_run(p, None, gamma_splits=5)
     return p
@@ -62,7 +55,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     args = parser(description, argv).parse_args(argv)
     keep_memory()
     root: Path = args.data_root
-    if args.unseen_share is not None and args.unseen_share >= 1:
+    if args.unseen_share is not None and not 0 < args.unseen_share < 1:
         raise UserError(f"--unseen-share {args.unseen_share:g}: must be between 0 and 1")
     if args.unseen == [NONE]:
         args.unseen, args.unseen_share = [], 0.0
@@ -114,7 +107,6 @@ def _features(args: argparse.Namespace, root: Path, m: Metadata) -> Path:
     if args.features is not None and args.features.is_file():
         return Path(args.features)
     from core.features.extraction import extract
-    from core.features.settings import ExtractionConfig, default_out
 
     config = from_flags(ExtractionConfig, args, batch_size=args.image_batch_size)
     usual = default_out(root, OWN, config).stem.removeprefix("feature_map_").removesuffix(f"_{OWN.name}")

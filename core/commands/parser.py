@@ -1,7 +1,5 @@
 """A parser that says what is wrong in one sentence, and types of flags."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import sys

@@ -8,8 +8,6 @@ BOARD/digests.json lists the codes, features, vectors, splits and ways to choose
 what a reviewer looks at. A check is no proof, but whatever it lets pass can be run again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -118,14 +116,6 @@ def read_board(board: Path = BOARD) -> list[dict[str, Any]]:
     if said or not rows:
         raise UserError("\n  ".join([f"the board {board} has " + ("false rows:" if said else "no row"), *said]))
     return rows
-
-
-def seconds_of_methods(board: Path) -> dict[str, float]:
-    """Median processor seconds of a run, of the methods that have rows."""
-    took: dict[str, list[float]] = {}
-    for path in board.glob("*/*/*/seed*.json"):
-        took.setdefault(path.parent.name, []).append(read_json(path)["processor_seconds"])
-    return {method: float(np.median(seconds)) for method, seconds in took.items()}
 
 
 def _known(board: Path) -> dict[str, list[str]]:

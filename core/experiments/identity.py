@@ -1,7 +1,5 @@
 """What a run is: two runs of equal identity give equal numbers (on a CPU, with the same versions)."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """What every run on a data set needs: found under the data root, checked against each other, loaded, and digested."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -5,15 +5,12 @@ resampling follows from), per_class.csv, checkpoint.safetensors; log.jsonl is fo
 through :func:`read_result` and :func:`read_scores`, which compare checksums first.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +157,6 @@ def write_checkpoint(
         "attributes": inputs.attribute_names,
         "regions": "unit length over D (L2)",
         "backbone": {k: v for k, v in inputs.provenance.items() if k in BACKBONE} | {"store": stored},
-        "libraries": {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")},
         "environment": result["environment"],
     }
     save_checkpoint(path, tensors, meta | more)

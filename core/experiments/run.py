@@ -4,8 +4,6 @@ The test images enter in one place, :func:`_test`, after everything has been cho
 method's own diagnosis are measured on them too, and nothing that is reported depends on those (a test holds it).
 """
 
-from __future__ import annotations
-
 import logging
 import platform
 import time

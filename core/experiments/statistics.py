@@ -5,8 +5,6 @@ Classes say how far it depends on which classes happened to be in the test set: 
 error of about 3 points, most of it common to two methods, so the difference is taken on the same resampled classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,14 +1,10 @@
-"""Data sets x methods x seeds as jobs, in processes of this machine (core/experiments/slurm.py: as a job array).
+"""Data sets x methods x seeds as jobs, in processes of this machine or each by its number (job arrays).
 
-A finished run is read back, an interrupted one continued, of a failed one there is a note while the others go on. No
-job writes a shared file: :func:`collect` makes summary.csv from the run folders.
+A finished run is read back, an interrupted one continued, a failed one does not end the others. No job writes a shared
+file: :func:`collect` makes summary.csv from the run folders.
 """
 
-from __future__ import annotations
-
-import itertools
 import logging
-import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,12 +20,11 @@ from tqdm import tqdm
 from core.datasets.paths import DEFAULT_ROOT, feature_file
 from core.datasets.registry import DATASETS
 from core.experiments.ablations import ABLATIONS
-from core.experiments.board import seconds_of_methods
 from core.experiments.identity import RunConfig, run_config
 from core.experiments.inputs import Inputs, load_inputs
 from core.experiments.results import finished, read_result, row_of
 from core.experiments.run import run
-from core.files.atomic import atomic_path, is_locked, write_bytes
+from core.files.atomic import atomic_path, is_locked
 from core.files.errors import UserError
 from core.method import epochs_of, with_settings
 from core.methods import find_method, methods
@@ -49,13 +44,13 @@ class Plan:
     features: Path | None = None  # for a single data set
     w2v: Path | None = None
     out: Path = Path("results")
-    devices: tuple[str, ...] = ("cpu",)
+    device: str = "cpu"
     jobs: int = 1  # processes
     ablation: bool = True
     diagnostics: bool = True
     epochs: int | None = None  # most epochs of every method; None: each recipe's
     precision: str = "float32"
-    board: Path | None = None  # every feature file of a data set, cheapest runs first, as the rows of the board say
+    board: Path | None = None  # every feature file of a data set, one after the other, short runs first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,26 +67,20 @@ class Job:
         of = f" {self.features.stem.removeprefix('feature_map_')}" if self.features else ""
         return f"{self.dataset}{of} {self.method}{f' ({self.ablation})' if self.ablation else ''} seed {self.seed}"
 
-    @property
-    def parts(self) -> list[str]:
-        """What its folder and its note are named by."""
-        ablation = ["ablation", self.ablation.replace(" ", "_")] if self.ablation else []
-        return [self.method, *ablation, f"seed{self.seed}"]
-
 
 def jobs_of(plan: Plan) -> list[Job]:
-    """All runs of a plan, the long ones first so that parallel processes end together; of a board the cheap ones."""
+    """All runs of a plan, the long ones first so that parallel processes end together."""
     names = plan.methods or tuple(name for name, m in methods().items() if not m.needs_text)
     ordered = sorted(names, key=lambda name: -epochs_of(find_method(name).recipe(plan.datasets[0])))
     jobs = [Job(dataset=d, method=m, seed=s) for d in plan.datasets for m in ordered for s in plan.seeds]
-    if plan.board:
-        root, took, files = plan.data_root or DEFAULT_ROOT, seconds_of_methods(plan.board), dict[str, list[Path]]()
-        for d in plan.datasets if not plan.features else ():
-            pattern = feature_file(root, DATASETS[d], "*")
-            files[d] = sorted(pattern.parent.glob(pattern.name))
-        jobs = [replace(job, features=file) for job in jobs for file in files.get(job.dataset) or (None,)]
-        return sorted(jobs, key=lambda job: (took.get(job.method, math.inf), job.method, str(job.features)))
-    if plan.ablation and "vsmr" in names:
+    if plan.board and not plan.features:
+        of_files = []
+        for d in plan.datasets:
+            pattern = feature_file(plan.data_root or DEFAULT_ROOT, DATASETS[d], "*")
+            for file in sorted(pattern.parent.glob(pattern.name)):
+                of_files += [replace(job, features=file) for job in jobs[::-1] if job.dataset == d]
+        return of_files or jobs
+    if plan.ablation and "vsmr" in names and not plan.board:
         pairs = [(d, s) for d in plan.datasets for s in plan.seeds]
         jobs += [Job(dataset=d, method="vsmr", seed=s, ablation=a) for d, s in pairs for a in ABLATIONS]
     return jobs
@@ -100,41 +89,33 @@ def jobs_of(plan: Plan) -> list[Job]:
 _inputs = lru_cache(maxsize=1)(load_inputs)
 
 
-def run_of(plan: Plan, job: Job, device: str = "cpu", budget: int | None = 0) -> tuple[RunConfig, Inputs, Path]:
+def run_of(plan: Plan, job: Job, budget: int | None = 0) -> tuple[RunConfig, Inputs, Path]:
     """The identity of a job's run, its data (``budget`` as for :func:`load_inputs`), and its folder."""
     where = {"data_root": plan.data_root, "features": job.features or plan.features, "w2v": plan.w2v}
-    inputs = _inputs(job.dataset, **where, device=device, budget=budget)
+    inputs = _inputs(job.dataset, **where, device=plan.device, budget=budget)
     recipe = with_settings(find_method(job.method).recipe(job.dataset), ABLATIONS.get(job.ablation, {}))
     config = run_config(inputs, job.method, recipe, seed=job.seed, epochs=plan.epochs, precision=plan.precision)
-    return config, inputs, plan.out.joinpath(job.dataset, inputs.variant, *job.parts)
+    ablation = ["ablation", job.ablation.replace(" ", "_")] if job.ablation else []
+    return config, inputs, plan.out.joinpath(job.dataset, inputs.variant, job.method, *ablation, f"seed{job.seed}")
 
 
-def attempt(plan: Plan, job: Job, device: str) -> str | None:
-    """Do a run, or find it finished; None, or what stopped it, which is noted in a file for :func:`status`."""
+def attempt(plan: Plan, job: Job) -> str | None:
+    """Do a run, or find it finished; None, or what stopped it."""
     try:
-        config, inputs, out = run_of(plan, job, device, budget=None)
+        config, inputs, out = run_of(plan, job, budget=None)
         run(config, inputs, out, diagnostics=plan.diagnostics, ablation=job.ablation or None)
-        _note(plan, job).unlink(missing_ok=True)
         return None
     except UserError as error:
-        failure = str(error)
+        return str(error)
     except Exception as error:  # one run's fault does not end the others
         log.exception("%s", job)
-        failure = f"{type(error).__name__}: {error}"
-    write_bytes(_note(plan, job), failure.encode())
-    return failure
-
-
-def _note(plan: Plan, job: Job) -> Path:
-    """The file that says why a job failed; each job has its own."""
-    of = [job.features.stem] if job.features else []
-    return plan.out / "jobs" / f"{'-'.join([job.dataset, *of, *job.parts])}.failed"
+        return f"{type(error).__name__}: {error}"
 
 
 def sweep(plan: Plan) -> list[str]:
     """All runs of the plan on this machine; what stopped those that failed, while the others went on."""
     jobs, failures = jobs_of(plan), []
-    here = ((job, attempt(plan, job, plan.devices[k % len(plan.devices)])) for k, job in enumerate(jobs))
+    here = ((job, attempt(plan, job)) for job in jobs)
     for job, failure in tqdm(here if plan.jobs == 1 else _in_processes(plan, jobs), "runs", len(jobs), disable=None):
         if failure:
             failures.append(f"{job}: {failure}")
@@ -143,22 +124,18 @@ def sweep(plan: Plan) -> list[str]:
 
 
 def _in_processes(plan: Plan, jobs: Sequence[Job]) -> Iterator[tuple[Job, str | None]]:
-    """Each job with what stopped it, as they end; devices are taken in turn. All processes end with one that is killed.
-
-    What is killed mostly lacked memory, so fewer processes may take what is left.
-    """
+    """Each job with what stopped it, as they end. All processes end with one that is killed, mostly for its memory."""
     threads = max(1, torch.get_num_threads() // plan.jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(plan.jobs, context, torch.set_num_threads, (threads,)) as pool:
-        devices = itertools.cycle(plan.devices)
-        futures = {pool.submit(attempt, plan, job, device): job for job, device in zip(jobs, devices, strict=False)}
+        futures = {pool.submit(attempt, plan, job): job for job in jobs}
         for future in as_completed(futures):
             killed = isinstance(future.exception(), BrokenProcessPool)
             yield futures[future], KILLED if killed else future.result()
 
 
 def status(plan: Plan) -> list[tuple[Job, str]]:
-    """Each job and its state: done (a run of this very identity), running, failed: why, interrupted, not begun."""
+    """Each job and its state: done (a run of this very identity), running, refused: why, begun, not begun."""
     return [(job, _state(plan, job)) for job in jobs_of(plan)]
 
 
@@ -170,10 +147,8 @@ def _state(plan: Plan, job: Job) -> str:
         if finished(out / ("validation.json" if job.ablation else "metrics.json"), config, resume=True):
             return "done"
     except UserError as error:
-        return f"failed: {error}"
-    if (note := _note(plan, job)).is_file():
-        return f"failed: {note.read_text('utf-8')}"
-    return "interrupted" if (out / "log.jsonl").is_file() else "not begun"
+        return f"refused: {error}"
+    return "begun" if (out / "log.jsonl").is_file() else "not begun"
 
 
 def collect(out: Path) -> Path:

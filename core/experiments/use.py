@@ -4,8 +4,6 @@ The run's own model is the one that was measured: a table needs photographs that
 none, so nothing is measured on it. γ is carried over in spreads of the training images' scores.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from core.experiments.identity import RunConfig

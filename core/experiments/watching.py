@@ -1,7 +1,5 @@
 """A run in TensorBoard while it goes on (extra `tensorboard`): loss, and what validation says of each epoch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The board's page: one table a data set and features, best first, with how sure that order is; and one figure."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

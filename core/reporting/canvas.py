@@ -1,17 +1,12 @@
-"""What all figures share: a canvas without pyplot, colours that print, text that every font has, files that repeat."""
+"""What all figures share: a canvas without pyplot, colours that print, files that repeat."""
 
-from __future__ import annotations
-
-import functools
 import textwrap
-import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from core.files.atomic import atomic_path
@@ -20,7 +15,6 @@ from core.files.atomic import atomic_path
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 3)))
-MISSING = "\ufffd"  # in place of a letter that the font lacks
 _FONT = "DejaVu Sans"  # comes with matplotlib
 
 
@@ -43,16 +37,9 @@ def canvas(
                 figure.savefig(temporary, format=suffix[1:], dpi=150, metadata=dict.fromkeys(keys))
 
 
-@functools.cache
-def _letters() -> frozenset[int]:
-    return frozenset(font_manager.get_font(font_manager.findfont(_FONT)).get_charmap())
-
-
 def printable(text: str, longest: int = 40) -> str:
-    """``text`` as a figure can show it: letters that the font lacks replaced by �, cut at ``longest``, no formulas."""
-    hidden = (unicodedata.category(c).startswith("C") or ord(c) not in _letters() for c in text)
-    shown = "".join(MISSING if hide else c for c, hide in zip(text, hidden, strict=True))
-    return (f"{shown[: longest - 1]}…" if len(shown) > longest else shown).replace("$", r"\$")
+    """``text`` cut at ``longest``, and no formula."""
+    return (f"{text[: longest - 1]}…" if len(text) > longest else text).replace("$", r"\$")
 
 
 def wrapped(text: str, width: int) -> str:

@@ -1,6 +1,4 @@
-"""Figures of results: calibration curves, reliability, and accuracy against seconds."""
-
-from __future__ import annotations
+"""Figures of results: calibration curves, and accuracy against seconds."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from core.experiments.results import read_result, read_scores
 from core.experiments.statistics import Interval
 from core.reporting.canvas import canvas, printable, style, wrapped
 from core.reporting.tables import OURS
-from core.training.evaluation import curve_from_compact, reliability
+from core.training.evaluation import curve_from_compact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +22,13 @@ class Outcome:
     U: np.ndarray  # (T+1,) ascending: the curve of seen over unseen accuracy, shares
     S: np.ndarray  # (T+1,) descending
     chosen: tuple[float, float]  # (U, S) at the run's γ
-    reliability: np.ndarray | None = None  # (bins,3) of core.training.evaluation; None: the run has no probabilities
 
 
 def read_outcome(run: Path) -> Outcome:
     """Of a finished run's folder; a file that is not what the run wrote is refused."""
     scores, standard = read_scores(run), read_result(run / "metrics.json")["standard"]
-    curve, chosen = curve_from_compact(scores), (standard["U"], standard["S"])
-    bins = reliability(scores, standard["gamma"]) if "confidence" in scores else None
-    return Outcome(U=curve.U, S=curve.S, chosen=chosen, reliability=bins)
+    curve = curve_from_compact(scores)
+    return Outcome(U=curve.U, S=curve.S, chosen=(standard["U"], standard["S"]))
 
 
 def is_ours(label: str) -> bool:
@@ -79,24 +75,6 @@ def _along_rays(curve: Outcome, angles: np.ndarray) -> np.ndarray:
     at = np.arctan2(s, u)[::-1]  # ascending: the curve falls as it goes right
     x, y = (np.interp(angles, at, values[::-1]) for values in (u, s))
     return np.hypot(x, y)
-
-
-def reliability_figure(runs: Mapping[str, Sequence[Outcome]], out: Path, title: str) -> None:
-    """Share of right answers over the probability that was said, by tenths, mean over seeds; dots grow with how many
-    images lie there. Methods without probabilities are left out.
-    """
-    with canvas(out, 6.4, 4.4) as (figure, axes):
-        axis = axes[0, 0]
-        axis.plot([0, 100], [0, 100], color="0.7", linewidth=0.9)
-        for number, method in enumerate(sorted(runs, key=lambda name: not is_ours(name))):
-            if found := [run.reliability for run in runs[method] if run.reliability is not None]:
-                share, said, right = np.mean(found, axis=0).T
-                there, look = share > 0, style(number)
-                axis.plot(100 * said[there], 100 * right[there], label=wrapped(method, 30), **look | {"marker": ""})
-                axis.scatter(100 * said[there], 100 * right[there], 240 * share[there], look["color"], zorder=3)
-        axis.set(xlabel="probability said (%)", ylabel="right answers (%)", xlim=(0, 100), ylim=(0, 100))
-        figure.suptitle(wrapped(title, 80), fontsize=10)
-        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
 def seconds_figure(panels: Mapping[str, Mapping[str, tuple[float, Interval]]], out: Path) -> None:

@@ -1,7 +1,5 @@
 """Published results of related work: printed beside measured rows, never mixed with them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 _AT_7 = "ResNet-101 frozen, 7x7"

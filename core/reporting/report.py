@@ -1,7 +1,5 @@
 """What reproduce_tables.py writes from summary.csv and the run folders: the tables, and figures."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ from core.experiments.results import read_scores
 from core.experiments.statistics import Interval, bootstrap_over_classes
 from core.files.atomic import write_bytes
 from core.reporting import tables as t
-from core.reporting.figures import calibration_figure, read_outcome, reliability_figure
+from core.reporting.figures import calibration_figure, read_outcome
 
 
 def write_report(out: Path, docs: Path | None = None) -> str:
@@ -56,8 +54,8 @@ def published(tables: str) -> str:
 
 
 def _figures(out: Path, part: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> None:
-    """Calibration curves, and reliability where runs have probabilities."""
-    runs, first, folder = t.with_lines(part), part.iloc[0], out / "figures"
+    """The calibration curves of a table."""
+    runs, first = t.with_lines(part), part.iloc[0]
     lines = sorted((own for _, own in runs.groupby("line")), key=lambda own: -own.AUSUC.mean())
     title = f"{first.dataset}, {first.backbone}, {first.regions}{t.telling(part, groups)}"
     plain = "_".join(re.sub(r"[^\w.+-]+", "-", str(first[c])) for c in ("dataset", "backbone", "regions"))
@@ -65,9 +63,7 @@ def _figures(out: Path, part: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> N
     name = f"{plain[:100]}_{digest[:8]}.png"  # that of no other table
     most = max(len(own) for own in lines)
     of = {_with_caveats(own, most): [read_outcome(out / run) for run in own.folder] for own in lines}
-    calibration_figure(of, folder / f"calibration_{name}", title)
-    if any(run.reliability is not None for outcomes in of.values() for run in outcomes):
-        reliability_figure(of, folder / f"reliability_{name}", title)
+    calibration_figure(of, out / "figures" / f"calibration_{name}", title)
 
 
 def _with_caveats(runs: pd.DataFrame, most: int) -> str:

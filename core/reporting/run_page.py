@@ -1,7 +1,5 @@
 """The page of a finished run: why its model named the data set's test images as it did."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

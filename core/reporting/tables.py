@@ -3,8 +3,6 @@
 A table holds runs on one data set, split, feature file, vectors and code; runs of a line differ in their seed alone.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checkpoints: one safetensors file with a checksum over all of it, written atomically, loaded without running code."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -7,8 +7,6 @@ All of it depends on three things an image: its best seen class, its best unseen
 :func:`compact` reduces scores (N,C) to these, which are stored with a run and give every metric.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
@@ -62,10 +60,6 @@ class CalibrationCurve:
         """(U, S) at γ. Where γ equals a margin, the image is predicted as its best unseen class."""
         i = int(np.searchsorted(self.thresholds, gamma, side="right"))
         return float(self.U[i]), float(self.S[i])
-
-    def H_at(self, gamma: float) -> float:
-        """Harmonic mean of U and S at γ."""
-        return harmonic(*self.at(gamma))
 
     def best(self) -> float:
         """The γ of the highest H: the middle of the interval in which it holds, 1 beyond the ends of the curve."""
@@ -165,7 +159,7 @@ def metrics_from_compact(arrays: Mapping[str, np.ndarray], gamma: float | None) 
 def standard(arrays: Mapping[str, np.ndarray], gamma: float) -> dict[str, float]:
     """The metrics at γ by name, with H without calibration, and the highest H of any γ: that γ is chosen on test."""
     curve = curve_from_compact(arrays)
-    also = {"H_gamma0": curve.H_at(0.0), "H_best": curve.H_at(curve.best())}
+    also = {"H_gamma0": harmonic(*curve.at(0.0)), "H_best": harmonic(*curve.at(curve.best()))}
     return asdict(metrics_from_compact(arrays, gamma)) | also
 
 
@@ -174,22 +168,16 @@ def predictions(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
     return np.where(gamma >= arrays["margin"].astype(np.float64), arrays["best_unseen"], arrays["best_seen"])
 
 
-def reliability(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
-    """(bins,3) by tenths of the probability of the first class: share of the images in it, their mean probability, and
-    how many were right. ``arrays``: those of :func:`compact`, and ``confidence``, that probability (N,). Every class of
-    a side counts the same, and both sides, as in H.
+def calibration_error(arrays: Mapping[str, np.ndarray], gamma: float) -> float:
+    """ECE: by tenths of the probability that was said, how far its mean is from the share of right answers.
+
+    Every class of a side counts the same, and both sides, as in H. ``arrays``: those of :func:`compact`, and
+    ``confidence`` (N,), the probability of the class that was named.
     """
     labels, p = arrays["labels"], arrays["confidence"].astype(np.float64)
-    weight, place = class_weights(labels, arrays["side"]), np.minimum((p * 10).astype(int), 9)
-    right = predictions(arrays, gamma) == labels
-    sums = [np.bincount(place, weight * of, minlength=10) for of in (np.ones_like(p), p, right)]
-    return np.stack([sums[0] / weight.sum(), *(s / np.maximum(sums[0], 1e-12) for s in sums[1:])], axis=1)
-
-
-def calibration_error(arrays: Mapping[str, np.ndarray], gamma: float) -> float:
-    """ECE: by how far probabilities are from shares of right answers, mean over the images of :func:`reliability`."""
-    share, said, right = reliability(arrays, gamma).T
-    return float((share * np.abs(said - right)).sum())
+    weight, tenth = class_weights(labels, arrays["side"]), np.minimum((p * 10).astype(int), 9)
+    ahead = np.bincount(tenth, weight * (p - (predictions(arrays, gamma) == labels)), minlength=10)
+    return float(np.abs(ahead).sum() / weight.sum())
 
 
 def sample(N: int) -> np.ndarray:
