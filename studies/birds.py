@@ -37,7 +37,7 @@ from core.features.regions import RegionFeatures
 from core.features.settings import ExtractionConfig
 from core.files.atomic import write_bytes
 from core.files.errors import run_cli
-from core.files.matfile import read_mats
+from core.files.matfile import read_mat
 from core.inference.explain import explain
 from core.inference.predictor import NONE_RATE
 from core.inference.sure import Sure
@@ -99,7 +99,7 @@ class _Joined:
 def read(root: Path) -> Photographs:
     """The photographs of both roots with the descriptions of all species."""
     mat = root / "xlsa17" / "data" / "CUB" / "att_splits.mat"
-    (content,) = read_mats({mat: ("att", "allclasses_names")})
+    content = read_mat(mat, ("att", "allclasses_names"))
     order = np.argsort(names := [str(np.ravel(name)[0]) for name in content["allclasses_names"]])
     names = [names[c] for c in order]
     files = [FeatureFile(extract(CUB, data_root=root / part, config=c)) for part, c in BACKBONE_OF.items()]

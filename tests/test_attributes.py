@@ -46,8 +46,7 @@ def summed(names, path):
     return A.sum_vectors(names, A.load_words(str(path), N.words_of(names)))
 
 
-@pytest.mark.parametrize("binary", [False, True])
-@pytest.mark.parametrize("file", ["glove.txt", "header.vec", "bytes.bin", "glove-wiki-gigaword-300.gz"])
+@pytest.mark.parametrize(("file", "binary"), [("glove.txt", 0), ("a.vec", 0), ("a.bin", 1), ("b.gz", 0), ("c.gz", 1)])
 def test_every_source_gives_the_same_sums(tmp_path, words, binary, file, caplog):
     if binary:
         words["world"] = np.frombuffer(b"\n7 5\n8 9" * 150, "<f4")  # bytes that end a line like a number
@@ -67,8 +66,7 @@ def test_every_source_gives_the_same_sums(tmp_path, words, binary, file, caplog)
     "content",
     [
         b"4\t3\nnew\t1\t2\t3\nred\t4\t5\t6\nx\t1\t1\t1\ny\t1\t1\t1\n",
-        b"\xef\xbb\xbfnew 1 2 3\r\nred 4 5 6\r\n",
-        b"new 1 2 3\nred 4 5 6\nred 9 9 9\n",  # gensim takes the first
+        b"new 1 2 3\r\nred 4 5 6\r\nred 9 9 9\r\n",  # gensim takes the first
         b"2.5 9 9 9\n. . . 9 9 9\nred at name@domain.com 9 9 9\nred 4 5 6\n\nnew 1 2 3\nred 0 9 9 9\n",  # glove.840B
     ],
 )
@@ -80,13 +78,13 @@ def test_text_as_other_programs_write_it(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xba\x16\x4f\x2f" + bytes(99), r"holds no word vectors.*\.vec"),  # fastText's .bin
+        (b"\xba\x16\x4f\x2f" + bytes(99), r"no.* file of word vectors.*\.vec"),  # fastText's .bin
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (b"", "empty"),
         (b"red apples are sweet\n", "could not convert"),
-        (b"red\n", "no word and numbers"),
+        (b"red\n", "ends after 1 vectors of 0 numbers"),
         (b"9 3\nred " + bytes(12), "unexpected end"),
-        (b"2 3\nred 1 2 3\n", "ends after 1 vectors.*2.*truncated"),
+        (b"2 3\nred 1 2 3\n", "ends after 1 vectors.*names 2"),
         (b"red 1 2 3\nblue 1 2 3 4\n", "no word of the attribute 'blue_new'"),
         *((f"new {bad} 1\nblue {bad} 1\n".encode(), "attribute 1 is not finite") for bad in ("nan", "1e99", "3e38")),
     ],
@@ -138,7 +136,6 @@ def test_demo_round_trip_and_damage(tmp_path):
     for values, said in (
         (np.ones((3, 300)), r"\(3, 300\).*\(2, V\)"),
         (np.full((2, 3), 1e300), "not finite"),
-        (np.ones((2, 3), complex), "real numbers"),
         (vectors * [[0], [1]], "describes"),
     ):
         out.write_bytes(pickle.dumps(values, protocol=2))

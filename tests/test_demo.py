@@ -88,14 +88,14 @@ def test_interrupted_leaves_nothing_and_a_strangers_folder_is_not_deleted(tmp_pa
     assert mine.read_text() == "keep"
 
 
-@pytest.mark.parametrize(("seen", "unseen", "seed"), [(24, 8, 0), (24, 8, 1), (8, 2, 0), (4, 1, 0)])
+@pytest.mark.parametrize(("seen", "unseen", "seed"), [(24, 8, 0), (24, 8, 1), (8, 2, 0)])
 def test_unseen_classes_are_new_combinations_of_seen_values(seen: int, unseen: int, seed: int) -> None:
     known, new = demo.draw_signatures(seen, unseen, np.random.default_rng(seed))
     assert (len(known), len(new)) == (seen, unseen)
     assert all(s not in known for s in new) and len({tuple(s.values()) for s in new}) == unseen
     for trait in demo.TRAITS:
         count = Counter(s[trait] for s in known)
-        assert all(count[s[trait]] >= min(2, max(count.values())) for s in new)
+        assert all(count[s[trait]] >= 2 for s in new)
     if seen == 24:
         assert all(Counter(s[t] for s in known)[v] >= 3 for s in new for t, v in s.items())
 
@@ -108,7 +108,7 @@ def test_backbone_trains_on_train_alone(root: Path, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
     for path in paths:
-        demo_backbone.train_demo_backbone(tmp_path / "copy", path, epochs=1, batch_size=16)
+        demo_backbone.train_demo_backbone(tmp_path / "copy", path, epochs=1)
     assert torch.equal(state, torch.random.get_rng_state())
     first, second = (build_backbone("demo", p) for p in paths)
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
@@ -116,24 +116,23 @@ def test_backbone_trains_on_train_alone(root: Path, tmp_path: Path) -> None:
     assert first(torch.rand(2, 3, 112, 112)).shape == (2, *first.shape) and first.shape == (128, 7, 7)
 
     stamp = paths[0].stat().st_mtime_ns
-    demo_backbone.train_demo_backbone(tmp_path / "copy", paths[0], epochs=1, batch_size=16)
+    demo_backbone.train_demo_backbone(tmp_path / "copy", paths[0], epochs=1)
     assert paths[0].stat().st_mtime_ns == stamp
-    demo_backbone.train_demo_backbone(tmp_path / "copy", paths[0], epochs=1, batch_size=16, seed=1)
+    demo_backbone.train_demo_backbone(tmp_path / "copy", paths[0], epochs=2)
     assert paths[0].stat().st_mtime_ns != stamp
 
 
 def test_weights_that_come_along_are_taken_where_they_were_trained_alike(
     root: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    asked = dict(epochs=1, batch_size=16)
     made, out = tmp_path / "made.safetensors", tmp_path / "out.safetensors"
-    demo_backbone.train_demo_backbone(root, made, **asked)
+    demo_backbone.train_demo_backbone(root, made, epochs=1)
     monkeypatch.setattr(demo_backbone, "MADE", made)
     monkeypatch.setattr(torch.optim, "AdamW", None)  # what is trained anew would fail
-    demo_backbone.train_demo_backbone(root, out, **asked)
+    demo_backbone.train_demo_backbone(root, out, epochs=1)
     assert out.read_bytes() == made.read_bytes()
     with pytest.raises(TypeError):
-        demo_backbone.train_demo_backbone(root, out, **asked, seed=1)
+        demo_backbone.train_demo_backbone(root, out, epochs=2)
     with safe_open(Path(demo_backbone.__file__).with_name("backbone.safetensors"), "pt") as file:
         settings = json.loads(file.metadata()["settings"])
     assert (settings["format"], settings["epochs"], settings["seed"]) == (demo_backbone.FORMAT, 40, 0)

@@ -16,7 +16,7 @@ import scipy.sparse
 from core.files import kinds
 from core.files.atomic import Lock, atomic_path, is_locked, write_bytes
 from core.files.errors import UserError
-from core.files.matfile import read_mats
+from core.files.matfile import read_mat
 from core.files.pickles import load_array_pickle
 
 
@@ -116,17 +116,15 @@ def test_matlab_variables_of_every_kind(tmp_path):
     content = {kind: rng.integers(0, 99, (3, 4)).astype(kind) for kind in ("u1", "i2", "u4", "i8", "f4", "f8")}
     content |= {"one": 7.0, "empty": np.empty((0, 0)), "word": "Grün", "three": rng.random((2, 3, 4))}
     content |= {"rows": np.array(["ab ", "cde"]), "cell": np.array([["a", 1.5], ["", np.arange(3)]], dtype=object)}
-    content |= {"sparse": scipy.sparse.csc_matrix(np.eye(3)), "record": {"a": 1}, "flag": np.array([True, False])}
+    content |= {"sparse": scipy.sparse.csc_matrix(np.eye(3)), "flag": np.array([True, False])}
     scipy.io.savemat(tmp_path / "a.mat", content)
     theirs = scipy.io.loadmat(tmp_path / "a.mat")
-    (ours,) = read_mats({tmp_path / "a.mat": {*content, "not there"} - {"record"}})  # nobody asks for what is not read
-    assert set(ours) == {*content} - {"record"}
-    assert ours["word"] == ["Grün"] and ours["rows"] == ["ab ", "cde"]
+    ours = read_mat(tmp_path / "a.mat", [*content, "not there"])
+    assert set(ours) == {*content}
+    assert ours["word"] == "Grün" and ours["rows"] == ["ab ", "cde"]
     np.testing.assert_array_equal(ours["sparse"], np.eye(3))
     for key in {*ours} - {"word", "rows", "cell", "sparse"}:
         np.testing.assert_array_equal(ours[key], theirs[key])
     first, number, empty, array = ours["cell"]
-    assert first == ["a"] and number == 1.5 and empty == []
+    assert first == "a" and number == 1.5 and empty == ""
     np.testing.assert_array_equal(array, [[0, 1, 2]])
-    with pytest.raises(UserError, match="record is a MATLAB struct"):
-        read_mats({tmp_path / "a.mat": ["record"]})

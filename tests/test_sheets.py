@@ -16,23 +16,17 @@ from core.files.errors import UserError
 @pytest.mark.parametrize(
     ("sheet", "says"),
     [
-        ("", "a header class,... is needed"),
+        ("", "is no readable table of class,..."),
         ("name,red\na,1\n", "a header class,... is needed"),
         ("class,red,red\na,1,1\n", "the attribute 'red' stands there twice"),
-        ("class,red\na,1\n\nb,1\na,0\n", "the class 'a' stands there twice"),
         ("\n\nclass,red,blue\na,1,1\nb,1\n", "line 5, class 'b': '' for 'blue' is not a number"),
-        (
-            "class,red,\na,1,\nb,1,old sheet\n",
-            "line 3: 'old sheet' stands in a column without a name; name or delete it",
-        ),
-        ("class,red\na,50%\nb,0.7\nc,0\n", "line 3, class 'b': '0.7' for 'red' has no %"),
-        ("class,red\n,mm\na,1\n", "'' is no name for the class"),
+        ("class,red,\na,1,\nb,1,old sheet\n", "the attribute '' is empty"),
         ("class,red\na,1e99\n", "line 2, class 'a': '1e99' for 'red' is not a number"),
-        ('class,red\n"a\nb",1\n', "'a\\nb' is no name for the class: it is empty, is not"),
-        ('class,red\na,1\n"b,1\n', "is a quotation mark not closed?"),
+        ('class,red\na,1\n"b,1\n', "is no readable table"),
         ("class;red;blue\na;0,5;1\nb;1;0.5\n", "line 2, class 'a': '0,5' for 'red' is not a number"),
         ('class,red\na,"1,234"\n', "line 2, class 'a': '1,234' for 'red' is not a number"),
         (b"class,red\na,1\nb\x81,1\n", "is not UTF-8"),
+        ("class,red\na,1\n".encode("utf-16"), "in CSV of UTF-8"),
         (b"PK\3\4", "or a workbook named .xlsx"),
     ],
 )
@@ -48,14 +42,12 @@ def test_sheets_that_are_refused(tmp_path: Path, sheet: str | bytes, says: str) 
     "sheet",
     [
         "class,long bill,b\nä,0.5,-1\nc,2,0\n".encode("utf-8-sig"),
-        "class,long bill,b\r\nä,0.5,-1\r\nc,2,0\r\n".encode("utf-16"),
         "class\tlong bill\tb\nä\t0.5\t-1\nc\t2\t0\n".encode(),
         "Class;long bill;b\nä;0,5;-1\nc;2;0\n\n".encode(),
         '"class","long bill","b"\n"ä","0.5",-1\nc,2e0,0'.encode(),
         "class,long bill,b\na\u0308,.5,-1\nc,+2,0\n".encode(),  # a decomposed letter
         "sep=;\nClass;long bill;b\nä;0,5;-1\nc;2;0\n".encode("cp1252"),
-        "Birds, of the bay,,\n\nclass,long bill,b,,\nä,50%,-1,,\nc,200 %,0,,\n".encode(),
-        ",class,long bill,b\n0,ä,0.5,-1\n1,c,2,No\n".encode(),
+        "Birds, of the bay,,\n\nclass,long bill,b,,\nä,0.5,-1,,\n\nc,2,False,,\n".encode(),
     ],
 )
 def test_sheets_of_every_spreadsheet(tmp_path: Path, sheet: bytes) -> None:
@@ -67,7 +59,7 @@ def test_sheets_of_every_spreadsheet(tmp_path: Path, sheet: bytes) -> None:
 
 def test_a_workbook_in_place_of_a_sheet(tmp_path: Path) -> None:
     pytest.importorskip("openpyxl", reason="openpyxl is not installed")
-    rows = [["Birds", None, None], ["class", "red", "long"], ["a", True, 0.5], ["b", False, 2], [1, "yes", 0]]
+    rows = [["Birds", None, None], ["class", "red", "long"], ["a", True, 0.5], ["b", False, 2], [1, "TRUE", 0]]
     path = tmp_path / "attributes.xlsx"
     pd.DataFrame(rows).to_excel(path, header=False, index=False)
     read = read_attributes(path)

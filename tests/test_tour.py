@@ -20,7 +20,7 @@ TOUR = ROOT / "docs" / "tour.ipynb"
 
 def test_the_notebook_runs_to_its_end_on_a_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "render_demo", partial(render_demo, images_per_class=5, seen=8, unseen=2))
-    monkeypatch.setattr(setup, "train_demo_backbone", partial(train_demo_backbone, epochs=1, batch_size=16))
+    monkeypatch.setattr(setup, "train_demo_backbone", partial(train_demo_backbone, epochs=1))
     code, _, err = run_here(tmp_path, "DEMO_ours.py")
     assert code == 0, err
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

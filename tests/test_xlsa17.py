@@ -90,7 +90,7 @@ def rows(*parts):
         ({"trainval_loc": rows(slice(1, 61))}, "share"),
         ({"trainval_loc": rows(slice(1, 9), 61), "test_unseen_loc": rows(slice(62, 91))}, "have images in trainval"),
         ({"test_seen_loc": rows(9, 10)}, "have no test image"),
-        ({"test_unseen_loc": rows(slice(61, 81))}, r"\['class8'\] have no image in any"),
+        ({"test_unseen_loc": rows(slice(61, 81))}, "'class8' have no image in any"),
         ({"test_unseen_loc": np.empty((0, 1))}, "empty"),
         ({"test_seen_loc": None}, "lacks test_seen_loc"),
         ({"att": np.where(np.arange(72).reshape(8, 9) == 30, np.nan, 1.0)}, "NaN.*'class3', attribute 4"),
@@ -99,7 +99,7 @@ def rows(*parts):
         ({"original_att": np.ones((7, 9))}, "original_att"),
         ({"att": np.r_["1", np.ones((8, 8)), np.zeros((8, 1))]}, "no attribute is present"),
         ({"att": np.ones((9, 8))}, "9 class names"),  # transposed
-        ({"att": "text"}, "not numbers"),
+        ({"att": "text"}, "a matrix of numbers is needed"),
         ({"allclasses_names": np.array([["a"]] * 9, dtype=object)}, "more than once"),
         ({"allclasses_names": np.array([["a\nb"], *([c] for c in "bcdefghi")], dtype=object)}, "no class name"),
         ({"image_files": np.array([["/x/CUB/1.jpg"]], dtype=object)}, "another data set"),
@@ -121,9 +121,7 @@ def nested(names):
 NAMES = [f"class{c}" for c in range(9)]
 
 
-@pytest.mark.parametrize(
-    "names", [np.array(NAMES), np.array(NAMES)[:, None], np.array([NAMES], dtype=object), nested(NAMES)]
-)
+@pytest.mark.parametrize("names", [np.array(NAMES), np.array([NAMES], dtype=object), nested(NAMES)])
 def test_names_in_every_form_that_programs_save(tmp_path, names):
     assert read_mat_files(*toy_mats(tmp_path, allclasses_names=names), TOY).class_names == NAMES
 

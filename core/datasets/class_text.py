@@ -1,15 +1,19 @@
-"""Prompts of classes for text encoders: their names, and their names with attributes."""
+"""Texts of classes and attributes for text encoders, and vectors of attributes from these: a whole name is one text."""
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from core.files.errors import UserError, first_line, library
+
 # of CLIP's own prompts for data sets like these; {} is the class name
 TEMPLATES = {"CUB": "a photo of a {}, a type of bird.", "AWA2": "a photo of a {}, a type of animal."}
 TEMPLATE = "a photo of a {}."
+SENTENCE = "sentence-transformers:"  # begins --source NAME
 TELLING = 8  # attributes of a class that are named, one a prompt
 
 
@@ -47,3 +51,25 @@ def embed(texts: Sequence[Sequence[str]], encode: Callable[[Sequence[str]], np.n
     parts = np.split(rows, np.cumsum([len(own) for own in texts])[:-1])
     # a class without an attribute above the mean is known by its name alone
     return np.stack([np.stack([p[0], p[1:].mean(axis=0) if len(p) > 1 else p[0]]) for p in parts])
+
+
+def attribute_text(name: str) -> str:
+    """An attribute's name as an encoder reads it: has_bill_shape::curved_(up_or_down) -> curved bill shape."""
+    return attribute_phrase(name).removeprefix("which has ")
+
+
+def encode_attributes(name: str, texts: Sequence[str]) -> np.ndarray:
+    """(K,V) float32 of the texts, unit rows, by a model of sentence-transformers' hub, or of a folder."""
+    with library(f"{SENTENCE}{name}", "sentence-transformers"):
+        import sentence_transformers
+    try:  # no code of a repository is run: trust_remote_code stays off
+        if hub := sys.modules.get("transformers"):
+            hub.utils.logging.disable_progress_bar()  # of weights that load in a blink
+        model = sentence_transformers.SentenceTransformer(name, device="cpu", trust_remote_code=False)
+        rows = np.asarray(model.encode(texts, convert_to_numpy=True, show_progress_bar=False), dtype=np.float32)
+    except Exception as error:  # of the hub's client: nearly anything
+        why = first_line(error)
+        raise UserError(f"{SENTENCE}{name} could not be loaded ({why}). Offline? Name a downloaded folder") from error
+    with np.errstate(invalid="ignore"):  # a row of zeros becomes NaN, which is refused
+        unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import unicodedata
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,13 +21,16 @@ LOCS = (*SPLITS, "train_loc", "val_loc")
 
 
 def name_problem(name: str) -> str:
-    """Why a text can name no class, attribute or image, as the end of a sentence; "" where it can.
-
-    Refused is what breaks a line or a table; blanks and joiners of any language may stand in a name.
-    """
+    """Why a text can name no class, attribute or image, as the end of a sentence; "" where it breaks no line."""
     kinds = {unicodedata.category(letter) for letter in name}  # Cs: as Python shows bytes that are no letter
     unfit = not name or kinds & {"Cc", "Cs", "Zl", "Zp"}
     return "is empty, is not UTF-8, or holds control characters" if unfit else ""
+
+
+def listed(names: Collection[str]) -> str:
+    """The first five names, quoted, and how many more there are."""
+    shown = ", ".join(map(repr, list(names)[:5]))
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 @dataclass
@@ -82,16 +86,14 @@ class Metadata:
         names, att, n = self.class_names, self.att, len(self.labels)
         if self.image_files and len(self.image_files) != n:
             yield f"{n} labels for {len(self.image_files)} image files"
-        if double := len(self.image_files) - len(set(self.image_files)):
-            yield f"{double} image files are named more than once"
+        for what, of in (("image files", self.image_files), ("classes", names)):
+            if double := sorted(name for name, count in Counter(of).items() if count > 1):
+                yield f"{what} stand there more than once: {listed(double)}"
         for name in names:
             if why := name_problem(name):
-                yield f"{name!r} is no class name: it {why}; get the file again"
-        if len(set(names)) < len(names):
-            yield f"class names stand there more than once: {sorted({n for n in names if names.count(n) > 1})[:5]}"
+                yield f"{name!r} is no class name: it {why}"
         if len(names) != len(att) or self.original_att.shape != att.shape:
-            shapes = f"att is {att.T.shape}, original_att {self.original_att.T.shape}"
-            yield f"{shapes}, but there are {len(names)} class names"
+            yield f"att is {att.shape}, original_att {self.original_att.shape}, but there are {len(names)} class names"
         for key, values in (("att", att), ("original_att", self.original_att)):
             for c, k in np.argwhere(~np.isfinite(values))[:1]:
                 yield f"{key} holds NaN or infinity, first for the class {names[c]!r}, attribute {k + 1} (from 1)"
@@ -106,8 +108,8 @@ class Metadata:
             loc = getattr(self, key)
             if key in SPLITS and len(loc) == 0 and not (key == "test_unseen_loc" and self.allow_candidates):
                 yield f"{key} is empty"
-            if double := len(loc) - len(np.unique(loc)):
-                yield f"{key} names {double} images twice"
+            if len(loc) > len(np.unique(loc)):
+                yield f"{key} names {len(loc) - len(np.unique(loc))} images twice"
         for key, other in itertools.combinations(SPLITS, 2):
             if common := np.intersect1d(getattr(self, key), getattr(self, other)).size:
                 yield f"{key} and {other} share {common} images; this is not a usable split"
@@ -132,8 +134,7 @@ class Metadata:
             yield f"{flat.size} attributes have one value for all classes and tell none apart ({some})"
 
     def _named(self, classes: np.ndarray) -> str:
-        more = f" and {len(classes) - 5} more" if len(classes) > 5 else ""
-        return f"{[self.class_names[c] for c in classes[:5]]}{more}"
+        return listed([self.class_names[c] for c in classes])
 
     def with_validation(self, share: float, seed: int = VALIDATION_SEED) -> Metadata:
         """With train_loc and val_loc inside trainval and class-disjoint: its own where they are usable, else drawn.
@@ -181,8 +182,8 @@ def cub50(metadata: Metadata, seed: int = VALIDATION_SEED) -> Metadata:
     """
     m, rng = metadata, np.random.default_rng(seed)
     number = {int(name.split(".")[0]): c for c, name in enumerate(m.class_names) if name.split(".")[0].isdigit()}
-    if lost := [n for n in CUB50_SEEN + CUB50_UNSEEN if n not in number]:
-        raise UserError(f"CUB50 needs the CUB classes {lost[:8]}..., which this copy of CUB does not have")
+    if lost := [str(n) for n in CUB50_SEEN + CUB50_UNSEEN if n not in number]:
+        raise UserError(f"CUB50 needs the CUB classes {listed(lost)}, which this copy of CUB does not have")
     seen, unseen = ([number[n] for n in numbers] for numbers in (CUB50_SEEN, CUB50_UNSEEN))
     test_seen = np.concatenate([rng.permutation(np.flatnonzero(m.labels == c))[:10] for c in seen])
     kept, none = np.array(sorted(seen + unseen)), np.empty(0, dtype=np.int64)

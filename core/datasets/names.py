@@ -14,7 +14,7 @@ from core.datasets.paths import image_folder
 from core.datasets.registry import DataSet
 from core.files.errors import UserError
 from core.files.kinds import unreadable
-from core.files.matfile import read_mats
+from core.files.matfile import read_mat
 
 # Always rewritten; the left forms are not English words, or the other data sets spell them as on the right.
 # fmt: off
@@ -53,9 +53,8 @@ def read_names_file(path: Path | str) -> list[str]:
     path = Path(path)
     try:
         if path.suffix == ".mat":
-            cells = read_mats({path: ["attributes"]})[0]["attributes"]
-            return [str(cell[0] if isinstance(cell, list) else cell).strip() for cell in cells]
-        rows = [line.split(maxsplit=1) for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+            return [str(cell).strip() for cell in read_mat(path, ["attributes"])["attributes"]]
+        rows = [line.split(maxsplit=1) for line in path.read_text("utf-8").splitlines() if line.strip()]
         if [row[0] for row in rows] != [str(k) for k in range(1, len(rows) + 1)]:
             raise ValueError("its lines are not `1 name`, `2 name`, `3 name`, ...")
         return [row[1].strip() for row in rows]
@@ -63,15 +62,14 @@ def read_names_file(path: Path | str) -> list[str]:
         raise unreadable(path, "list of attribute names", error) from error
 
 
-def read_attribute_names(dataset: DataSet, data_root: Path, given: Path | None = None) -> list[str]:
-    """Attribute names (K,) in the order of the columns of xlsa17's ``att``: of the file ``given``, else the data set's,
-    below the images or beside their folder (as in CUB's archive).
+def read_attribute_names(dataset: DataSet, data_root: Path) -> list[str]:
+    """Attribute names (K,) in the order of the columns of xlsa17's ``att``.
+
+    Their file lies below the images, or beside their folder (as in CUB's archive).
     """
-    if given is not None:
-        return read_names_file(given)
     folder, relative = image_folder(data_root, dataset), Path(dataset.attribute_file)
     tried = [folder / relative, folder.parent / relative.name]
     for path in filter(Path.is_file, tried):
         return read_names_file(path)
-    looked = f"Looked for: {', '.join(map(str, tried))}"
+    looked = f"Looked for {', '.join(map(str, tried))}"
     raise UserError(f"no attribute names of {dataset.source}. {looked}. Name the file with --attributes PATH")

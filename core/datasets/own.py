@@ -2,7 +2,7 @@
 
     ROOT/images/<class>/*.jpg     folders of photographs (any depth below the class)
     ROOT/attributes.csv           class,<attribute>,<attribute>,...   one row a class, any real numbers (or .xlsx)
-    ROOT/splits.csv               optional: class,split or image,split
+    ROOT/splits.csv               optional: image,split
     ROOT/unseen.txt               optional: one class a line that is not trained on
 
 A class with a row and no images is a candidate: predictions may name it, no accuracy is over it. Attributes are taken
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from core.datasets.metadata import Metadata, clip_negative, name_problem
-from core.datasets.own_splits import Choices, listed, split_images
+from core.datasets.metadata import Metadata, clip_negative, listed, name_problem
+from core.datasets.own_splits import Choices, split_images
 from core.datasets.paths import feature_file
 from core.datasets.registry import OWN
 from core.datasets.sheets import read_attributes
@@ -56,10 +56,7 @@ def read_folder(
     sheet = read_attributes(path)
     images, notes = usable_images(root, looked or {})
     if strange := sorted(images.keys() - {*sheet.classes}):
-        raise UserError(
-            f"{path} has no row for the folders {listed(strange)}. Add it, or rename them: did a spreadsheet take "
-            "the zeros of 001 away, or do the classes lie in train/ and val/? Move these up, and use splits.csv"
-        )
+        raise UserError(f"{path} has no row for the folders {listed(strange)}. Add it, or rename them")
     att, negative = clip_negative(sheet.values, OWN)
     locs, split_notes = split_images(root, choices, sheet.classes, images)
     files = [file for name in images for file in images[name]]
@@ -115,7 +112,7 @@ def stand_in(root: Path | str, looked: Mapping[str, Photograph]) -> Metadata:
     attributes and splits too: one-hot ones and a split that says nothing; :func:`read_folder` gives the true ones.
     """
     images, _ = usable_images(Path(root), looked)
-    files = [file for of_class in images.values() for file in of_class]
+    files = [file for name in images for file in images[name]]
     digests = [looked[file].sha256 for file in files]
     counts = np.array([len(of_class) for of_class in images.values()])
     labels = np.repeat(np.arange(len(images)), counts)
@@ -152,14 +149,12 @@ def feature_pattern(root: Path, m: Metadata, backbone: str = "*") -> Path:
 
 
 def check_images(features: Path, files: list[str], digests: list[str], root: Path, m: Metadata) -> None:
-    """Refuse features of other images than those of the folder; files of before know no digests."""
-    now = dict(zip(m.image_files, m.image_sha256, strict=True))
-    before = dict(zip(files, digests, strict=True)) if digests else {file: now.get(file) for file in files}
-    if files != m.image_files or before != now:
-        changed = sorted(file for file in {*files, *m.image_files} if before.get(file) != now.get(file))
+    """Refuse features of other images than those of the folder."""
+    if files != m.image_files or digests != m.image_sha256:
+        changed = {*zip(files, digests, strict=False)} ^ {*zip(m.image_files, m.image_sha256, strict=True)}
         raise UserError(
-            f"{features} was made of other images than are in {root / 'images'} ({len(changed)} differ: "
-            f"{listed(changed)}). Move it away, and make it anew with: python OWN_ours.py --data-root {root}"
+            f"{features} was made of other images than are in {root / 'images'} (they differ in "
+            f"{listed(sorted({file for file, _ in changed}))}). Move it away, and run the same command again"
         )
 
 
@@ -167,18 +162,14 @@ def usable_images(root: Path, looked: Mapping[str, Photograph]) -> tuple[dict[st
     """:func:`find_images` without those that cannot be read or lie in the folders of two classes, and notes."""
     images, notes = find_images(root)
     of = {file: looked.get(file, Photograph(file)) for files in images.values() for file in files}
-    classes = defaultdict(set)  # of each content
-    for name, files in images.items():
-        for file in files:
-            classes[of[file].sha256].add(name)
+    classes = Counter(sha256 for files in images.values() for sha256 in {of[file].sha256 for file in files})
     bad = [f"{file}: {photo.error}" for file, photo in of.items() if photo.error]
-    torn = [file for file, photo in of.items() if len(classes[photo.sha256]) > 1]
+    torn = [file for file, photo in of.items() if classes[photo.sha256] > 1]
     if bad:
-        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
-        notes.append(f"{len(bad)} images cannot be read and are left out ({'; '.join(bad[:5])}{more})")
+        notes.append(f"{len(bad)} images cannot be read and are left out: {listed(bad)}")
     if torn:
         notes.append(f"{len(torn)} images lie in the folders of two classes and are left out: {listed(torn)}")
-    good = {file: photo for file, photo in of.items() if not photo.error and len(classes[photo.sha256]) == 1}
+    good = {file: photo for file, photo in of.items() if not photo.error and classes[photo.sha256] == 1}
     chosen = Counter(word for photo in good.values() for word in photo.chosen)
     notes += [f"{count} images: {word}" for word, count in chosen.most_common()]
     if not good:
@@ -207,7 +198,5 @@ def find_images(root: Path) -> tuple[dict[str, list[str]], list[str]]:
         images[unicodedata.normalize("NFC", file.parts[0]).strip()].append(file.as_posix())
     if not images:
         raise UserError(f"no image {folder}/<class>/*.jpg; --data-root must hold images/<class>/ and attributes.csv")
-    kinds = Counter(Path(file).suffix.lower() or "no suffix" for file in sorted(passed))
-    counts = ", ".join(f"{kind} {n}" for kind, n in kinds.most_common(5))
-    note = f"{len(passed)} files below images/ are passed over ({counts}): {listed(sorted(passed))}"
+    note = f"{len(passed)} files below images/ are no photographs and are passed over: {listed(sorted(passed))}"
     return {name: sorted(of_class) for name, of_class in images.items()}, [note] if passed else []

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from core.datasets.metadata import listed
 from core.datasets.sheets import read_table, text_of
 from core.files.errors import UserError
 
@@ -45,11 +46,18 @@ def split_images(
     if path.is_file():
         if choices.unseen or choices.unseen_share is not None or (root / "unseen.txt").is_file():
             raise UserError(f"{path} says which images are trained on, so unseen.txt, --unseen, --unseen-share must go")
-        side_of = _read_splits(path, files := [file for name in images for file in images[name]])
-        sides = np.array([side_of.get(file, "") for file in files])
-        locs = {f"{side}_loc": np.flatnonzero(sides == side) for side in SIDES}
-        locs["trainval_loc"] = np.flatnonzero(np.isin(sides, ("trainval", "train", "val")))
-        return locs, [f"the split of splits.csv; {(sides == '').sum()} images are not in it and are left out"]
+        sides = _read_splits(path, [file for name in images for file in images[name]])
+        notes = [f"the split of splits.csv; {(sides == '').sum()} images are not in it and are left out"]
+    else:
+        sides, notes = _drawn(root, choices, classes, images)
+    locs = {f"{side}_loc": np.flatnonzero(sides == side) for side in SIDES}
+    return locs | {"trainval_loc": np.flatnonzero(np.isin(sides, ("trainval", "train", "val")))}, notes
+
+
+def _drawn(
+    root: Path, choices: Choices, classes: Collection[str], images: dict[str, list[str]]
+) -> tuple[np.ndarray, list[str]]:
+    """The side (N,) of each image file, and notes: unseen classes, and of each seen one a share for test."""
     unseen, note = _unseen(root, choices, classes, images)
     seen = [name for name in images if name not in unseen]
     few = [name for name in seen if len(images[name]) < choices.needed]
@@ -58,22 +66,13 @@ def split_images(
             f"{root / 'images'}: {choices.needed} seen classes with as many images each and 1 unseen class are needed; "
             f"there are {len(seen)} and {len(unseen)}; with fewer images: {listed(few) or 'none'}. (--select last: 2)"
         )
-    ends = np.cumsum([len(files) for files in images.values()])
-    rows = dict(zip(images, np.split(np.arange(ends[-1]), ends[:-1]), strict=True))  # of each class
+    of = np.repeat([*images], [len(files) for files in images.values()])  # (N,) classes
+    sides = np.where(np.isin(of, [*unseen]), "test_unseen", "trainval")
     rng = np.random.default_rng(choices.seed)
-    test = {name: rng.permutation(rows[name])[: max(1, round(TEST_SHARE * len(rows[name])))] for name in seen}
-    locs = {
-        "trainval_loc": _joined(np.setdiff1d(rows[name], test[name]) for name in seen),
-        "test_seen_loc": _joined(test.values()),
-        "test_unseen_loc": _joined(rows[name] for name in images if name in unseen),
-        "train_loc": _joined([]),
-        "val_loc": _joined([]),
-    }
-    return locs, [note, f"{TEST_SHARE:.0%} of each seen class's images drawn for test, seed {choices.seed}"]
-
-
-def _joined(parts: Iterable[np.ndarray]) -> np.ndarray:
-    return np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
+    for name in seen:
+        rows = np.flatnonzero(of == name)
+        sides[rng.permutation(rows)[: max(1, round(TEST_SHARE * len(rows)))]] = "test_seen"
+    return sides, [note, f"{TEST_SHARE:.0%} of each seen class's images drawn for test, seed {choices.seed}"]
 
 
 def _unseen(root: Path, choices: Choices, classes: Collection[str], images: Collection[str]) -> tuple[set[str], str]:
@@ -85,34 +84,27 @@ def _unseen(root: Path, choices: Choices, classes: Collection[str], images: Coll
         where, names = "unseen.txt", text_of(path).splitlines()
     else:
         share = UNSEEN_SHARE if choices.unseen_share is None else choices.unseen_share
-        wanted = max(1, round(share * len(images))) if share else 0
-        count = max(0, min(wanted, len(images) - choices.needed))
+        if not share:
+            none = "every class with photographs is trained on (--unseen none)"
+            return set(), f"{none}, so T1, U, H and AUSUC could not be measured"
+        count = max(0, min(max(1, round(share * len(images))), len(images) - choices.needed))
         drawn = np.random.default_rng(choices.seed).permutation(sorted(images))[:count].tolist()
-        note = f"{count} unseen classes drawn with seed {choices.seed} (share {share:g}): {listed(sorted(drawn))}"
-        none = "every class with photographs is trained on (--unseen none), so T1, U, H and AUSUC could not be measured"
-        return {*drawn}, note if share else none
+        how = f"drawn with seed {choices.seed} (share {share:g})"
+        return {*drawn}, f"{count} unseen classes {how}: {listed(sorted(drawn))}"
     unseen = {unicodedata.normalize("NFC", name).strip() for name in names} - {""}
     if strange := sorted(unseen - {*classes}):
         raise UserError(f"{where}: attributes.csv has no class {listed(strange)}")
     return unseen & {*images}, f"unseen classes of {where}"
 
 
-def _read_splits(path: Path, files: list[str]) -> dict[str, str]:
-    """The side of each image file that splits.csv (``image,split``) names."""
+def _read_splits(path: Path, files: list[str]) -> np.ndarray:
+    """The side (N,) that splits.csv (``image,split``) gives each image file; "" where it names none."""
     table = read_table(path, "image")
     names, sides = table.iloc[:, 0].str.replace("\\", "/").str.removeprefix("images/"), table.iloc[:, -1].str.lower()
     found = names.map({unicodedata.normalize("NFC", file): file for file in files})  # as text_of gives them
-    for wrong, why in (
-        (found.isna(), "there is no such image"),
-        (~sides.isin(SIDES), f"its split must be one of {', '.join(SIDES)}"),
-        (found.duplicated(), "the image stands there twice"),
-    ):
-        for line in names.index[wrong]:
-            raise UserError(f"{path}, line {line}, {names[line]!r}: {why}")
-    return dict(zip(found, sides, strict=True))
-
-
-def listed(names: Collection[str]) -> str:
-    """The first five names, quoted, and how many more there are."""
-    shown = ", ".join(map(repr, list(names)[:5]))
-    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    wrong = found.isna() | ~sides.isin(SIDES) | found.duplicated()
+    for line in names.index[wrong]:
+        rule = f"each line names an image that is there, once, and one of {', '.join(SIDES)}"
+        raise UserError(f"{path}, line {line}, {names[line]!r}: {rule}")
+    side_of = dict(zip(found, sides, strict=True))
+    return np.array([side_of.get(file, "") for file in files])

@@ -23,16 +23,12 @@ def image_folder(data_root: Path, dataset: DataSet) -> Path:
 
 def xlsa17_folder(data_root: Path, dataset: DataSet) -> Path:
     """The folder with the data set's res101.mat and att_splits.mat."""
-    tried = _xlsa17_folders(data_root, dataset)
+    tried = [Path(data_root) / "xlsa17" / "data" / dataset.source, Path(data_root) / dataset.source]
     for folder in tried:
         if (folder / "att_splits.mat").is_file() and (folder / "res101.mat").is_file():
             return folder
     what = f"xlsa17's res101.mat and att_splits.mat of {dataset.source} are not there"
     raise UserError(f"{what}. Looked in: {_places(tried, dataset)}, or point --data-root at the folder of xlsa17/")
-
-
-def _xlsa17_folders(data_root: Path, dataset: DataSet) -> list[Path]:
-    return [Path(data_root) / "xlsa17" / "data" / dataset.source, Path(data_root) / dataset.source]
 
 
 def feature_file(data_root: Path, dataset: DataSet, backbone: str = "ResNet_101") -> Path:
@@ -54,14 +50,11 @@ def resolve_images(folder: Path, names: Sequence[str]) -> tuple[list[Path], list
     """
     if not (folder / names[0]).parent.is_dir() and (folder / "images" / names[0]).parent.is_dir():
         folder = folder / "images"
-    paths, missing, in_tars = [folder / name for name in names], [], find_members(sorted(folder.glob("*.tar")))
-    for i, path in enumerate(paths):
-        if not path.is_file():
-            if found := in_tars.get(names[i].rpartition(".")[0]):
-                paths[i] = found
-            else:
-                missing.append(i)
-    return paths, missing
+    paths, in_tars = [folder / name for name in names], find_members(folder)
+    missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    for i in missing:
+        paths[i] = in_tars.get(names[i].rpartition(".")[0], paths[i])
+    return paths, [i for i in missing if paths[i] == folder / names[i]]
 
 
 def _places(places: Sequence[Path], dataset: DataSet) -> str:

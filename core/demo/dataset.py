@@ -69,10 +69,7 @@ def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[l
         for trait, values in TRAITS.items()
     }
     known = [{trait: column[c] for trait, column in columns.items()} for c in range(seen)]
-    allowed = {}
-    for trait, column in columns.items():
-        shown = sorted(set(column))
-        allowed[trait] = [v for v in shown if column.count(v) >= 2] or [max(shown, key=column.count)]
+    allowed = {trait: [v for v in sorted({*column}) if column.count(v) >= 2] for trait, column in columns.items()}
     new: list[Signature] = []
     while len(new) < unseen:
         if len(new) % 2:  # a look-alike of the one before

@@ -200,16 +200,8 @@ def _bird(canvas: Canvas, signature: Signature, rng: np.random.Generator) -> Non
     canvas.paint(canvas.mask(wing), colour["wing"], signature["wing_pattern"], box)
     canvas.outline(wing, colour["wing"], 0.045)
 
-    head, bill, top, crest, eye = (
-        turned(points, nod, (0, 0)) + head_at
-        for points in (
-            ellipse(0, 0, 0.4, 0.37),
-            BILLS[signature["bill_shape"]],
-            CROWN,
-            CREST,
-            np.array([(0.13, -0.06)]),
-        )
-    )
+    parts = (ellipse(0, 0, 0.4, 0.37), BILLS[signature["bill_shape"]], CROWN, CREST, np.array([(0.13, -0.06)]))
+    head, bill, top, crest, eye = (turned(points, nod, (0, 0)) + head_at for points in parts)
     canvas.paint(canvas.mask(bill), colour["bill"])
     canvas.outline(bill, colour["bill"], 0.03)
     skull = canvas.mask(head)

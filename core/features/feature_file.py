@@ -63,7 +63,7 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         self.dtype: np.dtype[Any] = self._maps.dtype.newbyteorder("=")
         self.grid: tuple[int, ...] = tuple(grid)  # (h,w)
         self.shape: tuple[int, int, int] = (n, d, math.prod(grid))  # (N,D,R)
-        self.w2v_att = matrix(file, "w2v_att") if "w2v_att" in file else None  # (K,V)
+        self.w2v_att = matrix(file["w2v_att"][()], "w2v_att") if "w2v_att" in file else None  # (K,V)
         # (C,2,E) float32, texts of a CLIP model: each class's name, and its attributes
         self.class_text: np.ndarray | None = file["class_text"][()] if "class_text" in file else None
         self.class_names = names(file, "allclasses_names")

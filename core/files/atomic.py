@@ -61,14 +61,10 @@ class Lock(contextlib.AbstractContextManager["Lock"]):
             final.parent.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except Timeout as error:
-            raise Busy(
-                f"another process is writing {final} (it holds {self.path}); wait for it or choose another --out"
-            ) from error
+            raise Busy(f"another process is writing {final}; wait for it or choose another --out") from error
         except OSError as error:
-            raise UserError(
-                f"{self.path} cannot be locked ({error.strerror}), so two runs could overwrite each other; choose "
-                "another --out, on a local disk"
-            ) from error
+            way = "choose another --out, on a local disk"
+            raise UserError(f"{self.path} cannot be locked ({error.strerror}); {way}") from error
 
     def release(self) -> None:
         """Let the next process in; so does the end of a ``with``."""

@@ -13,26 +13,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-_OUT_OF_MEMORY = (
-    *("out of memory", "can't allocate memory", "not enough memory", "bad_alloc", "_alloc_failed"),
-    "could not create a",  # oneDNN
-)
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc", "_alloc_failed")
 
 
 class UserError(Exception):
     """Something the user can mend. The message says what went wrong, where we looked, and what fixes it."""
 
 
-def differences(there: Mapping[str, Any], now: Mapping[str, Any], where: str = "now") -> list[str]:
-    """``key: 1 there, 2 now`` of all that is not alike, a record within a record key by key."""
-    found = []
-    for key in sorted({*there, *now}):
-        a, b = there.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            found += [f"{key}.{line}" for line in differences(a, b, where)]
-        elif a != b:
-            found.append(f"{key}: {a!r} there, {b!r} {where}")
-    return found
+def differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``key: 1 there, 2 now`` of all that is not alike."""
+    pairs = {key: (there.get(key), now.get(key)) for key in sorted({*there, *now})}
+    return [f"{key}: {a!r} there, {b!r} now" for key, (a, b) in pairs.items() if a != b]
 
 
 def first_line(error: BaseException) -> str:
@@ -56,10 +47,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run_cli(main: Callable[..., int | None], *args: Any) -> int:
-    """Run ``main(*args)`` and turn what a user can mend into a message and exit code 2.
-
-    That is a :class:`UserError`, memory that is not enough, and what the system refuses (a full disk, permissions).
-    """
+    """Run ``main(*args)``; a :class:`UserError`, too little memory and a full disk become a message and exit code 2."""
     for stream in (sys.stdout, sys.stderr):  # a terminal that lacks a letter shows its number
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -73,7 +61,7 @@ def run_cli(main: Callable[..., int | None], *args: Any) -> int:
         sys.stderr.write("interrupted; run the same command again to continue\n")
         return 130
     except UserError as error:
-        return _refuse(str(error))
+        message = str(error)
     except BrokenPipeError:  # of `| head`: nobody reads on
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -82,13 +70,11 @@ def run_cli(main: Callable[..., int | None], *args: Any) -> int:
         if is_out_of_memory(error):
             where = "memory of the GPU" if "cuda" in str(error).lower() else "memory"
             fewer = "a smaller --image-batch-size or --batch-size, --dtype bfloat16, or fewer --jobs or --workers"
-            return _refuse(f"the {where} is not enough: run again with {fewer}")
-        if not isinstance(error, OSError) or error.errno is None:
+            message = f"the {where} is not enough: run again with {fewer}"
+        elif isinstance(error, OSError) and error.errno is not None:
+            where = f"{error.filename}: " if error.filename is not None else ""
+            message = f"{where}{error.strerror}. Mend that, or choose another place, and run it again"
+        else:
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return _refuse(f"{where}{error.strerror or error}. Mend that, or choose another place, and run it again")
-
-
-def _refuse(message: str) -> int:
     sys.stderr.write(f"error: {message}\n")
     return 2

@@ -1,8 +1,7 @@
-"""Values of HDF5 files as plain ones."""
+"""Values of HDF5 files, and numbers of any file, as plain ones."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 from pathlib import Path
@@ -15,32 +14,31 @@ from core.files.errors import UserError
 from core.files.kinds import missing, unreadable
 
 
-def open_hdf5(path: Path | str, locking: str | bool = "best-effort") -> h5py.File:
-    """A feature file to read; with a lock where the disk has them, as other readers of the same program open it."""
+def open_hdf5(path: Path | str) -> h5py.File:
+    """A feature file to read, with a lock where the disk has them."""
     if not Path(path).is_file():
         raise UserError(missing(path, "feature file"))
     try:
         # 64 MiB: automatic chunks of DAZLE's files are read many times with HDF5's default cache
-        return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking=locking)
+        return h5py.File(path, "r", rdcc_nbytes=64 << 20, locking="best-effort")
     except OSError as error:
-        if error.errno == errno.ENOLCK and locking:  # a disk of a cluster that cannot lock
-            return open_hdf5(path, locking=False)
         raise unreadable(path, "feature file", error) from error
 
 
-def matrix(file: h5py.File, key: str) -> np.ndarray:
-    """A dataset as a float32 matrix."""
-    values = file[key][()]
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
-        raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; a matrix of numbers is needed")
-    return values.astype(np.float32)
+def matrix(values: Any, where: str) -> np.ndarray:
+    """Numbers as a float32 matrix."""
+    values = np.asarray(values)
+    if values.dtype.kind not in "fiu" or values.ndim != 2:
+        raise UserError(f"{where} is {values.shape} of {values.dtype}; a matrix of numbers is needed")
+    with np.errstate(over="ignore"):  # to infinity, which Metadata.check refuses
+        return values.astype(np.float32)
 
 
-def whole_numbers(file: h5py.File, key: str) -> np.ndarray:
-    """A dataset as a list of int64."""
-    values = file[key][()].ravel()
-    if values.dtype.kind not in "fiu" or (values.astype(np.int64) != values).any():
-        raise UserError(f"{file.filename}: {key} is {values.shape} of {values.dtype}; whole numbers are needed")
+def whole_numbers(values: Any, where: str) -> np.ndarray:
+    """Numbers as a list of int64."""
+    values = np.ravel(values)
+    if values.dtype.kind not in "fiu" or (values % 1 != 0).any():
+        raise UserError(f"{where} is {values.shape} of {values.dtype}; whole numbers are needed")
     return values.astype(np.int64)
 
 

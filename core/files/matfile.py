@@ -6,39 +6,30 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from core.files.errors import UserError
 from core.files.kinds import unreadable
 
 
-def read_mats(wanted: dict[Path, Collection[str]]) -> list[dict[str, Any]]:
-    """Variables of several files, of each those of the wanted that it has.
+def read_mat(path: Path, names: Collection[str]) -> dict[str, Any]:
+    """Those of the named variables that a file has.
 
-    Numbers become arrays (sparse ones dense), text and cells lists of str and of such lists, in MATLAB's order.
+    Numbers become arrays (sparse ones dense), text str, cells lists in MATLAB's order; of one cell what is in it.
     """
     import scipy.io  # takes a second, which --help does not need
 
-    found = []
-    for path, names in wanted.items():
-        try:
-            path.open("rb").close()  # scipy hides why it cannot
-            content = scipy.io.loadmat(path, appendmat=False, variable_names=list(names))
-        except NotImplementedError as error:
-            raise UserError(f"{path} is of MATLAB's version 7.3; in MATLAB, save it with the option -v7") from error
-        except Exception as error:  # a damaged file raises nearly anything
-            raise unreadable(path, "MATLAB file", error) from error
-        found.append({name: _plain(f"{path}: {name}", content[name]) for name in names if name in content})
-    return found
+    try:
+        with path.open("rb") as file:
+            content = scipy.io.loadmat(file, variable_names=list(names))
+    except Exception as error:  # a damaged file raises nearly anything
+        raise unreadable(path, "MATLAB file", error) from error
+    return {name: _plain(content[name]) for name in names if name in content}
 
 
-def _plain(where: str, value: Any) -> Any:
-    value = value.toarray() if hasattr(value, "toarray") else value
-    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biufUO":
-        raise UserError(
-            f"{where} is a MATLAB struct or object, where real numbers, text or cells are needed. In MATLAB, turn "
-            "strings into a cell array: names = cellstr(names)"
-        )
-    if value.dtype.kind == "U":
-        return value.ravel().tolist()
-    return [_plain(where, v) for v in value.ravel()] if value.dtype.kind == "O" else value
+def _plain(value: Any) -> Any:
+    if hasattr(value, "toarray"):
+        return value.toarray()
+    if value.dtype.kind == "U" and value.size < 2:
+        return "".join(value.ravel())
+    if value.dtype.kind not in "UO":
+        return value
+    cells = [_plain(cell) for cell in value.ravel()]
+    return cells[0] if len(cells) == 1 else cells

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -16,20 +15,16 @@ def members(tar: Path) -> dict[str, tuple[int, int]]:
     """First byte and size of each photograph of an uncompressed tar, by its name there."""
     try:
         with tarfile.open(tar, "r:") as archive:
-            files = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in archive if m.isfile()}
+            files = [m for m in archive if m.isfile() and m.name.lower().endswith(IMAGE_SUFFIXES)]
     except (OSError, tarfile.TarError) as error:
         raise unreadable(tar, "uncompressed tar", error) from error
-    return {name: place for name, place in files.items() if name.lower().endswith(IMAGE_SUFFIXES)}
+    return {m.name.removeprefix("./"): (m.offset_data, m.size) for m in files}
 
 
-def find_members(tars: Iterable[Path]) -> dict[str, Path]:
-    """Path of each photograph by its key, the name without ending.
-
-    Raises:
-        UserError: two of them have one key, so that it would tell neither.
-    """
+def find_members(folder: Path) -> dict[str, Path]:
+    """Path of each photograph in a folder's tars by its key, the name without ending; of two with one key neither."""
     found: dict[str, Path] = {}
-    for tar in tars:
+    for tar in sorted(folder.glob("*.tar")):
         for name in members(tar):
             key = name[: name.rindex(".")]
             if key in found:
