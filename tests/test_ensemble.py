@@ -1,13 +1,17 @@
 """Ensembles of finished runs: the mean of standardised scores, chosen on validation, named by its members."""
 
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
+import core
 from core.experiments import ensemble as e
 from core.experiments.board import collect_board, read_board
 from core.experiments.identity import RunConfig
+from core.experiments.inputs import load_inputs
 from core.experiments.results import read_result, row_of
 from core.experiments.run import run
 from core.files.errors import UserError
@@ -16,6 +20,8 @@ from core.reporting.tables import all_tables
 from core.training.evaluation import ScoredImages, evaluate, spread
 from core.training.folds import final_fold
 from core.training.loop import class_scores
+from tests.helpers import extraction, run_here, weights_file
+from tests.helpers_predict import scores_by_name
 from tests.helpers_runs import config_of, inputs_of
 
 
@@ -69,6 +75,36 @@ def test_two_members_score_as_their_mean_and_their_row_stands_apart(runs, tmp_pa
     assert text.index("| eszsl |") < text.index("ENSEMBLES") < text.index("| eszsl+vsmr |")
     collect_board(tmp_path / "out", tmp_path / "board")
     assert [row["config"]["method"] for row in read_board(tmp_path / "board")] == ["eszsl+vsmr"]
+
+
+def test_an_ensemble_of_two_backbones_answers_photographs_as_it_was_measured(there, tmp_path):
+    data, other, members = there.place / "data", "mobilenet_v3_small", [there.run("vsmr"), there.run("eszsl")]
+    weights, features = weights_file(tmp_path, other), data / "AWA2" / f"feature_map_{other}_AWA2.hdf5"
+    how = ("--weights", weights, "--input-size", there.inputs.provenance["input_size"], "--out", features)
+    try:
+        code, _, err = run_here(there.place, extraction("AWA2"), "--backbone", other, *map(str, how))
+        assert code == 0, err
+        where = {"data_root": data, "w2v": there.place / "w2v" / "AWA2_attribute.pkl"}
+        inputs = load_inputs("AWA2", **where, features=features)
+        run(config_of("vsmr", inputs), inputs, tmp_path / "vsmr", diagnostics=False)
+        folder = e.ensemble([*members, tmp_path / "vsmr"], tmp_path / "out", **where)
+    finally:
+        features.unlink(missing_ok=True)
+    model, paths = core.load(folder, weights=[weights, there.weights], device="cpu"), there.tested()[1]
+    assert len(model.views) == 2  # two members share one
+    found, stored = scores_by_name(model, paths), np.load(folder / "scores.npz")
+    seen, unseen = model.trained.of_side("seen"), model.trained.of_side("unseen")
+    margin = found[:, seen].max(axis=1) - found[:, unseen].max(axis=1) + model.trained.gamma
+    assert margin == pytest.approx(stored["margin"], abs=1e-4)
+    parts, answer = model.explain(paths[0]), model.predict(paths[0])
+    whole = parts.g @ parts.y.T + sum(parts.corrections.values())
+    assert whole[0, seen].numpy() == pytest.approx(found[0, seen], abs=1e-5)
+    assert parts.ev is None  # one of the members says no places
+    assert answer.classes[0].probability and re.search(r" \((vsmr|eszsl), ", answer.attributes[0][0])
+    with pytest.raises(UserError, match="not here; name it with --weights"):
+        core.load(folder, weights=there.weights, device="cpu").predict(paths[0])
+    with pytest.raises(UserError, match="cannot score a class from its description"):
+        model.add_classes(pd.DataFrame({"class": ["new"]}))
 
 
 def test_what_is_no_ensemble_is_refused(runs, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ import core
 from core.commands.predict import header
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
-from core.inference import backbone, predictor
+from core.inference import backbone
 from core.inference.names import shown_reason
 from core.inference.predictor import SPOKEN, Predictor, find_images
 from core.training.loop import class_scores
@@ -57,8 +57,9 @@ def test_predictions_are_those_of_the_runs_own_evaluation(there: Made, method: s
 @pytest.mark.parametrize("name", ["float32", "bfloat16"])
 def test_the_backbone_computes_as_it_did_for_the_training_images(there: Made, name: str) -> None:
     model = there.load("eszsl")
-    model.trained = replace(model.trained, backbone=model.trained.backbone | {"dtype": name})
-    assert {p.dtype for p in model.network.parameters()} == {model.dtype} == {getattr(torch, name)}
+    trained = replace(model.trained, backbone=model.trained.backbone | {"dtype": name})
+    model = Predictor(trained, model.config, model.device)
+    assert {p.dtype for p in model.network.parameters()} == {getattr(torch, name)}
 
 
 def test_pixels_are_normalised_as_the_backbone_wants_them(there: Made) -> None:
@@ -69,7 +70,7 @@ def test_pixels_are_normalised_as_the_backbone_wants_them(there: Made) -> None:
     model.network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].clone()))
     size = model.network.input_size
     pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
-    model.regions(pixels)
+    model.views[0].regions(pixels)
     expected = ((pixels / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
     torch.testing.assert_close(given[0], expected, rtol=1e-5, atol=1e-5)
 
@@ -94,8 +95,8 @@ def test_weights_that_the_name_of_a_backbone_says_are_not_asked_for_again(
 
 @pytest.mark.parametrize("method", ["dazle", "vsmr"])
 def test_threads_share_a_predictor_and_one_backbone(there: Made, method: str, monkeypatch) -> None:
-    built, rebuild, paths = [], predictor.rebuild, there.tested()[1][:16]
-    monkeypatch.setattr(predictor, "rebuild", lambda *given: built.append(given) or rebuild(*given))
+    built, rebuild, paths = [], backbone.rebuild, there.tested()[1][:16]
+    monkeypatch.setattr(backbone, "rebuild", lambda *given: built.append(given) or rebuild(*given))
     model = there.load(method)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(model.predict, paths))
@@ -262,8 +263,8 @@ def test_the_folder_of_a_run_tells_image_side_and_pooling(there: Made) -> None:
 
 
 def test_a_page_comes_with_the_answers_of_one_pass(there: Made, tmp_path: Path, monkeypatch) -> None:
-    passed, regions = [], Predictor.regions
-    monkeypatch.setattr(Predictor, "regions", lambda self, x: passed.append(len(x)) or regions(self, x))
+    passed, regions = [], backbone.View.regions
+    monkeypatch.setattr(backbone.View, "regions", lambda self, x: passed.append(len(x)) or regions(self, x))
     paths = there.tested()[1][:3]
     code, out, err = run_here(
         tmp_path, "predict.py", there.run("eszsl"), *paths, "--weights", there.weights, "--explain", "page",

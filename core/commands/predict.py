@@ -44,7 +44,8 @@ def parser(description: str | None) -> Parser:
     add("--explain", type=Path, metavar="FOLDER", help="a page that says why, to be opened in a browser")
     add("--export", type=_named(".onnx"), metavar="FILE.onnx", help="the model as ONNX: regions in, scores with γ out")
     add("--with-backbone", action="store_true", help="with --export: pixels in instead of regions")
-    add("--weights", type=Path, help="the backbone's weights file, where the run's were a file")
+    said = "the backbone's weights file, where the run's were a file; once more for each other one of an ensemble"
+    add("--weights", type=Path, action="append", help=said)
     add("--device", default="auto", help=DEVICE)
     add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
     add("--batch-size", type=whole(1), default=32, help="images per forward pass (%(default)s)")

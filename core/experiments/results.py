@@ -109,12 +109,18 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
 
 
 def write_files(
-    out: Path, method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold, condensed: dict[str, np.ndarray]
+    out: Path,
+    method: Method,
+    result: dict[str, Any],
+    inputs: Inputs,
+    fold: Fold,
+    condensed: dict[str, np.ndarray],
+    **more: Any,
 ) -> dict[str, str]:
     """All that a run leaves besides metrics.json, which comes last since it marks the run as finished; checksums.
 
     The checkpoint needs nothing else but the backbone's weights to predict. ``condensed``: core.training.evaluation's
-    compact, of the scores of the test images.
+    compact, of the scores of the test images; ``more`` goes into the checkpoint's record.
     """
     space, labels = fold.space, condensed["labels"]
     seen, measured = space.seen.numpy(), np.setdiff1d(space.unseen.numpy(), fold.candidates)
@@ -129,9 +135,8 @@ def write_files(
         pd.DataFrame(table).to_csv(temporary, index=False)
     with atomic_path(out / "scores.npz") as temporary, open(temporary, "wb") as handle:
         np.savez(handle, allow_pickle=False, **condensed)
-    write_checkpoint(
-        out / "checkpoint.safetensors", method, result, inputs, fold, result["standard"]["gamma"], result["certainty"]
-    )
+    gamma, sure = result["standard"]["gamma"], result["certainty"]
+    write_checkpoint(out / "checkpoint.safetensors", method, result, inputs, fold, gamma, sure, **more)
     return {name: sha256_file(out / name) for name in ("per_class.csv", "scores.npz", "checkpoint.safetensors")}
 
 

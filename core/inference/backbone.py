@@ -1,14 +1,26 @@
-"""The backbone that made a run's regions, made again from what the run's checkpoint records of it."""
+"""The backbone that made a run's regions, made again from what the run's checkpoint records of it.
+
+B images · R regions · D channels
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from core.features.backbones import Backbone, build_backbone
-from core.features.settings import ExtractionConfig, recorded_config
+from core.features.extraction import decoded, threads_of
+from core.features.images import Normaliser, Picture
+from core.features.regions import unit_regions
+from core.features.settings import DTYPES, ExtractionConfig, recorded_config
 from core.features.weights import is_weights_file, state_sha256
 from core.files.errors import UserError
 
@@ -57,3 +69,42 @@ def rebuild(record: Mapping[str, Any], config: ExtractionConfig) -> Backbone:
                 "were made; install the versions it was made with, or extract and train again"
             )
     return network
+
+
+class View:
+    """What one backbone makes of photographs; it is built when the first comes, and threads may share it."""
+
+    def __init__(self, record: Mapping[str, Any], config: ExtractionConfig, device: torch.device) -> None:
+        """``config`` holds the weights, batch size and workers; what decides the regions is the record's."""
+        self.record, self.config, self.device = record, config, device
+        self.dtype = DTYPES[str(record.get("dtype", "float32"))]
+        self._network: Backbone | None = None
+        self._building = threading.Lock()
+
+    @property
+    def network(self) -> Backbone:
+        """The backbone, on the device; refused where its weights did not make the training images' regions."""
+        with self._building:
+            if self._network is None:
+                network = rebuild(self.record, self.config)
+                network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                self._network = network
+            return self._network
+
+    @torch.inference_mode()
+    def regions(self, pixels: Tensor) -> Tensor:
+        """(B,R,D) float32 regions of unit length, from pixels (B,H,W,3) uint8 that were resized and cropped."""
+        how = self.network.transform
+        images = Normaliser(self.device, self.dtype, how.mean, how.std)(pixels)
+        maps = self.network(images).to(getattr(torch, self.record["store"]))
+        return unit_regions(maps.flatten(2))[0].float()
+
+    def batches(self, images: Sequence[Picture]) -> Generator[tuple[np.ndarray, Tensor, dict[int, str]]]:
+        """Numbers of some images, their regions, and why some could not be read. Threads decode ahead of it."""
+        size = self.config.batch_size
+        rows = [np.arange(s, min(s + size, len(images))) for s in range(0, len(images), size)]
+        cuda = self.device.type == "cuda"
+        coming = decoded(rows, images, self.network.transform, cuda, threads_of(self.config))
+        with closing(coming):
+            for some, pixels, errors in coming:
+                yield some, self.regions(pixels), errors

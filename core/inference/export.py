@@ -70,6 +70,8 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
         import onnxruntime as runtime
         import onnxscript  # noqa: F401 (torch.onnx needs it)
     path, trained, rng = Path(path), predictor.trained, np.random.default_rng(0)
+    if trained.beside:
+        raise UserError("an ensemble on several features has no ONNX file: export its members, and take their mean")
     if with_backbone:
         side = predictor.network.input_size
         program: nn.Module = Whole(predictor)

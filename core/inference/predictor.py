@@ -10,9 +10,8 @@ B images · R regions · D channels · K attributes · C classes
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,15 +22,14 @@ from torch import Tensor
 
 from core.features.backbones import Backbone
 from core.features.devices import resolve_device
-from core.features.extraction import decoded, threads_of
-from core.features.images import Normaliser, Picture
-from core.features.regions import unit_regions
-from core.features.settings import BATCH_SIZE, DTYPES, ExtractionConfig
+from core.features.images import Picture
+from core.features.settings import BATCH_SIZE, ExtractionConfig
+from core.files.atomic import sha256_file
 from core.files.errors import UserError
 from core.files.kinds import IMAGE_SUFFIXES
 from core.inference.added_classes import add_classes, in_folder
 from core.inference.answer import ClassScore, Prediction
-from core.inference.backbone import rebuild, recorded_settings
+from core.inference.backbone import View, recorded_settings
 from core.inference.explain import LIKENESS, Explanation, explain
 from core.inference.names import shown_reason
 from core.inference.sure import NONE_RATE, Sure
@@ -54,23 +52,28 @@ class Predictor:
     """A trained model and its backbone, which is built when the first image comes."""
 
     def __init__(
-        self, trained: Trained, config: ExtractionConfig, device: torch.device, none_rate: float = NONE_RATE
-    ) -> None:
-        """``config`` holds the weights, batch size and workers; what decides the regions is the checkpoint's."""
+        self, trained: Trained, config: ExtractionConfig, device: torch.device, none_rate: float = NONE_RATE,
+        beside: Sequence[ExtractionConfig] = (),
+    ) -> None:  # fmt: skip
+        """``config`` holds weights, batch size and workers (``beside``: of an ensemble's other backbones); what decides
+        the regions is the checkpoint's.
+        """
         self.trained, self.config, self.device, self.none_rate = trained, config, device, none_rate
-        self._network: Backbone | None = None
-        self._building = threading.Lock()
+        made = zip((trained.backbone, *trained.beside), (config, *beside), strict=True)
+        self.views = [View(record, of, device) for record, of in made]
 
     @classmethod
     def load(
-        cls, run: Path | str, *, weights: Path | str | None = None, device: str = "auto", gamma: float | None = None,
-        none_rate: float = NONE_RATE, batch_size: int = BATCH_SIZE, workers: int | None = None,
+        cls, run: Path | str, *, weights: Path | str | Sequence[Path | str] | None = None, device: str = "auto",
+        gamma: float | None = None, none_rate: float = NONE_RATE, batch_size: int = BATCH_SIZE,
+        workers: int | None = None,
     ) -> Predictor:  # fmt: skip
         """A finished run.
 
         Args:
             run: the folder of one seed, or any above it that holds no other run.
-            weights: the backbone's weights file, where the run's were a file; it must be the same one.
+            weights: the backbone's weights file, where the run's were a file; it must be the same one. Several where an
+                ensemble has several.
             gamma: points added to the scores of unseen classes (None: as validation chose it).
             none_rate: share of photographs of the classes that may be called none of these; 0: none is.
             batch_size: images a forward pass. workers: decoding threads (None: one per core, 2 to 16).
@@ -78,43 +81,28 @@ class Predictor:
         where, run = resolve_device(device), find_run(run)
         trained = load_trained(run, where)
         trained = trained if gamma is None else replace(trained, gamma=gamma)
-        config = recorded_settings(trained.backbone, run, weights)
-        config = replace(config, device=device, batch_size=batch_size, workers=workers)
-        return cls(trained, config, where, none_rate)
+        files = [weights] if isinstance(weights, Path | str) else [*(weights or ())]
+        of_one, configs = files[0] if files and not trained.beside else None, list[ExtractionConfig]()
+        for record in (trained.backbone, *trained.beside):
+            own = [f for f in files if Path(f).is_file() and sha256_file(Path(f)) == record.get("weights_sha256")]
+            config = recorded_settings(record, run, own[0] if own else of_one)
+            configs.append(replace(config, device=device, batch_size=batch_size, workers=workers))
+        return cls(trained, configs[0], where, none_rate, configs[1:])
 
     @property
     def network(self) -> Backbone:
-        """The backbone, on the device; refused where its weights did not make the training images' regions."""
-        with self._building:
-            if self._network is None:
-                network = rebuild(self.trained.backbone, self.config)
-                network.to(self.device, self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-                self._network = network
-            return self._network
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Arithmetic of the backbone."""
-        return DTYPES[str(self.trained.backbone.get("dtype", "float32"))]
-
-    @torch.inference_mode()
-    def regions(self, pixels: Tensor) -> Tensor:
-        """(B,R,D) float32 regions of unit length, from pixels (B,H,W,3) uint8 that were resized and cropped."""
-        how = self.network.transform
-        images = Normaliser(self.device, self.dtype, how.mean, how.std)(pixels)
-        maps = self.network(images).to(getattr(torch, self.trained.backbone["store"]))
-        return unit_regions(maps.flatten(2))[0].float()
+        """The backbone, of an ensemble the first."""
+        return self.views[0].network
 
     def batches(self, images: Sequence[Picture]) -> Iterator[RegionBatch]:
-        """Images through the backbone, in their order, each once. Decoding runs in threads ahead of it."""
-        size = self.config.batch_size
-        rows = [np.arange(s, min(s + size, len(images))) for s in range(0, len(images), size)]
-        cuda = self.device.type == "cuda"
-        coming = decoded(rows, images, self.network.transform, cuda, threads_of(self.config))
-        with closing(coming):
-            for some, pixels, errors in coming:
+        """Images through the backbone, in their order, each once; of several backbones the regions side by side."""
+        with ExitStack() as stack:
+            coming = [stack.enter_context(closing(view.batches(images))) for view in self.views]
+            for parts in zip(*coming, strict=True):
+                some, x, errors = parts[0]
                 names = [str(p) if isinstance(p := images[i], Path | str) else f"image {i + 1}" for i in some]
-                yield RegionBatch(images=names, x=self.regions(pixels), errors=errors)
+                x = torch.cat([x for _, x, _ in parts], dim=2) if len(parts) > 1 else x
+                yield RegionBatch(images=names, x=x, errors=errors)
 
     def predict(self, image: Picture, *, top: int = 5, among: str = "all") -> Prediction:
         """What the model says of one picture: a path, bytes, an open file, a PIL image, or an array (H,W,3) uint8.

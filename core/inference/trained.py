@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.ensemble import Ensemble
 from core.files.errors import UserError
 from core.method import ClassSpace, ZeroShotModel, with_settings
 from core.methods import find_method
@@ -54,6 +55,7 @@ class Trained:
     recipe: dict[str, Any] = field(default_factory=dict)  # with what validation chose
     shape: tuple[int, int] = (0, 0)  # (R,D)
     backbone: dict[str, Any] = field(default_factory=dict)  # what made the regions
+    beside: tuple[dict[str, Any], ...] = ()  # what made the others that an ensemble looks at
     # what validation says of the answers, in points (core/training/certainty.py); empty: nothing was validated
     certainty: dict[str, Any] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)  # (C,) genus, family or the like of a class; "": none
@@ -130,21 +132,31 @@ def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trai
              ("model", "space")}  # fmt: skip
     try:
         space = ClassSpace(**parts["space"])
-        model = build_model(meta["config"], meta["recipe"], space, meta["shape"])
+        record = meta.get("ensemble")
+        members = record["members"] if record else [meta]
+        models = [build_model(m["config"], m["recipe"], space, m["shape"]) for m in members]
+        model, attributes, backbones = models[0], meta["attributes"], {0: members[0]}
+        if record:
+            model = Ensemble(models, record["views"], record["widths"], [1.0] * len(models))
+            attributes = [f"{name} ({of})" for of in record["names"] for name in attributes]
+            backbones = dict(zip(record["views"][::-1], members[::-1], strict=True))
         model.load_state_dict(parts["model"])
+        # runs from before the record was kept: their features' provenance has it, and all were stored as float16
+        made = [{"store": "float16"} | (backbones[k].get("backbone") or backbones[k]["config"]["features"]) for k in
+                sorted(backbones)]  # fmt: skip
         return Trained(
             model=model.to(device).eval(),
             space=space,
             gamma=meta["gamma"],
             classes=meta["classes"],
-            attributes=meta["attributes"],
+            attributes=attributes,
             config=meta["config"],
             recipe=meta["recipe"],
             certainty=meta.get("certainty", {}),
             groups=meta.get("groups", []),
             shape=(meta["shape"][0], meta["shape"][1]),
-            # runs from before the record was kept: their features' provenance has it, and all were stored as float16
-            backbone={"store": "float16"} | (meta.get("backbone") or meta["config"]["features"]),
+            backbone=made[0],
+            beside=tuple(made[1:]),
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
