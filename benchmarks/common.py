@@ -29,7 +29,6 @@ from core.datasets.registry import DEMO
 from core.DAZLE import DAZLE
 from core.method import ClassSpace, Method, epochs_of
 from core.methods import find_method
-from core.training.folds import Fold
 
 ROOT = Path(__file__).resolve().parent.parent
 Work = Callable[[], object]
@@ -66,18 +65,12 @@ class Shape:
 SHAPES = {s.name: s for s in (Shape("CUB", 312, 200, 50), Shape("AWA2", 85, 50, 10), Shape("SUN", 102, 717, 72))}
 
 
-def fold_of(shape: Shape, images: int = 0) -> Fold:
-    """Random classes of a shape; ``images`` training rows, none to measure on."""
-    rng = np.random.default_rng(0)
-    seen, none = np.arange(shape.C - shape.unseen), np.empty(0, dtype=np.int64)
-    space = ClassSpace(
-        torch.from_numpy(rng.random((shape.C, shape.K), dtype=np.float32)),
-        torch.from_numpy(seen),
-        torch.arange(len(seen), shape.C),
-        torch.from_numpy(rng.standard_normal((shape.K, shape.V), dtype=np.float32)),
-    )
-    train = {"train_rows": np.arange(images), "train_labels": rng.integers(len(seen), size=images)}
-    return Fold(space=space, **train, seen_rows=none, seen_labels=none, unseen_rows=none, unseen_labels=none)
+def space_of(shape: Shape) -> ClassSpace:
+    """Random classes of a shape."""
+    rng, seen = np.random.default_rng(0), shape.C - shape.unseen
+    att = torch.from_numpy(rng.random((shape.C, shape.K), dtype=np.float32))
+    vectors = torch.from_numpy(rng.standard_normal((shape.K, shape.V), dtype=np.float32))
+    return ClassSpace(att, torch.arange(seen), torch.arange(seen, shape.C), vectors)
 
 
 class DrawnImages:
@@ -132,7 +125,7 @@ def our_method(shape: Shape, device: str = "cpu", method: str = "dazle") -> Meth
     """core's model with the optimiser its recipe for CUB gives it, ready for its first step."""
     registered = find_method(method)
     recipe = registered.recipe("CUB")
-    made = registered.build(recipe, fold_of(shape).space, (shape.R, shape.D), 0, epochs_of(recipe))
+    made = registered.build(recipe, space_of(shape), (shape.R, shape.D), 0, epochs_of(recipe))
     made.model.to(device)
     if made.begin:
         made.begin(DrawnImages(shape, device))

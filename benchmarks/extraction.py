@@ -54,9 +54,6 @@ def rows(args: argparse.Namespace) -> list[Row]:
             taken[n], peak[n] = map(float, in_fresh_process("extraction", *flags, "--run", root).split())
             time_bare()
     speed, bare_speed = (many - few) / (taken[many] - taken[few]), BATCH_SIZE / median(bare)
-    if speed < 0:
-        print("the machine was too busy: more images took less time; start-up is counted in", file=sys.stderr)
-        speed = many / taken[many]
     what, each = f"extraction, {args.backbone} {args.dtype}", (peak[many] - peak[few]) / (many - few) / 1024
     speeds = f"{bare_speed:.1f} images/s", f"{speed:.1f} images/s", f"{speed / bare_speed:.1%}"
     peaks = megabytes(peak[few]), megabytes(peak[many]), f"{peak[many] / peak[few]:.2f}x", f"{each:+.1f} KiB per image"

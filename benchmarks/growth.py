@@ -1,12 +1,11 @@
-"""How cost grows with attributes, classes, regions and images: time and memory at rising sizes, exponents.
+"""How cost grows with attributes, classes, regions and images: time at rising sizes, exponents.
 
     python -m benchmarks.growth                                   # about 4 minutes
     python -m benchmarks.growth --only classes                    # one family: attributes, classes, regions or images
 
 The exponent is the slope between the two largest sizes on logarithmic axes: 1 is linear, less is better. Channels are
 few and there is one thread (its processor time is counted), so that 20,000 classes and a million images fit into
-minutes: the exponents are the result, the milliseconds are not those of a data set. Memory is what the work at the
-largest size adds to the process; 0 where it fits into what earlier sizes left.
+minutes: the exponents are the result, the milliseconds are not those of a data set.
 """
 
 from __future__ import annotations
@@ -21,18 +20,7 @@ from math import log
 import numpy as np
 import torch
 
-from benchmarks.common import (
-    DrawnImages,
-    PeakMemory,
-    Row,
-    Shape,
-    Work,
-    fold_of,
-    megabytes,
-    milliseconds,
-    report,
-    step_of,
-)
+from benchmarks.common import DrawnImages, Row, Shape, Work, milliseconds, report, space_of, step_of
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as ESZSLRecipe
 from core.training.evaluation import ScoredImages, compact, evaluate, metrics_from_compact
@@ -95,7 +83,7 @@ def vsmr_with(field: str) -> Callable[[int], Work]:
     def make(size: int) -> Work:
         shape = replace(BASE, **{field: size})  # type: ignore[arg-type]
         shape = replace(shape, unseen=shape.C // 4)
-        model, images = VSMR(fold_of(shape).space, shape.D, VSMRRecipe()), DrawnImages(shape)
+        model, images = VSMR(space_of(shape), shape.D, VSMRRecipe()), DrawnImages(shape)
         return lambda: model.fit(images)
 
     return make
@@ -103,7 +91,7 @@ def vsmr_with(field: str) -> Callable[[int], Work]:
 
 def eszsl_with_classes(classes: int) -> Work:
     """ESZSL's decomposition and one solution, two images a class."""
-    space = fold_of(replace(BASE, C=classes, unseen=classes // 4)).space
+    space = space_of(replace(BASE, C=classes, unseen=classes // 4))
     model = ESZSL(space, BASE.D, ESZSLRecipe())
     y = space.seen.repeat(2)
     pooled = torch.randn(len(y), BASE.D, generator=torch.Generator().manual_seed(0))
@@ -128,8 +116,8 @@ CURVES = (
 )
 
 
-def measure(curve: Curve, repeats: int) -> tuple[list[float], int]:
-    """Least processor seconds at each size, and the bytes that the largest adds; the sizes take turns."""
+def measure(curve: Curve, repeats: int) -> list[float]:
+    """Least processor seconds at each size; the sizes take turns."""
     works = {size: curve.work(size) for size in curve.sizes}
     least = dict.fromkeys(works, float("inf"))
     for turn in range(repeats + 1):
@@ -138,9 +126,7 @@ def measure(curve: Curve, repeats: int) -> tuple[list[float], int]:
             work()
             if turn:
                 least[name] = min(least[name], time.process_time() - started)
-    with PeakMemory() as memory:
-        works[curve.sizes[-1]]()
-    return list(least.values()), memory.rise
+    return list(least.values())
 
 
 def main() -> int:
@@ -156,11 +142,11 @@ def main() -> int:
         if args.only not in (None, curve.family):
             continue
         sizes = curve.sizes
-        taken, memory = measure(curve, args.repeats)
-        print(f"{curve.what} with {curve.family}: {taken}, {memory >> 20} MiB", file=sys.stderr, flush=True)
+        taken = measure(curve, args.repeats)
+        print(f"{curve.what} with {curve.family}: {taken}", file=sys.stderr, flush=True)
         exponent = f"exponent {log(taken[-1] / taken[-2]) / log(sizes[-1] / sizes[-2]):.2f}"
         name = f"growth of {curve.what} with {curve.family}, {sizes[0]} to {sizes[-1]}"
-        rows.append(Row(name, milliseconds(taken[0]), milliseconds(taken[-1]), exponent, megabytes(memory)))
+        rows.append(Row(name, milliseconds(taken[0]), milliseconds(taken[-1]), exponent))
     torch.set_num_threads(threads)
     return report(rows)
 

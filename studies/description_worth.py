@@ -7,7 +7,10 @@ which stands for an unseen one, is known by its description, by n photographs dr
 `predict.py --add-classes` knows it (core/inference/added_classes.py: the very function is measured); all else is the
 same. Measured is on the other half, five draws a split. k, the photographs that a description counts for, is tried at
 five values. The share of γ is tried where it matters: half of the classes have photographs and a description, the other
-half their descriptions alone, and γ is that of the highest H without any photograph. Writes description_worth.csv, .md.
+half their descriptions alone, and γ is that of the highest H without any photograph.
+
+Writes and prints description_worth.csv, in percent: T1 and its gain over the description alone (n = 0), with 95 %
+intervals over the classes (bootstrap), and H where the shown classes get the whole γ, the share k/(n+k) of it, or none.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
-from core.files.errors import UserError, run_cli
+from core.files.errors import run_cli
 from core.inference.added_classes import WORTH, known_by
 from core.inference.trained import Added
 from core.method import Images
@@ -29,21 +32,13 @@ from core.reporting.tables import OURS
 from core.training.evaluation import ScoredImages, compact, curve_from_compact, harmonic, per_class_accuracy
 from core.training.folds import Fold, validation_fold
 from core.VSMR import VSMR
-from studies.validation import arguments, best_on_fold, config_of, inputs_of, kept, splits_said, write
+from studies.validation import arguments, best_on_fold, config_of, inputs_of, kept, write
 
 SHOTS = (1, 2, 3, 5, 10, 20)
 KS = (1, 2, 3, 5, 8)
 DRAWS = 5
 BOTH = [("both", n, k) for n in SHOTS for k in KS]
 RESAMPLES = 2000
-HEAD = """\
-vsmr on {splits}, {draws} draws each, {classes} classes. T1 (%): accuracy among the validation classes, known by n
-photographs of each, by their descriptions (n = 0), or by both; in brackets 95 % intervals over the classes (bootstrap).
-H: half of the classes are shown by n photographs and described (k = {k}), the other half described only, all classes
-compete, and the shown ones get the whole γ, the share k/(n+k) of it, or none. Sharpness and γ were chosen on these
-images.
-"""
-
 
 Sides = tuple[tuple[Tensor, ...], ...]  # scores, evidence, likeness and labels of images of seen and of unseen classes
 Known = tuple[list[Tensor], Added | None]
@@ -78,7 +73,7 @@ def accuracies(scores: Tensor, labels: Tensor, classes: Tensor, among: Tensor) -
 
 def measure_one(config: RunConfig, inputs: Inputs, fold: Fold) -> list[dict[str, object]]:
     """Shares: T1 of each class by what it is known from, and H of mixtures."""
-    model = best_on_fold(config, inputs, fold).method.model
+    model = best_on_fold(config, inputs, fold)[0].model
     assert isinstance(model, VSMR)
     encoder, seen, unseen = model.class_encoder(fold.space), fold.space.seen, fold.space.unseen
     att, every, rows = fold.space.att[unseen], torch.cat([seen, unseen]), list[dict[str, object]]()
@@ -106,11 +101,7 @@ def measure_one(config: RunConfig, inputs: Inputs, fold: Fold) -> list[dict[str,
             rows += [said | {"class": name, "T1": float(v)} for name, v in zip(names, found, strict=True)]
             if by != "both" or k != WORTH or added is None:
                 continue
-            for rule, share in (
-                ("γ", torch.ones_like(added.gamma)),
-                ("γ k/(n+k)", added.gamma),
-                ("no γ", 0 * added.gamma),
-            ):
+            for rule, share in (("γ", 0 * added.gamma + 1), ("γ k/(n+k)", added.gamma), ("no γ", 0 * added.gamma)):
                 means = []
                 for (scores, *_, labels), mine, classes in zip(sides, own, (seen, unseen), strict=True):
                     mixed = scores.index_add(1, unseen, torch.full((len(scores), len(unseen)), gamma))
@@ -136,44 +127,16 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([pd.DataFrame(found), H.assign(H=100 * H.H)])
 
 
-def table(rows: pd.DataFrame, found: pd.DataFrame) -> str:
-    """Markdown: a line a number of photographs."""
-    cells = found.set_index(["by", "n", "k"])
-
-    def t1(by: str, n: int, k: float = WORTH) -> str:
-        row = cells.loc[by, n, k]
-        return f"{row.T1:.1f} ({row.T1_low:.1f} to {row.T1_high:.1f})"
-
-    others = [k for k in KS if k != WORTH]
-    lines = [
-        HEAD.format(splits=splits_said(rows), draws=DRAWS, classes=rows["class"].nunique(), k=WORTH),
-        f"| n | photographs | both | both less description | {' | '.join(f'k = {k}' for k in others)} "
-        "| H, whole γ | γ k/(n+k) | no γ |",
-        "|---" * (7 + len(others)) + "|",
-        f"| 0 | | {t1('description', 0)} |" + " |" * (4 + len(others)),
-    ]
-    for n in SHOTS:
-        both = cells.loc["both", n, WORTH]
-        gain = f"{both.gain:+.1f} ({both.gain_low:+.1f} to {both.gain_high:+.1f})"
-        ks = " | ".join(f"{cells.loc['both', n, k].T1:.1f}" for k in others)
-        H = " | ".join(f"{cells.loc[rule, n, WORTH].H:.1f}" for rule in ("γ", "γ k/(n+k)", "no γ"))
-        lines.append(f"| {n} | {t1('photographs', n)} | {t1('both', n)} | {gain} | {ks} | {H} |")
-    return "\n".join(lines) + "\n"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Measure, and write the table."""
-    args = arguments(__doc__, methods=[OURS], splits=5).parse_args(argv)
-    if {*args.methods} != {OURS}:
-        raise UserError(f"--methods {' '.join(args.methods)}: only {OURS} takes photographs of new classes")
+    args = arguments(__doc__, splits=5).parse_args(argv)
     inputs, rows = inputs_of(args), []
     for split in range(args.splits):
         fold = validation_fold(inputs.metadata, inputs.w2v, split)
-        config = config_of(OURS, inputs, split, args.epochs, args.precision)
+        config = config_of(OURS, inputs, split, args.precision)
         rows += kept(args.out, config, {"of": "description_worth"}, partial(measure_one, config, inputs, fold))
-    frame = pd.DataFrame(rows)
-    found = summary(frame)
-    write(args.out, "description_worth", found, table(frame, found))
+    found = summary(pd.DataFrame(rows))
+    write(args.out / "description_worth.csv", found, found.set_index(["by", "n", "k"]))
     return 0
 
 

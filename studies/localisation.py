@@ -5,8 +5,10 @@
 No test image is read. Split k trains on the classes of validation split k, chooses epoch and settings there as a run
 does (no part location takes part in that), and measures on its validation classes, which stand for unseen ones. A
 method says a part is where the map of one attribute of it is highest: the one it predicts the highest value of. The map
-is θ, where it looked; of `vsmr` also the evidence, what it shows. Writes
-localisation.csv and .md.
+is θ, where it looked; of `vsmr` also the evidence, what it shows. Writes localisation.csv, a row a split and point, and
+prints the means over splits, in percent. Pointing: share of visible parts that the point lies within 36/227 of the
+image's side of, with 95 % intervals over draws of classes; the best cell is the most that the grid allows. own/others:
+attention within one region of an attribute's own key points, over what attributes of other parts have there.
 """
 
 from __future__ import annotations
@@ -36,19 +38,11 @@ from core.reporting.run_page import transform_of
 from core.training.folds import Fold, validation_fold
 from studies.part_measures import Parts, localisation_table, own_and_others, predicted_points, ratio_of
 from studies.part_places import attribute_groups, read_key_points, read_parts, shown_groups
-from studies.validation import arguments, best_on_fold, config_of, inputs_of, kept, splits_said, write
+from studies.validation import arguments, best_on_fold, config_of, inputs_of, kept, write
 
 log = logging.getLogger(__name__)
 RADIUS = 36 / 227  # share of the image's side
 BATCH = 16  # images looked at together: θ of 3,441 images at 14x14 with 312 attributes takes 0.8 GB
-HEAD = """\
-Share of visible parts hit (%), on images of the validation classes of {splits}; in brackets 95 % intervals
-over draws of classes. PCP: boxes round the predicted point and round the nearest visible key point of the part, of that
-share of {size}, overlap by IoU > 0.5. Pointing: both are at most {radius:.3f} of the
-image's side apart. own/others: attention within one region of an attribute's own key points, over what attributes of
-other parts have there. Parts: {groups}; {count} are visible. Best cell: the most that
-{grid} regions allow. Epoch and settings were chosen on these images, by AUSUC, without part locations.
-"""
 
 
 class Places:
@@ -85,7 +79,7 @@ def look(config: RunConfig, inputs: Inputs, places: Places, fold: Fold, parts: P
     """What a method's maps say of the fold's unseen images, a batch at a time: by θ, and where there is evidence by its
     positive part too, as a share of what it sums to over the image.
     """
-    model, rows = best_on_fold(config, inputs, fold).method.model, fold.unseen_rows
+    model, rows = best_on_fold(config, inputs, fold)[0].model, fold.unseen_rows
     has, G = inputs.metadata.original_att, len(places.groups)
     points, tables = defaultdict(list), defaultdict(list)
     for start in range(0, len(rows), BATCH):
@@ -104,9 +98,7 @@ def look(config: RunConfig, inputs: Inputs, places: Places, fold: Fold, parts: P
     return {kind: (np.concatenate(points[kind]).tolist(), ratio_of(tables[kind])) for kind in points}
 
 
-def measure(
-    inputs: Inputs, places: Places, methods: list[str], splits: int, out: Path, epochs: int | None, precision: str
-) -> pd.DataFrame:
+def measure(inputs: Inputs, places: Places, methods: list[str], splits: int, out: Path, precision: str) -> pd.DataFrame:
     """Rows of the table."""
     tables = []
     for split in range(splits):
@@ -114,7 +106,7 @@ def measure(
         parts, training = (places.parts(rows) for rows in (fold.unseen_rows, fold.train_rows))
         points, ratio = {}, {}
         for name in methods:
-            config = config_of(name, inputs, split, epochs, precision)
+            config = config_of(name, inputs, split, precision)
             digest = hashlib.sha256(parts.points.tobytes()).hexdigest()
             make = partial(look, config, inputs, places, fold, parts)
             for kind, (found, own) in kept(out, config, {"parts": digest, "groups": places.groups}, make).items():
@@ -126,30 +118,11 @@ def measure(
     return pd.concat(tables, ignore_index=True)
 
 
-def table(rows: pd.DataFrame, places: Places) -> str:
-    """Markdown: a line a point; of several splits the mean, with the mean limits of their intervals."""
-    boxes = (places.folder / "bounding_boxes.txt").is_file()
-    text = HEAD.format(
-        splits=splits_said(rows),
-        size="the object's size (bounding_boxes.txt)" if boxes else "the image's size (no bounding_boxes.txt)",
-        radius=RADIUS,
-        groups=", ".join(places.groups),
-        count=f"{int(rows.drop_duplicates('split').pairs.sum()):,}",
-        grid="x".join(map(str, places.grid)),
-    )
-    measures = list(rows.measure.unique())
-    lines = [text, f"| point | {' | '.join(measures)} | own/others |", "|---|" + "---|" * (len(measures) + 1)]
-    for point, own in rows.groupby("point", sort=False):
-        means = (100 * own[own.measure == m][["share", "low", "high"]].mean() for m in measures)
-        cells = " | ".join(f"{mean.share:.1f} [{mean.low:.1f}, {mean.high:.1f}]" for mean in means)
-        ratio = own.own_over_others.mean()
-        lines.append(f"| {point} | {cells} | {'-' if np.isnan(ratio) else f'{ratio:.2f}'} |")
-    return "\n".join(lines) + "\n"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Measure, and write the table."""
-    args = arguments(__doc__, methods=["vsmr", "dazle"], splits=1).parse_args(argv)
+    parser = arguments(__doc__, splits=1)
+    parser.add_argument("--methods", nargs="+", default=["vsmr", "dazle"], help="(vsmr dazle)")
+    args = parser.parse_args(argv)
     methods = list(dict.fromkeys(args.methods))
     inputs = inputs_of(args)
     places = Places(inputs, args.data_root or DEFAULT_ROOT)
@@ -159,8 +132,10 @@ def main(argv: list[str] | None = None) -> int:
         model = registered.build(registered.recipe(inputs.dataset), space, shape, 0, 1).model
         if type(model).attend is ZeroShotModel.attend:
             raise UserError(f"--methods {name}: it has no attention over regions, so it says of no part where it is")
-    rows = measure(inputs, places, methods, args.splits, args.out, args.epochs, args.precision)
-    write(args.out, "localisation", rows, table(rows, places))
+    rows = measure(inputs, places, methods, args.splits, args.out, args.precision)
+    means = rows.groupby("point", sort=False)[["share", "low", "high", "own_over_others"]].mean()
+    means[["share", "low", "high"]] *= 100
+    write(args.out / "localisation.csv", rows, means)
     return 0
 
 

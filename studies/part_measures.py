@@ -1,8 +1,8 @@
 """Whether the attention of an attribute falls on the part that shows it, where part locations are known.
 
-Three measures, each with rows that keep it honest: how much attention lies on an attribute's own part compared with the
-attention of other attributes there (:func:`own_and_others`); PCP, whether a box round the predicted point overlaps one
-round the part (Xu et al., APN, NeurIPS 2020); pointing, whether the predicted point lies within a radius of it.
+Two measures, each with rows that keep it honest: how much attention lies on an attribute's own part compared with the
+attention of other attributes there (:func:`own_and_others`); pointing, whether the predicted point lies within a radius
+of the part.
 
 Places are x and y as shares of the image's width and height, 0 at the upper left. G part groups (head, wing, ...) of P
 key points; an attribute belongs to one group.
@@ -18,8 +18,6 @@ import pandas as pd
 
 from core.files.errors import UserError
 
-BOXES = {"PCP, box 1/4": 0.25, "PCP, box 1/√2": 0.5**0.5}  # side of the boxes as a share of the object's side
-
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
@@ -27,12 +25,11 @@ class Parts:
 
     points: np.ndarray  # (N,P,3) x, y and whether visible
     groups: Sequence[Sequence[int]]  # G lists of key points: the parts of a group, such as both eyes of the head
-    size: np.ndarray  # (N,2) width and height of the object, as shares of the image's
     labels: np.ndarray  # (N,) class numbers
 
     def of(self, images: np.ndarray | slice) -> Parts:
         """The parts of some of the images."""
-        return Parts(points=self.points[images], groups=self.groups, size=self.size[images], labels=self.labels[images])
+        return Parts(points=self.points[images], groups=self.groups, labels=self.labels[images])
 
 
 def centres(grid: tuple[int, int]) -> np.ndarray:
@@ -60,37 +57,22 @@ def predicted_points(
     return points
 
 
-def hits(points: np.ndarray, parts: Parts, *, radius: float) -> dict[str, np.ndarray]:
-    """Which predicted points hit: measure -> (N,G) of 0 and 1, NaN where the group is not visible.
-
-    The visible key point of the group that is nearest to the prediction is the target. PCP: boxes of equal size round
-    both overlap by IoU > 0.5. Pointing: the distance is at most ``radius``.
+def hits(points: np.ndarray, parts: Parts, radius: float) -> np.ndarray:
+    """(N,G) of 0 and 1: a visible key point of the group is at most ``radius``, a share of the image's side, away from
+    the predicted one; NaN where none is visible.
 
     Args:
         points: (N,G,2) or anything that broadcasts to it.
-        radius: share of the image's side.
     """
     N, G = len(parts.points), len(parts.groups)
-    points = np.broadcast_to(points, (N, G, 2))
-    found = {name: np.full((N, G), np.nan) for name in (*BOXES, "pointing")}
+    points, found = np.broadcast_to(points, (N, G, 2)), np.full((N, G), np.nan)
     for number, group in enumerate(parts.groups):
-        targets = parts.points[:, list(group)]
-        gap = targets[:, :, :2] - points[:, number, None]  # (N,P',2)
-        distance = np.where(targets[:, :, 2].astype(bool), np.hypot(gap[:, :, 0], gap[:, :, 1]), np.inf)
-        nearest = distance.argmin(axis=1)
-        gap, distance = gap[np.arange(N), nearest], distance.min(axis=1)
+        targets = parts.points[:, list(group)]  # (N,P',3)
+        gap = targets[:, :, :2] - points[:, number, None]
+        distance = np.where(targets[:, :, 2].astype(bool), np.hypot(gap[:, :, 0], gap[:, :, 1]), np.inf).min(axis=1)
         shown = np.isfinite(distance)
-        for name, share in BOXES.items():
-            overlap = _iou_of_equal_boxes(gap, share * parts.size)
-            found[name][shown, number] = overlap[shown] > 0.5
-        found["pointing"][shown, number] = distance[shown] <= radius
+        found[shown, number] = distance[shown] <= radius
     return found
-
-
-def _iou_of_equal_boxes(gap: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Intersection over union (N,) of boxes (N,2) wide and high whose centres are ``gap`` (N,2) apart."""
-    shared = np.clip(sides - np.abs(gap), 0, None).prod(axis=1)
-    return shared / (2 * sides.prod(axis=1) - shared)
 
 
 def localisation_table(
@@ -103,7 +85,7 @@ def localisation_table(
     rng: np.random.Generator,
     resamples: int = 2_000,
 ) -> pd.DataFrame:
-    """PCP and pointing of models beside what needs no model: share of visible groups hit, with 95 % intervals.
+    """Pointing of models beside what needs no model: share of visible groups hit, with 95 % intervals.
 
     Rows: ``random cell`` (its exact expectation: every cell in turn), ``image centre``, ``part prior`` (mean place in
     training images), the models, ``best cell`` (the best that a grid of this size allows).
@@ -113,29 +95,27 @@ def localisation_table(
         resamples: draws of classes, with all their images, for the intervals.
 
     Returns:
-        Columns ``point``, ``measure``, ``share``, ``low``, ``high``, ``pairs``.
+        Columns ``point``, ``share``, ``low``, ``high``, ``pairs``.
     """
     prior = np.empty((len(training.groups), 2))  # mean place of a group's visible key points
     for number, group in enumerate(training.groups):
         placed = training.points[:, list(group)].reshape(-1, 3)
         prior[number] = placed[placed[:, 2].astype(bool), :2].mean(axis=0)
-    per_cell = [hits(cell, test, radius=radius) for cell in centres(grid)]
-    found = {"random cell": {m: np.mean([c[m] for c in per_cell], axis=0) for m in per_cell[0]}}
+    per_cell = [hits(cell, test, radius) for cell in centres(grid)]
     simple = {"image centre": np.array([0.5, 0.5]), "part prior": prior}
-    found |= {name: hits(place, test, radius=radius) for name, place in (simple | points).items()}
-    found["best cell"] = {m: np.max([c[m] for c in per_cell], axis=0) for m in per_cell[0]}
+    found = {name: hits(place, test, radius) for name, place in (simple | points).items()}
+    found = {"random cell": np.mean(per_cell, axis=0), **found, "best cell": np.max(per_cell, axis=0)}
     _, position = np.unique(test.labels, return_inverse=True)
     n = position.max() + 1
     draws = rng.multinomial(n, np.full(n, 1 / n), size=resamples)  # (resamples,C) how often each class is drawn
     rows = []
-    for name, measures in found.items():
-        for measure, values in measures.items():
-            total = np.bincount(position, weights=np.nansum(values, axis=1))
-            count = np.bincount(position, weights=np.isfinite(values).sum(axis=1))
-            drawn = draws @ count
-            low, high = np.percentile((draws @ total)[drawn > 0] / drawn[drawn > 0], (2.5, 97.5))
-            row = {"point": name, "measure": measure, "share": total.sum() / count.sum(), "low": low, "high": high}
-            rows.append(row | {"pairs": int(count.sum())})
+    for name, values in found.items():
+        total = np.bincount(position, weights=np.nansum(values, axis=1))
+        count = np.bincount(position, weights=np.isfinite(values).sum(axis=1))
+        drawn = draws @ count
+        low, high = np.percentile((draws @ total)[drawn > 0] / drawn[drawn > 0], (2.5, 97.5))
+        row = {"point": name, "share": total.sum() / count.sum(), "low": low, "high": high}
+        rows.append(row | {"pairs": int(count.sum())})
     return pd.DataFrame(rows)
 
 

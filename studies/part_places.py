@@ -1,8 +1,7 @@
 """Where the parts of images are, as a model sees the images, and which attributes speak of which part.
 
-Places come from CUB's parts/part_locs.txt, sizes from its bounding_boxes.txt, both in pixels of the photograph. A
-backbone sees the middle square of a photograph (Resize, CenterCrop): places are shares of that square, and what lies
-outside of it counts as not visible.
+Places come from CUB's parts/part_locs.txt, in pixels of the photograph. A backbone sees the middle square of a
+photograph (Resize, CenterCrop): places are shares of that square, and what lies outside of it counts as not visible.
 """
 
 from __future__ import annotations
@@ -74,8 +73,7 @@ def read_parts(
     """Where the parts of N images are in what the backbone saw of them.
 
     Args:
-        folder: of the data set's images: it holds images.txt, parts/, and bounding_boxes.txt where objects are smaller
-            than the image (without it, the object is the whole crop).
+        folder: of the data set's images: it holds images.txt and parts/.
         names: (N,) image files below ``folder``, as images.txt or with ``images/`` before.
         paths: (N,) the files themselves, whose width and height are read.
         labels: (N,) class numbers.
@@ -87,9 +85,7 @@ def read_parts(
     shown: dict[float, list[list[float]]] = {}
     for row in _numbers(folder / "parts" / "part_locs.txt"):  # image, part, x, y, visible
         shown.setdefault(row[0], []).append(row[1:])
-    listed = folder / "bounding_boxes.txt"  # image, x, y, width, height
-    boxes = {row[0]: row[3:] for row in _numbers(listed)} if listed.is_file() else {}
-    points, sizes = np.zeros((len(names), len(key_points), 3)), np.ones((len(names), 2))
+    points = np.zeros((len(names), len(key_points), 3))
     for i, (name, path) in enumerate(zip(names, paths, strict=True)):
         number = number_of[name.removeprefix("images/")]
         with Image.open(path, formats=FORMATS) as image:  # the head alone
@@ -99,9 +95,8 @@ def read_parts(
             place = (np.array([x, y]) - size / 2) * zoom + 0.5  # the crop is the middle, and of side 1
             if visible and ((place >= 0) & (place <= 1)).all():
                 points[i, place_of[part]] = *place, 1
-        sizes[i] = np.array(boxes[number]) * zoom if boxes else 1
     members = [[place_of[n] for n, name in key_points.items() if group_of(name) == group] for group in groups]
-    return Parts(points=points, groups=members, size=sizes, labels=labels)
+    return Parts(points=points, groups=members, labels=labels)
 
 
 def _names(path: Path) -> dict[float, str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,14 @@ from core.training.evaluation import evaluate
 from core.training.folds import Fold
 from core.training.loop import train
 
-METRICS = ("T1", "U", "S", "H", "AUSUC")
 
-
-def arguments(description: str | None, *, methods: Sequence[str], splits: int) -> Parser:
-    """The flags of a study on validation splits; ``methods`` and ``splits`` are what is measured by default."""
+def arguments(description: str | None, *, splits: int) -> Parser:
+    """The flags of a study on validation splits; ``splits`` are measured by default."""
     made = Parser(description)
     made.add_argument("--dataset", required=True, choices=[*DATASETS])
     flags.add_data(made, "DS")
     flags.add_device(made)
-    made.add_argument("--methods", nargs="+", default=list(methods), help=f"({' '.join(methods)})")
     made.add_argument("--splits", type=whole(1), default=splits, help="validation splits, 0 to N-1 (%(default)s)")
-    made.add_argument("--epochs", type=whole(0), help="at most, for a quick look (each recipe's own)")
     made.add_argument("--out", type=Path, required=True, help="the table; OUT/measured/ keeps each result")
     return made
 
@@ -48,12 +44,10 @@ def inputs_of(args: argparse.Namespace) -> Inputs:
     return load_inputs(args.dataset, **given, device=args.device, test=False)
 
 
-def write(out: Path, name: str, rows: pd.DataFrame, text: str) -> None:
-    """Write OUT/name.csv and OUT/name.md, and print the latter."""
-    csv = rows.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    write_bytes(out / f"{name}.csv", csv.encode())
-    write_bytes(out / f"{name}.md", text.encode())
-    print(text, end="")
+def write(path: Path, rows: pd.DataFrame, percent: pd.DataFrame) -> None:
+    """Write the rows as CSV, and print what they come to."""
+    write_bytes(path, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+    print(percent.round(2).to_string(na_rep=""))
 
 
 def kept(out: Path, config: RunConfig, of: dict[str, Any], make: Callable[[], Any]) -> Any:
@@ -69,31 +63,17 @@ def kept(out: Path, config: RunConfig, of: dict[str, Any], make: Callable[[], An
     return read_json(path)
 
 
-def splits_said(rows: pd.DataFrame) -> str:
-    count = rows.split.nunique()
-    return f"{count} validation split{'s' * (count > 1)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Best:
-    """A method in the state of its highest AUSUC, in evaluation mode, and what it measures there."""
-
-    method: Method
-    metrics: dict[str, float]  # T1, U, S, H (γ of the highest H), AUSUC: shares
-    epoch: int
-
-
-def config_of(name: str, inputs: Inputs, split: int, epochs: int | None, precision: str) -> RunConfig:
-    """Identity of a method with its own defaults on a split; ``epochs`` at most, None: the recipe's."""
+def config_of(name: str, inputs: Inputs, split: int, precision: str) -> RunConfig:
+    """Identity of a method with its own defaults on a split."""
     recipe = find_method(name).recipe(inputs.dataset)
-    return run_config(inputs, name, recipe, seed=split, epochs=epochs, precision=precision)
+    return run_config(inputs, name, recipe, seed=split, epochs=None, precision=precision)
 
 
-def best_on_fold(config: RunConfig, inputs: Inputs, fold: Fold) -> Best:
-    """Train a method and keep its best, as the validation half of a run chooses it.
+def best_on_fold(config: RunConfig, inputs: Inputs, fold: Fold) -> tuple[Method, dict[str, Any]]:
+    """A method in the state of its highest AUSUC, in evaluation mode, and its metrics, epoch and setting there.
 
-    The epoch (0 included), the settings and γ are chosen on the images that the metrics are measured on, so these
-    flatter every method. It differs from a run's validation in that the fold is given, and the model is kept.
+    They are chosen as the validation half of a run chooses them, on the images that the metrics are measured on, so
+    these flatter every method. It differs from a run's validation in that the fold is given, and the model is kept.
     """
     method, features = build(config, config.recipe, fold, inputs), inputs.features
     best: dict[str, Any] = {"AUSUC": -1.0}
@@ -121,4 +101,4 @@ def best_on_fold(config: RunConfig, inputs: Inputs, fold: Fold) -> Best:
     if best["setting"] and method.set_params:
         method.set_params(best["setting"])
     method.model.eval()
-    return Best(method=method, metrics={m: best[m] for m in METRICS}, epoch=best["epoch"])
+    return method, best

@@ -15,8 +15,8 @@ SMALL = ("--backbone", "mobilenet_v2", "--input-size", "64", "--images")
     [
         ("predict", (*SMALL, "64"), "against the bare forward pass, by processor time"),
         ("growth", ("--only", "images", "--repeats", "1"), "growth of evaluation, streamed with images"),
-        ("gpu", ("--repeats", "2", "--epochs", "1", "--images", "256"), ""),
-        pytest.param("steps", ("--shapes", "AWA2", "--repeats", "2"), "step of vsmr against", marks=SLOW),
+        ("gpu", ("--repeats", "2"), ""),
+        pytest.param("steps", ("--shapes", "AWA2", "--repeats", "2"), "step of msdn against", marks=SLOW),
         pytest.param("extraction", (*SMALL, "24", "64", "--forwards", "1"), "peak memory at 24 and 64", marks=SLOW),
     ],
 )

@@ -8,14 +8,10 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-
 import core
 from core.datasets.download import SOURCES
 from core.datasets.registry import DATASETS
 from tests.helpers import ROOT
-
-SETS = ("AWA2", "CUB", "SUN")
 
 
 def test_the_pages_build_strictly(tmp_path: Path) -> None:
@@ -26,29 +22,24 @@ def test_the_pages_build_strictly(tmp_path: Path) -> None:
     assert pages <= {p.parent.name for p in (tmp_path / "site").rglob("index.html")}
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_a_data_set_s_page_has_its_counts_archives_layout_and_commands(name: str) -> None:
-    text, counts = (ROOT / "data" / f"{name}.md").read_text("utf-8"), DATASETS[name].counts
-    assert counts is not None
-    first = " ".join(text.split("\n\n")[1].split())
-    assert str(counts.images) in first and f"{counts.attributes} attributes" in first
-    assert re.search(rf"\b{counts.seen + counts.unseen} ", first)
-    assert all(f"`{archive.url.rsplit('/', 1)[1]}`" in first for archive in SOURCES[name])
-    assert "into `data/archives/` first" in text
-    assert all((archive.md5 or "No checksum is published") in first for archive in SOURCES[name])
-    assert f"data/xlsa17/data/{name}/{{res101,att_splits}}.mat" in text
-    scripts = re.findall(r"`python (extract_feature/\S+\.py)`", text)
-    assert len(scripts) == 2 and all(name in script and (ROOT / script).is_file() for script in scripts)
-
-
-def test_the_data_sets_pages_have_one_shape() -> None:
-    texts = {name: (ROOT / "data" / f"{name}.md").read_text("utf-8") for name in SETS}
-    shapes = set()
-    for name, text in texts.items():
-        assert re.findall(r"^- (\w+):", text, re.MULTILINE) == ["Page", "Terms", "Citation"], name
+def test_the_data_sets_pages_have_one_shape_and_their_counts_archives_layout_and_commands() -> None:
+    ends = set()
+    for name in ("AWA2", "CUB", "SUN"):
+        text, counts = (ROOT / "data" / f"{name}.md").read_text("utf-8"), DATASETS[name].counts
+        assert counts is not None
+        first = " ".join(text.split("\n\n")[1].split())
+        assert str(counts.images) in first and f"{counts.attributes} attributes" in first
+        assert re.search(rf"\b{counts.seen + counts.unseen} ", first)
+        assert all(f"`{archive.url.rsplit('/', 1)[1]}`" in first for archive in SOURCES[name])
+        assert all((archive.md5 or "No checksum is published") in first for archive in SOURCES[name])
+        assert "into `data/archives/` first" in text
+        assert f"data/xlsa17/data/{name}/{{res101,att_splits}}.mat" in text
+        scripts = re.findall(r"`python (extract_feature/\S+\.py)`", text)
+        assert len(scripts) == 2 and all(name in script and (ROOT / script).is_file() for script in scripts)
+        assert re.findall(r"^- (\w+):", text, re.MULTILINE) == ["Page", "Terms", "Citation"]
         assert f"python data/get_data.py {name}\npython data/get_data.py xlsa17\n" in text
-        shapes.add(text.strip().split("\n\n")[-1])
-    assert len(shapes) == 1, "what was not checked is said in the same words"
+        ends.add(text.strip().split("\n\n")[-1])
+    assert len(ends) == 1, "what was not checked is said in the same words"
 
 
 def test_one_version_everywhere() -> None:
