@@ -46,7 +46,6 @@ class APN(AttributeModel):
     """P and V (K,D)."""
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe, groups: Sequence[Tensor] | None = None) -> None:
-        """Args: groups: attribute numbers of each part, for |P|; None: no groups."""
         super().__init__(space)
         self.recipe, self.groups, K = recipe, groups, space.z.shape[1]
         self.P = nn.Parameter(2e-4 * torch.rand(K, D))
@@ -120,7 +119,6 @@ def compactness(maps: Tensor) -> Tensor:
     "in the prototypes' norm; γ on scores and epochs from validation classes (published: on test)",
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """One phase of Adam, which forgets its moments after every epoch."""
     model = APN(space, shape[1], recipe)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, betas=(0.5, 0.999))
     phase = Phase(

@@ -37,8 +37,6 @@ class Recipe:
 
 
 class BiasAware(AttributeModel):
-    """A network from pooled features into attribute space."""
-
     uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
@@ -73,7 +71,6 @@ class BiasAware(AttributeModel):
     "place of γ on posteriors chosen on the test images",
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """One phase of SGD."""
     model = BiasAware(space, shape[1], recipe)
     lr, momentum, decay = recipe.lr, recipe.momentum, recipe.weight_decay
     parameters, nesterov = model.parameters(), momentum > 0

@@ -35,8 +35,6 @@ _PER_SEEN, _PER_UNSEEN = 200, 400  # codes of a class
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The released settings."""
-
     vae_epochs: int = hp(100, "epochs of the autoencoders", at_least=0)
     vae_lr: float = hp(1.5e-4, "learning rate of the autoencoders' Adam", above=0)
     vae_batch_size: int = hp(50, "images in a step of the autoencoders", at_least=1)
@@ -60,8 +58,6 @@ class Code(NamedTuple):
 
 
 class VAE(nn.Module):
-    """One modality's encoder and decoder."""
-
     def __init__(self, width: int, encoder: int, decoder: int, latent: int) -> None:
         super().__init__()
         self.encode = nn.Sequential(nn.Linear(width, encoder), nn.ReLU())
@@ -86,8 +82,6 @@ def ramp(epoch: float, start: float, end: float, top: float) -> float:
 
 
 class CADAVAE(ZeroShotModel):
-    """Both autoencoders and the classifier of codes."""
-
     uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:

@@ -26,24 +26,16 @@ class Recipe:
 
 
 def text_of(space: ClassSpace, R: int, D: int, *, attributes: bool) -> Tensor:
-    """(C,E) text embeddings of the classes: of their names, or of names with attributes.
-
-    Raises:
-        UserError: these features have none beside them.
-    """
+    """(C,E) text embeddings of the classes: of their names, or of names with attributes."""
     if space.text is None or space.text.shape[2] != D or R != 1:
         raise UserError(
-            "this method compares image embeddings of a CLIP model with its text embeddings of the classes; these "
-            "features hold none. Extract both at once (MODEL/PRETRAINED is for instance ViT-B-16/openai):\n"
-            "  python extract_feature/extract_feature_map_ResNet_101_CUB.py --backbone open_clip:MODEL/PRETRAINED\n"
-            "and name them with --features"
+            "these features hold no text embeddings of the classes, which this method needs: extract both at once with "
+            "--backbone open_clip:MODEL/PRETRAINED (such as ViT-B-16/openai), and name them with --features"
         )
     return space.text[:, int(attributes)]
 
 
 class CLIP(ZeroShotModel):
-    """Cosine of image and class text."""
-
     def __init__(self, space: ClassSpace, R: int, D: int, recipe: Recipe) -> None:
         super().__init__()
         self.text = nn.Buffer(text_of(space, R, D, attributes=recipe.attributes))  # (C,E)
@@ -56,5 +48,4 @@ class CLIP(ZeroShotModel):
 @method("clip-attributes", recipes={"*": Recipe(attributes=True)}, needs_text=True)
 @method("clip", recipes={"*": Recipe()}, needs_text=True)
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """Nothing is trained and nothing chosen but γ."""
     return Method(model=CLIP(space, *shape, recipe), phases=[])

@@ -58,8 +58,6 @@ class ClassNorm(nn.Module):
 
 
 class CNZSL(ZeroShotModel):
-    """Prototypes from attributes, compared by cosine."""
-
     uses_pooled_features = True
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
@@ -97,7 +95,6 @@ class CNZSL(ZeroShotModel):
     "classes; as the code has it, units are divided by their variance (paper: deviation)",
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """One phase of Adam."""
     model = CNZSL(space, shape[1], recipe)
     phase = Phase(
         name="prototypes",

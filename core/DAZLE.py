@@ -35,8 +35,6 @@ class Recipe:
 
 
 class DAZLE(AttributeClassifier):
-    """Class scores from attended attribute scores, cross-entropy and self-calibration."""
-
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__(space, prepared=recipe.prepared)
         self.recipe = recipe
@@ -70,14 +68,9 @@ _DEVIATIONS = (
 )
 
 
-@method(
-    "dazle-prepared",
-    recipes={name: replace(recipe, prepared=True) for name, recipe in RECIPES.items()},
-    given_preparation=True,
-)
+@method("dazle-prepared", recipes={name: replace(recipe, prepared=True) for name, recipe in RECIPES.items()})
 @method("dazle", recipes=RECIPES, deviations=_DEVIATIONS)
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """One phase of RMSprop."""
     model = DAZLE(space, shape[1], recipe)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.RMSprop(

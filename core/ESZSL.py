@@ -78,10 +78,9 @@ class ESZSL(AttributeModel):
         return self.inputs(x.mean(dim=1)) @ self.W
 
 
-@method("eszsl-prepared", recipes={"*": Recipe(prepared=True)}, given_preparation=True)
+@method("eszsl-prepared", recipes={"*": Recipe(prepared=True)})
 @method("eszsl", recipes={"*": Recipe()})
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """No phase: a closed form and the grid that validation chooses from."""
     model = ESZSL(space, shape[1], recipe)
 
     def begin(images: Images) -> None:

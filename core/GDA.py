@@ -36,8 +36,6 @@ class Recipe:
 
 
 class GDA(ZeroShotModel):
-    """Texts, and a linear classifier a class."""
-
     def __init__(self, space: ClassSpace, R: int, D: int) -> None:
         super().__init__()
         text = F.normalize(text_of(space, R, D, attributes=False), dim=1)
@@ -85,7 +83,6 @@ class GDA(ZeroShotModel):
     "validation classes by AUSUC; one view an image (published: ten); means over classes (published: over images)",
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """No phase: a closed form and the grid that validation chooses from."""
     model = GDA(space, *shape)
     grid = GRID if recipe.alpha is None else (recipe.alpha,)
 

@@ -97,8 +97,6 @@ class Recipe:
 
 
 class MSDN(AttributeClassifier):
-    """Both branches' class scores, trained with cross-entropy, self-calibration and mutual distillation."""
-
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__(space)
         self.recipe = recipe
@@ -151,7 +149,6 @@ _DEVIATIONS = (
 
 @method("msdn", recipes=RECIPES, deviations=_DEVIATIONS)
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """One phase of RMSprop."""
     model = MSDN(space, shape[1], recipe)
     optimizer = torch.optim.RMSprop(
         model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum

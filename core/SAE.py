@@ -27,8 +27,6 @@ GRID = tuple(0.005 * 2.0**power for power in range(21))  # what the published gr
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """λ and the way (None: chosen on validation)."""
-
     penalty: float | None = hp(None, "SAE's λ; none: chosen on validation", above=0)
     to_features: bool | None = hp(None, "compare in feature space (on), attribute space (off); none: validation")
 
@@ -83,7 +81,6 @@ class SAE(AttributeModel):
     deviations="λ and the way are chosen on validation classes; fitted on all training classes for T1 too",
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """No phase: a closed form and the grid that validation chooses from."""
     model = SAE(space, shape[1])
     penalties = GRID if recipe.penalty is None else (recipe.penalty,)
     ways = (True, False) if recipe.to_features is None else (recipe.to_features,)

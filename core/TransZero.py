@@ -161,10 +161,7 @@ class AttributeDecoder(nn.Module):
 
 
 class TransZero(AttributeClassifier):
-    """Encoder, decoder and class scores, with cross-entropy, self-calibration and attribute regression."""
-
     def __init__(self, space: ClassSpace, R: int, D: int, recipe: Recipe) -> None:
-        """Raises: UserError: R, the regions of an image row by row, is not a square number (49, 196, ...)."""
         super().__init__(space)
         side = math.isqrt(R)
         if side * side != R:
@@ -220,7 +217,6 @@ _DEVIATIONS = (
 
 @method("transzero", recipes=RECIPES, deviations=_DEVIATIONS)
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """One phase of Adam, or of SGD."""
     model = TransZero(space, *shape, recipe)
     parameters, lr, decay = model.parameters(), recipe.lr, recipe.weight_decay
     optimizer: torch.optim.Optimizer

@@ -205,7 +205,6 @@ class VSMR(ZeroShotModel):
 
 @method("vsmr", recipes={"*": Recipe()})
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """No phase: a closed form, and two settings that validation chooses."""
     model = VSMR(space, shape[1], recipe)
     offered = {name: values for name, values in CHOICES.items() if getattr(recipe, name) is None}
     fitted: list[Images] = []

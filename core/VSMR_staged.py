@@ -78,7 +78,7 @@ class VSMRStaged(ZeroShotModel):
         self.seed = seed
         self.predictor = nn.Linear(D, K)
         learned = {"train_vectors": recipe.train_vectors, "normalize_vectors": recipe.normalize_vectors}
-        self.attention = DenseAttention(space.w2v, D, scores=False, zero_attention=False, **learned)
+        self.attention = DenseAttention(space.w2v, D, scores=False, **learned)
         self.E = nn.Sequential(nn.Linear(K, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, D))
         self.D = nn.Sequential(nn.Linear(D, recipe.hidden), nn.ReLU(), nn.Linear(recipe.hidden, K))
         self.A = nn.Buffer(space.att)

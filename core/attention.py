@@ -24,33 +24,24 @@ class DenseAttention(nn.Module):
     """Dense attribute attention in the three-map form (the equations above)."""
 
     def __init__(
-        self,
-        w2v: Tensor,
-        D: int,
-        *,
-        scores: bool = True,
-        train_vectors: bool = True,
-        normalize_vectors: bool = False,
-        zero_attention: bool = True,
+        self, w2v: Tensor, D: int, *, scores: bool = True, train_vectors: bool = True, normalize_vectors: bool = False
     ) -> None:
         """Args:
         w2v: (K,V) attribute word vectors; rows are L2-normalised here.
-        scores: make W1 (region scores); VSMR's published visual branch has none.
+        scores: make W1 (region scores), W2 and W3 start at 0: attend everywhere alike, as DAZLE does; without, as in
+            VSMR's published visual branch, they start at N(0,1).
         train_vectors: learn v along with the W.
         normalize_vectors: keep v at unit length while it is learned.
-        zero_attention: start W2 and W3 at 0 (DAZLE: attend everywhere alike) or at N(0,1) (VSMR).
         """
         super().__init__()
         V = w2v.shape[1]
         self.v = nn.Parameter(F.normalize(w2v.float(), dim=1), requires_grad=train_vectors)  # (K,V)
         self.normalize_vectors = normalize_vectors
 
-        def start() -> nn.Parameter:
-            return nn.Parameter(torch.zeros(V, D) if zero_attention else torch.randn(V, D))
-
+        start = torch.zeros if scores else torch.randn
         self.W1 = nn.Parameter(torch.randn(V, D)) if scores else None
-        self.W2 = start()
-        self.W3 = start()
+        self.W2 = nn.Parameter(start(V, D))
+        self.W3 = nn.Parameter(start(V, D))
 
     def forward(self, x: Tensor) -> AttentionOutput:
         """x (B,R,D) of unit regions."""

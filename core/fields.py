@@ -29,19 +29,22 @@ def flag_of(name: str) -> str:
 
 
 def _range_of(f: Field[Any]) -> str:
-    return " and ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in f.metadata["limits"].items())
+    if choices := f.metadata.get("choices"):
+        return f"one of {', '.join(choices)}"
+    return " and ".join(f"{key.replace('_', ' ')} {value:g}" for key, value in f.metadata.get("limits", {}).items())
 
 
 def check(settings: Any) -> Any:
     """The settings, each :func:`hp` field within its limits; else refused with the flag, the value and the range."""
     for f in fields(settings):
-        value, limits = getattr(settings, f.name), f.metadata.get("limits", {})
+        value, limits, choices = getattr(settings, f.name), f.metadata.get("limits", {}), f.metadata.get("choices")
+        if value is None:
+            continue
         inside = not isinstance(value, float | int) or isfinite(value)
-        if value is not None and not (inside and all(LIMITS[key](value, limit) for key, limit in limits.items())):
+        inside = inside and all(LIMITS[key](value, limit) for key, limit in limits.items())
+        if not inside or (choices and value not in choices):
             must = _range_of(f) or "a finite number"
             raise UserError(f"{flag_of(f.name)} {value}: {f.metadata.get('help', f.name)} must be {must}")
-        if value is not None and (choices := f.metadata.get("choices")) and value not in choices:
-            raise UserError(f"{flag_of(f.name)} {value}: choose one of {', '.join(choices)}")
     return settings
 
 
@@ -59,8 +62,7 @@ def add_fields(parser: ArgumentParser | _ArgumentGroup, settings: Any, *, withou
             parser.set_defaults(**{f.name: value})
             continue
         shown = ("off", "on")[value] if isinstance(value, bool) else "none" if value is None else value
-        limits = f"; {_range_of(f)}" if f.metadata["limits"] else ""
-        limits += f"; {', '.join(f.metadata['choices'])}" if f.metadata["choices"] else ""
+        limits = f"; {_range_of(f)}" if _range_of(f) else ""
         kinds = get_args(hints[f.name]) or (hints[f.name],)
         parser.add_argument(
             flag_of(f.name), type=_parser_of(kinds), default=value, metavar="VALUE",

@@ -171,8 +171,6 @@ class Batches:
 
 @dataclass(kw_only=True)
 class Phase:
-    """One stretch of training."""
-
     name: str
     # of a batch x (B,R,D) with class numbers y (B,): "loss" is minimised, other scalars are logged; usually the model's
     loss: Callable[[Tensor, Tensor], Losses]
@@ -217,14 +215,11 @@ Build = Callable[[Any, ClassSpace, tuple[int, int], int, int], Method]
 
 @dataclass(frozen=True, kw_only=True)
 class Registered:
-    """A method as the harness knows it."""
-
     name: str
     recipes: Mapping[str, Any]  # by data set; "*" serves all others
     build: Build
     file: Path
     deviations: str = ""  # from what was published, for the footer of its tables
-    given_preparation: bool = False  # a baseline that is given vsmr's inputs
     needs_text: bool = False  # takes class text embeddings, and features of the model that made them
 
     @property

@@ -146,7 +146,6 @@ def _recipes(rule: str, **given: tuple[str, float, float]) -> dict[str, Recipe]:
     deviations=_SAID,
 )
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
-    """One phase of SGD, one image a step."""
     model = Bilinear(space, shape[1], recipe)
     optimizer = torch.optim.SGD([model.W], lr=recipe.lr)
 

@@ -33,7 +33,7 @@ SMALL = {  # settings with which a method takes less than a second here; another
     "bias-aware": {"hidden": 16},
     "transzero": {"lr": 1e-3, "batch_size": 16, "width": 12, "feed_forward": 16},
 }
-METHODS = [name for name, m in methods().items() if not m.given_preparation and not m.needs_text]
+METHODS = [name for name, m in methods().items() if not name.endswith("-prepared") and not m.needs_text]
 W2V = np.random.default_rng(3).normal(size=(8, 6)).astype(np.float32)
 
 

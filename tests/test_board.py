@@ -25,7 +25,7 @@ def ran(tmp_path_factory):
     inputs = inputs_of(read_mat_files(*toy_mats(place / "toy"), TOY))
     for seed in (0, 1):
         config = config_of("eszsl", inputs, seed)
-        run(config, inputs, place / "out" / "TOY" / inputs.variant / "eszsl" / f"seed{seed}", diagnostics=False)
+        run(config, inputs, place / "out" / "TOY" / inputs.variant / "eszsl" / f"seed{seed}")
     assert collect_board(place / "out", place / "board") == 2
     return place
 

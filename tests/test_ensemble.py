@@ -30,7 +30,7 @@ def runs(toy, tmp_path, monkeypatch):
     """A run of two methods on seed 1, and what they read."""
     inputs = inputs_of(toy)
     for method in ("eszsl", "vsmr"):
-        run(config_of(method, inputs, seed=1), inputs, tmp_path / method / "seed1", diagnostics=False)
+        run(config_of(method, inputs, seed=1), inputs, tmp_path / method / "seed1")
 
     def member(folder, *_):
         result = read_result(folder / "metrics.json")
@@ -109,7 +109,7 @@ def test_an_ensemble_of_two_backbones_answers_photographs_as_it_was_measured(the
 
 def test_what_is_no_ensemble_is_refused(runs, tmp_path, monkeypatch):
     inputs, one, two = runs
-    run(config_of("eszsl", inputs, seed=0), inputs, tmp_path / "seed0", diagnostics=False)
+    run(config_of("eszsl", inputs, seed=0), inputs, tmp_path / "seed0")
     with pytest.raises(UserError, match="not of one split and one seed"):
         e.ensemble([one / "seed1", tmp_path / "seed0"], tmp_path / "out")
     with pytest.raises(UserError, match="no finished run of a common seed"):

@@ -11,7 +11,7 @@ from core.experiments.statistics import Interval
 from core.files.errors import UserError
 from core.reporting import report
 from core.reporting.report import pair_of, published, write_report
-from core.reporting.tables import AUSUC, DIGESTS, LEGEND, TABLE, all_tables, prepared, read_summary, table
+from core.reporting.tables import AUSUC, DIGESTS, LEGEND, TABLE, all_tables, prepared, read_summary
 from tests.helpers_reporting import METRICS, row, run_left
 
 NOT_VALIDATED = {f"val_{k}": None for k in METRICS}
@@ -185,16 +185,16 @@ def test_a_row_says_which_part_of_the_recipes_epochs_was_offered(method, epochs,
 
 
 def test_a_drivers_table_says_which_gamma_and_keeps_what_was_cut_off_apart():
-    text = table([row_of(result())])
+    text = all_tables([row_of(result())])
     assert LEGEND in text and AUSUC in text and "Note: a note." in text and "code c1" in text
     assert lines_with(text, "| **vsmr (alpha=20)** |", "| 55.0 | 40.0 | 33.8 |")
     assert "SELECTED ON TEST" in text and text.index("**vsmr (alpha=20)**") < text.index("SELECTED ON TEST")
     assert "on other features than mobilenet_v2" in text
-    text = table([row_of(result("last", 0.0))])
+    text = all_tables([row_of(result("last", 0.0))])
     assert lines_with(text, "| **vsmr (alpha=20)** |", "nothing validated (--select last): γ = 0, the method's own")
     rows = [row(seed=s) for s in (0, 1)]
     rows += [row(seed=s, up=0.1, cut_off="7 of its 20 epochs", most_epochs=7) for s in (0, 1)]
-    standard, rest = table(rows).split("CUT OFF", 1)
+    standard, rest = all_tables(rows).split("CUT OFF", 1)
     assert lines_with(standard, "| **vsmr** | 70.5 ± 0.7 |") and "7 of its" not in standard
     assert lines_with(rest, "| **vsmr** | 80.5 ± 0.7 |", "cut off: 7 of its 20 epochs")
 

@@ -94,20 +94,20 @@ def test_other_data_never_share_a_folder_a_row_or_a_mean(toy_plan, toy, monkeypa
 
 
 def test_a_job_is_the_run_that_the_plan_names(toy, tmp_path, monkeypatch):
-    """The data set's own recipe, the plan's epochs, precision and diagnostics, the job's seed, an ablation's change."""
+    """The data set's own recipe, the plan's epochs and precision, the job's seed, an ablation's change."""
     asked = []
     inputs = replace(inputs_of(toy), dataset="SUN")
     monkeypatch.setattr(s, "_inputs", lambda *a, **k: inputs)
     monkeypatch.setattr(s, "run", lambda config, i, out, **k: asked.append((config, out, k)))
     job = s.Job(dataset="SUN", method="dazle", seed=4)
     recipe = asdict(s.find_method("dazle").recipe("SUN"))
-    for changes, epochs in (({"precision": "bfloat16", "diagnostics": False}, 100), ({"epochs": 7}, 7)):
+    for changes, epochs in (({"precision": "bfloat16"}, 100), ({"epochs": 7}, 7)):
         plan = s.Plan(datasets=("SUN",), out=tmp_path, **changes)
         s.attempt(plan, job)
         config, out, options = asked.pop()
         assert (config.method, config.seed, config.select, config.recipe) == ("dazle", 4, "val", recipe)
         assert (config.epochs, config.precision) == (epochs, changes.get("precision", "float32"))
-        assert options == {"diagnostics": epochs == 7, "ablation": None}
+        assert options == {"ablation": None}
         assert out == tmp_path / "SUN" / inputs.variant / "dazle" / "seed4"
     whole = s.find_method("vsmr").recipe("SUN")
     for ablation, changes in ABLATIONS.items():

@@ -55,18 +55,14 @@ def seeds_of(args: argparse.Namespace) -> tuple[int, ...]:
 
 def add_run(p: argparse.ArgumentParser, out: Path | None, gamma_splits: int = 1) -> None:
     """How a run is chosen, where it goes and what it leaves; ``out`` None: ROOT/results."""
-    add, on_off = p.add_argument, argparse.BooleanOptionalAction
+    add = p.add_argument
     said = "val: on class-disjoint validation classes, then refit; last: all epochs, the method's own γ (val)"
     add("--select", choices=("val", "last"), default="val", help=said)
-    said = (
-        f"validation splits whose γ is averaged: that of the seed and the next, each trained on once ({gamma_splits})"
-    )
+    said = f"validation splits whose γ is averaged: the seed's and the next, each trained on once ({gamma_splits})"
     add("--gamma-splits", type=whole(1), default=gamma_splits, help=said)
     said = f"OUT/<data set>/<features>/<method>/seed<k>/ ({out or 'ROOT/results'})"
     add("--out", type=Path, default=out, help=said)
     said = "continue an unfinished run and read back a finished one; --no-resume starts anew (resume)"
-    add("--resume", action=on_off, default=True, help=said)
-    said = "also print the row labelled 'selected on test'; it costs one evaluation an epoch (yes)"
-    add("--diagnostics", action=on_off, default=True, help=said)
+    add("--resume", action=argparse.BooleanOptionalAction, default=True, help=said)
     add("--tensorboard", action="store_true", help="also write OUT/.../tensorboard/, to be watched while it trains")
     add("--page", action="store_true", help="also write page/, which shows why test images got their names")

@@ -17,7 +17,6 @@ DATASETS = ("AWA2", "CUB", "SUN")  # of train and extract, as their next word
 
 
 def main() -> int:
-    """The program."""
     return run_cli(dispatch, sys.argv[1:])
 
 

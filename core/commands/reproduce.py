@@ -26,8 +26,7 @@ def parser(description: str | None) -> Parser:
     p.add_argument("--task", type=whole(0), help="run this one of --status's jobs alone, no table (job arrays)")
     p.add_argument("--status", action="store_true", help="run nothing: which runs are done, running, not begun")
     p.add_argument("--epochs", type=whole(0), help="most epochs of every method (each recipe's own)")
-    for flag, said in (("--ablation", "the ablation of vsmr"), ("--diagnostics", "rows labelled 'selected on test'")):
-        p.add_argument(flag, action=BooleanOptionalAction, default=True, help=f"{said} (yes)")
+    p.add_argument("--ablation", action=BooleanOptionalAction, default=True, help="the ablation of vsmr too (yes)")
     p.add_argument("--collect", action="store_true", help="run nothing: tables of the finished runs below OUT")
     board = Path("results/board")
     said = f"every method on every feature file; a file a run in this folder ({board})"

@@ -57,7 +57,7 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: 
     from core.experiments.watching import Board
     from core.files.atomic import write_bytes
     from core.reporting.run_page import draw_page
-    from core.reporting.tables import table
+    from core.reporting.tables import all_tables
 
     folder = args.out / inputs.dataset / inputs.variant / args.method
     rows = []
@@ -66,9 +66,10 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: 
         config = run_config(inputs, args.method, recipe, seed=seed, **how)
         out = folder / f"seed{seed}"
         watch = Board(out) if args.tensorboard else None
-        result = run(config, inputs, out, resume=args.resume, diagnostics=args.diagnostics, watch=watch)
+        result = run(config, inputs, out, resume=args.resume, watch=watch)
         rows.append(row_of(result) | {"folder": out.name})
-    text = table(rows) + "\n"
+    gammas = ", ".join(f"{row['gamma']:.3g}" for row in rows)
+    text = f"{all_tables(rows)}\nγ of each seed: {gammas}; chosen: {rows[0]['how']}.\n"
     first = folder / f"seed{flags.seeds_of(args)[0]}"
     if inputs.dataset == OWN.name:
         text += f"\n{fit_for_use(first, inputs)}\n"

@@ -63,8 +63,6 @@ def _sha256(files: set[Path]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A run's identity."""
-
     dataset: str
     method: str
     seed: int

@@ -103,9 +103,8 @@ def _vectors(
 def _attribute_names(dataset: DataSet, root: Path, vectors: Path | None, K: int) -> list[str]:
     """(K,) names, from beside the vectors or from the data set's own files; numbers where neither has them."""
     beside = vectors.with_suffix(".json") if vectors else None
-    record = read_json(beside) if beside and beside.is_file() else None
-    names = record.get("names") if isinstance(record, dict) else None
-    if not isinstance(names, list) or not names:
+    names = read_json(beside).get("names") if beside and beside.is_file() else None
+    if not names:
         with contextlib.suppress(UserError):
             names = read_attribute_names(dataset, root)
     return [str(name) for name in names] if names and len(names) == K else [f"attribute {k + 1}" for k in range(K)]

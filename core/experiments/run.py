@@ -38,8 +38,8 @@ HOW = {
 
 
 def run(
-    config: RunConfig, inputs: Inputs, out: Path, *, resume: bool = True, diagnostics: bool = True,
-    watch: results.Watch = None, ablation: str | None = None,
+    config: RunConfig, inputs: Inputs, out: Path, *, resume: bool = True, watch: results.Watch = None,
+    ablation: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Run one seed and return its metrics.json; a finished run is read back, an unfinished one continued.
 
@@ -69,7 +69,7 @@ def run(
             "environment": environment | {"threads": torch.get_num_threads()},
         }
         if ablation is None:
-            result |= _test(config, inputs, result, out, diagnostics, watch)
+            result |= _test(config, inputs, result, out, watch)
         took = {"seconds": time.time() - started[0], "processor_seconds": time.process_time() - started[1]}
         return results.write_json(path, result | {key: round(value, 1) for key, value in took.items()})
 
@@ -151,16 +151,13 @@ def fit(
     return method, history
 
 
-def _test(
-    config: RunConfig, inputs: Inputs, result: dict[str, Any], out: Path, diagnostics: bool, watch: results.Watch
-) -> dict[str, Any]:
+def _test(config: RunConfig, inputs: Inputs, result: dict[str, Any], out: Path, watch: results.Watch) -> dict[str, Any]:
     """Refit on trainval with what was chosen, and read the test sets; what a result has besides, its files written."""
     fold, chosen = final_fold(inputs.metadata, inputs.w2v), result["chosen"]
     measurable = len(fold.unseen_rows) > 0  # of a folder of one's own every class may be trained on
-    diagnostics = diagnostics and measurable
 
     def on_epoch(method: Method, row: Row) -> None:
-        if diagnostics:
+        if measurable:
             row |= _measured(method, inputs, fold, "selected_on_test_")
         results.log_epoch(out, config, "refit", row, watch)
 
@@ -169,7 +166,7 @@ def _test(
     # the scores are read once: all that follows is made of this
     condensed = evaluation.compact(scored, partial(certainty.confidence, sure, gamma, fold.space) if sure else None)
     on_test = published = None
-    if diagnostics:
+    if measurable:
         if not history:  # a closed form: one row
             history.append({"epoch": 0} | _measured(method, inputs, fold, "selected_on_test_"))
         top = max((r for r in history if "selected_on_test_H" in r), key=lambda r: r["selected_on_test_H"])

@@ -32,15 +32,10 @@ class Interval:
         return self.low > 0 or self.high < 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Paired(Interval):
-    """A difference paired over seeds; the interval is of the t distribution."""
-
-    p: float  # two-sided sign-flip test, which cannot go below 2^(1-n)
-
-
-def paired(a: Any, b: Any) -> Paired:
-    """The difference a - b of values (n,) of the same n seeds, two or more of them."""
+def paired(a: Any, b: Any) -> tuple[Interval, float]:
+    """The difference a - b of values (n,) of the same n seeds, two or more of them, with the interval of the t
+    distribution; and p of the two-sided sign-flip test, which cannot go below 2^(1-n).
+    """
     import scipy.stats  # half a second, which a table of one seed need not wait for
 
     d = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
@@ -48,7 +43,7 @@ def paired(a: Any, b: Any) -> Paired:
     half = float(scipy.stats.t.ppf(0.975, n - 1) * d.std(ddof=1) / np.sqrt(n))
     flips = {"permutation_type": "samples", "n_resamples": min(2**n, _SIGNS), "random_state": 0}
     p = float(scipy.stats.permutation_test((d,), np.mean, **flips).pvalue)
-    return Paired(mean=mean, low=mean - half, high=mean + half, p=p)
+    return Interval(mean=mean, low=mean - half, high=mean + half), p
 
 
 def bootstrap_over_classes(

@@ -35,8 +35,6 @@ KILLED = "a process was killed (as happens when memory runs out): the same comma
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be run, and where."""
-
     datasets: tuple[str, ...]
     methods: tuple[str, ...] = ()  # none: all that need no class text
     seeds: tuple[int, ...] = tuple(range(10))
@@ -47,7 +45,6 @@ class Plan:
     device: str = "cpu"
     jobs: int = 1  # processes
     ablation: bool = True
-    diagnostics: bool = True
     epochs: int | None = None  # most epochs of every method; None: each recipe's
     precision: str = "float32"
     board: Path | None = None  # every feature file of a data set, one after the other, short runs first
@@ -55,8 +52,6 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run."""
-
     dataset: str
     method: str
     seed: int
@@ -103,7 +98,7 @@ def attempt(plan: Plan, job: Job) -> str | None:
     """Do a run, or find it finished; None, or what stopped it."""
     try:
         config, inputs, out = run_of(plan, job, budget=None)
-        run(config, inputs, out, diagnostics=plan.diagnostics, ablation=job.ablation or None)
+        run(config, inputs, out, ablation=job.ablation or None)
         return None
     except UserError as error:
         return str(error)

@@ -17,8 +17,6 @@ from core.training.evaluation import curve_from_compact
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run made of its test images."""
-
     U: np.ndarray  # (T+1,) ascending: the curve of seen over unseen accuracy, shares
     S: np.ndarray  # (T+1,) descending
     chosen: tuple[float, float]  # (U, S) at the run's γ

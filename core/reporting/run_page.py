@@ -18,23 +18,18 @@ def draw_page(run_folder: Path, inputs: Inputs, data_root: Path, out: Path) -> P
     """Write the page for at most 200 test images, spread over the classes, and return its index.html."""
     metadata, features = inputs.metadata, inputs.features
     rows = spread(np.concatenate([metadata.test_unseen_loc, metadata.test_seen_loc]), metadata.labels, IMAGES)
-    pairs = zip(rows, photographs(inputs, data_root, rows), strict=True)
+    folder = image_folder(data_root, DATASETS[inputs.dataset])
+    paths, missing = resolve_images(folder, [metadata.image_files[row] for row in rows])
+    if missing:
+        raise UserError(f"{len(missing)} of {len(paths)} images are missing, the first is {paths[missing[0]]}")
     items = [
-        Item(picture=path, x=features.batch(np.array([row]))[0], truth=int(metadata.labels[row])) for row, path in pairs
+        Item(picture=path, x=features.batch(np.array([row]))[0], truth=int(metadata.labels[row]))
+        for row, path in zip(rows, paths, strict=True)
     ]
     grid, transform = grid_said(inputs.provenance["regions"]), transform_of(inputs.provenance.get("transform", ""))
     title = f"{inputs.dataset}, {inputs.provenance['name']}, test images"
     trained = load_trained(run_folder, features.device)
     return write_page(trained, items, out, grid=grid, transform=transform, title=title)
-
-
-def photographs(inputs: Inputs, data_root: Path, rows: np.ndarray) -> list[Path]:
-    """The image files of some rows."""
-    folder = image_folder(data_root, DATASETS[inputs.dataset])
-    paths, missing = resolve_images(folder, [inputs.metadata.image_files[row] for row in rows])
-    if missing:
-        raise UserError(f"{len(missing)} of {len(paths)} images are missing, the first is {paths[missing[0]]}")
-    return paths
 
 
 def spread(rows: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:

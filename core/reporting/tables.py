@@ -14,6 +14,7 @@ import pandas as pd
 from core.experiments.ablations import ABLATIONS, WHOLE
 from core.experiments.statistics import RESAMPLED, Interval, paired
 from core.files.errors import UserError
+from core.methods import PREPARED
 from core.reporting.related_work import related_work
 
 OURS = "vsmr"  # the method that the others are compared with
@@ -103,7 +104,7 @@ def _remarks(runs: pd.DataFrame) -> str:
     first, gammas = runs.iloc[0], ", ".join(dict.fromkeys(f"{gamma:.3g}" for gamma in runs.gamma))
     said = {f"pretraining saw unseen classes: {v}": True for v in sorted({*runs.pretraining_saw_unseen} - {"", "no"})}
     said["backbone fine-tuned"] = "true" in {*runs.finetuned.str.lower()}
-    said["given vsmr's preparation"] = first.method.endswith("-prepared")
+    said["given vsmr's preparation"] = first.method.endswith(PREPARED)
     said[f"nothing validated (--select last): γ = {gammas}, the method's own"] = not first.validated
     said[f"γ: mean over {first.gamma_splits:g} validation splits a seed"] = first.gamma_splits > 1
     said[f"cut off: {first.cut_off}"] = bool(first.cut_off)
@@ -114,20 +115,6 @@ def all_tables(rows: pd.DataFrame | Iterable[Mapping[str, Any]], over_classes: O
     """The tables of all rows, data set by data set; ``over_classes`` adds intervals over the draw of test classes."""
     groups = tables_of(prepared(rows))
     return "\n\n".join([LEGEND, *("\n".join(_dataset_table(part, groups, over_classes)) for part in groups)]) + "\n"
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table that a driver prints of the seeds of one method (rows of core/experiments/results.py), and their γ."""
-    groups, texts = tables_of(prepared(rows)), []
-    for part in groups:
-        runs = with_lines(part)
-        title = f"## {heading(part)}: {', '.join(runs.groupby('line').label.first())}{telling(part, groups)}"
-        lines = [title, *_dataset_table(part, groups, None)[1:]]
-        for label, own in runs.groupby("label"):
-            gammas = ", ".join(f"{gamma:.3g}" for gamma in own.gamma)
-            lines.append(f"{label}: γ {gammas}; chosen: {own.how.iloc[0] or 'unknown'}.")
-        texts.append("\n".join(lines))
-    return "\n\n".join([*texts, LEGEND])
 
 
 def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_classes: OverClasses | None) -> list[str]:
@@ -219,8 +206,8 @@ def _comparison(runs: pd.DataFrame, prefix: str, over_classes: OverClasses | Non
         if len(a) > 1:
             found = {k: paired(100 * a[c], 100 * b[c]) for k, c in columns.items()}
             row = {f"{label} minus{' (validation)' if prefix else ''}": name}
-            row |= {k: _difference(d) for k, d in found.items()}
-            by_seed.append(row | {f"sign-flip p of {last}": f"{found[last].p:.3f}", "seeds": len(a)})
+            row |= {k: _difference(d) for k, (d, _) in found.items()}
+            by_seed.append(row | {f"sign-flip p of {last}": f"{found[last][1]:.3f}", "seeds": len(a)})
     seeds = max((row["seeds"] for row in by_seed), default=0)
     lines = ["", *markdown(by_seed), "", _BY_SEED.format(least=2.0 ** (1 - seeds), seeds=seeds)] if by_seed else []
     return lines + (["", *markdown(by_class), "", _BY_CLASS] if by_class else [])
@@ -241,7 +228,7 @@ def _ablation(part: pd.DataFrame, of: str) -> list[str]:
         row |= dict.fromkeys(("difference", "95 % interval", "95 %"), "")
         a, b = (100 * side.val_AUSUC[side.seed.isin({*mine.seed} & {*whole.seed})] for side in (mine, whole))
         if name != WHOLE and len(a) > 1:
-            d = paired(a, b)
+            d, _ = paired(a, b)
             row |= {"difference": f"{d.mean:+.1f}", "95 % interval": f"{d.low:+.1f} to {d.high:+.1f}"}
             row["95 %"] = "significant" if d.significant else "not significant"
         rows.append(row)

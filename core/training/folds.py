@@ -1,7 +1,5 @@
 """What is trained on and measured on: the final fold of the tables, and the validation fold everything is chosen on."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -16,6 +14,29 @@ from core.method import ClassSpace
 from core.training.evaluation import ScoredImages, Scores
 
 HELD_OUT = 0.2  # share of each training class's images that stands for test_seen during validation
+
+
+@dataclass(frozen=True)
+class FoldImages:
+    """Images of one part of a fold as a method's hooks see them (core/method.py, ``Images``)."""
+
+    _features: RegionFeatures
+    _rows: np.ndarray
+    _labels: np.ndarray
+
+    @property
+    def labels(self) -> Tensor:
+        return on_device(torch.from_numpy(self._labels), self._features.device)
+
+    def pooled(self) -> Tensor:
+        return self._features.pooled(self._rows)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        pieces = (x for _, x in self._features.blocks(self._rows))
+        yield from zip(pieces, self.labels.split(self._features.block), strict=True)
+
+    def region_norm(self) -> float:
+        return self._features.region_norm(self._rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,29 +67,6 @@ class Fold:
             scores_seen=seen, labels_seen=self.seen_labels, scores_unseen=unseen, labels_unseen=self.unseen_labels,
             seen=self.space.seen.numpy(), unseen=self.space.unseen.numpy(), candidates=self.candidates,
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class FoldImages:
-    """Images of one part of a fold as a method's hooks see them (core/method.py, ``Images``)."""
-
-    _features: RegionFeatures
-    _rows: np.ndarray
-    _labels: np.ndarray
-
-    @property
-    def labels(self) -> Tensor:
-        return on_device(torch.from_numpy(self._labels), self._features.device)
-
-    def pooled(self) -> Tensor:
-        return self._features.pooled(self._rows)
-
-    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        pieces = (x for _, x in self._features.blocks(self._rows))
-        yield from zip(pieces, self.labels.split(self._features.block), strict=True)
-
-    def region_norm(self) -> float:
-        return self._features.region_norm(self._rows)
 
 
 def final_fold(m: Metadata, w2v: np.ndarray) -> Fold:
