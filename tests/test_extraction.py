@@ -23,7 +23,7 @@ from core.features.backbones import Backbone, build_backbone
 from core.features.devices import resolve_device
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
-from core.features.images import Normaliser, load_image
+from core.features.images import load_image
 from core.features.settings import ExtractionConfig
 from core.files.errors import UserError
 from core.files.progress import Progress
@@ -71,8 +71,6 @@ def test_bad_images_are_listed_and_a_rerun_continues(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 of 36 images") as caught:
         extract(DEMO, data_root=data, out=out, config=TINY)
     assert "005.png" in str(caught.value) and "020.png" in str(caught.value) and not out.exists()
-    report = tmp_path / "f.hdf5.rows-0-36.bad_images.txt"
-    assert len(report.read_text().splitlines()) == 2
     for name, content in kept.items():
         (images / name).write_bytes(content)
     assert extract(DEMO, data_root=data, out=out, config=TINY) == out
@@ -114,19 +112,6 @@ def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.hdf5", "data", "f.hdf5"]
 
 
-def test_a_limit_is_what_the_progress_counts_and_changes_no_byte(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data, out = make_data(tmp_path / "data"), tmp_path / "f.hdf5"
-    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
-    caplog.set_level("INFO")
-    caplog.clear()
-    assert extract(DEMO, data_root=data, out=out, config=TINY, limit=6).suffix == ".npy"  # a batch and a half
-    assert "8 of 8 images" in caplog.text and "of 36" not in caplog.text
-    assert extract(DEMO, data_root=data, out=out, config=TINY) == out
-    assert out.read_bytes() == clean.read_bytes()
-
-
 def test_by_default_the_data_root_holds_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     data = make_data(tmp_path / "mine")
@@ -156,21 +141,6 @@ def test_devices_by_any_name() -> None:
     for name in ("foo", "cuda:x", "gpu:1", "cuda:99", ""):
         with pytest.raises(UserError, match="sees no such device; choose auto, cpu"):
             resolve_device(name)
-
-
-def test_after_too_large_a_batch_a_smaller_one_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, out = make_data(tmp_path / "data"), tmp_path / "f.hdf5"
-    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
-
-    def full(self: Normaliser, pixels: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")  # core/files/errors.py makes a sentence of it
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Normaliser, "__call__", full)
-        with pytest.raises(RuntimeError, match="allocate"):
-            extract(DEMO, data_root=data, out=out, config=replace(TINY, batch_size=8))
-    assert extract(DEMO, data_root=data, out=out, config=TINY) == out  # the batch size is recorded, and in nobody's way
-    assert out.read_bytes() == clean.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
@@ -203,7 +173,7 @@ def test_what_makes_no_other_features_refuses_no_finished_file(tmp_path: Path, m
         save_file(build_backbone("squeezenet1_1", "random").network.state_dict(), tmp_path / name)
     begun = replace(TINY, weights=str(tmp_path / "a.safetensors"))
     clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=begun).read_bytes()
-    extract(DEMO, data_root=data, out=out, config=begun, limit=16)
+    extract(DEMO, data_root=data, out=out, config=begun, shard=(0, 2))
     monkeypatch.setattr(torch, "__version__", "9.9.9")
     now = replace(begun, weights=str(tmp_path / "b.safetensors"), batch_size=8)
     assert extract(DEMO, data_root=data, out=out, config=now) == out

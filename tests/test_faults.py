@@ -1,6 +1,6 @@
 """What breaks in practice: disks, power, signals, single bytes, names. Nothing is lost, nothing is silently wrong.
 
-Faults of feature files stand in test_feature_file and test_shards, those of images in test_faults_images.
+Faults of feature files stand in test_feature_file and test_shards, those of images in test_images.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import zlib
 from contextlib import suppress
@@ -108,11 +107,10 @@ def test_old_layout(tmp_path: Path, lacks: str) -> None:
         verify(path)
 
 
-@pytest.mark.parametrize("mode", ["a", "r+"])
-def test_a_file_opened_for_writing_and_closed_is_the_same_file(tmp_path: Path, mode: str) -> None:
+def test_a_file_opened_for_writing_and_closed_is_the_same_file(tmp_path: Path) -> None:
     path = write(tmp_path / "f.hdf5")
     before = path.read_bytes()
-    h5py.File(path, mode).close()
+    h5py.File(path, "r+").close()
     assert path.read_bytes() == before
     verify(path)
 
@@ -161,22 +159,6 @@ def test_a_row_is_compared_with_its_checksum_when_it_is_first_read(
             compared.clear()
             file.read(np.array(rows))
             assert len(compared) == new
-
-
-def _read(file: FeatureFile, seed: int) -> np.ndarray:
-    """What a worker process does."""
-    rng = np.random.default_rng(seed)
-    return np.concatenate([file.read(rng.integers(0, 60, 20)) for _ in range(30)])
-
-
-@pytest.mark.parametrize("how", ["spawn", "fork"])
-def test_worker_processes_read_what_the_parent_reads(tmp_path: Path, how: str) -> None:
-    with FeatureFile(write(tmp_path / "f.hdf5")) as file:
-        process = multiprocessing.get_context(how).Pool(1)  # a process started anew takes seconds: one
-        with process as pool:
-            found = pool.apply_async(_read, (file, 0))
-            mine = _read(file, 1)  # the parent reads meanwhile
-            assert np.array_equal(found.get(), _read(file, 0)) and not np.array_equal(mine, _read(file, 0))
 
 
 @pytest.mark.parametrize("labels", [["a"] * 60, metadata().labels + 0.5], ids=["words", "fractions"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +11,9 @@ import h5py
 import numpy as np
 import pytest
 
-from core.commands import extract, own
-from core.commands.parser import Parser, from_flags
+from core.commands import extract
 from core.datasets.metadata import Metadata
-from core.datasets.registry import CUB, DEMO, OWN, Counts, DataSet
+from core.datasets.registry import CUB, DEMO, OWN, Counts
 from core.datasets.stored import check_maps
 from core.features.feature_file import FeatureFile
 from core.features.settings import ExtractionConfig, extraction_command
@@ -118,29 +115,13 @@ def test_axes_that_can_be_are_taken() -> None:
         check_maps((60, *shape), np.dtype("f2"), Path("f.hdf5"))
 
 
-def test_errors_of_the_system_are_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write(tmp_path / "f.hdf5")
-
-    def fails(*args: object, **more: object) -> None:
-        raise OSError(errno.EIO, "a paragraph of h5py's")
-
-    monkeypatch.setattr(h5py, "File", fails)
-    with pytest.raises(UserError, match=rf"cannot read .*f\.hdf5: {os.strerror(errno.EIO)}$"):
-        FeatureFile(path)
-
-
-@pytest.mark.parametrize("dataset", [CUB, OWN])
-def test_a_command_has_every_flag_that_the_script_it_names_takes(dataset: DataSet) -> None:
-    """Read by that script's parser: OWN_ours.py has other names for two flags, and not all."""
-    config = ExtractionConfig(
-        backbone="timm:vit_tiny_patch16_224", weights="w.safetensors", input_size=448, pool=2, dtype="bfloat16",
-        batch_size=8, pretraining_saw_unseen="yes",
-    )  # fmt: skip
-    _, script, *flags = shlex.split(extraction_command(dataset, data_root="a root", out="f.hdf5", config=config))
-    parser = own.parser(None, []) if dataset is OWN else Parser(None)
-    if dataset is CUB:
-        extract.add_arguments(parser, CUB)
-    args = parser.parse_args(flags)
-    size = args.batch_size if dataset is CUB else args.image_batch_size
-    assert from_flags(ExtractionConfig, args, batch_size=size) == replace(config, device=args.device)
-    assert (ROOT / script).is_file() and "f.hdf5" in flags and args.data_root == Path("a root")
+def test_a_command_is_one_that_the_script_it_names_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    flags = {"backbone": "timm:vit_tiny_patch16_224", "weights": "w.safetensors", "input_size": 448}
+    _, script, *words = shlex.split(extraction_command(CUB, "a root", out="f.hdf5", pool=None, **flags))
+    monkeypatch.setattr(extract, "extract", lambda dataset, **kw: given.update(kw))
+    extract.main("CUB", None, words)
+    assert given["config"] == ExtractionConfig(**flags) and (ROOT / script).is_file()
+    assert given["out"] == Path("f.hdf5") and given["data_root"] == Path("a root")
+    _, script, *words = shlex.split(extraction_command(OWN, "data", features="f.hdf5"))
+    assert (ROOT / script).is_file() and words == ["--features", "f.hdf5"]

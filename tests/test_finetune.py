@@ -23,8 +23,8 @@ from core.features import finetune as module
 from core.features.backbones import build_backbone
 from core.features.extraction import extract
 from core.features.feature_file import FeatureFile
-from core.features.finetuned import finetuned_record, pack_rows, refuse_finetuned, unpack_rows
 from core.features.settings import ExtractionConfig, default_out
+from core.features.weights import finetuned_record, pack_rows, refuse_finetuned, unpack_rows
 from core.files.errors import UserError
 from core.methods import find_method
 from core.training.folds import validation_fold

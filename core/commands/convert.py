@@ -23,6 +23,7 @@ from core.features.writer import FeatureFileMetadata, Writer
 from core.files.atomic import sha256_file
 from core.files.errors import UserError, run_cli
 from core.files.hdf5 import names, open_hdf5, plain
+from core.files.kinds import unreadable
 from core.files.progress import Progress
 
 LAYOUTS = {  # what the axes of feature_map are
@@ -39,30 +40,24 @@ def to_ndhw(maps: np.ndarray, layout: str) -> np.ndarray:
     """Features (n,...) of that layout as (n,D,h,w)."""
     if maps.ndim != len(LAYOUTS[layout].split(")")[0].split(",")):
         raise UserError(f"feature_map has {maps.ndim} axes, --layout {layout} is {LAYOUTS[layout]}")
-    if layout == "nhwc":
-        return maps.transpose(0, 3, 1, 2)
-    if layout != "ndhw":
+    if layout in ("nrd", "tokens"):
         # the patches are the largest square that leaves a token in front
         regions = math.isqrt(maps.shape[1] - 1) ** 2 if layout == "tokens" else maps.shape[1]
         side = math.isqrt(regions)
         grid = (side, side) if side**2 == regions else (1, regions)
-        return maps[:, -regions:].reshape(len(maps), *grid, maps.shape[2]).transpose(0, 3, 1, 2)
-    return maps
+        maps = maps[:, -regions:].reshape(len(maps), *grid, maps.shape[2])
+    return maps if layout == "ndhw" else maps.transpose(0, 3, 1, 2)
 
 
 def convert(source: Path, target: Path, *, layout: str, store: str = "float16") -> Path:
-    """Rewrite a feature file, or go on with a run that was interrupted.
-
-    Args:
-        layout: a key of LAYOUTS. store: type in the new file, float16 or float32.
-    """
+    """Rewrite a feature file, or go on with a run that was interrupted; layout is a key of LAYOUTS."""
     with open_hdf5(source) as file:
         metadata = replace(read_content(file, source), class_names=names(file, "allclasses_names") or [])
         told = {"pretraining_saw_unseen": "unknown"} | {k: plain(v) for k, v in file.attrs.items()}
         provenance = {k: v for k, v in told.items() if isinstance(v, str | int) and k not in ("complete", "sha256")}
         provenance["converted_from"] = f"{source.name} sha256 {sha256_file(source)}, layout {layout}"
-        w2v, text = (file[key][()] if key in file else None for key in ("w2v_att", "class_text"))
-        content, maps = FeatureFileMetadata(metadata, provenance, w2v, text), file["feature_map"]
+        w2v, maps = file["w2v_att"][()] if "w2v_att" in file else None, file["feature_map"]
+        content = FeatureFileMetadata(metadata, provenance, w2v)
         shape = (len(maps), *to_ndhw(maps[:1], layout).shape[1:])
         check_maps(shape, maps.dtype, source)
         chunk = maps.chunks[0] if maps.chunks else 1
@@ -74,9 +69,7 @@ def convert(source: Path, target: Path, *, layout: str, store: str = "float16") 
                     try:
                         values = maps[start : start + block]
                     except Exception as error:  # filters raise nearly anything
-                        raise UserError(
-                            f"{source}: rows from {start} on are damaged ({error}); get it again"
-                        ) from error
+                        raise unreadable(source, f"feature file from row {start} on", error) from error
                     writer.write(rows, to_ndhw(values, layout))
                 bar.update(len(rows))
             writer.finish()

@@ -7,9 +7,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.commands.parser import Parser, from_flags, whole
+from core.commands.parser import Parser, from_flags
 from core.datasets.paths import DEFAULT_ROOT
-from core.datasets.registry import DATASETS, DataSet
+from core.datasets.registry import DATASETS
 from core.features.extraction import extract
 from core.features.settings import ExtractionConfig
 from core.fields import add_fields
@@ -18,27 +18,19 @@ from core.files.memory import keep_memory
 _log = logging.getLogger(__name__)
 
 
-def add_arguments(parser: argparse.ArgumentParser, dataset: DataSet) -> None:
-    """The extraction flags, each with its default."""
-    add_fields(parser, ExtractionConfig(backbone="demo" if dataset.source == "DEMO" else "resnet101"))
-    add, batch = parser.add_argument, parser.get_default("batch_size")
-    said = "the same as --batch-size: its name where a command trains too"
-    add("--image-batch-size", dest="batch_size", type=whole(1), default=batch, help=said)
+def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
+    dataset, parser = DATASETS[name], Parser(description)
+    add_fields(parser, ExtractionConfig())
+    add = parser.add_argument
     said = "part I of N, from 0 on; the process that ends last makes the file (all)"
     add("--shard", metavar="I/N", type=shard_of, default=(0, 1), help=said)
-    add("--limit", type=whole(1), help="stop after about this many images and keep their part: says images a second")
     add("--data-root", type=Path, default=DEFAULT_ROOT, help="folder with images and xlsa17/ (%(default)s)")
     where = f"DATA_ROOT/{dataset.source}/feature_map_<Backbone>_{dataset.source}.hdf5"
     add("--out", type=Path, help=f"feature file ({where})")
-
-
-def main(name: str, description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    dataset, parser = DATASETS[name], Parser(description)
-    add_arguments(parser, dataset)
     args = parser.parse_args(argv)
     keep_memory()
     config = from_flags(ExtractionConfig, args)
-    path = extract(dataset, data_root=args.data_root, out=args.out, config=config, limit=args.limit, shard=args.shard)
+    path = extract(dataset, data_root=args.data_root, out=args.out, config=config, shard=args.shard)
     _log.info("features in %s", path)
     return 0
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from core.commands.parser import Parser, from_flags, whole
+from core.commands.parser import Parser, from_flags
 from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS
 from core.datasets.xlsa17 import read_metadata
 from core.features.backbones import file_form
 from core.features.finetune import FinetuneConfig, finetune
-from core.features.settings import FINETUNED, ExtractionConfig, extraction_command
+from core.features.settings import FINETUNED, extraction_command
 from core.fields import add_fields
 from core.files.errors import UserError
 from core.training.folds import validation_fold
@@ -22,21 +22,16 @@ from core.training.folds import validation_fold
 _log = logging.getLogger(__name__)
 
 
-def parser(description: str | None) -> Parser:
-    p = Parser(description)
-    add = p.add_argument
+def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description)
+    add = parser.add_argument
     add("dataset", choices=[*DATASETS], help="the data set whose seen classes are learned")
     said = "validation split K, for features that --seed K validates on and tests; or final: all of trainval (0)"
     add("--split", default="0", metavar="K", help=said)
-    add_fields(p, FinetuneConfig())
-    add("--workers", type=whole(1), default=4, help="decoding threads (4)")
+    add_fields(parser, FinetuneConfig())
     add("--data-root", type=Path, default=Path("data"), help="holds the images and xlsa17/ (data)")
     add("--out", type=Path, help="(ROOT/<data set>/finetuned_<backbone>_split<K>_val.safetensors)")
-    return p
-
-
-def main(description: str | None = None, argv: Sequence[str] | None = None) -> int:
-    a = parser(description).parse_args(argv)
+    a = parser.parse_args(argv)
     if a.split != "final" and not a.split.isdecimal():
         raise UserError(f"--split {a.split}: the number of a validation split (0, 1, ...), or final")
     if a.out and a.out.suffix != ".safetensors":
@@ -52,8 +47,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     out = a.out or a.data_root / dataset.source / f"{FINETUNED}{file_form(a.backbone)}_{fold}.safetensors"
     _log.info("%s, %s: %d images of %d seen classes", dataset.name, fold, len(rows), len({*metadata.labels[rows]}))
     config = from_flags(FinetuneConfig, a)
-    finetune(dataset, metadata, rows, paths=paths, fold=fold, out=out, config=config, workers=a.workers)
-    again = ExtractionConfig(backbone=a.backbone, weights=str(out), input_size=a.input_size)
-    command = extraction_command(dataset, data_root=a.data_root, config=again)
+    finetune(dataset, metadata, rows, paths=paths, fold=fold, out=out, config=config)
+    command = extraction_command(dataset, a.data_root, backbone=a.backbone, weights=out, input_size=a.input_size)
     _log.info("weights in %s; extract with:\n  %s", out, command)
     return 0

@@ -66,7 +66,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     log.info("1 of 3: the folder %s", root)
     if sheet_from_words(root):
         log.info("%s was made from %s: look at it, and correct it", root / "attributes.csv", root / WORDS)
-    from core.features.photographs import look_at  # takes seconds, which --help does not need
+    from core.features.images import look_at  # takes seconds, which --help does not need
 
     m = read_folder(root, choices, look_at(root, args.features or paths.feature_file(root, OWN)))
     log.info("%d classes by %d attributes: %d seen, %d unseen", *m.att.shape, len(m.seen), len(m.unseen))

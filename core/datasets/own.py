@@ -35,11 +35,10 @@ _SCALE = 10  # times the median size of the attributes; one above it drowns the 
 
 @dataclass(frozen=True)
 class Photograph:
-    """What one look at an image file told: core/features/photographs.py."""
+    """What one look at an image file told: core/features/images.py."""
 
     sha256: str  # of its bytes
     error: str = ""  # why it cannot be read
-    chosen: tuple[str, ...] = ()  # what was decided in opening it, such as "turned by EXIF"
 
 
 def read_folder(
@@ -170,8 +169,6 @@ def usable_images(root: Path, looked: Mapping[str, Photograph]) -> tuple[dict[st
     if torn:
         notes.append(f"{len(torn)} images lie in the folders of two classes and are left out: {listed(torn)}")
     good = {file: photo for file, photo in of.items() if not photo.error and classes[photo.sha256] == 1}
-    chosen = Counter(word for photo in good.values() for word in photo.chosen)
-    notes += [f"{count} images: {word}" for word, count in chosen.most_common()]
     if not good:
         raise UserError(f"no image below {root / 'images'} can be used: {'; '.join(notes)}")
     kept = {name: [file for file in files if file in good] for name, files in images.items()}

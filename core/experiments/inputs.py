@@ -18,7 +18,7 @@ from core.datasets.vectors import load_attribute_vectors
 from core.datasets.xlsa17 import read_metadata
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
-from core.features.photographs import look_at
+from core.features.images import look_at
 from core.features.regions import RegionFeatures
 from core.features.settings import extraction_command
 from core.files.atomic import read_json, sha256_file
@@ -80,7 +80,7 @@ def find_features(dataset: DataSet, data_root: Path, given: Path | None, own: Me
             return found[0]
         if found:
             raise UserError(f"several feature files: {', '.join(map(str, found))}. Choose one with --features.")
-    command = extraction_command(dataset, data_root=data_root, out=given)
+    command = extraction_command(dataset, data_root, **{"features" if own else "out": given})
     raise UserError(f"{missing(pattern, 'feature file')}. Make one, or end one that was begun, with: {command}")
 
 

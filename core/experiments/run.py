@@ -20,7 +20,7 @@ from core.datasets.registry import DATASETS
 from core.experiments import results
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import Inputs
-from core.features.finetuned import refuse_finetuned
+from core.features.weights import refuse_finetuned
 from core.files.atomic import Lock
 from core.method import Method, with_settings
 from core.methods import find_method

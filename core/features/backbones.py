@@ -26,10 +26,9 @@ from core.features.images import Transform
 from core.features.trunks import BUILDERS, TIMM, Trunk
 from core.features.weights import is_weights_file, state_sha256
 from core.files.atomic import sha256_file
-from core.files.errors import UserError, first_line, is_out_of_memory
+from core.files.errors import UserError, first_line
 
 SAW_UNSEEN = ("no", "unknown", "yes")
-_SEED = 0  # of the weights "random"
 _log = logging.getLogger(__name__)
 
 
@@ -37,7 +36,6 @@ class Backbone(nn.Module):
     """A network in eval mode without gradients that returns a map of regions, (B,3,H,W) to (B,D,h,w)."""
 
     def __init__(self, name: str, trunk: Trunk, sha256: str, size: int, pool: int) -> None:
-        """Args are those of :func:`build_backbone`; trunk is the network at ``size`` pixels, sha256 of its weights."""
         super().__init__()
         self.name, self.sha256, self.pretraining = name, sha256, trunk.pretraining
         self.weights = Path(trunk.weights).name if is_weights_file(trunk.weights) else trunk.weights
@@ -50,10 +48,6 @@ class Backbone(nn.Module):
         if h % pool or w % pool:
             raise UserError(f"--pool {pool}: {h}x{w} regions at {size} pixels; choose an --input-size that it divides")
         self.pool, self.shape = pool, (D, h // pool, w // pool)
-
-    def train(self, mode: bool = True) -> Backbone:
-        """Stays in eval mode: it is frozen."""
-        return super().train(False)
 
     @torch.inference_mode()
     def forward(self, images: Tensor) -> Tensor:
@@ -118,28 +112,23 @@ def build_backbone(
     their own transform, which may crop: timm's models with a weights file too, so that a downloaded file gives the
     features that the model's name gives.
 
-    Args:
-        name: a torchvision classifier, "timm:NAME", "open_clip:MODEL/PRETRAINED", "demo", or an added one.
-        weights: a torchvision weights name, a weights file, "pretrained" (timm), or "random" (seeded; for tests). None:
-            IMAGENET1K_V1, of timm and open_clip what the model's name says.
-        input_size: image side in pixels; None: what the network was made for.
-        pool: average pool x pool regions into one.
+    Args are those of :class:`core.features.settings.ExtractionConfig`.
     """
     given = None if weights is None else str(weights)
     prefix = max((p for p in BUILDERS if name.startswith(p)), key=len)
     with torch.random.fork_rng(devices=[]):  # initial weights are always the same, and the caller's numbers left alone
-        torch.manual_seed(_SEED)
+        torch.manual_seed(0)
         trunk = BUILDERS[prefix](name.removeprefix(prefix), given)
     # of the network as it was made, before its position embeddings are interpolated
     digest = sha256_file(given) if given and is_weights_file(given) else state_sha256(trunk.network)
     size = input_size or trunk.transform.crop
     try:
-        if trunk.resize is not None and size != trunk.transform.crop:
-            trunk.resize(size)
+        if size != trunk.transform.crop and size % trunk.multiple:
+            raise ValueError(f"its side is a multiple of {trunk.multiple}")
+        if size != trunk.transform.crop and trunk.resize is not None:
+            trunk.resize(img_size=(size, size))
         return Backbone(name, trunk, digest, size, pool)
     except (RuntimeError, AssertionError, ValueError, IndexError, KeyError) as error:
-        if is_out_of_memory(error):
-            raise
         raise UserError(f"{name} cannot take images of {size} pixels ({first_line(error)[:200]})") from error
 
 

@@ -38,10 +38,8 @@ class Clip(nn.Module):
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit embeddings (n,E) float32 of texts; what is longer than the model reads (77 tokens) is cut by it."""
-        device = next(self.model.parameters()).device
         parts = [self.tokenize(list(texts[start : start + _TEXTS])) for start in range(0, len(texts), _TEXTS)]
-        rows = [F.normalize(self.model.encode_text(part.to(device)).float(), dim=1) for part in parts]
-        return torch.cat(rows).cpu().numpy()
+        return torch.cat([F.normalize(self.model.encode_text(part).float(), dim=1) for part in parts]).numpy()
 
 
 @build(OPEN_CLIP)
@@ -53,11 +51,10 @@ def _open_clip(name: str, weights: str | None) -> Trunk:
     with library(f"--backbone {OPEN_CLIP}{name}", "open_clip_torch"):
         import open_clip
     model_name, _, tag = name.partition("/")
-    if open_clip.get_model_config(model_name) is None:
-        raise UserError(f"no model {model_name!r} in open_clip; open_clip.list_models() names those there are")
     tags = [*open_clip.list_pretrained_tags_by_model(model_name), RANDOM]
     if tag not in tags:
-        raise UserError(f"name the weights too, open_clip:{model_name}/PRETRAINED with one of {', '.join(tags)}")
+        said = f"of {model_name} it has {', '.join(tags)}, of others those of open_clip.list_pretrained()"
+        raise UserError(f"no {name!r} in open_clip (MODEL/PRETRAINED): {said}")
     weights = chosen(f"{OPEN_CLIP}{name}", weights, tag)
     of_tag = open_clip.get_pretrained_cfg(model_name, tag) or {}
     with from_hub(f"{OPEN_CLIP}{name}", "open_clip_model.safetensors"):

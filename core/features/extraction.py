@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,12 @@ from core.datasets.xlsa17 import read_metadata
 from core.features.backbones import Backbone, build_backbone
 from core.features.devices import resolve_device
 from core.features.feature_file import FeatureFile
-from core.features.finetuned import finetuned_provenance, finetuned_record
-from core.features.images import Normaliser, Picture, Transform, load_image
-from core.features.photographs import look_at
+from core.features.images import Normaliser, Picture, Transform, load_image, look_at
 from core.features.regions import ahead
-from core.features.settings import DTYPES, ExtractionConfig, default_out, extraction_command
+from core.features.settings import DTYPES, ExtractionConfig, default_out
+from core.features.weights import finetuned_record
 from core.features.writer import FeatureFileMetadata, Writer, decisive, remove_parts
-from core.files.atomic import Busy, write_bytes
+from core.files.atomic import Busy
 from core.files.errors import UserError, differences
 from core.files.progress import Progress
 
@@ -43,58 +42,37 @@ _AHEAD = 3  # batches decoded ahead of the forward pass
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What an extraction works with, once everything that can be refused has been looked at."""
-
-    config: ExtractionConfig
-    paths: list[Path]  # one an image
-    network: Backbone
-    normalise: Normaliser
-    content: FeatureFileMetadata
-
-
 def extract(
     dataset: DataSet, *, data_root: Path | str = "data", out: Path | str | None = None,
-    config: ExtractionConfig | None = None, limit: int | None = None, shard: tuple[int, int] = (0, 1),
+    config: ExtractionConfig | None = None, shard: tuple[int, int] = (0, 1),
 ) -> Path:  # fmt: skip
     """Extract a data set's feature file, or go on with a run that was interrupted.
 
+    Bad images are collected, and raised when all others are done.
+
     Args:
-        out: the feature file; None: <data_root>/<source>/feature_map_<Backbone>_<source>.hdf5, what differs from the
-            defaults in its name.
-        config: backbone, input size and all else that decides the features; None: DAZLE's protocol.
-        limit: stop after about that many images, in whole batches, and leave the part (for timing).
+        out: the feature file; None: :func:`default_out`.
+        config: None: DAZLE's protocol.
         shard: (i,n): extract part i of n of the images, from 0 on; the process that ends last makes the file.
 
     Returns:
         The feature file; the part where rows are missing still.
-
-    Raises:
-        UserError: anything missing or damaged. Bad images are collected, and raised when all others are done.
     """
     config = config or ExtractionConfig()
     dataset = DATASETS.get(dataset.source, dataset)
     final = Path(out) if out is not None else default_out(data_root, dataset, config)
-    again = extraction_command(dataset, data_root=data_root, out=out, config=config)
-    job = _prepare(dataset, Path(data_root), config, final)
+    paths, network, content = _prepare(dataset, Path(data_root), config, final)
     if final.exists():
-        return _already_there(final, job, again)
-    rows = shard_rows(len(job.paths), config.batch_size, *shard)
-    with Writer(final, job.content, job.network.shape, config.store, rows) as writer:
-        failed = _run(writer, job, limit, _take_over(writer) if dataset.name == OWN.name else rows)
-        report = writer.path.with_suffix(".bad_images.txt")
+        return _already_there(final, content, network.shape, config)
+    rows = shard_rows(len(paths), config.batch_size, *shard)
+    with Writer(final, content, network.shape, config.store, rows) as writer:
+        failed = _run(writer, paths, network, config, _take_over(writer) if dataset.name == OWN.name else rows)
         if failed:
-            lines = [f"{job.paths[row]}: {reason}" for row, reason in sorted(failed.items())]
-            write_bytes(report, ("\n".join(lines) + "\n").encode("utf-8", "backslashreplace"))
+            lines = "\n  ".join(f"{paths[row]}: {reason}" for row, reason in sorted(failed.items()))
             raise UserError(
-                f"{len(failed)} of {len(job.paths)} images could not be read (all of them in {report}):\n  "
-                + "\n  ".join(lines[:10])
-                + f"\nReplace them and run the same command again; the others are kept in {writer.path}:\n  {again}"
+                f"{len(failed)} of {len(paths)} images could not be read:\n  {lines}\nReplace them and run the same "
+                f"command again; the others are kept in {writer.path}"
             )
-        if not writer.done[rows].all():  # of --limit
-            return writer.path
-        report.unlink(missing_ok=True)
         try:
             return writer.finish() or writer.path
         except Busy:  # two that end together both come here, and one makes the file
@@ -106,17 +84,16 @@ def shard_rows(images: int, batch_size: int, index: int, count: int) -> range:
     """Rows of a shard; it begins and ends where a batch does, so every division has the same batches."""
     batches = -(-images // batch_size)
     if count > batches:
-        raise UserError(
-            f"--shard {index}/{count}: {images} images are {batches} batches of {batch_size} (--batch-size), so at "
-            f"most {batches} shards"
-        )
+        raise UserError(f"--shard {index}/{count}: batches of {batch_size} images are at most {batches} shards here")
     start, stop = (batches * i // count * batch_size for i in (index, index + 1))
     return range(start, min(stop, images))
 
 
-def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, final: Path) -> _Job:
+def _prepare(
+    dataset: DataSet, root: Path, config: ExtractionConfig, final: Path
+) -> tuple[list[Path], Backbone, FeatureFileMetadata]:
     """Look at everything that can be refused before the first image is read."""
-    device, dtype = resolve_device(config.device), DTYPES[config.dtype]
+    device = resolve_device(config.device)
     own = dataset.name == OWN.name
     metadata = stand_in(root, look_at(root, final)) if own else read_metadata(root, dataset)
     paths, missing = resolve_images(image_folder(root, dataset), metadata.image_files)
@@ -125,29 +102,26 @@ def _prepare(dataset: DataSet, root: Path, config: ExtractionConfig, final: Path
     network = build_backbone(config.backbone, config.weights, input_size=config.input_size, pool=config.pool)
     text = network.class_text(metadata)
     provenance = _provenance(dataset, metadata, network, config, device)
-    network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    normalise = Normaliser(device, dtype, network.transform.mean, network.transform.std)
-    channels, height, width = network.shape
-    size = len(paths) * channels * height * width * np.dtype(config.store).itemsize
-    _log.info(
-        "%s, layer %s: %d x %dx%d an image at %d pixels; %d images take %.3f GB as %s",
-        network.name, network.layer, channels, height, width, network.input_size, len(paths), size / 1e9, config.store,
-    )  # fmt: skip
-    return _Job(config, paths, network, normalise, FeatureFileMetadata(metadata, provenance, class_text=text))
+    size = len(paths) * math.prod(network.shape) * np.dtype(config.store).itemsize / 1e9
+    _log.info("%s: %s an image; %d images take %.3f GB", network.name, network.shape, len(paths), size)
+    return paths, network, FeatureFileMetadata(metadata, provenance, class_text=text)
 
 
 def _provenance(
     dataset: DataSet, metadata: Metadata, network: Backbone, config: ExtractionConfig, device: torch.device
 ) -> dict[str, str | int]:
     unseen = np.unique(metadata.labels[metadata.test_unseen_loc])
-    declared = config.pretraining_saw_unseen or finetuned_record(config.weights).get("saw_unseen")
+    tuned = finetuned_record(config.weights)
+    declared = config.pretraining_saw_unseen or tuned.get("saw_unseen")
+    kept = {f"finetuned_{key}": tuned[key] for key in ("dataset", "fold", "split_sha256", "rows") if tuned}
     saw = network.saw_unseen(dataset, [metadata.class_names[c] for c in unseen], declared)
     return {
         "dataset": dataset.source,
         **network.record(),
         "pretraining_saw_unseen": saw,
         "opened": "as a viewer shows it",  # turned by EXIF, grey by its type; files without this: by neither
-        **finetuned_provenance(config.weights),
+        **({"finetuned": "true"} if tuned else {}),
+        **kept,
         "dtype": config.dtype,
         "batch_size": config.batch_size,
         "device": device.type,
@@ -157,18 +131,18 @@ def _provenance(
     }
 
 
-def _already_there(final: Path, job: _Job, again: str) -> Path:
+def _already_there(final: Path, content: FeatureFileMetadata, shape: tuple[int, ...], config: ExtractionConfig) -> Path:
     """A finished file of the same features is the result; another one is not overwritten."""
     with FeatureFile(final) as file:
         there = FeatureFileMetadata(file.metadata, file.provenance, class_text=file.class_text)
         before = there.signature(file.dtype.name, (file.shape[1], *file.grid))
-        saw, declared = file.provenance.get("pretraining_saw_unseen"), job.config.pretraining_saw_unseen
-    differs = differences(before, job.content.signature(job.config.store, job.network.shape))
+        saw, declared = file.provenance.get("pretraining_saw_unseen"), config.pretraining_saw_unseen
+    differs = differences(before, content.signature(config.store, shape))
     differs += [f"pretraining_saw_unseen: {saw!r} there, {declared!r} now"] * (declared not in (None, saw))
     if differs:
         raise UserError(
             f"{final} exists and was made with other settings or of other images ({'; '.join(differs)}). Move it away "
-            f"or choose another --out:\n  {again}"
+            "or choose another --out"
         )
     remove_parts(final)  # where it was killed before it did
     _log.info("%s is complete already", final)
@@ -198,29 +172,33 @@ def _take_over(writer: Writer) -> np.ndarray:
     return np.flatnonzero(~taken)
 
 
-def _run(writer: Writer, job: _Job, limit: int | None, rows: Sequence[int] | np.ndarray) -> dict[int, str]:
+def _run(
+    writer: Writer, paths: list[Path], network: Backbone, config: ExtractionConfig, rows: Sequence[int] | np.ndarray
+) -> dict[int, str]:
     """Extract of ``rows`` what is not done yet. Returns row and reason of each image that cannot be read."""
-    size, cuda = job.config.batch_size, job.normalise.device.type == "cuda"
+    device, dtype, size = resolve_device(config.device), DTYPES[config.dtype], config.batch_size
+    network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalise = Normaliser(device, dtype, network.transform.mean, network.transform.std)
     batches = [np.asarray(rows[s : s + size]) for s in range(0, len(rows), size)]
     batches = [batch for batch in batches if not writer.done[batch].all()]
-    batches = batches if limit is None else batches[: -(-limit // size)]
     failed: dict[int, str] = {}
 
     def forward(batch: tuple[np.ndarray, Tensor, dict[int, str]]) -> Future[int]:
         rows, pixels, reasons = batch
         failed.update({int(rows[i]): reason for i, reason in reasons.items()})
-        return writing.submit(store, rows, job.network(job.normalise(pixels)), reasons)
+        return writing.submit(store, rows, network(normalise(pixels)), reasons)
 
     def store(rows: np.ndarray, maps: Tensor, reasons: dict[int, str]) -> int:
-        kind = torch.float16 if writer.dtype == np.float16 else torch.float32
-        values = maps.to(kind).cpu().numpy()  # contiguous only in channels_last; the writer puts it in order
+        values = maps.to(DTYPES[config.store]).cpu().numpy()  # in channels_last; the writer puts it in order
         good = [i for i in range(len(rows)) if i not in reasons]
         writer.write(rows[good], values[good])
         return len(rows)
 
     with (
         ThreadPoolExecutor(1) as writing,
-        closing(decoded(batches, job.paths, job.network.transform, cuda, threads_of(job.config))) as coming,
+        closing(
+            decoded(batches, paths, network.transform, device.type == "cuda", threads_of(config.workers))
+        ) as coming,
         Progress(sum(map(len, batches)), writer.final.name, "image") as bar,
     ):
         for written in ahead(forward, coming, 2):
@@ -228,8 +206,8 @@ def _run(writer: Writer, job: _Job, limit: int | None, rows: Sequence[int] | np.
     return failed
 
 
-def threads_of(config: ExtractionConfig) -> int:
-    return config.workers or min(16, max(2, os.cpu_count() or 2))
+def threads_of(workers: int | None) -> int:
+    return workers or min(16, max(2, os.cpu_count() or 2))
 
 
 def decoded(

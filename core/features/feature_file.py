@@ -32,10 +32,7 @@ _MEND = "Move it away (mv), and get it again or make it anew"
 
 
 class FeatureFile(AbstractContextManager["FeatureFile"]):
-    """Reads a finished feature file of any format; rows on demand, never the whole array.
-
-    Worker processes may read it too: a forked one shares the map, one that is given a pickled reader opens it anew.
-    """
+    """Reads a finished feature file of any format; rows on demand, never the whole array. Forked processes may too."""
 
     def __init__(self, path: Path | str) -> None:
         """Open and check everything but the features."""
@@ -43,11 +40,10 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         self._file = open_hdf5(self.path)
         try:
             self._load(self._file)
-        except (UserError, MemoryError):
-            self.close()
-            raise
         except Exception as error:  # a damaged file raises nearly anything
             self.close()
+            if isinstance(error, UserError | MemoryError):
+                raise
             raise unreadable(self.path, "feature file", error) from error
 
     def _load(self, file: h5py.File) -> None:
@@ -80,9 +76,6 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
             self._row_crc32 = file["row_crc32"][()]
             self._verified = np.zeros(n, dtype=bool)  # rows whose checksum was right when they were first read
 
-    def __reduce__(self) -> tuple[type[FeatureFile], tuple[Path]]:
-        return FeatureFile, (self.path.absolute(),)
-
     def read(self, rows: np.ndarray) -> np.ndarray:
         """Features of the given rows in their order, (n,D,R) in the stored type; rows may repeat.
 
@@ -111,10 +104,8 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
                 found[i] = self._maps[rows[i]].reshape(self.shape[1:])
             except Exception as error:  # filters raise nearly anything
                 raise self._damaged(rows[i], f"is damaged or truncated ({error})") from error
-            if not np.isfinite(found[i]).all():
-                raise self._damaged(rows[i], "holds NaN or infinity")
-            if not found[i].any():
-                raise self._damaged(rows[i], "is all zeros, as where an extraction broke off before it")
+            if not np.isfinite(found[i]).all() or not found[i].any():
+                raise self._damaged(rows[i], "holds NaN or zeros alone, as where an extraction broke off before it")
         return found
 
     def _damaged(self, row: int, what: str) -> UserError:

@@ -20,18 +20,17 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
 from core.features.backbones import Backbone, build_backbone
 from core.features.devices import NAMES, resolve_device
-from core.features.extraction import decoded
-from core.features.finetuned import KEY, finetuned_record, pack_rows
+from core.features.extraction import decoded, threads_of
 from core.features.images import Normaliser
 from core.features.trunks import OPEN_CLIP, TIMM
-from core.features.weights import HEADS
+from core.features.weights import HEADS, KEY, finetuned_record, pack_rows
 from core.fields import hp
 from core.files.atomic import Lock, write_bytes
 from core.files.errors import UserError
@@ -61,7 +60,7 @@ class FinetuneConfig:
 
 def finetune(
     dataset: DataSet, metadata: Metadata, rows: np.ndarray, *, paths: Sequence[Path], fold: str, out: Path,
-    config: FinetuneConfig, workers: int = 4,
+    config: FinetuneConfig,
 ) -> Path:  # fmt: skip
     """Fine-tune on the images in ``rows``; a finished file of the same settings is the result, another is refused.
 
@@ -72,10 +71,8 @@ def finetune(
         out: the weights file.
     """
     labels, rows, size = metadata.labels, np.sort(rows), config.input_size
-    if config.backbone.startswith(OPEN_CLIP):
-        raise UserError(f"{config.backbone} gives image embeddings, which are not fine-tuned; try timm:NAME")
-    if config.backbone.startswith(TIMM) and size is not None:
-        raise UserError(f"--input-size {size}: leave it out; weights files of timm are read at their own size")
+    if config.backbone.startswith(OPEN_CLIP) or (config.backbone.startswith(TIMM) and size is not None):
+        raise UserError("fine-tuned are networks of torchvision, and of timm without --input-size, at their own size")
     backbone = build_backbone(config.backbone, config.weights, input_size=size)
     settings = {k: v for k, v in asdict(config).items() if k != "device"} | {"weights": backbone.weights}
     record = {
@@ -95,7 +92,7 @@ def finetune(
         _log.info("%s is complete already", out)
         return out
     with Lock(out):
-        tensors, epoch, accuracy = _Run(backbone, paths, labels, rows, config, workers).train()
+        tensors, epoch, accuracy = _Run(backbone, paths, labels, rows, config).train()
         record |= {"epoch": str(epoch), "held_out_accuracy": f"{accuracy:.4f}"}
         write_bytes(out, save(tensors, metadata={KEY: json.dumps(record, sort_keys=True)}))
     return out
@@ -105,10 +102,9 @@ class _Run:
     """One fine-tuning: network, head and optimizer."""
 
     def __init__(
-        self, backbone: Backbone, paths: Sequence[Path], labels: np.ndarray, rows: np.ndarray, config: FinetuneConfig,
-        workers: int,
-    ) -> None:  # fmt: skip
-        self.backbone, self.paths, self.config, self.workers = backbone, paths, config, workers
+        self, backbone: Backbone, paths: Sequence[Path], labels: np.ndarray, rows: np.ndarray, config: FinetuneConfig
+    ) -> None:
+        self.backbone, self.paths, self.config = backbone, paths, config
         classes, number = np.unique(labels[rows], return_inverse=True)
         self.number = np.full(len(labels), -1)
         self.number[rows] = number
@@ -119,14 +115,10 @@ class _Run:
         trained = [p for n, p in self.network.named_parameters() if n.split(".")[0] not in HEADS]
         for parameter in trained:
             parameter.requires_grad_(True)
-        self.head = nn.utils.skip_init(nn.Linear, backbone.shape[0], len(classes)).to(self.device)
-        for zeros in self.head.parameters():
-            nn.init.zeros_(zeros)
-        groups = [
-            {"params": trained, "lr": config.lr, "factor": 1},
-            {"params": list(self.head.parameters()), "lr": config.lr, "factor": _HEAD_RATE},
-        ]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+        shapes = (len(classes), backbone.shape[0]), (len(classes),)  # (S,D) and (S,)
+        self.head = [torch.zeros(shape, device=self.device, requires_grad=True) for shape in shapes]
+        groups = [{"params": trained, "factor": 1}, {"params": self.head, "factor": _HEAD_RATE}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
         how = backbone.transform
         self.normalise = Normaliser(self.device, torch.float32, how.mean, how.std)
 
@@ -134,7 +126,7 @@ class _Run:
         """(B,S) scores of the classes fine-tuned on, for normalised images (B,3,H,W)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
             maps = self.backbone.maps(images)  # (B,D,h,w)
-            scores: Tensor = self.head(maps.mean(dim=(2, 3)))
+            scores = F.linear(maps.mean(dim=(2, 3)), *self.head)
         return scores.float()
 
     def train(self) -> tuple[dict[str, Tensor], int, float]:
@@ -187,7 +179,7 @@ class _Run:
             mirrored = generator.random(len(rows)) < 0.5
         images = [self.paths[row] for row in rows]
         parts = [np.arange(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-        for part, x, bad in decoded(parts, images, how, False, self.workers):  # x (B,H,W,3)
+        for part, x, bad in decoded(parts, images, how, False, threads_of(None)):  # x (B,H,W,3)
             for i, why in bad.items():
                 raise UserError(f"{images[part[i]]} could not be read: {why}. Replace it and run again")
             if generator is not None:
@@ -203,6 +195,4 @@ def held_out(rows: np.ndarray, number: np.ndarray, seed: int) -> tuple[np.ndarra
         own = generator.permutation(rows[number == c])
         held.append(own[: min(len(own) - 1, max(1, round(HELD_OUT * len(own))))])
     chosen = np.sort(np.concatenate(held))
-    if not len(chosen):
-        raise UserError("every class has one image alone, so none can be held out for early stopping")
     return np.setdiff1d(rows, chosen), chosen

@@ -1,11 +1,15 @@
-"""Image files: decoding, and the transform that a backbone was made for."""
+"""Image files: decoding, the transform that a backbone was made for, and a look at every one of a folder."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
+import os
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -15,26 +19,27 @@ import torch
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from core.datasets.own import Photograph, find_images
+from core.files.atomic import read_json, write_bytes
+from core.files.errors import UserError, library
 from core.files.kinds import modern_kind, what_it_is
+from core.files.progress import Progress
 from core.files.tars import read_member
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 # Pillow's other decoders are not needed, and one of them (EPS) starts a program
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 LARGE = 89_478_485  # pixels above which Pillow warns; it refuses twice as many, and so do we
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # telephones take 108 megapixels
 warnings.filterwarnings("ignore", "Corrupt EXIF|Tag data larger", UserWarning)  # the pixels are whole
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # editors write histories and profiles of some MB
+_SIDE = 32  # pixels, to which a JPEG is shrunk while it is decoded: all of it is read
 _TURNS = {  # EXIF orientation -> what brings the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 Picture = Path | str | bytes | BinaryIO | Image.Image | np.ndarray  # what is opened: on a disk or in memory
-
-
-class NeedsLibrary(ValueError):
-    """A picture that could be read where a library were installed; says which."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Normaliser:
         return x.unflatten(2, (width, 3)).permute(0, 3, 1, 2)  # channels_last by its strides
 
 
-def open_image(source: Picture, shorter: int, chosen: list[str] | None = None, quick: bool = False) -> Image.Image:
+def open_image(source: Picture, shorter: int, quick: bool = False) -> Image.Image:
     """Decode a picture as RGB, as a viewer shows it. Every reader of photographs decodes them here.
 
     Its EXIF orientation is applied, transparency lies on white, CMYK and palettes become RGB, and of several frames the
@@ -85,40 +90,35 @@ def open_image(source: Picture, shorter: int, chosen: list[str] | None = None, q
 
     Args:
         source: a path, the bytes of a file, a file opened with "rb", a PIL image, or an array (H,W,3) uint8.
-        chosen: takes a word for each choice that a user may want to be told of: ``Counter`` counts them over a folder,
-            and one list may serve several threads.
         quick: shrink every JPEG while it is decoded, not only very large ones.
 
     Raises:
         ValueError: it cannot be read as a picture; says why.
+        UserError: it is HEIC, and the library for that is not installed.
     """
     content = b""
     try:
         if isinstance(source, np.ndarray):
-            rgb = _as_shown(Image.fromarray(np.ascontiguousarray(source)), chosen)
-        elif isinstance(source, Image.Image):
-            rgb = _as_shown(source, chosen)
-        else:
-            content = _content(source)
-            heic = modern_kind(content) == "HEIC"
-            if heic:
-                _register_heif()
-            with Image.open(io.BytesIO(content), formats=("HEIF",) if heic else FORMATS) as image:
-                if quick or image.width * image.height > LARGE:
-                    image.draft("RGB", (2 * shorter, 2 * shorter))
-                rgb = _as_shown(image, chosen)
-        if 0 in rgb.size:
-            raise ValueError("it has no pixels")
-        return rgb
+            return _as_shown(Image.fromarray(np.ascontiguousarray(source)))
+        if isinstance(source, Image.Image):
+            return _as_shown(source)
+        content, formats = _content(source), FORMATS
+        if modern_kind(content) == "HEIC":
+            with library("a photograph in HEIC", "pillow-heif"):
+                from pillow_heif import register_heif_opener
+            register_heif_opener()
+            formats = ("HEIF",)
+        with Image.open(io.BytesIO(content), formats=formats) as image:
+            if quick or image.width * image.height > LARGE:
+                image.draft("RGB", (2 * shorter, 2 * shorter))
+            return _as_shown(image)
     except UnidentifiedImageError as error:  # its text is the address of an object
-        kind = modern_kind(content)
-        what = f"{kind}, and damaged" if kind else what_it_is(content) or "no image, or a damaged one"
+        what = what_it_is(content) or "no image, or a damaged one"
         raise ValueError(f"it is {what}; what is read: {', '.join(FORMATS)}, HEIC") from error
-    except NeedsLibrary:
+    except (ValueError, UserError):
         raise
     except Exception as error:  # damaged images raise nearly anything
-        known = str(error) if type(error) is ValueError else getattr(error, "strerror", None)
-        raise ValueError(known or f"{type(error).__name__}: {error}") from error
+        raise ValueError(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}") from error
 
 
 def _content(source: Path | str | bytes | BinaryIO) -> bytes:
@@ -131,56 +131,78 @@ def _content(source: Path | str | bytes | BinaryIO) -> bytes:
     return Path(source).read_bytes() if content is None else content
 
 
-def _register_heif() -> None:
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError as error:
-        raise NeedsLibrary("it is HEIC, which pillow-heif reads: pip install pillow-heif") from error
-    register_heif_opener()
-
-
-def _as_shown(image: Image.Image, chosen: list[str] | None) -> Image.Image:
+def _as_shown(image: Image.Image) -> Image.Image:
     """RGB of what Pillow opened: grey levels scaled, transparency on white, turned upright."""
     image.load()
-    said = []
+    if 0 in image.size:
+        raise ValueError("it has no pixels")
     if image.mode.startswith("I") or image.mode == "F":
         # "I" is Pillow's mode for 16 bits too
         if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
             raise ValueError("its grey levels do not tell which is white: save it with 8 or 16 bits")
-        grey = np.array(image, dtype=np.float32)
-        said.append("white is 65535" + ", and it is nearly black" * bool(grey.max() < 6553.5))
-        rgb = Image.fromarray(np.rint(grey * (255 / 65535)).astype(np.uint8)).convert("RGB")
+        grey = np.array(image, dtype=np.float32) * (255 / 65535)
+        rgb = Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         rgb = Image.new("RGB", image.size, "white")
         rgb.paste(rgba, mask=rgba)
-        said.append("transparency on white")
     else:
         rgb = image.convert("RGB")
     turn = None
     with contextlib.suppress(Exception):  # damaged EXIF turns nothing: the pixels are whole
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-        said.append("turned by EXIF")
-    if chosen is not None:
-        chosen += said
-    return rgb
+    return rgb if turn is None else rgb.transpose(turn)
 
 
-def load_image(
-    source: Picture, size: int, resize: int | None = None, interpolation: str = "bilinear",
-    chosen: list[str] | None = None,
-) -> np.ndarray:  # fmt: skip
+def load_image(source: Picture, size: int, resize: int | None = None, interpolation: str = "bilinear") -> np.ndarray:
     """Decode, Resize, CenterCrop(size): uint8 (size,size,3).
 
-    Args:
-        source, chosen: as :func:`open_image` has them.
-        resize: shorter side before the crop in pixels; None: ``size``, so that the whole shorter side is kept.
+    ``resize`` is the shorter side before the crop in pixels; None: ``size``, so that the whole shorter side is kept.
     """
     # brings torch._dynamo with it: seconds, which a run on a feature file need not wait for
     from torchvision.transforms import InterpolationMode, functional
 
     shorter = resize or size
-    resized = functional.resize(open_image(source, shorter, chosen), [shorter], InterpolationMode(interpolation))
+    resized = functional.resize(open_image(source, shorter), [shorter], InterpolationMode(interpolation))
     return np.asarray(functional.center_crop(resized, [size, size]))
+
+
+def look_at(root: Path, features: Path) -> dict[str, Photograph]:
+    """Whether every image file of a folder of one's own can be read, and its digest.
+
+    A file is looked at once: what was found is kept in images.json beside ``features``, until its size or time changes.
+    """
+    images, _ = find_images(root)
+    files = [file for of_class in images.values() for file in of_class]
+    cache, known = features.parent / "images.json", {}
+    with contextlib.suppress(UserError):  # none yet, or a damaged one
+        known = {file: tuple(found) for file, found in read_json(cache).items()}
+    stamps = {file: _stamp(root / "images" / file) for file in files}
+    new = [file for file in files if known.get(file, ())[:2] != stamps[file]]
+
+    def look(file: str) -> Photograph:
+        try:
+            digest = hashlib.sha256(content := (root / "images" / file).read_bytes()).hexdigest()
+            open_image(content, _SIDE, quick=True)
+        except OSError as error:
+            return Photograph(file, error.strerror or "it cannot be read")
+        except ValueError as error:
+            return Photograph(digest, str(error))
+        return Photograph(digest)
+
+    if new:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, Progress(len(new), "photographs", "image") as bar:
+            for file, found in zip(new, pool.map(look, new), strict=True):
+                known[file] = (*stamps[file], found.sha256, found.error)
+                bar.update(1)
+    if new or len(known) > len(files):
+        with contextlib.suppress(UserError):  # a folder that may only be read: they are looked at again
+            write_bytes(cache, json.dumps({file: known[file] for file in files}, ensure_ascii=False, indent=0).encode())
+    return {file: Photograph(*known[file][2:4]) for file in files}  # versions of before kept a fifth
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What changes when a file is written; zeros where a link leads nowhere."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_size, path.stat().st_mtime_ns
+    return 0, 0

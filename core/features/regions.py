@@ -14,8 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.files.errors import UserError
-
 RESIDENT_BYTES = 8 << 30  # features are held in memory up to this size, the rest is streamed from the file
 _SHARE = 0.6  # of the memory that is free, at most
 _SPARE = 1 << 30  # bytes of it that are left for all else; eszsl's eigenvectors of 2048 channels need a third of them
@@ -108,7 +106,8 @@ class RegionFeatures:
     def batch(self, rows: np.ndarray) -> Tensor:
         """(B,R,D) float32 on the device."""
         if self.resident is not None:
-            return self._pick(self.resident, on_device(torch.from_numpy(self._index[rows]), self.device))
+            index = on_device(torch.from_numpy(self._index[rows]), self.device)
+            return self.resident.index_select(0, index).float()
         dtype = torch.float32 if self.device.type == "cpu" else torch.float16  # moved while small
         return on_device(self._load(rows, dtype), self.device).float()
 
@@ -121,7 +120,7 @@ class RegionFeatures:
         """
         if self.resident is not None and len(rows):
             index = on_device(torch.from_numpy(self._index[np.concatenate(rows)]), self.device)
-            yield from (self._pick(self.resident, some) for some in index.split([len(r) for r in rows]))
+            yield from (self.resident.index_select(0, some).float() for some in index.split([len(r) for r in rows]))
         elif self.device.type == "cuda" or (os.cpu_count() or 1) > torch.get_num_threads():
             with ThreadPoolExecutor(1) as pool:
                 for loaded in ahead(lambda some: pool.submit(self.batch, some), rows, 1):
@@ -140,18 +139,9 @@ class RegionFeatures:
             means = self.pooled(some).unsqueeze(1).split(self.block)
             yield from zip(_split(some, self.block), means, strict=True)
 
-    @staticmethod
-    def _pick(resident: Tensor, index: Tensor) -> Tensor:
-        return resident.index_select(0, index).float()
-
     def _load(self, rows: np.ndarray, dtype: torch.dtype) -> Tensor:
         """(n,R,D) in memory, of float16 values."""
         raw = self.source.read(rows)
-        if raw.shape != (len(rows), self.D, self.R):
-            raise UserError(
-                f"features of shape {raw.shape} for {len(rows)} images; ({len(rows)}, {self.D}, {self.R}) is needed: "
-                "the feature file is of another backbone or resolution"
-            )
         x = torch.empty(len(rows), self.R, self.D, dtype=dtype)
         for start in range(0, len(rows), _CACHED):
             some = np.ascontiguousarray(raw[start : start + _CACHED])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from core.datasets.paths import feature_file
 from core.datasets.registry import DataSet
 from core.features.backbones import SAW_UNSEEN, file_form
 from core.features.devices import NAMES
-from core.features.trunks import DEFAULT_WEIGHTS, OPEN_CLIP, TIMM
+from core.features.trunks import OPEN_CLIP, TIMM
 from core.features.weights import is_weights_file
 from core.fields import check, flag_of, hp
 from core.files.errors import UserError
@@ -23,8 +23,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 STORES = ("float16", "float32")
 BATCH_SIZE = 32
 FINETUNED = "finetuned_"  # how the weights files of finetune.py begin
-# flags that OWN_ours.py has under another name, or has not
-_OWN_FLAGS = {"out": "--features", "batch_size": "--image-batch-size", "store": ""}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,40 +30,25 @@ class ExtractionConfig:
     """Everything that decides the features. The defaults are DAZLE's protocol: ResNet-101, 224 pixels, layer4."""
 
     backbone: str = hp("resnet101", "torchvision classifier, timm:NAME, open_clip:MODEL/PRETRAINED, or demo")
-    weights: str | None = hp(
-        None,
-        "torchvision weights name, a weights file (.safetensors, .pth, .pth.tar, .ckpt; its head is ignored), or "
-        f"random; none: {DEFAULT_WEIGHTS}, for timm those its name says",
-    )
-    input_size: int | None = hp(
-        None, "image side in pixels; none: what the backbone was made for", at_least=32, at_most=4096
-    )
+    weights: str | None = hp(None, "torchvision weights name, a weights file, or random; none: those of the name")
+    input_size: int | None = hp(None, "image side in pixels; none: the backbone's own", at_least=32, at_most=4096)
     pool: int = hp(1, "average this many by this many regions into one", at_least=1, at_most=16)
     dtype: str = hp("float32", "arithmetic of the backbone", choices=tuple(DTYPES))
     store: str = hp("float16", "type in the file", choices=STORES)
     device: str = hp("auto", NAMES)
     batch_size: int = hp(BATCH_SIZE, "images per forward pass", at_least=1, at_most=65536)
     workers: int | None = hp(None, "decoding threads; none: one per core, 2 to 16", at_least=1, at_most=1024)
-    pretraining_saw_unseen: str | None = hp(
-        None,
-        "for weights files and timm: whether pretraining saw images of unseen classes; none: unknown",
-        choices=SAW_UNSEEN,
-    )
+    pretraining_saw_unseen: str | None = hp(None, "of weights files and timm; none: unknown", choices=SAW_UNSEEN)
 
     def __post_init__(self) -> None:
         check(self)
         declared, weights = self.pretraining_saw_unseen, self.weights or ""
         if declared is not None and not is_weights_file(weights) and not self.backbone.startswith((TIMM, OPEN_CLIP)):
-            raise UserError(
-                "--pretraining-saw-unseen is for weights files, timm and open_clip; what torchvision's saw is known"
-            )
+            raise UserError("--pretraining-saw-unseen is of weights files, timm and open_clip: torchvision's is known")
 
 
 def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfig) -> Path:
-    """<data_root>/<source>/feature_map_<Backbone>_<source>.hdf5; DAZLE's name where nothing differs from its protocol.
-
-    What does is named: feature_map_ResNet_101_448px_pool2_CUB.hdf5.
-    """
+    """<data_root>/<source>/feature_map_<Backbone>_<source>.hdf5, where what is not DAZLE's protocol is named."""
     own = Path(config.weights or "").name
     fold = own.removeprefix(f"{FINETUNED}{file_form(config.backbone)}_").removesuffix(".safetensors")
     parts = [file_form(config.backbone)]
@@ -75,24 +58,12 @@ def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfi
     return feature_file(Path(data_root), dataset, "_".join(parts))
 
 
-def extraction_command(
-    dataset: DataSet, *, data_root: Path | str = "data", out: Path | str | None = None,
-    config: ExtractionConfig | None = None,
-) -> str:  # fmt: skip
-    """The complete command of an extraction, what is at its default left out."""
-    config = config or ExtractionConfig()
-    root = [] if str(data_root) == "data" else ["--data-root", str(data_root)]
-    if dataset.source == "DEMO":
-        return shlex.join(["python", "DEMO_ours.py", *root])
-    own = dataset.source == "OWN"
-    script = "OWN_ours.py" if own else f"extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py"
-    words = ["python", script, *root]
-    changed = [field.name for field in fields(config) if getattr(config, field.name) != field.default]
-    given = {"out": out} | {name: getattr(config, name) for name in changed}
-    for name, value in given.items():
-        flag = _OWN_FLAGS.get(name) if own and name in _OWN_FLAGS else flag_of(name)
-        if flag and value is not None:
-            words += [flag, str(value)]
+def extraction_command(dataset: DataSet, data_root: Path | str, **flags: Any) -> str:
+    """The complete command of an extraction with the flags that are given."""
+    own = {"DEMO": "DEMO_ours.py", "OWN": "OWN_ours.py"}
+    words = ["python", own.get(dataset.source, f"extract_feature/extract_feature_map_ResNet_101_{dataset.source}.py")]
+    for name, value in {"data_root": data_root, **flags}.items():
+        words += [] if str(value) in ("data", "None") else [flag_of(name), str(value)]
     return shlex.join(words)
 
 

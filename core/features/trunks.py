@@ -36,7 +36,8 @@ class Trunk:
     pretraining: str = "unknown"  # what the weights saw: "imagenet1k", "demo", "nothing" or "unknown"
     layer: str = "forward"  # where the map comes out, for the record
     maps: nn.Module | None = None  # (B,3,H,W) to the map (B,D,h,w); None: network
-    resize: Callable[[int], None] | None = None  # makes the network take another image side
+    resize: Callable[..., None] | None = None  # resize(img_size=(h,w)) makes the network take other images
+    multiple: int = 1  # image sides are multiples of it, or pixels at the edge would not be seen
     categories: tuple[str, ...] = ()  # names of the classes it was trained on, where they are known
     encode: Callable[[Sequence[str]], np.ndarray] | None = None  # texts (n,) to unit embeddings (n,E)
 
@@ -80,9 +81,9 @@ def chosen(backbone: str, weights: str | None, *known: str) -> str:
 
 @build(DEMO)
 def _demo(name: str, weights: str | None) -> Trunk:
-    network = DemoBackbone()
-    if weights is None or not (weights == RANDOM or is_weights_file(weights)):
+    if weights is None:
         raise UserError("the demo backbone needs --weights <file>.safetensors (or random)")
+    network, weights = DemoBackbone(), chosen(DEMO, weights, RANDOM)
     load_weights(network, weights)
     return Trunk(
         network=network,
@@ -153,13 +154,7 @@ def _timm(name: str, weights: str | None) -> Trunk:
     config = timm.data.resolve_model_data_config(network)
     side = config["input_size"][1]
     resize = max(side, math.floor(side / config["crop_pct"]))  # as timm computes it
-
-    def set_side(size: int) -> None:
-        patch: Any = getattr(getattr(network, "patch_embed", None), "patch_size", None)
-        if isinstance(patch, tuple) and size % patch[0]:  # pixels beyond the last whole patch would not be seen
-            raise ValueError(f"its patches have {patch[0]} pixels")
-        network.set_input_size(img_size=(size, size))
-
+    patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
     return Trunk(
         network=network,
         transform=Transform(side, resize, config["interpolation"], tuple(config["mean"]), tuple(config["std"])),
@@ -167,5 +162,6 @@ def _timm(name: str, weights: str | None) -> Trunk:
         pretraining="nothing" if weights == RANDOM else "unknown",
         layer="forward_features",
         maps=Maps(network, _timm_map),
-        resize=set_side if hasattr(network, "set_input_size") else None,
+        resize=getattr(network, "set_input_size", None),
+        multiple=patch[0] if isinstance(patch, tuple) else 1,
     )

@@ -33,7 +33,7 @@ _RECORDED = {
     "weights", "pretraining_saw_unseen", "batch_size", "device", "torch_version", "word_vectors", "notes",
     "format_version", "complete", "opened",
 }  # fmt: skip
-_OPTIONAL = ("image_files", "image_sha256", "allclasses_names", "train_loc", "val_loc")  # left out where they are empty
+_VALIDATION = ("train_loc", "val_loc")  # left out where they are empty
 _HDF5 = ("v108", "v108")  # object headers with checksums, read since 2008; the bytes follow from the content
 Parts = Mapping[Path, tuple[range, np.memmap]]  # rows and records (n,)
 _log = logging.getLogger(__name__)
@@ -50,16 +50,14 @@ class FeatureFileMetadata:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Every dataset but the features and their checksums; text as objects."""
-        m = self.metadata
-        integers = ("labels", "trainval_loc", "test_seen_loc", "test_unseen_loc", "train_loc", "val_loc")
+        m, integers = self.metadata, ("labels", "trainval_loc", "test_seen_loc", "test_unseen_loc", *_VALIDATION)
         arrays = {key: np.asarray(getattr(m, key)).astype("<i8") for key in integers}
         arrays |= {key: getattr(m, key).astype("<f4") for key in ("att", "original_att")}
-        arrays |= {"image_files": np.array(m.image_files, dtype=object)}
-        arrays |= {"allclasses_names": np.array(m.class_names, dtype=object)}
-        arrays |= {"image_sha256": np.array(m.image_sha256, dtype=object)}
-        arrays |= {} if self.w2v is None else {"w2v_att": self.w2v.astype("<f4")}
-        arrays |= {} if self.class_text is None else {"class_text": self.class_text.astype("<f4")}
-        return {key: values for key, values in arrays.items() if len(values) or key not in _OPTIONAL}
+        texts = {"image_files": m.image_files, "allclasses_names": m.class_names, "image_sha256": m.image_sha256}
+        arrays |= {key: np.array(values, dtype=object) for key, values in texts.items()}
+        vectors = {"w2v_att": self.w2v, "class_text": self.class_text}
+        arrays |= {key: values.astype("<f4") for key, values in vectors.items() if values is not None}
+        return {key: values for key, values in arrays.items() if len(values) or key not in (*texts, *_VALIDATION)}
 
     def signature(self, dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
         """What tells these features (N,*shape) from others; arrays by their SHA-256."""
@@ -79,11 +77,11 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
     """Writes rows of a feature file; a context manager that leaves the part unless :meth:`finish` was called."""
 
     def __init__(
-        self, final: Path | str, content: FeatureFileMetadata, shape: tuple[int, int, int], dtype: str = "float16",
+        self, final: Path, content: FeatureFileMetadata, shape: tuple[int, int, int], dtype: str = "float16",
         rows: range | None = None,
     ) -> None:  # fmt: skip
         """Create or resume the part of ``rows`` (None: of all). shape is (D,h,w), dtype float16 or float32."""
-        self.final, self.content, self.count = Path(final), content, len(content.metadata.labels)
+        self.final, self.content, self.count = final, content, len(content.metadata.labels)
         self.rows = range(self.count) if rows is None else rows
         self.path = self.final.with_name(f"{self.final.name}.rows-{self.rows.start}-{self.rows.stop}.npy")
         self.dtype = np.dtype(dtype).newbyteorder("<")
@@ -93,9 +91,9 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
         try:
             if self.final.exists():
                 raise UserError(f"{self.final} exists already; delete it or choose another --out")
-            if self.path not in self._parts():  # of other settings: refused before anything is written
+            parts = self._parts()  # of other settings: refused before anything is written
+            if self.path not in parts:
                 self._create()
-            parts = self._parts()
             self._records = np.load(self.path, mmap_mode="r+")
         except BaseException:
             self._lock.release()
@@ -105,11 +103,9 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
     def _create(self) -> None:
         write_bytes(self.path.with_suffix(".json"), json.dumps(self._signature, indent=1).encode())
-        with atomic_path(self.path) as temporary, open(temporary, "wb") as handle:
-            about = {"descr": self._record.descr, "fortran_order": False, "shape": (len(self.rows),)}
-            np.lib.format.write_array_header_1_0(handle, about)
-            handle.flush()
-            _reserve(handle.fileno(), handle.tell() + len(self.rows) * self._record.itemsize)
+        with atomic_path(self.path) as temporary:
+            np.lib.format.open_memmap(temporary, "w+", self._record, (len(self.rows),))
+            _reserve(temporary)
 
     def _parts(self) -> Parts:
         """Every part, each of this very extraction."""
@@ -179,8 +175,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 file.create_dataset(key, data=_text(values.tolist()) if values.dtype == object else values)
             file.create_dataset("row_crc32", data=crcs)
             offset = file.create_dataset("feature_map", shape, self.dtype, dcpl=plan).id.get_offset()
+        _reserve(path)
         with open(path, "r+b") as out:
-            _reserve(out.fileno(), path.stat().st_size)
             out.seek(offset)
             for row in range(self.count):
                 if (data := self._row(parts, row)) is None:
@@ -197,9 +193,9 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
 
 
 def remove_parts(final: Path) -> None:
-    """Remove the parts of a finished file, their lists of bad images, and what a killed process had half written."""
+    """Remove the parts of a finished file, and what a killed process had half written."""
     name = glob.escape(final.name)
-    for pattern in (*(f"{name}.rows-*{s}" for s in (".npy", ".json", ".bad_images.txt")), f".{name}.*.tmp"):
+    for pattern in (f"{name}.rows-*.npy", f"{name}.rows-*.json", f".{name}.*.tmp"):
         for path in final.parent.glob(pattern):
             path.unlink(missing_ok=True)
 
@@ -210,9 +206,8 @@ def _text(values: list[str]) -> np.ndarray:
     return np.array(encoded, dtype=h5py.string_dtype("utf-8", max(1, *map(len, encoded))))
 
 
-def _reserve(descriptor: int, size: int) -> None:
-    """Take disk space now, so that a full disk is known before hours of work."""
-    if hasattr(os, "posix_fallocate"):  # not on macOS
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.ftruncate(descriptor, size)
+def _reserve(path: Path) -> None:
+    """Take the disk space of a file with holes, so that a full disk is known before hours of work."""
+    with open(path, "r+b") as handle:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)

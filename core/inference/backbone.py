@@ -104,7 +104,7 @@ class View:
         size = self.config.batch_size
         rows = [np.arange(s, min(s + size, len(images))) for s in range(0, len(images), size)]
         cuda = self.device.type == "cuda"
-        coming = decoded(rows, images, self.network.transform, cuda, threads_of(self.config))
+        coming = decoded(rows, images, self.network.transform, cuda, threads_of(self.config.workers))
         with closing(coming):
             for some, pixels, errors in coming:
                 yield some, self.regions(pixels), errors
