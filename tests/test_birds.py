@@ -1,7 +1,5 @@
 """The model in the box: it answers by its name wherever one stands, and a run of one's own of that name comes first."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

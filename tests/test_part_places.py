@@ -1,7 +1,5 @@
 """Part locations as the backbone saw the images, and the command on drawn images whose regions show their parts."""
 
-import shutil
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -49,17 +47,19 @@ def one(tmp_path):
     return read
 
 
-def test_places_are_shares_of_what_the_backbone_saw(one):
-    read = one
-    parts = read()
+def test_places_are_shares_of_what_the_backbone_saw(one, tmp_path):
+    parts = one()
     assert parts.groups == [[1, 2], [0], [3, 4], [5]]
     back, beak, eye, left, right, tail = parts.points[0]
     assert back.tolist() == pytest.approx([0.1, 0.2, 1]) and beak.tolist() == pytest.approx([0.9, 0.9, 1])
     assert right.tolist() == pytest.approx([0.5, 0.5, 1])
     assert eye[2] == left[2] == tail[2] == 0  # outside of the crop, and marked invisible
     # shorter side to 448, then the middle 224 pixels: the middle half, everything twice as large
-    half = read(Transform(crop=224, resize=448))
+    half = one(Transform(crop=224, resize=448))
     assert half.points[0, 4].tolist() == pytest.approx([0.5, 0.5, 1]) and half.points[0, 0, 2] == 0
+    (tmp_path / "parts/part_locs.txt").unlink()
+    with pytest.raises(UserError, match="part_locs.txt"):
+        one()
 
 
 def test_names_say_the_part():
@@ -155,11 +155,6 @@ def test_a_model_that_looks_at_the_part_is_found_to(drawn, tmp_path, monkeypatch
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "blocks/localisation.csv").set_index("point"), rows, rtol=1e-5)
 
 
-def test_what_cannot_be_measured_is_refused(drawn, tmp_path):
+def test_a_method_without_attention_is_refused(drawn, tmp_path):
     with pytest.raises(UserError, match="--methods eszsl: it has no attention over regions"):
         main(flags(drawn, tmp_path, "--methods", "vsmr", "eszsl"))
-    bare = tmp_path / "bare"
-    shutil.copytree(drawn, bare)
-    (bare / CUB.folders[0] / "parts/part_locs.txt").unlink()
-    with pytest.raises(UserError, match="part_locs.txt"):
-        main(flags(bare, tmp_path / "out"))
