@@ -111,7 +111,7 @@ def test_axes_that_cannot_be_are_refused_with_the_way_out(shape: tuple[int, ...]
 
 
 def test_axes_that_can_be_are_taken() -> None:
-    for shape in ((2048, 7, 7), (512, 7, 10), (2, 7, 7), (2048, 49), (20, 49), (2, 2, 2), (64, 1, 1)):
+    for shape in ((2048, 7, 7), (512, 7, 10), (7, 7, 7), (2048, 49), (2, 2, 2), (64, 1, 1)):
         check_maps((60, *shape), np.dtype("f2"), Path("f.hdf5"))
 
 

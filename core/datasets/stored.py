@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,18 +46,8 @@ def read_content(file: h5py.File, path: Path) -> Metadata:
 
 
 def check_maps(shape: tuple[int, ...], dtype: np.dtype[Any], path: Path) -> None:
-    """Refuse a feature_map that cannot be (N,D,h,w) or (N,D,R) of real numbers; nothing is guessed.
-
-    (N,D,h,w): the grid is square, or D is the longest of the three. (N,D,R): D >= R, or else R is a square number and
-    D is none, nor one more (a class token).
-    """
-    sides = shape[1:]
-    if len(sides) == 3:
-        right = sides[1] == sides[2] or sides[0] > max(sides[1:])
-    else:
-        square = [math.isqrt(n) ** 2 == n for n in (*sides, sides[0] - 1)]
-        right = len(sides) == 2 and (sides[0] >= sides[1] or square == [False, True, False])
-    if 0 in shape or dtype.kind != "f" or not right:
+    """Refuse a feature_map that is not (N,D,h,w) or (N,D,R) of real numbers with D the longest axis of an image."""
+    if len(shape) not in (3, 4) or 0 in shape or dtype.kind != "f" or shape[1] < max(shape[2:]):
         raise UserError(
             f"{path}: feature_map is {shape} of {dtype}, which cannot be (N,D,h,w) of floating-point numbers: images, "
             "channels, rows and columns of the grid (1x1 for features of whole images). Where other axes come last, "

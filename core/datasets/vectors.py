@@ -92,21 +92,21 @@ def write_attribute_vectors(out: Path | str, made: AttributeVectors, source: str
     write_bytes(out.with_suffix(".json"), (json.dumps(sidecar, indent=1) + "\n").encode())
 
 
-def load_attribute_vectors(path: Path | str, K: int, command: str = "") -> np.ndarray:
-    """Attribute vectors (K,V) float32; ``command`` makes them, for messages.
+def load_attribute_vectors(path: Path | str, K: int) -> np.ndarray:
+    """Attribute vectors (K,V) float32.
 
     A row of zeros is accepted only where the sidecar declares it (the published SUN file has one: man-made).
     """
-    path, again = Path(path), f"make the vectors again{command and f' with: {command}'}"
+    path = Path(path)
     if not path.is_file():
-        raise UserError(f"{missing(path, 'attribute vectors')}; {again}")
+        raise UserError(missing(path, "attribute vectors"))
     vectors, sidecar, record = _ready_vectors(path, K), path.with_suffix(".json"), None
     if sidecar.is_file():
         record = read_json(sidecar)
         if not isinstance(record, dict) or record.get("sha256") != sha256_file(path):
-            raise UserError(f"{path} is not the file that {sidecar.name} describes; {again}")
+            raise UserError(f"{path} is not the file that {sidecar.name} describes; make the vectors again")
     if zero := sorted({*np.flatnonzero(~vectors.any(1)).tolist()} - {*(record or {}).get("zero_rows", [])}):
-        raise UserError(f"{path}: attributes {[z + 1 for z in zero]} have a vector of zeros; {again}")
+        raise UserError(f"{path}: attributes {[z + 1 for z in zero]} have a vector of zeros; make the vectors again")
     return vectors
 
 
@@ -121,10 +121,10 @@ def _ready_vectors(path: Path, K: int) -> np.ndarray:
     return _finite(array, path)
 
 
-def hashed_word_vector(word: str, V: int = 300) -> np.ndarray:
-    """A fixed random unit vector (V,) float32, drawn from the word's SHA-256."""
+def hashed_word_vector(word: str) -> np.ndarray:
+    """A fixed random unit vector (300,) float32, drawn from the word's SHA-256."""
     seed = int.from_bytes(hashlib.sha256(word.encode()).digest(), "big")
-    draw = np.random.default_rng(seed).standard_normal(V)
+    draw = np.random.default_rng(seed).standard_normal(300)
     return np.asarray(draw / np.linalg.norm(draw), dtype=np.float32)
 
 

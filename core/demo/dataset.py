@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import os
 import shutil
 import sys
@@ -26,8 +25,6 @@ from core.datasets.metadata import class_disjoint_split
 from core.datasets.registry import DEMO
 from core.demo.drawing import Signature, draw_creature
 from core.files.errors import UserError
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1  # raise it when the drawing changes, so that older renderings are redone
 MARKER = "rendering.json"  # written last; holds the parameters
@@ -60,10 +57,7 @@ def attribute_names() -> list[str]:
 
 
 def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[list[Signature], list[Signature]]:
-    """Signatures of the seen and the unseen classes.
-
-    Every value is spread evenly over the seen classes; an unseen class uses only values of at least two seen classes.
-    """
+    """Signatures of the seen classes, values spread evenly, and of the unseen ones, of values of two seen classes."""
     columns = {
         trait: [values[i] for i in rng.permutation(np.resize(rng.permutation(len(values)), seen))]
         for trait, values in TRAITS.items()
@@ -97,7 +91,6 @@ def render_demo(data_root: Path, seed: int = 0, images_per_class: int = 50, seen
     if folder.exists() and not marker.is_file():
         raise UserError(f"{folder} exists but was not drawn by this program (no {MARKER}). Move it away first.")
     if marker.is_file() and mats.is_dir() and marker.read_text() == json.dumps(wanted):
-        log.info("the demo data set is already in %s", folder)
         return
     data_root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".demo.", dir=data_root, ignore_cleanup_errors=True) as temporary:
@@ -127,7 +120,6 @@ def _write(target: Path, seed: int, per_class: int, seen: int, unseen: int) -> N
     root = target / "images"
     for name in names:
         (root / "images" / name).mkdir(parents=True)
-    log.info("demo: drawing %d images of %d classes", len(files), len(names))
     jobs = [(seed, i, signatures[labels[i]], root / "images" / file) for i, file in enumerate(files)]
     forks = sys.platform == "linux" and len(jobs) >= 200  # where a plain fork is safe, and worth it
     pool: Executor = ProcessPoolExecutor(8, get_context("fork")) if forks else ThreadPoolExecutor(1)

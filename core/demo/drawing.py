@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 SIZE = 112  # pixels, both sides
 SUPERSAMPLE = 3  # drawn this many times larger, then averaged down
@@ -33,10 +33,8 @@ def turned(points: np.ndarray, degrees: float, about: tuple[float, float]) -> np
 
 def smooth(points: Iterable[tuple[float, float]], steps: int = 5) -> np.ndarray:
     """Closed Catmull-Rom curve through ``points``."""
-    p = np.array(list(points), dtype=float)
+    p, t = np.array(list(points), dtype=float)[:, None], (np.arange(steps) / steps)[None, :, None]
     a, b, c, d = np.roll(p, 1, 0), p, np.roll(p, -1, 0), np.roll(p, -2, 0)
-    t = (np.arange(steps) / steps)[None, :, None]
-    a, b, c, d = a[:, None], b[:, None], c[:, None], d[:, None]
     curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
     return curve.reshape(-1, 2)
 
@@ -100,7 +98,7 @@ class Canvas:
         mask = Image.new("L", self.image.size, 0)
         for polygon in polygons:
             ImageDraw.Draw(mask).polygon(self.place(polygon), fill=255)
-        return overlap(within, mask) if within else mask
+        return ImageChops.darker(within, mask) if within else mask
 
     def paint(self, mask: Image.Image, colour: RGB, pattern: str = "solid", box: Box = ()) -> None:
         """Fill ``mask`` with a colour and a pattern laid over ``box``."""
@@ -110,7 +108,8 @@ class Canvas:
         if pattern != "solid":
             marks = self.mask(*_marks(pattern, box, self.rng))
             light = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] > 95
-            self.image.paste((38, 34, 34) if light else (232, 226, 208), around, overlap(within, marks.crop(around)))
+            marks = ImageChops.darker(within, marks.crop(around))
+            self.image.paste((38, 34, 34) if light else (232, 226, 208), around, marks)
 
     def outline(self, polygon: np.ndarray, colour: RGB, width: float = 0.035) -> None:
         pixels, (r, g, b) = self.place(np.concatenate([polygon, polygon[:1]])), (int(0.45 * c) for c in colour)
@@ -139,12 +138,6 @@ def near(colour: Iterable[float], spread: float, rng: np.random.Generator) -> RG
     """A colour at random about another."""
     r, g, b = np.clip(np.array(colour) + rng.normal(0, spread, 3), 0, 255).astype(int)
     return int(r), int(g), int(b)
-
-
-def overlap(mask: Image.Image, other: Image.Image) -> Image.Image:
-    both = Image.new("L", mask.size, 0)
-    both.paste(other, mask=mask)
-    return both
 
 
 def draw_creature(signature: Signature, rng: np.random.Generator) -> Image.Image:

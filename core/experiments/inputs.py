@@ -94,7 +94,7 @@ def _vectors(
     command = f"python extract_feature/extract_attribute_w2v_{dataset.source}.py"
     command += "" if root == paths.DEFAULT_ROOT else f" --data-root {root}"
     if given or path.is_file():
-        return load_attribute_vectors(path, K, command), path
+        return load_attribute_vectors(path, K), path
     if file.w2v_att is not None:
         return np.asarray(file.w2v_att, dtype=np.float32), None
     raise UserError(f"no attribute vectors at {path}; make them with: {command}, or name a file with --w2v")
