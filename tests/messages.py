@@ -16,7 +16,6 @@ from PIL import Image
 from tests.helpers import cells, extraction, run_here, toy_mats, word_vectors
 
 DRIVER, EXTRACT, WORDS = "AWA2_ours.py", extraction("AWA2"), word_vectors("AWA2")
-VERIFY = "core/commands/verify.py"
 NO_FEATURES = ["--backbone", "resnet18", "--weights", "random", "--input-size", "64", "--out", "new.hdf5"]
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64 + b"\nsize 251093423\n"
 PAGE = b"<!DOCTYPE html><html><head><title>Virus scan warning</title></head></html>"
@@ -110,7 +109,6 @@ CASES = [
     Case("no split", EXTRACT, NO_FEATURES, ("att_splits.mat", "Looked in", "--data-root"), removed(MATS)),
     Case("no images", EXTRACT, NO_FEATURES, ("images of AWA2", "AWA2.md"), removed("data/AWA2")),
     Case("no attribute names", WORDS, ["--source", "v.txt"], ("--attributes",), removed(f"{IMAGES}/predicates.txt")),
-    Case("nothing to verify", VERIFY, ["nowhere"], ("nowhere", "can be checked")),
     # files that are not what they seem
     Case("pointer as split", EXTRACT, NO_FEATURES, ("git lfs pull",), put(f"{MATS}/att_splits.mat", LFS)),
     Case("page as features", DRIVER, run(), (FEATURES, "page"), put(FEATURES, PAGE)),

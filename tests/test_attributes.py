@@ -78,7 +78,7 @@ def test_text_as_other_programs_write_it(tmp_path, content):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\xba\x16\x4f\x2f" + bytes(99), r"no.* file of word vectors.*\.vec"),  # fastText's .bin
+        (b"\xba\x16\x4f\x2f" + bytes(99), r"no word vectors can be read .*\.vec"),  # fastText's .bin
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (b"", "empty"),
         (b"red apples are sweet\n", "could not convert"),

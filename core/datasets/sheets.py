@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from core.datasets.metadata import name_problem
-from core.files.errors import UserError, first_line, library
+from core.files.errors import UserError, first_line
 from core.files.kinds import missing
 
 _TRUTH = {"true": "1", "false": "0"}
@@ -45,24 +45,17 @@ def read_table(path: Path, first: str) -> pd.DataFrame:
     """
     if not path.is_file():
         raise UserError(f"{missing(path, 'table')}; docs/own-data.md shows how a folder of one's own is laid out")
-    separator, above = ",", 0
+    book = path.suffix.lower() == ".xlsx"
+    text = "" if book else text_of(path)
+    header = re.search(rf'^"?{first}"? *([,;\t])', text, re.M | re.I)
+    separator, begin = (header[1], header.start()) if header else (",", 0)
+    more = {"sep": separator, "keep_default_na": False, "skipinitialspace": True, "skip_blank_lines": False}
     try:
-        if path.suffix.lower() == ".xlsx":
-            with library(path.name, "openpyxl"):
-                frame = pd.read_excel(path, header=None, dtype=object)
-        else:
-            text = text_of(path)
-            if header := re.search(rf'^"?{first}"? *([,;\t])', text, re.M | re.I):
-                separator, above, text = header[1], text.count("\n", 0, header.start()), text[header.start() :]
-            frame = pd.read_csv(
-                io.StringIO(text), sep=separator, header=None, dtype=str, keep_default_na=False, skipinitialspace=True,
-                skip_blank_lines=False,
-            )  # fmt: skip
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises nearly anything
+        how = {"header": None, "dtype": object}
+        frame = pd.read_excel(path, **how) if book else pd.read_csv(io.StringIO(text[begin:]), **how, **more)
+    except Exception as error:  # no openpyxl, and a damaged file raises nearly anything
         raise UserError(f"{path} is no readable table of {first},... ({first_line(error)})") from error
-    frame.index += 1 + above
+    frame.index += 1 + text.count("\n", 0, begin)
     cells = frame.astype(str).mask(frame.isna(), "").map(str.strip)
     # decimal commas as points, where commas do not part the cells; beside points one may part thousands
     if separator != "," and not cells.map(lambda cell: bool(re.fullmatch(r"-?\d*\.\d+", cell))).any(axis=None):

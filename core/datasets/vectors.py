@@ -21,9 +21,9 @@ import numpy as np
 from core.datasets.class_text import SENTENCE, attribute_text, encode_attributes
 from core.datasets.names import FALLBACK, clean_name, read_names_file, words_of
 from core.files.atomic import read_json, sha256_file, write_bytes
-from core.files.errors import UserError
+from core.files.errors import UserError, first_line
 from core.files.hdf5 import matrix
-from core.files.kinds import missing, unreadable
+from core.files.kinds import missing, unreadable, what_it_is
 from core.files.pickles import load_array_pickle
 
 log = logging.getLogger(__name__)
@@ -156,8 +156,14 @@ def load_words(source: str, words: Sequence[str]) -> dict[str, np.ndarray]:
     if not Path(source).is_file() and source not in MODELS:
         others = ", ".join((*MODELS, f"{SENTENCE}NAME"))
         raise UserError(f"{missing(source, 'file of word vectors')}, nor is it one of {others}")
-    path = _downloaded(source) if source in MODELS else source
+    path = source
     try:
+        if source in MODELS:
+            import gensim.downloader
+
+            logging.getLogger("gensim").setLevel(logging.CRITICAL)  # it prints a traceback where there is no network
+            log.info("loading %s through gensim (downloaded once, some GB)", source)
+            path = str(gensim.downloader.load(source, return_path=True))
         with _opened(path) as handle:
             binary = b"\0" in handle.read(1 << 20)
         if not binary:
@@ -166,21 +172,10 @@ def load_words(source: str, words: Sequence[str]) -> dict[str, np.ndarray]:
 
         found = KeyedVectors.load_word2vec_format(path, binary=True)
         return {word: found[word] for word in words if word in found}
-    except Exception as error:  # a damaged file raises nearly anything
-        raise unreadable(path, f"file of word vectors ({FORMATS})", error) from error
-
-
-def _downloaded(name: str) -> str:
-    """The file of a gensim-data model, which gensim downloads once."""
-    try:
-        import gensim.downloader
-
-        logging.getLogger("gensim").setLevel(logging.CRITICAL)  # it prints a traceback where there is no network
-        log.info("loading %s through gensim (downloaded once, some GB)", name)
-        return str(gensim.downloader.load(name, return_path=True))
-    except Exception as error:  # no gensim, no network
-        other = "Download glove.6B.zip from nlp.stanford.edu/projects/glove, unpack it, and name it with --source PATH"
-        raise UserError(f"cannot get the word vectors {name} ({type(error).__name__}: {error}). {other}") from error
+    except Exception as error:  # no gensim, no network; and a damaged file raises nearly anything
+        why = f"it is {what}" if (what := what_it_is(path)) else f"{type(error).__name__}: {first_line(error)}"
+        other = f"Name a file with --source PATH: {FORMATS}, such as of nlp.stanford.edu/projects/glove's glove.6B.zip"
+        raise UserError(f"no word vectors can be read from {path} ({why}). {other}") from error
 
 
 def _from_text(path: str, words: Sequence[str]) -> dict[str, np.ndarray]:

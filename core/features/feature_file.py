@@ -155,10 +155,3 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def verify(path: Path | str) -> None:
-    """Read every row of a feature file, which compares it with its checksum; opening it compares all else."""
-    with FeatureFile(path) as file:
-        for row in range(file.shape[0]):
-            file.read(np.array([row]))
