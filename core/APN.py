@@ -50,8 +50,6 @@ class APN(AttributeModel):
         self.recipe, self.groups, K = recipe, groups, space.z.shape[1]
         self.P = nn.Parameter(2e-4 * torch.rand(K, D))
         self.V = nn.Parameter(2e-4 * torch.rand(K, D))
-        self.seen = nn.Buffer(space.seen)
-        self.place = nn.Buffer(space.seen_index)  # (C,)
         self.length = nn.Buffer(torch.tensor(1.0))  # of a region, on average over the training images
 
     def global_attributes(self, x: Tensor) -> Tensor:

@@ -47,8 +47,6 @@ class BiasAware(AttributeModel):
             *(nn.Linear(D, 2 * h), nn.ReLU(), nn.Dropout(recipe.dropout), nn.Linear(2 * h, h), nn.ReLU()),
             nn.Linear(h, K),
         )
-        self.seen = nn.Buffer(space.seen)
-        self.place = nn.Buffer(space.seen_index)  # (C,)
 
     def embedding(self, pooled: Tensor) -> Tensor:
         """f (B,K) of pooled features (B,D)."""

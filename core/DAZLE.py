@@ -72,9 +72,8 @@ _DEVIATIONS = (
 @method("dazle", recipes=RECIPES, deviations=_DEVIATIONS)
 def build(recipe: Recipe, space: ClassSpace, shape: tuple[int, int], seed: int, epochs: int) -> Method:
     model = DAZLE(space, shape[1], recipe)
-    parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.RMSprop(
-        parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
     )
     batches = Batches(recipe.batch_size, balanced=recipe.balanced)
     phase = Phase(name="attention", loss=model.loss, optimizer=optimizer, batches=batches, epochs=epochs)

@@ -36,7 +36,6 @@ class ESZSL(AttributeModel):
 
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__(space, prepared=recipe.prepared)
-        self.seen = nn.Buffer(space.seen)
         self.mean = nn.Buffer(self.z.new_zeros(D))
         self.W = nn.Buffer(self.z.new_zeros(D, self.z.shape[1]))
         self._parts: tuple[Tensor, ...] | None = None

@@ -40,36 +40,6 @@ class MutualAttentionOutput(AttentionOutput):
     e2: Tensor  # (B,K) attribute scores of the second branch
 
 
-class MutualAttention(nn.Module):
-    """Both branches up to the attribute scores, from four maps of one product (the equations above)."""
-
-    def __init__(self, w2v: Tensor, D: int, *, normalize_vectors: bool = False) -> None:
-        """Args:
-        w2v: (K,V) attribute word vectors; rows are L2-normalised here.
-        normalize_vectors: keep v at unit length while it is learned.
-        """
-        super().__init__()
-        V = w2v.shape[1]
-        self.v = nn.Parameter(F.normalize(w2v.float(), dim=1))  # (K,V)
-        self.normalize_vectors = normalize_vectors
-        self.W1 = nn.Parameter(torch.zeros(V, D))
-        self.W2 = nn.Parameter(torch.randn(V, D))
-        self.W3 = nn.Parameter(torch.zeros(V, D))
-        self.W4 = nn.Parameter(torch.zeros(V, D))
-
-    def forward(self, x: Tensor) -> MutualAttentionOutput:
-        """x (B,R,D) of unit regions."""
-        B, R, _ = x.shape
-        v = F.normalize(self.v, dim=1) if self.normalize_vectors else self.v
-        queries = torch.cat([v @ W for W in (self.W1, self.W2, self.W3, self.W4)])  # (4K,D)
-        maps = region_products(x, queries).view(B, R, 4, -1)  # (B,R,4,K)
-        theta = maps[:, :, 0].softmax(dim=1)  # (B,R,K)
-        beta = maps[:, :, 2].softmax(dim=2)  # (B,R,K)
-        e = (theta * maps[:, :, 1]).sum(dim=1)  # (B,K)
-        e2 = (beta * maps[:, :, 3]).sum(dim=1)  # (B,K)
-        return MutualAttentionOutput(theta, torch.ones_like(e), e, beta=beta, e2=e2)
-
-
 def distillation(s1: Tensor, s2: Tensor, margin: Tensor) -> Tensor:
     """D(s1, s2) of two score matrices (B,C) without their margin (C,); a scalar."""
     log1, log2 = (s1 + margin).log_softmax(dim=1), (s2 + margin).log_softmax(dim=1)  # (B,C)
@@ -99,23 +69,30 @@ class Recipe:
 class MSDN(AttributeClassifier):
     def __init__(self, space: ClassSpace, D: int, recipe: Recipe) -> None:
         super().__init__(space)
-        self.recipe = recipe
-        self.attention = MutualAttention(space.w2v, D, normalize_vectors=recipe.normalize_vectors)
+        self.recipe, V = recipe, space.w2v.shape[1]
+        self.v = nn.Parameter(F.normalize(space.w2v.float(), dim=1))  # (K,V)
+        self.W1 = nn.Parameter(torch.zeros(V, D))
+        self.W2 = nn.Parameter(torch.randn(V, D))
+        self.W3 = nn.Parameter(torch.zeros(V, D))
+        self.W4 = nn.Parameter(torch.zeros(V, D))
 
     def attend(self, x: Tensor) -> MutualAttentionOutput:
-        """Both attentions of x (B,R,D)."""
-        return self.attention(x)
+        """Both branches up to the attribute scores, from four maps of one product; unit regions x (B,R,D)."""
+        B, R, _ = x.shape
+        v = F.normalize(self.v, dim=1) if self.recipe.normalize_vectors else self.v
+        queries = torch.cat([v @ W for W in (self.W1, self.W2, self.W3, self.W4)])  # (4K,D)
+        maps = region_products(x, queries).view(B, R, 4, -1)  # (B,R,4,K)
+        theta = maps[:, :, 0].softmax(dim=1)  # (B,R,K)
+        beta = maps[:, :, 2].softmax(dim=2)  # (B,R,K)
+        e = (theta * maps[:, :, 1]).sum(dim=1)  # (B,K)
+        e2 = (beta * maps[:, :, 3]).sum(dim=1)  # (B,K)
+        return MutualAttentionOutput(theta, torch.ones_like(e), e, beta=beta, e2=e2)
 
     def branch_scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """s1 (B,C) and s2 (B,C) of x (B,R,D), without the margin m."""
         a = self.attend(x)
         assert a.e is not None
         return a.e @ self.z.T, a.e2 @ self.z.T
-
-    def class_scores(self, x: Tensor) -> Tensor:
-        """(B,C), both branches fused, without the margin m: calibration is applied by the evaluation."""
-        s1, s2 = self.branch_scores(x)
-        return self.recipe.fusion * s1 + (1 - self.recipe.fusion) * s2
 
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """Both branches' attribute scores, fused: (B,K)."""

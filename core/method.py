@@ -128,6 +128,8 @@ class AttributeModel(ZeroShotModel):
         super().__init__()
         self.prepared = prepared  # class attributes as vsmr takes them
         self.z = nn.Buffer(prepared_attributes(space.att, space.seen) if prepared else space.z)  # (C,K)
+        self.seen = nn.Buffer(space.seen)
+        self.place = nn.Buffer(space.seen_index)  # (C,)
 
     def class_scores(self, x: Tensor) -> Tensor:
         g = self.evidence(x, self.attend(x))

@@ -58,8 +58,6 @@ class Bilinear(AttributeModel):
             start = F.normalize(torch.rand(recipe.maps, D, K), dim=1)
         self.W = nn.Parameter(start.to(z))  # (M,D,K)
         self.scaling = Scaling(recipe.inputs, z, D)
-        self.seen = nn.Buffer(space.seen)
-        self.place = nn.Buffer(space.seen_index)  # (C,)
         self.beta = nn.Buffer(F.pad((1 / torch.arange(1, S, dtype=z.dtype)).cumsum(0), (1, 0)))  # (S,) from β_0
 
     def class_scores(self, x: Tensor) -> Tensor:

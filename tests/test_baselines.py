@@ -33,9 +33,9 @@ def test_msdn_looks_everywhere_alike_at_first_and_its_second_branch_starts_silen
     torch.testing.assert_close(a.theta, torch.full((B, R, K), 1 / R))
     torch.testing.assert_close(a.beta, torch.full((B, R, K), 1 / K))
     s1, s2 = model.branch_scores(x)
-    assert not s2.any() and s1.any() and 0.5 < model.attention.W2.std() < 1.5
+    assert not s2.any() and s1.any() and 0.5 < model.W2.std() < 1.5
     model.loss(x, torch.tensor([0, 1, 3, 5, 0, 1]))["loss"].backward()
-    assert model.attention.W4.grad.abs().sum() > 0
+    assert model.W4.grad.abs().sum() > 0
 
 
 # ---- TransZero

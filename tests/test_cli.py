@@ -15,17 +15,9 @@ from tests.helpers import ROOT, run_here
 SCRIPTS = sorted(
     str(p.relative_to(ROOT)) for folder in (".", "extract_feature", "data") for p in (ROOT / folder).glob("*.py")
 )
-HEAVY = {
-    "scipy",
-    "matplotlib",
-    "gensim",
-}  # not for a help text; pandas, which reads one's own tables, is within the bound
+HEAVY = {"scipy", "matplotlib", "gensim"}  # not for a help text; pandas is within the bound
 # what a script cannot do without, said so that it fails at once where a flag is wrongly taken
-NEEDED = {
-    "data/get_data.py": ["CUB"],
-    "finetune.py": ["CUB"],
-    "OWN_ours.py": ["--data-root", "x"],
-}
+NEEDED = {"data/get_data.py": ["CUB"], "finetune.py": ["CUB"], "OWN_ours.py": ["--data-root", "x"]}
 # Every --help in one process: exit code, what is loaded after PyTorch, by which script, seconds of processor, the text.
 _HELP = """
 import contextlib, io, json, runpy, sys, time

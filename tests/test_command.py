@@ -55,9 +55,7 @@ def test_a_word_calls_the_main_of_its_script(
     ("typed", "says"),
     [
         ("", "command; vsmr --help lists"),
-        ("foo", "'foo'.*vsmr --help lists"),
         ("train", "dataset; vsmr train --help lists"),
-        ("train AWA3", "'AWA3'.*vsmr train --help lists"),
         ("predict", "run, images; vsmr predict --help lists"),
         ("train CUB --methd x", "--methd x; vsmr train CUB --method vsmr --help lists"),
     ],
@@ -97,20 +95,3 @@ def test_large_pieces_of_memory_are_kept() -> None:
         pytest.skip("another C library")
     faults = {how: int(result.stdout) for how, result in ended.items()}
     assert faults["usual"] > 1000 and faults["keep"] < faults["usual"] / 20, faults
-
-
-@pytest.mark.parametrize(
-    ("module", "given"),
-    [("own", (None, ["--data-root", "x"])), ("predict", (None, ["run", "a.jpg"])), ("extract", ("CUB", None, []))],
-)
-def test_what_runs_a_backbone_keeps_its_memory(module: str, given: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Called(Exception):
-        pass
-
-    def called() -> None:
-        raise Called
-
-    command = import_module(f"core.commands.{module}")
-    monkeypatch.setattr(command, "keep_memory", called)
-    with pytest.raises(Called):
-        command.main(*given)

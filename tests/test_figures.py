@@ -9,7 +9,8 @@ from PIL import Image
 
 from core.inference.names import shown_class, shown_classes
 from core.reporting.canvas import printable, wrapped
-from core.reporting.figures import Outcome, _along_rays, calibration_figure, read_outcome
+from core.reporting.figures import _along_rays, calibration_figure, read_outcome
+from core.training.evaluation import CalibrationCurve
 from tests.helpers_reporting import row, run_left
 
 NAMES = ["a $\\frac{", "_hidden", "x" * 300 + "%&#{}~^\\"]
@@ -18,8 +19,7 @@ NAMES = ["a $\\frac{", "_hidden", "x" * 300 + "%&#{}~^\\"]
 def outcome(seed):
     rng = np.random.default_rng(seed)
     u, s = np.sort(rng.random(8)) * 0.7, np.sort(rng.random(8))[::-1] * 0.8
-    curve = {"U": np.append(0, u), "S": np.append(0.85, np.append(s[:-1], 0))}
-    return Outcome(**curve, chosen=(u[4], s[4]))
+    return CalibrationCurve(u, np.append(0, u), np.append(0.85, np.append(s[:-1], 0))), (u[4], s[4])
 
 
 def draw(folder):
@@ -55,7 +55,7 @@ def test_long_names_are_cut_or_wrapped_and_none_is_a_formula():
 
 def test_rays_meet_the_curve_where_it_is():
     # S 0.8 until U 0.6, then straight down
-    curve = Outcome(U=np.array([0.0, 0.6, 0.6]), S=np.array([0.8, 0.8, 0.0]), chosen=(0, 0))
+    curve = CalibrationCurve(np.zeros(2), np.array([0.0, 0.6, 0.6]), np.array([0.8, 0.8, 0.0]))
     found = _along_rays(curve, np.array([0.0, np.arctan2(0.8, 0.6), np.pi / 2]))
     assert found == pytest.approx([0.6, 1.0, 0.8])
 
@@ -63,8 +63,8 @@ def test_rays_meet_the_curve_where_it_is():
 def test_an_outcome_is_of_a_runs_files(tmp_path):
     """Classes 1 and 2 are unseen; of five images of class 1 two are right, one is taken for a seen class."""
     labels, best = [0, 3, 1, 1, 1, 1, 1, 2, 2], [0, 3, 1, 1, 2, 2, 3, 2, 2]
-    one = read_outcome(run_left(tmp_path / "a", row(), labels, best))
-    assert one.chosen == (0.5, 0.6)  # of metrics.json
+    one, chosen = read_outcome(run_left(tmp_path / "a", row(), labels, best))
+    assert chosen == (0.5, 0.6)  # of metrics.json
     assert one.S.max() == 1.0 and one.U[0] == 0.0 and one.U[-1] == pytest.approx((3 / 5 + 1) / 2)  # of scores.npz
 
 

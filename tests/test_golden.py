@@ -95,8 +95,7 @@ def test_msdn(name):
     space, (x, y) = g.space(), g.batch()
     assert MSDN_RECIPES["*"].lambda_cal == g["lambda_cal"]
     assert MSDN_RECIPES["*"].lambda_distill == g["lambda_distill"]
-    model = MSDN(space, D, replace(MSDN_RECIPES["*"], normalize_vectors=bool(g["normalize_v"]))).double()
-    a = model.attention
+    model = a = MSDN(space, D, replace(MSDN_RECIPES["*"], normalize_vectors=bool(g["normalize_v"]))).double()
     parameters = {"V": (a.v, False), "W_1": (a.W2, False), "W_2": (a.W1, False)}
     parameters |= {"W_1_1": (a.W4, True), "W_2_1": (a.W3, False)}  # W_1_1 is (D,V) there
     with torch.no_grad():

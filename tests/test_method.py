@@ -55,14 +55,11 @@ def test_what_a_user_types_becomes_a_value_and_all_else_stays():
     ("flag", "text", "said"),
     [
         ("--lr", "0", "--lr 0.0: learning rate must be above 0"),
-        ("--lr", "nan", "--lr nan: learning rate must be"),
         ("--scale", "inf", "--scale inf: a scale must be a finite number"),
         ("--share", "7", "--share 7.0: a share must be at least 0 and at most 1"),
-        ("--share", "-0.1", "at least 0 and at most 1"),
         ("--momentum", "1", "at least 0 and below 1"),
         ("--epochs", "2.5", "--epochs: '2.5': a whole number is needed"),
         ("--on", "2", "--on: '2': on or off is needed"),
-        ("--threshold", "x", "a number (or none) is needed"),
         ("--lr", "", "--lr: '': a number is needed"),  # an empty variable of a shell: no way to ask for the default
         ("--threshold", "", "--threshold: '': a number (or none) is needed"),
     ],
@@ -71,12 +68,6 @@ def test_values_outside_their_range_are_a_sentence_with_flag_value_and_range(fla
     with pytest.raises(UserError) as error:
         typed(f"{flag}={text}")
     assert said in str(error.value)
-
-
-def test_settings_are_checked_too():
-    assert with_settings(Recipe(), {"share": 0.25}).share == 0.25
-    with pytest.raises(UserError, match="--share 2.0: a share must be at least 0 and at most 1"):
-        with_settings(Recipe(), {"share": 2.0})
 
 
 def test_what_is_refused_at_import_names_the_file(monkeypatch):
@@ -118,8 +109,6 @@ def test_abbreviations_are_not_taken():
     for wrong, said in (
         (["--bet", "1"], "unrecognized arguments: --bet"),
         (["--seeds", "0"], "'0' is not a whole number of at least 1"),
-        (["--seeds", ""], "'' is not a whole number of at least 1"),
-        (["--seed", "-1"], "at least 0"),
         (["--seeds", "2", "--seed", "1"], "not allowed with"),
     ):
         with pytest.raises(UserError, match=said):

@@ -184,19 +184,12 @@ def test_a_row_says_which_part_of_the_recipes_epochs_was_offered(method, epochs,
     assert {k: found[k] for k in features} == features
 
 
-def test_a_drivers_table_says_which_gamma_and_keeps_what_was_cut_off_apart():
+def test_the_table_of_a_runs_row():
     text = all_tables([row_of(result())])
-    assert LEGEND in text and AUSUC in text and "Note: a note." in text and "code c1" in text
     assert lines_with(text, "| **vsmr (alpha=20)** |", "| 55.0 | 40.0 | 33.8 |")
-    assert "SELECTED ON TEST" in text and text.index("**vsmr (alpha=20)**") < text.index("SELECTED ON TEST")
-    assert "on other features than mobilenet_v2" in text
+    assert "Note: a note." in text and "on other features than mobilenet_v2" in text
     text = all_tables([row_of(result("last", 0.0))])
     assert lines_with(text, "| **vsmr (alpha=20)** |", "nothing validated (--select last): γ = 0, the method's own")
-    rows = [row(seed=s) for s in (0, 1)]
-    rows += [row(seed=s, up=0.1, cut_off="7 of its 20 epochs", most_epochs=7) for s in (0, 1)]
-    standard, rest = all_tables(rows).split("CUT OFF", 1)
-    assert lines_with(standard, "| **vsmr** | 70.5 ± 0.7 |") and "7 of its" not in standard
-    assert lines_with(rest, "| **vsmr** | 80.5 ± 0.7 |", "cut off: 7 of its 20 epochs")
 
 
 @pytest.mark.parametrize(

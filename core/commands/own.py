@@ -80,11 +80,9 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     features = _features(args, root, m)
 
     from core.experiments.inputs import load_inputs
-    from core.features.devices import resolve_device
 
     log.info("3 of 3: training %s", args.method)
-    device = str(resolve_device(args.device))
-    inputs = load_inputs(OWN.name, data_root=root, features=features, w2v=vectors, device=device, own=choices)
+    inputs = load_inputs(OWN.name, data_root=root, features=features, w2v=vectors, device=args.device, own=choices)
     return run_seeds(args, inputs, recipe, root)
 
 

@@ -37,14 +37,12 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
 
     # what parsing and --help do not need: pandas, scipy and matplotlib take seconds
     from core.experiments.inputs import load_inputs
-    from core.features.devices import resolve_device
 
-    device = str(resolve_device(args.device))
     if dataset == "DEMO":
         from core.commands.demo import prepare_demo
 
         prepare_demo(args.data_root or Path("data"))
-    inputs = load_inputs(name, data_root=args.data_root, features=args.features, w2v=args.w2v, device=device)
+    inputs = load_inputs(name, data_root=args.data_root, features=args.features, w2v=args.w2v, device=args.device)
     return run_seeds(args, inputs, recipe, args.data_root or paths.DEFAULT_ROOT)
 
 

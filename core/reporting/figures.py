@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,21 +11,15 @@ from core.experiments.results import read_result, read_scores
 from core.experiments.statistics import Interval
 from core.reporting.canvas import canvas, printable, style, wrapped
 from core.reporting.tables import OURS
-from core.training.evaluation import curve_from_compact
+from core.training.evaluation import CalibrationCurve, curve_from_compact
 
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    U: np.ndarray  # (T+1,) ascending: the curve of seen over unseen accuracy, shares
-    S: np.ndarray  # (T+1,) descending
-    chosen: tuple[float, float]  # (U, S) at the run's γ
+Outcome = tuple[CalibrationCurve, tuple[float, float]]  # of a run's test images, and (U, S) at the run's γ
 
 
 def read_outcome(run: Path) -> Outcome:
     """Of a finished run's folder; a file that is not what the run wrote is refused."""
-    scores, standard = read_scores(run), read_result(run / "metrics.json")["standard"]
-    curve = curve_from_compact(scores)
-    return Outcome(U=curve.U, S=curve.S, chosen=(standard["U"], standard["S"]))
+    standard = read_result(run / "metrics.json")["standard"]
+    return curve_from_compact(read_scores(run)), (standard["U"], standard["S"])
 
 
 def is_ours(label: str) -> bool:
@@ -46,8 +39,8 @@ def calibration_figure(runs: Mapping[str, Sequence[Outcome]], out: Path, title: 
             blank = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # breaks the line
             axis.text(95, h * 95 / (190 - h), f"H {h}", fontsize=6.5, color="0.4", bbox=blank, ha="center", va="center")
         for number, method in enumerate(sorted(runs, key=lambda name: not is_ours(name))):
-            radii = np.stack([_along_rays(run, angles) for run in runs[method]])
-            mean, chosen = radii.mean(axis=0), 100 * np.array([run.chosen for run in runs[method]])
+            radii = np.stack([_along_rays(curve, angles) for curve, _ in runs[method]])
+            mean, chosen = radii.mean(axis=0), 100 * np.array([at for _, at in runs[method]])
             look = style(number) | {"linewidth": 2.4 if is_ours(method) else 1.3}
             marker, colour = look.pop("marker"), look["color"]
             axis.plot(*(100 * mean[:, None] * rays).T, zorder=3, **look)
@@ -66,7 +59,7 @@ def calibration_figure(runs: Mapping[str, Sequence[Outcome]], out: Path, title: 
         axis.legend(title=marks, fontsize=8, title_fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
-def _along_rays(curve: Outcome, angles: np.ndarray) -> np.ndarray:
+def _along_rays(curve: CalibrationCurve, angles: np.ndarray) -> np.ndarray:
     """Distance from the origin at which each ray meets the curve, which starts on one axis and ends on the other."""
     u = np.concatenate([[0.0], curve.U, curve.U[-1:]])
     s = np.concatenate([curve.S[:1], curve.S, [0.0]])

@@ -179,8 +179,8 @@ def _metrics(runs: pd.DataFrame, prefix: str, header: str, title: str = "") -> l
 def ours_among(runs: pd.DataFrame) -> pd.DataFrame | None:
     """Runs of the line that the others are compared with; None: there is none, or several and none is as published."""
     ours = runs[runs.method == OURS]
-    for wanted in (ours.label == OURS, ours.validated):
-        ours = ours[wanted.loc[ours.index]] if ours.line.nunique() > 1 else ours
+    if ours.line.nunique() > 1:
+        ours = ours[(ours.label == OURS) & ours.validated]
     return ours if ours.line.nunique() == 1 else None
 
 
