@@ -4,6 +4,7 @@ After every epoch the loop writes one state file. Repeating the command resumes 
 bit-identical to an uninterrupted run.
 """
 
+import contextlib
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator
@@ -87,7 +88,8 @@ def _epoch(
             for group in phase.optimizer.param_groups:
                 group["lr"] = phase.lr_at(epoch + step / len(drawn))
         phase.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        half = precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16) if half else contextlib.nullcontext():
             losses = phase.loss(x, y)
         losses["loss"].backward()
         phase.optimizer.step()
