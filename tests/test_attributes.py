@@ -80,13 +80,12 @@ def test_text_as_other_programs_write_it(tmp_path, content):
     [
         (b"\xba\x16\x4f\x2f" + bytes(99), r"no word vectors can be read .*\.vec"),  # fastText's .bin
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
-        (b"", "empty"),
         (b"red apples are sweet\n", "could not convert"),
         (b"red\n", "ends after 1 vectors of 0 numbers"),
         (b"9 3\nred " + bytes(12), "unexpected end"),
         (b"2 3\nred 1 2 3\n", "ends after 1 vectors.*names 2"),
         (b"red 1 2 3\nblue 1 2 3 4\n", "no word of the attribute 'blue_new'"),
-        *((f"new {bad} 1\nblue {bad} 1\n".encode(), "attribute 1 is not finite") for bad in ("nan", "1e99", "3e38")),
+        *((f"new {bad} 1\nblue {bad} 1\n".encode(), "attribute 1 is not finite") for bad in ("nan", "3e38")),
     ],
 )
 def test_what_is_no_file_of_word_vectors_is_named(tmp_path, content, message):
@@ -112,7 +111,7 @@ def test_the_root_decides_where_vectors_go(tmp_path, monkeypatch):
         (root / "CUB" / "CUB_200_2011").mkdir(parents=True)
         (root / "CUB" / "attributes.txt").write_text("".join(f"{k + 1} red\n" for k in range(312)))
     np.save("v.npy", np.ones((312, 7)))
-    main("CUB", None, ["--source", "v.npy"])
+    main("CUB", None, ["--source", "v.npy", "--data-root", str(tmp_path / "data")])
     assert A.load_attribute_vectors("w2v/CUB_attribute.pkl", 312).shape == (312, 7)
     main("CUB", None, ["--source", "v.npy", "--data-root", "own"])
     assert (tmp_path / "own/w2v/CUB_attribute.pkl").is_file()

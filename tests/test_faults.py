@@ -23,13 +23,10 @@ import pytest
 import torch
 
 from core.datasets.vectors import AttributeVectors, load_attribute_vectors, write_attribute_vectors
-from core.features.feature_file import FeatureFile
-from core.features.regions import RegionFeatures
 from core.files.atomic import write_bytes
 from core.files.errors import UserError, run_cli
 from core.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.helpers import ROOT, refused, run_here
-from tests.helpers_features import write
 from tests.messages import DRIVER, EXTRACT, FEATURES, NO_FEATURES, base, features, run
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -118,12 +115,6 @@ def test_every_flipped_byte_and_every_length_of_checkpoints_and_vectors(tmp_path
                 spared += 1
         assert spared <= most[path]
         path.write_bytes(good)
-
-
-@pytest.mark.parametrize("budget", [0, 1 << 20])
-def test_features_of_another_shape_are_refused(tmp_path: Path, budget: int) -> None:
-    with FeatureFile(write(tmp_path / "f.hdf5")) as file, pytest.raises(UserError, match="another backbone or resol"):
-        RegionFeatures(file, np.arange(3), (1, 8), budget=budget).batch(np.arange(3))
 
 
 def test_rows_of_zeros_are_those_of_a_script_that_was_killed(place: Path) -> None:

@@ -14,25 +14,10 @@ import scipy.io
 import scipy.sparse
 
 from core.files import kinds
-from core.files.atomic import Lock, atomic_path, is_locked, write_bytes
+from core.files.atomic import Lock, is_locked, write_bytes
 from core.files.errors import UserError
 from core.files.matfile import read_mat
 from core.files.pickles import load_array_pickle
-
-
-def test_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
-    path = tmp_path / "f"
-    write_bytes(path, b"old")
-
-    def fails():
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(b"half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fails()
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
 def test_what_a_killed_process_left_is_swept_and_what_is_being_written_is_not(tmp_path):

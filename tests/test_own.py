@@ -143,9 +143,10 @@ def test_what_is_missing(tmp_path: Path) -> None:
         ("aaabbbcccddd", {"unseen_txt": "a\n\nq\n"}, {}, "unseen.txt: attributes.csv has no class 'q'"),
         ("aaabbbcccddd", {"unseen_txt": "a", "splits_csv": "image,split\na/0.jpg,val\n"}, {}, "unseen.txt, --unseen"),
         ("aaabbbcccddd", {"splits_csv": "class,split\na,seen\n"}, {}, "a header image,... is needed"),
-        ("aaabbbcccddd", {"splits_csv": "image,split\na/0.jpg,test\n"}, {}, "line 2, 'a/0.jpg': each line names"),
-        ("aaabbbcccddd", {"splits_csv": "image,split\na/0.jpg,val\na/0.jpg,val\n"}, {}, "line 3, 'a/0.jpg': each line"),
-        ("aaabbbcccddd", {"splits_csv": "image,split\na/9.jpg,val\n"}, {}, "line 2, 'a/9.jpg': each line names"),
+        *(
+            ("aaabbbcccddd", {"splits_csv": f"image,split\na/1.jpg,val\n{line}\n"}, {}, "line 3, 'a/")
+            for line in ("a/0.jpg,test", "a/1.jpg,val", "a/9.jpg,val")
+        ),
         ("aaabbbcccxxx", {}, {}, "no row for the folders 'x'. Add it"),
     ],
 )

@@ -95,8 +95,8 @@ def get(name: str, data_root: Path) -> None:
                 raise UserError(f"{archive} has MD5 {md5}, published is {source.md5}: delete it and get it again")
         extract(archive, into)
         for path in wanted:  # SUN's attributes.mat lies in a folder of its archive
-            for below in [] if path.exists() else into.glob(f"*/{path.name}"):
-                os.rename(below, path)
+            if (below := sorted(into.glob(f"*/{path.name}"))) and not path.exists():
+                os.rename(below[0], path)
         if missing := [path.name for path in wanted if not path.exists()]:
             raise UserError(f"{archive} has no {', '.join(missing)} in it: is it another file?")
         log.info("%s: unpacked in %s", archive.name, into)
