@@ -111,7 +111,7 @@ CASES = [
     Case("folder as features", DRIVER, run("--features", "data"), ("data", "folder")),
     Case("page as image", EXTRACT, NO_FEATURES, (NAMES[3], "run the same"), put(f"{IMAGES}/{NAMES[3]}", PAGE)),
     # files that hold something else
-    Case("features of another split", DRIVER, run(), ("does not belong", "make it anew"),
+    Case("features of another split", DRIVER, run(), ("does not belong", "--features"),
          lambda p: features(p, trainval_loc=ROWS[:6, 1:9].ravel(), test_seen_loc=ROWS[:6, [0, 9]].ravel())),
     Case("channels last", DRIVER, run(), ("np.transpose",),
          lambda p: features(p, feature_map=np.ones((90, 3, 3, 12), "f4"))),

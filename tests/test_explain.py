@@ -130,7 +130,7 @@ def test_deleting_the_region_that_the_map_points_at_lowers_its_attribute_most(sh
     weights = str(shared / "weights" / "mobilenet_v2_imagenet1k.safetensors")
     network = build_backbone("mobilenet_v2", weights, input_size=448, pool=2).eval()
     how = network.transform
-    normalise = Normaliser(torch.device("cpu"), torch.float32, how.mean, how.std)
+    normalise = Normaliser(torch.device("cpu"), torch.float32, how)
     with torch.inference_mode():
         maps = []
         for file in files:

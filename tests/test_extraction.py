@@ -77,7 +77,7 @@ def test_bad_images_are_listed_and_a_rerun_continues(tmp_path: Path) -> None:
     assert out.read_bytes() == clean.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.hdf5", "data", "f.hdf5"]
     assert extract(DEMO, data_root=data, out=out, config=TINY) == out  # already there
-    with pytest.raises(UserError, match="other settings.*input_size"):
+    with pytest.raises(UserError, match="of other settings.*input_size"):
         extract(DEMO, data_root=data, out=out, config=replace(TINY, input_size=96))
 
 
@@ -181,7 +181,7 @@ def test_what_makes_no_other_features_refuses_no_finished_file(tmp_path: Path, m
     with FeatureFile(out) as file:
         assert file.provenance["torch_version"] == "9.9.9"
     for other in (replace(now, pool=3), replace(now, store="float32"), replace(now, pretraining_saw_unseen="yes")):
-        with pytest.raises(UserError, match="exists and was made with other settings") as caught:
+        with pytest.raises(UserError, match="is of other settings or images") as caught:
             extract(DEMO, data_root=data, out=out, config=other)
         assert "rm " not in str(caught.value)
 

@@ -100,7 +100,7 @@ def test_the_same_command_makes_the_same_bytes_and_a_finished_file_of_others_is_
     with monkeypatch.context() as patch:
         patch.setattr(module._Run, "train", None)  # complete already
         tune(root, "--epochs", "2")
-    with pytest.raises(UserError, match="made with other settings; delete it"):
+    with pytest.raises(UserError, match="made with other settings; move it away"):
         tune(root, "--epochs", "1")
 
 

@@ -50,10 +50,10 @@ def test_a_trunk_is_taken_however_it_is_wrapped(form: str, state: dict, tmp_path
 def test_another_trunk_is_refused_with_its_first_keys(state: dict, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file(state, path)
-    with pytest.raises(UserError, match=r"in \d+ tensors \(layer1.2.bn1.bias, .*missing.*--backbone"):
+    with pytest.raises(UserError, match=r"\d+ tensors are missing, .*\(layer1.2.bn1.bias, .*--backbone"):
         build_backbone("resnet34", path)
     save_file({**state, "more": torch.zeros(1), "conv1.weight": torch.zeros(64, 1, 7, 7)}, path)
-    with pytest.raises(UserError, match=r"in 2 tensors \(conv1.weight, more\)"):
+    with pytest.raises(UserError, match=r"2 tensors .*\(conv1.weight, more\)"):
         build_backbone("resnet18", path)
 
 

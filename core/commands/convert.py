@@ -81,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("source", type=Path, metavar="IN", help="feature file to read; it is left as it is")
     add("target", type=Path, metavar="OUT", help="feature file to write")
-    layouts = "; ".join(f"{name}: {what}" for name, what in LAYOUTS.items())
-    add("--layout", choices=LAYOUTS, required=True, help=f"axes of its feature_map. {layouts}")
+    add("--layout", choices=LAYOUTS, required=True, help="; ".join(f"{name}: {what}" for name, what in LAYOUTS.items()))
     add("--store", choices=STORES, default="float16", help="type in the new file (%(default)s)")
     _log.info("features in %s", convert(**vars(parser.parse_args(argv))))
     return 0

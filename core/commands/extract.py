@@ -25,8 +25,7 @@ def main(name: str, description: str | None = None, argv: Sequence[str] | None =
     said = "part I of N, from 0 on; the process that ends last makes the file (all)"
     add("--shard", metavar="I/N", type=shard_of, default=(0, 1), help=said)
     add("--data-root", type=Path, default=DEFAULT_ROOT, help="folder with images and xlsa17/ (%(default)s)")
-    where = f"DATA_ROOT/{dataset.source}/feature_map_<Backbone>_{dataset.source}.hdf5"
-    add("--out", type=Path, help=f"feature file ({where})")
+    add("--out", type=Path, help="feature file (DATA_ROOT/<data set>/feature_map_<Backbone>_<data set>.hdf5)")
     args = parser.parse_args(argv)
     keep_memory()
     config = from_flags(ExtractionConfig, args)

@@ -30,12 +30,9 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     add("--split", default="0", metavar="K", help=said)
     add_fields(parser, FinetuneConfig())
     add("--data-root", type=Path, default=Path("data"), help="holds the images and xlsa17/ (data)")
-    add("--out", type=Path, help="(ROOT/<data set>/finetuned_<backbone>_split<K>_val.safetensors)")
     a = parser.parse_args(argv)
     if a.split != "final" and not a.split.isdecimal():
         raise UserError(f"--split {a.split}: the number of a validation split (0, 1, ...), or final")
-    if a.out and a.out.suffix != ".safetensors":
-        raise UserError(f"--out {a.out}: the name of a weights file ends in .safetensors")
     dataset = DATASETS[a.dataset]
     metadata = read_metadata(a.data_root, dataset)
     paths, _ = resolve_images(image_folder(a.data_root, dataset), metadata.image_files)
@@ -44,8 +41,7 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
         no_vectors = np.zeros((metadata.att.shape[1], 1), np.float32)  # word vectors choose no image
         fold, rows = f"split{int(a.split)}_val", validation_fold(metadata, no_vectors, int(a.split)).train_rows
     fold = fold if dataset.name == dataset.source else f"{dataset.name}_{fold}"
-    out = a.out or a.data_root / dataset.source / f"{FINETUNED}{file_form(a.backbone)}_{fold}.safetensors"
-    _log.info("%s, %s: %d images of %d seen classes", dataset.name, fold, len(rows), len({*metadata.labels[rows]}))
+    out = a.data_root / dataset.source / f"{FINETUNED}{file_form(a.backbone)}_{fold}.safetensors"
     config = from_flags(FinetuneConfig, a)
     finetune(dataset, metadata, rows, paths=paths, fold=fold, out=out, config=config)
     command = extraction_command(dataset, a.data_root, backbone=a.backbone, weights=out, input_size=a.input_size)

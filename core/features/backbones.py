@@ -23,7 +23,7 @@ from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
 from core.features import added, clip  # noqa: F401 (importing them registers their backbones)
 from core.features.images import Transform
-from core.features.trunks import BUILDERS, TIMM, Trunk
+from core.features.trunks import BUILDERS, RANDOM, TIMM, Trunk
 from core.features.weights import is_weights_file, state_sha256
 from core.files.atomic import sha256_file
 from core.files.errors import UserError, first_line
@@ -37,7 +37,8 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, trunk: Trunk, sha256: str, size: int, pool: int) -> None:
         super().__init__()
-        self.name, self.sha256, self.pretraining = name, sha256, trunk.pretraining
+        self.name, self.sha256 = name, sha256
+        self.pretraining = "nothing" if trunk.weights == RANDOM else trunk.pretraining
         self.weights = Path(trunk.weights).name if is_weights_file(trunk.weights) else trunk.weights
         self.network = trunk.network.eval().requires_grad_(False)  # with its head, as the digest has it
         self.trunk = (trunk.maps or trunk.network).eval()
@@ -60,23 +61,21 @@ class Backbone(nn.Module):
         return F.avg_pool2d(maps, self.pool) if self.pool > 1 else maps
 
     def class_text(self, metadata: Metadata) -> np.ndarray | None:
-        """(C,2,E) float32 embeddings of the classes' names, and of their names with attributes; None without text.
+        """(C,2,E) float32 embeddings of the classes' names, and of these with attributes; None without a text tower.
 
-        Where attributes have no names both are the names'. To be asked for before the network is moved to a device or
-        another type.
+        To be asked for before the network is moved to a device or another type.
         """
         if self._encode is None:
             return None
-        names = metadata.attribute_names
-        att = metadata.att[:, : len(names)]
-        return embed(prompts(metadata.name, metadata.class_names, att, names), self._encode)
+        m, names = metadata, metadata.attribute_names
+        return embed(prompts(m.name, m.class_names, m.att[:, : len(names)], names), self._encode)
 
     def saw_unseen(self, dataset: DataSet, unseen_classes: Sequence[str], declared: str | None = None) -> str:
         """Whether pretraining saw images of the unseen classes: no, unknown or yes.
 
-        Of torchvision's weights the categories are known by name. A category that ends in an unseen class's name makes
-        it "yes": the class, a kind of it, or a thing called so (ImageNet's mouse is a computer's). That none does
-        proves little (its horses are sorrels): "unknown". ``declared`` is what a user says of own weights or timm's.
+        A category of torchvision's weights that ends in an unseen class's name makes it "yes": the class, a kind of it,
+        or a thing called so (ImageNet's mouse is a computer's). That none does proves little (its horses are sorrels):
+        "unknown". ``declared`` is what a user says of own weights or timm's.
         """
         if self.pretraining in ("nothing", "demo"):  # the demo's learns from seen classes only
             return "no" if self.pretraining == "nothing" or dataset.source == "DEMO" else "unknown"
@@ -109,10 +108,7 @@ def build_backbone(
 
     torchvision's networks with IMAGENET1K_V1 weights or a weights file get Resize(size) and CenterCrop(size), the
     protocol of DAZLE and its relatives (the preset of IMAGENET1K_V1 would resize to 256 and crop 224). All others get
-    their own transform, which may crop: timm's models with a weights file too, so that a downloaded file gives the
-    features that the model's name gives.
-
-    Args are those of :class:`core.features.settings.ExtractionConfig`.
+    their own transform, which may crop: timm's models with a weights file too. Args are ExtractionConfig's.
     """
     given = None if weights is None else str(weights)
     prefix = max((p for p in BUILDERS if name.startswith(p)), key=len)

@@ -2,7 +2,7 @@
 
 A. Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021. Both towers end
 in unit vectors of one space (E numbers), and an image is of the class whose text is nearest. Its features here are one
-region of E channels, the embedding itself. For patches of an image tower take timm's: timm:vit_base_patch16_clip_224.
+region of E channels, the embedding itself; timm:vit_base_patch16_clip_224 gives patches of such an image tower.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from core.features.trunks import OPEN_CLIP, RANDOM, Trunk, build, chosen
 from core.features.weights import from_hub, load_weights
 from core.files.errors import UserError, library
 
-_TEXTS = 256  # encoded at once
-
 
 class Clip(nn.Module):
     """A CLIP model that answers an image with its embedding; ``encode`` gives those of texts."""
@@ -38,16 +36,13 @@ class Clip(nn.Module):
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit embeddings (n,E) float32 of texts; what is longer than the model reads (77 tokens) is cut by it."""
-        parts = [self.tokenize(list(texts[start : start + _TEXTS])) for start in range(0, len(texts), _TEXTS)]
+        parts = [self.tokenize(list(texts[start : start + 256])) for start in range(0, len(texts), 256)]
         return torch.cat([F.normalize(self.model.encode_text(part).float(), dim=1) for part in parts]).numpy()
 
 
 @build(OPEN_CLIP)
 def _open_clip(name: str, weights: str | None) -> Trunk:
-    """MODEL/PRETRAINED, as open_clip.list_pretrained() has them, or MODEL/random.
-
-    A weights file is one of that model; its activations and its transform are PRETRAINED's.
-    """
+    """MODEL/PRETRAINED or MODEL/random; a weights file is of that model, activations and transform are PRETRAINED's."""
     with library(f"--backbone {OPEN_CLIP}{name}", "open_clip_torch"):
         import open_clip
     model_name, _, tag = name.partition("/")
@@ -72,7 +67,6 @@ def _open_clip(name: str, weights: str | None) -> Trunk:
         network=clip,
         transform=Transform(side, side, interpolation, tuple(how["mean"]), tuple(how["std"])),
         weights=weights,
-        pretraining="nothing" if weights == RANDOM else "unknown",
         layer="forward_features",
         encode=clip.encode,
     )

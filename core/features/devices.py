@@ -19,8 +19,7 @@ def resolve_device(name: str) -> torch.device:
     cuda, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     there = ["cpu", *["cuda"] * bool(cuda), *(f"cuda:{i}" for i in range(cuda)), *["mps"] * mps]
     other = {"auto": "cuda" if cuda else "cpu", "gpu": "cuda" if cuda else "mps"}
-    wanted = name.strip().lower()
-    wanted = other.get(wanted, wanted)
+    wanted = other.get(name.strip().lower(), name.strip().lower())
     if wanted not in there:
         raise UserError(f"--device {name}: this PyTorch sees no such device; choose auto, {', '.join(there)}")
     return torch.device(wanted)

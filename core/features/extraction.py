@@ -1,8 +1,8 @@
 """Extraction: every image of a data set through a frozen backbone into its feature file.
 
-Decoding runs in threads, a bounded number of batches ahead of the forward pass, so memory does not grow with the data
-set. Batches are always the same consecutive rows, and one that was not finished is redone whole: a run that was killed
-and started again, or several processes with a range of batches each, end with the same bytes as one that was not.
+Decoding runs in threads, a bounded number of batches ahead of the forward pass. Batches are always the same rows, and
+one that was not finished is redone whole: a run that was killed and started again, or several processes with a range
+of batches each, end with the same bytes as one that was not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.datasets.metadata import Metadata
 from core.datasets.own import stand_in
 from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS, OWN, DataSet
@@ -43,25 +42,19 @@ _log = logging.getLogger(__name__)
 
 
 def extract(
-    dataset: DataSet, *, data_root: Path | str = "data", out: Path | str | None = None,
-    config: ExtractionConfig | None = None, shard: tuple[int, int] = (0, 1),
+    dataset: DataSet, *, data_root: Path, config: ExtractionConfig, out: Path | None = None,
+    shard: tuple[int, int] = (0, 1),
 ) -> Path:  # fmt: skip
     """Extract a data set's feature file, or go on with a run that was interrupted.
 
-    Bad images are collected, and raised when all others are done.
+    Bad images are collected, and raised when all others are done. Returned is ``out`` (None: :func:`default_out`), or
+    the part of it where rows are missing still.
 
-    Args:
-        out: the feature file; None: :func:`default_out`.
-        config: None: DAZLE's protocol.
-        shard: (i,n): extract part i of n of the images, from 0 on; the process that ends last makes the file.
-
-    Returns:
-        The feature file; the part where rows are missing still.
+    Args: shard: (i,n): extract part i of n of the images, from 0 on; the process that ends last makes the file.
     """
-    config = config or ExtractionConfig()
     dataset = DATASETS.get(dataset.source, dataset)
-    final = Path(out) if out is not None else default_out(data_root, dataset, config)
-    paths, network, content = _prepare(dataset, Path(data_root), config, final)
+    final = out or default_out(data_root, dataset, config)
+    paths, network, content = _prepare(dataset, data_root, config, final)
     if final.exists():
         return _already_there(final, content, network.shape, config)
     rows = shard_rows(len(paths), config.batch_size, *shard)
@@ -73,11 +66,9 @@ def extract(
                 f"{len(failed)} of {len(paths)} images could not be read:\n  {lines}\nReplace them and run the same "
                 f"command again; the others are kept in {writer.path}"
             )
-        try:
+        with contextlib.suppress(Busy):  # of two that end together one makes the file
             return writer.finish() or writer.path
-        except Busy:  # two that end together both come here, and one makes the file
-            _log.info("rows %d to %d are there; another process makes %s", rows.start, rows.stop - 1, final)
-            return writer.path
+        return writer.path
 
 
 def shard_rows(images: int, batch_size: int, index: int, count: int) -> range:
@@ -94,34 +85,22 @@ def _prepare(
 ) -> tuple[list[Path], Backbone, FeatureFileMetadata]:
     """Look at everything that can be refused before the first image is read."""
     device = resolve_device(config.device)
-    own = dataset.name == OWN.name
-    metadata = stand_in(root, look_at(root, final)) if own else read_metadata(root, dataset)
+    metadata = stand_in(root, look_at(root, final)) if dataset.name == OWN.name else read_metadata(root, dataset)
     paths, missing = resolve_images(image_folder(root, dataset), metadata.image_files)
     if len(missing) == len(paths):
         raise UserError(f"none of the {len(paths)} images of {dataset.source} is there; looked for {paths[0]}, ...")
     network = build_backbone(config.backbone, config.weights, input_size=config.input_size, pool=config.pool)
-    text = network.class_text(metadata)
-    provenance = _provenance(dataset, metadata, network, config, device)
     size = len(paths) * math.prod(network.shape) * np.dtype(config.store).itemsize / 1e9
     _log.info("%s: %s an image; %d images take %.3f GB", network.name, network.shape, len(paths), size)
-    return paths, network, FeatureFileMetadata(metadata, provenance, class_text=text)
-
-
-def _provenance(
-    dataset: DataSet, metadata: Metadata, network: Backbone, config: ExtractionConfig, device: torch.device
-) -> dict[str, str | int]:
-    unseen = np.unique(metadata.labels[metadata.test_unseen_loc])
-    tuned = finetuned_record(config.weights)
+    unseen, tuned = np.unique(metadata.labels[metadata.test_unseen_loc]), finetuned_record(config.weights)
     declared = config.pretraining_saw_unseen or tuned.get("saw_unseen")
     kept = {f"finetuned_{key}": tuned[key] for key in ("dataset", "fold", "split_sha256", "rows") if tuned}
-    saw = network.saw_unseen(dataset, [metadata.class_names[c] for c in unseen], declared)
-    return {
+    provenance: dict[str, str | int] = {
         "dataset": dataset.source,
         **network.record(),
-        "pretraining_saw_unseen": saw,
+        "pretraining_saw_unseen": network.saw_unseen(dataset, [metadata.class_names[c] for c in unseen], declared),
         "opened": "as a viewer shows it",  # turned by EXIF, grey by its type; files without this: by neither
-        **({"finetuned": "true"} if tuned else {}),
-        **kept,
+        **({"finetuned": "true"} | kept if tuned else {}),
         "dtype": config.dtype,
         "batch_size": config.batch_size,
         "device": device.type,
@@ -129,6 +108,7 @@ def _provenance(
         "split_sha256": metadata.split_sha256,
         "notes": "; ".join(metadata.notes),
     }
+    return paths, network, FeatureFileMetadata(metadata, provenance, class_text=network.class_text(metadata))
 
 
 def _already_there(final: Path, content: FeatureFileMetadata, shape: tuple[int, ...], config: ExtractionConfig) -> Path:
@@ -140,20 +120,15 @@ def _already_there(final: Path, content: FeatureFileMetadata, shape: tuple[int, 
     differs = differences(before, content.signature(config.store, shape))
     differs += [f"pretraining_saw_unseen: {saw!r} there, {declared!r} now"] * (declared not in (None, saw))
     if differs:
-        raise UserError(
-            f"{final} exists and was made with other settings or of other images ({'; '.join(differs)}). Move it away "
-            "or choose another --out"
-        )
+        said = "; ".join(differs)
+        raise UserError(f"{final} is of other settings or images ({said}); move it away or choose another --out")
     remove_parts(final)  # where it was killed before it did
     _log.info("%s is complete already", final)
     return final
 
 
 def _take_over(writer: Writer) -> np.ndarray:
-    """Rows of photographs that no earlier file beside the new one has the same features of; those of others are copied.
-
-    A photograph is known by its digest, so that adding, deleting or mending one costs one.
-    """
+    """Rows whose photographs (by their digests) are in no earlier file of the same settings; the others are copied."""
 
     def same(provenance: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in decisive(provenance).items() if k != "split_sha256"}  # of a folder: the list of images
@@ -178,7 +153,7 @@ def _run(
     """Extract of ``rows`` what is not done yet. Returns row and reason of each image that cannot be read."""
     device, dtype, size = resolve_device(config.device), DTYPES[config.dtype], config.batch_size
     network.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    normalise = Normaliser(device, dtype, network.transform.mean, network.transform.std)
+    normalise = Normaliser(device, dtype, network.transform)
     batches = [np.asarray(rows[s : s + size]) for s in range(0, len(rows), size)]
     batches = [batch for batch in batches if not writer.done[batch].all()]
     failed: dict[int, str] = {}
@@ -215,9 +190,7 @@ def decoded(
 ) -> Generator[tuple[np.ndarray, Tensor, dict[int, str]], None, None]:
     """Batches of rows with their pixels (B,H,W,3) uint8, and position and reason of those that could not be read.
 
-    Some are decoded ahead of the one that is given out. What is queued is dropped when the generator is closed.
-
-    Args: images one a row; pin: memory from which a GPU reads while something else is done.
+    Some are decoded ahead of the one that is given out, with ``pin`` into memory from which a GPU reads by itself.
     """
     pool, size = ThreadPoolExecutor(threads), transform.crop
 

@@ -64,23 +64,18 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         self.class_text: np.ndarray | None = file["class_text"][()] if "class_text" in file else None
         self.class_names = names(file, "allclasses_names")
         self._sha256: str | None = None
-        self._rows: np.ndarray | None = None  # (N,D,R) on the disk, where rows have checksums
+        self._rows: Any = None  # (N,D,R) on the disk, where rows have checksums
         if version >= 3:
             self._sha256 = content_digest(file)
             if version == 4 and stored_digest != self._sha256:
                 raise ValueError("it was changed after it was finished, or is damaged")
             self.offset = self._maps.id.get_offset()  # of row 0, in bytes
-            with open(self.path, "rb") as handle:
-                self._map = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            self._rows = np.frombuffer(self._map, self.dtype, math.prod(self.shape), self.offset).reshape(self.shape)
+            self._rows = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
             self._row_crc32 = file["row_crc32"][()]
             self._verified = np.zeros(n, dtype=bool)  # rows whose checksum was right when they were first read
 
     def read(self, rows: np.ndarray) -> np.ndarray:
-        """Features of the given rows in their order, (n,D,R) in the stored type; rows may repeat.
-
-        The first time a row is read here it is compared with its crc32, or where it has none looked through for NaN.
-        """
+        """Features (n,D,R) of the given rows, which may repeat; a row's first time it is compared with its crc32."""
         if self._rows is None:
             return self._read_h5py(rows)
         self._fetch(rows)
@@ -93,9 +88,9 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
 
     def _fetch(self, rows: np.ndarray) -> None:
         """Have the disk work on all rows at once, where the system takes such a hint."""
-        size, page = self.dtype.itemsize * math.prod(self.shape[1:]), mmap.PAGESIZE
-        for start in (self.offset + rows * size).tolist() if hasattr(mmap, "MADV_WILLNEED") else ():
-            self._map.madvise(mmap.MADV_WILLNEED, start // page * page, size + start % page)
+        size, page, first = self._rows[0].nbytes, mmap.PAGESIZE, self.offset % mmap.ALLOCATIONGRANULARITY
+        for start in (first + rows * size).tolist() if hasattr(mmap, "MADV_WILLNEED") else ():
+            self._rows.base.madvise(mmap.MADV_WILLNEED, start // page * page, size + start % page)
 
     def _read_h5py(self, rows: np.ndarray) -> np.ndarray:
         found = np.empty((len(rows), *self.shape[1:]), dtype=self.dtype)
@@ -117,25 +112,16 @@ class FeatureFile(AbstractContextManager["FeatureFile"]):
         return self._sha256 or sha256_file(self.path)
 
     def check_belongs(self, root: Metadata, where: Path | str) -> None:
-        """Refuse a file whose images, classes, labels, splits or attributes are others than those of the data root.
-
-        Args:
-            root: of the whole data set (CUB's for CUB50), as the data root has it. where: its split file.
-        """
+        """Refuse a file whose images, classes, labels, splits or attributes are not the root's (CUB's for CUB50)."""
         validation = ("train_loc", "val_loc") if "split_sha256" in self.provenance else ()
         mine = replace(self.metadata, class_names=self.class_names or root.class_names)
         if wrong := first_difference(mine, root, (*SPLITS, *validation), ("att",)):
             raise UserError(
-                f"{self.path} does not belong to {where}: {wrong}. Choose the right one with --features or "
-                "--data-root, or move the feature file away and make it anew"
+                f"{self.path} does not belong to {where}: {wrong}. Choose another --features or --data-root"
             )
 
     def to_metadata(self, dataset: DataSet, root: Metadata | None = None) -> Metadata:
-        """The file's labels, attributes and splits; train/val are drawn where an old file has none.
-
-        Args:
-            root: what the file was found to belong to; gives the names that a file in DAZLE's layout lacks.
-        """
+        """The file's labels, attributes and splits; what DAZLE's layout lacks is the ``root``'s, train/val drawn."""
         made_for, lacking = self.provenance.get("dataset", dataset.source), root or self.metadata
         if made_for != dataset.source:
             raise UserError(f"{self.path} holds the features of {made_for}, not of {dataset.source}")

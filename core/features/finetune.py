@@ -1,9 +1,8 @@
 """Fine-tune a backbone on images of seen classes: a linear head on the mean of its regions, cross-entropy, AdamW.
 
-The caller names the images (rows) that may be used, and no other is opened: for validation features those of the
-validation fold's training classes, for the final ones trainval. A tenth of them, of every class, is not trained on and
-decides when to stop. The weights file names its rows, so that features made with it are refused where they would be
-measured on a class, or an image, that the backbone was fine-tuned on.
+No image is opened but those of the given rows: for validation features those of the validation fold's training classes,
+for the final ones trainval. A tenth of them, of every class, is not trained on and decides when to stop. The weights
+file names its rows: features made with it are refused where they would be measured on these images or their classes.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from core.files.errors import UserError
 
 HELD_OUT = 0.1  # share of each class's images that early stopping watches
 MARGIN = 8 / 7  # side of the picture that a crop is cut from, in crops: 256 for 224 pixels
-_HEAD_RATE = 10  # the head starts from nothing, so it learns faster by that factor
 _log = logging.getLogger(__name__)
 
 
@@ -62,13 +60,9 @@ def finetune(
     dataset: DataSet, metadata: Metadata, rows: np.ndarray, *, paths: Sequence[Path], fold: str, out: Path,
     config: FinetuneConfig,
 ) -> Path:  # fmt: skip
-    """Fine-tune on the images in ``rows``; a finished file of the same settings is the result, another is refused.
+    """Fine-tune on the images in ``rows``, a part of which stops it. A finished file of these settings is the result.
 
-    Args:
-        rows: images that may be used, for training and for early stopping.
-        paths: (N,) of all images; only those in ``rows`` are looked at.
-        fold: what the rows are, for the record: split<k>_val or final.
-        out: the weights file.
+    Args: paths: (N,) of all images; fold: what the rows are, for the record: split<k>_val or final.
     """
     labels, rows, size = metadata.labels, np.sort(rows), config.input_size
     if config.backbone.startswith(OPEN_CLIP) or (config.backbone.startswith(TIMM) and size is not None):
@@ -88,8 +82,7 @@ def finetune(
     if out.exists():
         known = finetuned_record(out)
         if differ := [key for key in record if known.get(key) != record[key]]:
-            raise UserError(f"{out} was made with other {', '.join(differ)}; delete it, or choose another --out")
-        _log.info("%s is complete already", out)
+            raise UserError(f"{out} was made with other {', '.join(differ)}; move it away, or delete it")
         return out
     with Lock(out):
         tensors, epoch, accuracy = _Run(backbone, paths, labels, rows, config).train()
@@ -117,10 +110,10 @@ class _Run:
             parameter.requires_grad_(True)
         shapes = (len(classes), backbone.shape[0]), (len(classes),)  # (S,D) and (S,)
         self.head = [torch.zeros(shape, device=self.device, requires_grad=True) for shape in shapes]
-        groups = [{"params": trained, "factor": 1}, {"params": self.head, "factor": _HEAD_RATE}]
+        # the head starts from nothing, so it learns faster
+        groups = [{"params": trained, "factor": 1}, {"params": self.head, "factor": 10}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-        how = backbone.transform
-        self.normalise = Normaliser(self.device, torch.float32, how.mean, how.std)
+        self.normalise = Normaliser(self.device, torch.float32, backbone.transform)
 
     def logits(self, images: Tensor) -> Tensor:
         """(B,S) scores of the classes fine-tuned on, for normalised images (B,3,H,W)."""
@@ -167,10 +160,7 @@ class _Run:
         return float(np.mean([(predicted[true == c] == c).mean() for c in np.unique(true)]))
 
     def _batches(self, rows: np.ndarray, generator: Any = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Normalised images (B,3,H,W) and class numbers (B,), some batches decoded ahead.
-
-        With a generator of numpy shuffled, a random part of each image, half of them mirrored.
-        """
+        """Normalised images (B,3,H,W) and class numbers (B,); with numpy's generator shuffled, cropped and mirrored."""
         how, size = self.backbone.transform, self.config.batch_size
         if generator is not None:
             side, whole = how.crop, round(how.crop * MARGIN)

@@ -7,8 +7,6 @@ import hashlib
 import io
 import json
 import os
-import warnings
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,22 +22,19 @@ from core.files.atomic import read_json, write_bytes
 from core.files.errors import UserError, library
 from core.files.kinds import modern_kind, what_it_is
 from core.files.progress import Progress
-from core.files.tars import read_member
+from core.files.tars import read_photograph
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of torchvision's weights
 # Pillow's other decoders are not needed, and one of them (EPS) starts a program
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
 LARGE = 89_478_485  # pixels above which Pillow warns; it refuses twice as many, and so do we
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # telephones take 108 megapixels
-warnings.filterwarnings("ignore", "Corrupt EXIF|Tag data larger", UserWarning)  # the pixels are whole
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # editors write histories and profiles of some MB
-_SIDE = 32  # pixels, to which a JPEG is shrunk while it is decoded: all of it is read
 _TURNS = {  # EXIF orientation -> what brings the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-Picture = Path | str | bytes | BinaryIO | Image.Image | np.ndarray  # what is opened: on a disk or in memory
+Picture = Path | str | bytes | BinaryIO | Image.Image | np.ndarray  # a path, a file or its bytes, or (H,W,3) uint8
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,10 @@ class Transform:
 class Normaliser:
     """uint8 (B,H,W,3) to normalised (B,3,H,W), channels_last, on the device in the given type."""
 
-    def __init__(
-        self, device: torch.device, dtype: torch.dtype,
-        mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
-    ) -> None:  # fmt: skip
-        self.device, self.dtype = device, dtype
-        self.scale = (1 / (255 * torch.tensor(std))).to(device)  # (3,)
-        self.shift = (-torch.tensor(mean) / torch.tensor(std)).to(device)
+    def __init__(self, device: torch.device, dtype: torch.dtype, how: Transform) -> None:
+        self.device, self.dtype, std = device, dtype, torch.tensor(how.std)
+        self.scale = (1 / (255 * std)).to(device)  # (3,)
+        self.shift = (-torch.tensor(how.mean) / std).to(device)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         width = pixels.shape[2]
@@ -85,12 +77,8 @@ def open_image(source: Picture, shorter: int, quick: bool = False) -> Image.Imag
 
     Its EXIF orientation is applied, transparency lies on white, CMYK and palettes become RGB, and of several frames the
     first counts. Grey levels of 16 bits are scaled by 65535, never by the picture's own brightest pixel, so that all
-    pictures of a folder are scaled alike. ICC profiles are ignored. A JPEG of very many pixels is shrunk while it is
-    decoded, to no less than twice ``shorter`` pixels.
-
-    Args:
-        source: a path, the bytes of a file, a file opened with "rb", a PIL image, or an array (H,W,3) uint8.
-        quick: shrink every JPEG while it is decoded, not only very large ones.
+    pictures of a folder are scaled alike. ICC profiles are ignored. A JPEG of very many pixels (``quick``: each) is
+    shrunk while it is decoded, to no less than twice ``shorter`` pixels.
 
     Raises:
         ValueError: it cannot be read as a picture; says why.
@@ -102,7 +90,9 @@ def open_image(source: Picture, shorter: int, quick: bool = False) -> Image.Imag
             return _as_shown(Image.fromarray(np.ascontiguousarray(source)))
         if isinstance(source, Image.Image):
             return _as_shown(source)
-        content, formats = _content(source), FORMATS
+        # all bytes of a file: decoders ask it for as many as it claims to have
+        file = read_photograph(Path(source)) if isinstance(source, str | Path) else source
+        content, formats = file if isinstance(file, bytes) else file.read(), FORMATS
         if modern_kind(content) == "HEIC":
             with library("a photograph in HEIC", "pillow-heif"):
                 from pillow_heif import register_heif_opener
@@ -119,16 +109,6 @@ def open_image(source: Picture, shorter: int, quick: bool = False) -> Image.Imag
         raise
     except Exception as error:  # damaged images raise nearly anything
         raise ValueError(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}") from error
-
-
-def _content(source: Path | str | bytes | BinaryIO) -> bytes:
-    """The bytes of a file, all of them: decoders ask a file for as many as it claims to have."""
-    if isinstance(source, bytes):
-        return source
-    if not isinstance(source, str | Path):
-        return source.read()
-    content = read_member(Path(source))
-    return Path(source).read_bytes() if content is None else content
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
@@ -168,9 +148,8 @@ def load_image(source: Picture, size: int, resize: int | None = None, interpolat
 
 
 def look_at(root: Path, features: Path) -> dict[str, Photograph]:
-    """Whether every image file of a folder of one's own can be read, and its digest.
-
-    A file is looked at once: what was found is kept in images.json beside ``features``, until its size or time changes.
+    """Digest of every photograph of a folder of one's own, and why it cannot be read; kept in images.json beside
+    ``features`` until the file's size or time changes.
     """
     images, _ = find_images(root)
     files = [file for of_class in images.values() for file in of_class]
@@ -183,7 +162,7 @@ def look_at(root: Path, features: Path) -> dict[str, Photograph]:
     def look(file: str) -> Photograph:
         try:
             digest = hashlib.sha256(content := (root / "images" / file).read_bytes()).hexdigest()
-            open_image(content, _SIDE, quick=True)
+            open_image(content, 32, quick=True)  # shrunk, but all of it is read
         except OSError as error:
             return Photograph(file, error.strerror or "it cannot be read")
         except ValueError as error:

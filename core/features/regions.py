@@ -25,9 +25,7 @@ Started = TypeVar("Started")
 
 
 class FeatureSource(Protocol):
-    """What is asked of a feature file: raw maps of the given rows, (n,D,R)."""
-
-    def read(self, rows: np.ndarray) -> np.ndarray: ...
+    def read(self, rows: np.ndarray) -> np.ndarray: ...  # raw maps (n,D,R) of the given rows
 
 
 def unit_regions(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,10 +36,7 @@ def unit_regions(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
-    """Memory that can be taken on a device: on the CPU the least of what the system and the control groups leave.
-
-    Of what a group uses, files that were not read lately (inactive_file) are given back when memory is needed.
-    """
+    """Memory that can be taken on a device: on the CPU the least of what the system and the control groups leave."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
 
@@ -52,6 +47,7 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
     free = [(number("proc/meminfo", "MemAvailable:") or 1 << 52) << 10]
     own = root / "proc/self/cgroup"
     groups = re.findall(r"^\d+:[^:]*:/*(.*)$", own.read_text() if own.is_file() else "", re.M)
+    # of what a group uses, files that were not read lately (inactive_file) are given back when memory is needed
     for group in {str(folder) for line in groups for folder in PurePosixPath(line, "x").parents}:
         v2, v1 = f"sys/fs/cgroup/{group}/memory", f"sys/fs/cgroup/memory/{group}/memory"
         for most, used, inactive in (
@@ -81,13 +77,11 @@ class RegionFeatures:
         self, source: FeatureSource, rows: np.ndarray, shape: tuple[int, int], device: torch.device | str = "cpu",
         budget: int | None = None,
     ) -> None:  # fmt: skip
-        """Args: rows that will be asked for; shape (R,D); budget in bytes for holding them (None: :func:`held_bytes` of
-        what is free).
-        """
+        """Args: rows that will be asked for; shape (R,D); budget in bytes for holding them (None: of what is free)."""
         self.source = source
         self.device = torch.device(device)
-        # images taken at a time where no gradient is needed; glibc gives tensors above 32 MB back to the system after
-        # each use, and taking them anew cost up to half of the time (AWA2's sizes, blocks of 256)
+        # images taken at a time where no gradient is needed; glibc gives tensors above 32 MB back after each use, and
+        # taking them anew cost up to half of the time (AWA2's sizes, blocks of 256)
         self.block = 64 if self.device.type == "cpu" else 256
         self.R, self.D = shape
         unique = np.unique(rows)
@@ -112,11 +106,10 @@ class RegionFeatures:
         return on_device(self._load(rows, dtype), self.device).float()
 
     def batches(self, rows: Sequence[np.ndarray]) -> Iterator[Tensor]:
-        """:meth:`batch` of each of ``rows``, one after another; what they need of the host or the disk comes ahead.
+        """:meth:`batch` of each of ``rows``; what they need of the host or the disk comes ahead.
 
-        Where all is held the row numbers go to the device at once, so that no batch makes the host wait for it. Else a
-        thread reads the next batch while this one is used, if computing leaves it a processor (with every core
-        computing it cost more than the 9 to 13 % of a step that reading takes).
+        Where all is held the row numbers go to the device at once. Else a thread reads the next batch while this one is
+        used, if computing leaves it a processor (else it cost more than the 9 to 13 % of a step that reading takes).
         """
         if self.resident is not None and len(rows):
             index = on_device(torch.from_numpy(self._index[np.concatenate(rows)]), self.device)

@@ -47,7 +47,7 @@ class ExtractionConfig:
             raise UserError("--pretraining-saw-unseen is of weights files, timm and open_clip: torchvision's is known")
 
 
-def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfig) -> Path:
+def default_out(data_root: Path, dataset: DataSet, config: ExtractionConfig) -> Path:
     """<data_root>/<source>/feature_map_<Backbone>_<source>.hdf5, where what is not DAZLE's protocol is named."""
     own = Path(config.weights or "").name
     fold = own.removeprefix(f"{FINETUNED}{file_form(config.backbone)}_").removesuffix(".safetensors")
@@ -55,7 +55,7 @@ def default_out(data_root: Path | str, dataset: DataSet, config: ExtractionConfi
     parts += [f"finetuned_{fold}"] if own.startswith(FINETUNED) else []
     parts += [f"{config.input_size}px"] if config.input_size else []
     parts += [f"pool{config.pool}"] if config.pool > 1 else []
-    return feature_file(Path(data_root), dataset, "_".join(parts))
+    return feature_file(data_root, dataset, "_".join(parts))
 
 
 def extraction_command(dataset: DataSet, data_root: Path | str, **flags: Any) -> str:

@@ -1,8 +1,7 @@
 """The networks of torchvision, timm and the demo, each with where its map of regions comes out.
 
-A trunk is a classifier without what follows its last map: the logits of a convolutional classifier (SqueezeNet's are
-1000 x 13 x 13) are no regions. Vision transformers give their patch tokens, in the order of the picture's rows; class
-and register tokens are left out.
+A trunk is a classifier without what follows its last map: logits (SqueezeNet's are 1000 x 13 x 13) are no regions.
+Vision transformers give their patch tokens, in the order of the picture's rows, without class and register tokens.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from core.files.errors import UserError, library
 
 DEMO, TIMM, OPEN_CLIP, RANDOM = "demo", "timm:", "open_clip:", "random"
 DEFAULT_WEIGHTS = "IMAGENET1K_V1"  # what DAZLE and its relatives used; torchvision's DEFAULT is V2, other features
-DEMO_SIZE = 112
 _AFTER = ("avgpool", "dropout", "fc", "classifier")  # torchvision's modules behind the last map, in every classifier
 
 
@@ -33,7 +31,7 @@ class Trunk:
     network: nn.Module  # whose weights are recorded
     transform: Transform
     weights: str  # their name or file
-    pretraining: str = "unknown"  # what the weights saw: "imagenet1k", "demo", "nothing" or "unknown"
+    pretraining: str = "unknown"  # what weights but random ones saw: "imagenet1k", "demo", "nothing" or "unknown"
     layer: str = "forward"  # where the map comes out, for the record
     maps: nn.Module | None = None  # (B,3,H,W) to the map (B,D,h,w); None: network
     resize: Callable[..., None] | None = None  # resize(img_size=(h,w)) makes the network take other images
@@ -58,11 +56,7 @@ BUILDERS: dict[str, Builder] = {}
 
 
 def build(prefix: str) -> Callable[[Builder], Builder]:
-    """Register ``f(name, weights) -> Trunk`` for backbones whose names begin with ``prefix`` (docs/adding.md).
-
-    ``name`` comes without the prefix; ``weights`` is None, a name, or a file; weights are drawn from a
-    seeded generator.
-    """
+    """Register ``f(name, weights) -> Trunk`` for backbones whose names begin with ``prefix``; ``name`` is the rest."""
 
     def register(builder: Builder) -> Builder:
         BUILDERS[prefix] = builder
@@ -75,21 +69,21 @@ def chosen(backbone: str, weights: str | None, *known: str) -> str:
     """The value of ``--weights``: None is the first known name; refused is what is neither known nor a file."""
     weights = weights or known[0]
     if weights not in (*known, RANDOM) and not is_weights_file(weights):
-        raise UserError(f"no weights {weights!r} for {backbone}: choose {', '.join(known)}, random, or a weights file")
+        raise UserError(
+            f"no weights {weights!r} for {backbone}: choose {', '.join((*known, RANDOM))}, or a weights file"
+        )
     return weights
 
 
 @build(DEMO)
 def _demo(name: str, weights: str | None) -> Trunk:
-    if weights is None:
-        raise UserError("the demo backbone needs --weights <file>.safetensors (or random)")
-    network, weights = DemoBackbone(), chosen(DEMO, weights, RANDOM)
+    network, weights = DemoBackbone(), chosen(DEMO, weights or "none")
     load_weights(network, weights)
     return Trunk(
         network=network,
-        transform=Transform(DEMO_SIZE, DEMO_SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),  # it normalises itself
+        transform=Transform(112, 112, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),  # it normalises itself
         weights=weights,
-        pretraining="nothing" if weights == RANDOM else "demo",
+        pretraining="demo",
         layer="body",
     )
 
@@ -118,7 +112,7 @@ def _torchvision(name: str, weights: str | None) -> Trunk:
     crop = preset.crop_size[0]
     # the shorter side is kept whole but with weights of another preset: the protocol of DAZLE and its relatives
     resize = crop if weights not in known or weights == DEFAULT_WEIGHTS else preset.resize_size[0]
-    saw = "nothing" if weights == RANDOM else "imagenet1k" if weights.startswith("IMAGENET1K_V") else "unknown"
+    saw = "imagenet1k" if weights.startswith("IMAGENET1K_V") else "unknown"  # SWAG's weights saw Instagram
     return Trunk(
         network=network,
         transform=Transform(crop, resize, preset.interpolation.value, tuple(preset.mean), tuple(preset.std)),
@@ -126,7 +120,7 @@ def _torchvision(name: str, weights: str | None) -> Trunk:
         pretraining=saw,
         layer=last,
         maps=Maps(extractor, lambda network, images: network(images)[node]),
-        categories=tuple(entry.meta["categories"]) if saw == "imagenet1k" else (),  # SWAG's weights saw Instagram
+        categories=tuple(entry.meta["categories"]) if saw == "imagenet1k" else (),
     )
 
 
@@ -159,7 +153,6 @@ def _timm(name: str, weights: str | None) -> Trunk:
         network=network,
         transform=Transform(side, resize, config["interpolation"], tuple(config["mean"]), tuple(config["std"])),
         weights=weights,
-        pretraining="nothing" if weights == RANDOM else "unknown",
         layer="forward_features",
         maps=Maps(network, _timm_map),
         resize=getattr(network, "set_input_size", None),

@@ -69,10 +69,8 @@ def load_weights(network: nn.Module, weights: str | None) -> None:
     state = _trunk(named)
     wrong = [k for k in sorted({*own, *state}) if k not in own or k not in state or own[k].shape != state[k].shape]
     if wrong:
-        raise UserError(
-            f"{weights} does not fit the network, in {len(wrong)} tensors ({', '.join(wrong[:3])}): missing, unknown "
-            "or of another shape. Is it of another --backbone?"
-        )
+        said = f"{len(wrong)} tensors are missing, unknown or of another shape ({', '.join(wrong[:3])})"
+        raise UserError(f"{weights} does not fit the network, {said}. Is it of another --backbone?")
     network.load_state_dict(state, strict=False)
 
 
@@ -95,9 +93,8 @@ def from_hub(backbone: str, file: str) -> Iterator[None]:
 def fetch_cached(url: str) -> Path:
     """The file of torch's cache that a weights address stands for; if it is not there, it is downloaded and checked."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    if not path.exists():
-        with from_hub(path.stem, url):
-            torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
+    with from_hub(path.stem, url):
+        torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True, weights_only=True)
     return path
 
 
@@ -135,10 +132,7 @@ def refuse_finetuned(
 ) -> None:
     """Raise where a fine-tuned backbone's features would be measured on what it was fine-tuned on.
 
-    Args:
-        dataset: source of the data set that is measured on; row numbers mean nothing in another.
-        labels: (N,) class numbers.
-        seen_rows, unseen_rows: images that are measured on.
+    Measured is on seen_rows and unseen_rows of ``dataset``, a source, with labels (N,); rows mean nothing in another.
     """
     if provenance.get("finetuned") != "true" or provenance.get("finetuned_dataset") != dataset:
         return

@@ -1,9 +1,8 @@
 """Writing a feature file so that a process killed at any moment loses the rows of its last batch at most.
 
 While it is being made, rows START to STOP - 1 lie in `FINAL.rows-START-STOP.npy`, each behind its crc32, and what
-decides them in a `.json` beside. A row that fits its crc32 is done, any other is computed again, whatever a crash left
-there. Several processes make a part each; parts of different divisions may overlap. Where every row is in some part,
-the file is made of them, with the same bytes however it was divided.
+decides them in a `.json` beside. A row that fits its crc32 is done, any other is computed again. Several processes make
+a part each, which may overlap. Where every row is in some part, the file is made of them, with the same bytes always.
 """
 
 from __future__ import annotations
@@ -93,19 +92,16 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
                 raise UserError(f"{self.final} exists already; delete it or choose another --out")
             parts = self._parts()  # of other settings: refused before anything is written
             if self.path not in parts:
-                self._create()
+                write_bytes(self.path.with_suffix(".json"), json.dumps(self._signature, indent=1).encode())
+                with atomic_path(self.path) as temporary:
+                    np.lib.format.open_memmap(temporary, "w+", self._record, (len(self.rows),))
+                    _reserve(temporary)
             self._records = np.load(self.path, mmap_mode="r+")
         except BaseException:
             self._lock.release()
             raise
         self.done = np.zeros(self.count, dtype=bool)  # rows of the data set that are there, if they are this part's
         self.done[self.rows] = [self._row(parts, row) is not None for row in self.rows]
-
-    def _create(self) -> None:
-        write_bytes(self.path.with_suffix(".json"), json.dumps(self._signature, indent=1).encode())
-        with atomic_path(self.path) as temporary:
-            np.lib.format.open_memmap(temporary, "w+", self._record, (len(self.rows),))
-            _reserve(temporary)
 
     def _parts(self) -> Parts:
         """Every part, each of this very extraction."""
@@ -117,10 +113,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             except (UserError, OSError, ValueError) as error:
                 raise UserError(f"{path} is damaged ({error}); delete it and run what made it again") from error
             if differs:
-                raise UserError(
-                    f"{path} was begun with other settings ({'; '.join(differs)}); delete it (rm {self.final}.rows-*) "
-                    "to start again, or choose another --out"
-                )
+                said = f"({'; '.join(differs)}); delete it (rm {self.final}.rows-*), or choose another --out"
+                raise UserError(f"{path} was begun with other settings {said}")
         return found
 
     @staticmethod

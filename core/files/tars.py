@@ -33,11 +33,11 @@ def find_members(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_member(path: Path) -> bytes | None:
-    """The bytes of a photograph in a tar; None where the path does not lead through one."""
+def read_photograph(path: Path) -> bytes:
+    """The bytes of a photograph, in a tar where the path leads through one."""
     tar = next((p for p in path.parents if p.suffix == ".tar" and p.is_file()), None)
     if tar is None:
-        return None
+        return path.read_bytes()
     first, size = members(tar)[path.relative_to(tar).as_posix()]
     with open(tar, "rb") as handle:
         handle.seek(first)

@@ -95,7 +95,7 @@ class View:
     def regions(self, pixels: Tensor) -> Tensor:
         """(B,R,D) float32 regions of unit length, from pixels (B,H,W,3) uint8 that were resized and cropped."""
         how = self.network.transform
-        images = Normaliser(self.device, self.dtype, how.mean, how.std)(pixels)
+        images = Normaliser(self.device, self.dtype, how)(pixels)
         maps = self.network(images).to(getattr(torch, self.record["store"]))
         return unit_regions(maps.flatten(2))[0].float()
 

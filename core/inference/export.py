@@ -51,7 +51,7 @@ class Whole(nn.Module):
         # in float32 whatever the run's features were made in: few programs have bfloat16
         self.network, self.head = copy.deepcopy(predictor.network).float(), Head(predictor.trained)
         how = self.network.transform
-        self.normalise = Normaliser(predictor.device, torch.float32, how.mean, how.std)
+        self.normalise = Normaliser(predictor.device, torch.float32, how)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B,S,S,3) to (B,C)."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from core.features.images import Transform
-from core.features.trunks import RANDOM, Maps, Trunk, build, chosen
+from core.features.trunks import Maps, Trunk, build, chosen
 from core.features.weights import load_weights
 from core.files.errors import library
 
@@ -37,7 +37,7 @@ def efficientnet_lite(name: str, weights: str | None) -> Trunk:
         # as TensorFlow's: pixels u of 0 to 255 as (u - 127) / 128; the shorter side whole, as of torchvision's networks
         transform=Transform(224, 224, "bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3),
         weights=weights,
-        pretraining="imagenet1k" if weights == "package" else "nothing" if weights == RANDOM else "unknown",
+        pretraining="imagenet1k" if weights == "package" else "unknown",
         layer="extract_features",
         maps=Maps(network, lambda network, images: network.extract_features(images)),  # (B,1280,H/32,W/32)
         multiple=32,  # the package's padding is computed for the side the network was made for
