@@ -94,6 +94,11 @@ class MSDN(AttributeClassifier):
         assert a.e is not None
         return a.e @ self.z.T, a.e2 @ self.z.T
 
+    def class_scores(self, x: Tensor) -> Tensor:
+        """(B,C), both branches fused, without the margin m: calibration is applied by the evaluation."""
+        s1, s2 = self.branch_scores(x)
+        return self.recipe.fusion * s1 + (1 - self.recipe.fusion) * s2
+
     def evidence(self, x: Tensor, a: AttentionOutput | None) -> Tensor:
         """Both branches' attribute scores, fused: (B,K)."""
         assert isinstance(a, MutualAttentionOutput) and a.e is not None

@@ -92,9 +92,9 @@ def _vectors(source: str, path: Path, m: Metadata) -> Path | None:
         log.info("note: no word vectors (--vectors none): one-hot, so attribute names mean nothing to the model")
         return None
     sidecar = path.with_suffix(".json")
-    record = read_json(sidecar) if path.is_file() and sidecar.is_file() else None
+    record = read_json(sidecar) if path.is_file() and sidecar.is_file() else {}
     made_from = source_record(source) | {"names": m.attribute_names}
-    if not isinstance(record, dict) or any(record.get(key) != value for key, value in made_from.items()):
+    if any(record.get(key) != value for key, value in made_from.items()):
         write_attribute_vectors(path, attribute_vectors(source, m.attribute_names), source)
         log.info("word vectors in %s", path)
     return path
