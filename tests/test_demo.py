@@ -88,16 +88,12 @@ def test_interrupted_leaves_nothing_and_a_strangers_folder_is_not_deleted(tmp_pa
     assert mine.read_text() == "keep"
 
 
-@pytest.mark.parametrize(("seen", "unseen", "seed"), [(24, 8, 0), (24, 8, 1), (8, 2, 0)])
-def test_unseen_classes_are_new_combinations_of_seen_values(seen: int, unseen: int, seed: int) -> None:
-    known, new = demo.draw_signatures(seen, unseen, np.random.default_rng(seed))
-    assert (len(known), len(new)) == (seen, unseen)
-    assert all(s not in known for s in new) and len({tuple(s.values()) for s in new}) == unseen
-    for trait in demo.TRAITS:
-        count = Counter(s[trait] for s in known)
-        assert all(count[s[trait]] >= 2 for s in new)
-    if seen == 24:
-        assert all(Counter(s[t] for s in known)[v] >= 3 for s in new for t, v in s.items())
+@pytest.mark.parametrize("seed", [0, 1])
+def test_unseen_classes_are_new_combinations_of_seen_values(seed: int) -> None:
+    known, new = demo.draw_signatures(24, 8, np.random.default_rng(seed))
+    assert (len(known), len(new)) == (24, 8)
+    assert all(s not in known for s in new) and len({tuple(s.values()) for s in new}) == 8
+    assert all(Counter(s[t] for s in known)[v] >= 3 for s in new for t, v in s.items())
 
 
 def test_backbone_trains_on_train_alone(root: Path, tmp_path: Path) -> None:

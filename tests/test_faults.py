@@ -75,13 +75,6 @@ def test_a_disk_that_takes_no_more_bytes_is_a_sentence_and_the_command_ends_late
     assert code == 0, said
 
 
-def test_a_read_only_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As root a folder's mode refuses nothing, so the refusal is played."""
-    monkeypatch.setattr(Path, "mkdir", failing(errno.EROFS))
-    with pytest.raises(UserError, match="new/b: Read-only file system.*choose another place"):
-        write_bytes(tmp_path / "new" / "b", b"1")
-
-
 def flipped(good: bytes, at: int) -> bytes:
     bad = bytearray(good)
     bad[at] ^= 1 << at % 8

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core.datasets.own import Choices, Photograph, feature_pattern, find_images, read_folder, stand_in
+from core.datasets.own import Choices, Photograph, check_images, feature_pattern, find_images, read_folder, stand_in
 from core.datasets.sheets import read_attributes
 from core.features import images
 from core.features.feature_file import FeatureFile
@@ -125,7 +125,6 @@ def test_vectors_of_ones_own_and_nothing_is_written_below_the_root(creatures: Pa
 
 
 def test_what_is_missing(tmp_path: Path) -> None:
-    refused(run_here(tmp_path, "OWN_ours.py"), "--data-root")
     (folder(tmp_path) / "attributes.csv").unlink()
     refused(run_here(tmp_path, "OWN_ours.py", "--data-root", tmp_path), "attributes.csv", "docs/own-data.md")
     folder(tmp_path, images="")
@@ -230,7 +229,10 @@ def test_features_depend_on_the_images_alone(tmp_path: Path) -> None:
     m.check("the stand-in")
     again = read_folder(root, Choices(unseen=("a",)), looked)
     assert m.image_files == again.image_files and feature_pattern(root, again) == (before := feature_pattern(root, m))
+    check_images(root / "f", m.image_files, m.image_sha256, root, again)
     mended = looked | {"b/1.jpg": Photograph("mended")}
+    with pytest.raises(UserError, match="made of other images .*'b/1.jpg'"):
+        check_images(root / "f", m.image_files, m.image_sha256, root, stand_in(root, mended))
     assert feature_pattern(root, stand_in(root, mended)) != before
     (root / "images" / "a" / "new.webp").touch()
     assert feature_pattern(root, stand_in(root, looks(root))) != before

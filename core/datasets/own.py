@@ -5,8 +5,7 @@
     ROOT/splits.csv               optional: image,split
     ROOT/unseen.txt               optional: one class a line that is not trained on
 
-A class with a row and no images is a candidate: predictions may name it, no accuracy is over it. Attributes are taken
-as they are. docs/own-data.md tells all of it to users.
+A class with a row and no images is a candidate: predictions may name it, no accuracy is over it (docs/own-data.md).
 """
 
 from __future__ import annotations

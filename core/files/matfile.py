@@ -12,7 +12,7 @@ from core.files.kinds import unreadable
 def read_mat(path: Path, names: Collection[str]) -> dict[str, Any]:
     """Those of the named variables that a file has.
 
-    Numbers become arrays (sparse ones dense), text str, cells lists in MATLAB's order; of one cell what is in it.
+    Numbers become arrays (sparse ones dense), text str, cells lists in MATLAB's order.
     """
     import scipy.io  # takes a second, which --help does not need
 
@@ -29,7 +29,4 @@ def _plain(value: Any) -> Any:
         return value.toarray()
     if value.dtype.kind == "U" and value.size < 2:
         return "".join(value.ravel())
-    if value.dtype.kind not in "UO":
-        return value
-    cells = [_plain(cell) for cell in value.ravel()]
-    return cells[0] if len(cells) == 1 else cells
+    return [_plain(cell) for cell in value.ravel()] if value.dtype.kind in "UO" else value

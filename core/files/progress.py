@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from contextlib import AbstractContextManager
 
@@ -17,18 +16,15 @@ class Progress(AbstractContextManager["Progress"]):
 
     def __init__(self, total: int, label: str, unit: str) -> None:
         self.total, self.label, self.unit, self.done, self._began = total, label, unit, 0, time.monotonic()
-        terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=label, unit=unit) if terminal else None
+        self._bar = tqdm(total=total, desc=label, unit=unit, disable=None)  # on a terminal alone
 
     def update(self, count: int) -> None:
         """``count`` more are done."""
         before, self.done = self.done, self.done + count
-        if self._bar is not None:
-            self._bar.update(count)
-        elif 10 * before // self.total < 10 * self.done // self.total:
+        self._bar.update(count)
+        if self._bar.disable and 10 * before // self.total < 10 * self.done // self.total:
             rate = self.done / max(time.monotonic() - self._began, 1e-9)
             _log.info("%s: %d of %d %ss, %.3g a second", self.label, self.done, self.total, self.unit, rate)
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
