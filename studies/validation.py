@@ -89,8 +89,7 @@ def best_on_fold(config: RunConfig, inputs: Inputs, fold: Fold) -> tuple[Method,
             best.update(found, epoch=row["epoch"], setting=setting)
             state = {key: value.detach().clone() for key, value in method.model.state_dict().items()}
 
-    label = f"{config.method}, {len(fold.space.seen)} classes, split {config.seed}"
-    history = train(method, features, fold, seed=config.seed, on_epoch=measure, label=label, precision=config.precision)
+    history = train(method, features, fold, seed=config.seed, on_epoch=measure, precision=config.precision)
     for setting in method.grid:
         assert method.set_params is not None
         method.set_params(setting)

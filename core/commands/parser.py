@@ -49,16 +49,9 @@ def whole(at_least: int) -> Callable[[str], int]:
     return parse
 
 
-def number(above: float) -> Callable[[str], float]:
-    """Type of a flag: a finite number above ``above``."""
-
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value > above):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number above {above:g}")
-        return value
-
-    return parse
+def finite(text: str) -> float:
+    """Type of a flag: a finite number."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import math
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.commands.parser import DEVICE, Parser, number, whole
+from core.commands.parser import DEVICE, Parser, finite, whole
 from core.files.atomic import write_bytes
 from core.files.errors import UserError
 from core.files.memory import keep_memory
@@ -35,7 +34,7 @@ def parser(description: str | None) -> Parser:
     add("--top", type=whole(1), default=5, help="classes in an answer (%(default)s)")
     add("--among", choices=sides, default="all", help="candidates: seen classes, unseen ones, or all (%(default)s)")
     gamma = "points added to classes without photographs; more of them are answered then (as validation chose it)"
-    add("--gamma", type=number(-math.inf), metavar="X", help=gamma)
+    add("--gamma", type=finite, metavar="X", help=gamma)
     none = "share of photographs of the classes that may be called none of these; 0: none is (%(default)s)"
     add("--none-rate", type=float, default=0.1, metavar="SHARE", help=none)
     add("--out", type=_named(".csv"), metavar="FILE.csv", help="table, a row an image; without it answers are printed")

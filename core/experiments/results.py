@@ -109,14 +109,9 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
 
 
 def write_files(
-    out: Path,
-    method: Method,
-    result: dict[str, Any],
-    inputs: Inputs,
-    fold: Fold,
-    condensed: dict[str, np.ndarray],
+    out: Path, method: Method, result: dict[str, Any], inputs: Inputs, fold: Fold, condensed: dict[str, np.ndarray],
     **more: Any,
-) -> dict[str, str]:
+) -> dict[str, str]:  # fmt: skip
     """All that a run leaves besides metrics.json, which comes last since it marks the run as finished; checksums.
 
     The checkpoint needs nothing else but the backbone's weights to predict. ``condensed``: core.training.evaluation's

@@ -43,9 +43,8 @@ def run(
 ) -> dict[str, Any]:  # fmt: skip
     """Run one seed and return its metrics.json; a finished run is read back, an unfinished one continued.
 
-    Args:
-        watch: called with the fold ("validation" or "refit") and the row of each epoch.
-        ablation: its name: the first half alone, what validation says (validation.json); no test image is read.
+    ``watch`` is called with the fold ("validation" or "refit") and the row of each epoch. With the name of an
+    ``ablation`` it is the first half alone, what validation says (validation.json); no test image is read.
     """
     with Lock(out / "run"):
         path = out / ("metrics.json" if ablation is None else "validation.json")
@@ -144,7 +143,6 @@ def fit(
         method, inputs.features, fold, seed=config.seed, stop_after=chosen["epochs"] if chosen else None,
         state_path=state_path, identity=asdict(config) | {"fold": state_path.stem, "chosen": chosen},
         on_epoch=partial(on_epoch, method) if on_epoch else None, precision=config.precision,
-        label=f"{config.method} seed {config.seed} {state_path.stem}",
     )  # fmt: skip
     if settings and method.set_params:
         method.set_params(settings)

@@ -55,11 +55,8 @@ def bootstrap_over_classes(
     Unseen and seen classes are drawn anew with replacement, apart from each other, all images of a class together;
     ``a`` and ``b`` see the same draws. The candidates that a model chooses among stay as they are, so no prediction
     changes and a drawn set is a reweighting of the per-class curves, for AUSUC too (exact, not an approximation).
-
-    Args:
-        a, b: what :func:`core.training.evaluation.compact` returns of one or several runs (seeds) of a method; metrics
-            are averaged over the runs of a side.
-        resamples: number of draws; in each the γ of the highest H is chosen anew.
+    Metrics are averaged over the runs of a side (seeds: what core.training.evaluation.compact returns of each); in
+    each draw the γ of the highest H is chosen anew.
     """
     classes = [[np.unique(run["labels"][run["side"] == side]) for side in (1, 0)] for run in (*a, *b)]
     if any(not np.array_equal(one, other) for of_run in classes for one, other in zip(of_run, classes[0], strict=True)):

@@ -26,19 +26,17 @@ from core.training.folds import Fold
 def train(
     method: Method, features: RegionFeatures, fold: Fold, *, seed: int, stop_after: int | None = None,
     state_path: Path | None = None, identity: dict[str, Any] | None = None,
-    on_epoch: Callable[[dict[str, Any]], None] | None = None, label: str = "train", precision: str = "float32",
+    on_epoch: Callable[[dict[str, Any]], None] | None = None, precision: str = "float32",
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run all phases; returns the history, one dict per epoch. The caller's random numbers are left as they were.
 
     Args:
         stop_after: epochs after which a selectable phase ends, as validation chose them; its schedule stays the
             planned one, so the refitted model has the learning rates of the model that was validated. None: all.
-        state_path: where the resumable state is kept; None keeps none.
-        identity: what the run is; a state file of another run is refused.
+        state_path, identity: where the resumable state is kept, if at all; that of another run is refused.
         on_epoch: called with the row of every epoch of a selectable phase, which it may extend; before its first step
             too, as epoch 0.
-        precision: "float32" or "bfloat16", of the products in a training step; parameters, losses and evaluation are
-            float32.
+        precision: of the products in a training step; parameters, losses and evaluation are float32.
     """
     with torch.random.fork_rng(devices=[features.device] if features.device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout
@@ -57,7 +55,7 @@ def train(
                 history.append({"phase": phase.name, "epoch": 0})
                 watch(history[-1])
             made = phase.made(fold.train_images(features)) if phase.made and first < last else None
-            for epoch in tqdm(range(first, last), label, last, initial=first, unit="epoch", leave=False, disable=None):
+            for epoch in tqdm(range(first, last), phase.name, last, initial=first, leave=False, disable=None):
                 row: dict[str, Any] = {"phase": phase.name, "epoch": epoch + 1}
                 row |= _epoch(method.model, phase, epoch, features, fold, generator, precision, made)
                 if watch:
