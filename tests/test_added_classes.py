@@ -112,5 +112,5 @@ def test_added_classes_through_the_command(there: Made, photo: Path, tmp_path: P
     assert f"mine (unseen) {same}" in out and f"{first.name} (unseen) {same}" in out
     assert '"mine"' in (tmp_path / "page" / "data.js").read_text()
     (tmp_path / "bad.csv").write_text("class,wings\nnew,1\n")
-    refused(run_here(tmp_path, "predict.py", *common, "bad.csv"), "bad.csv", "85 missing", "1 unknown (wings)")
+    refused(run_here(tmp_path, "predict.py", *common, "bad.csv"), "bad.csv", "85 missing", "1 unknown ('wings')")
     refused(run_here(tmp_path, "predict.py", *common, "none.csv"), "no table at none.csv")

@@ -104,12 +104,10 @@ class Metadata:
             values = getattr(self, key)
             if len(values) and (values.min() < lowest or values.max() >= count):
                 yield f"{key} runs from {values.min()} to {values.max()}, expected 0 to {count - 1} (counted from 0)"
-        for key in LOCS:
-            loc = getattr(self, key)
-            if key in SPLITS and len(loc) == 0 and not (key == "test_unseen_loc" and self.allow_candidates):
+            if key in SPLITS and len(values) == 0 and not (key == "test_unseen_loc" and self.allow_candidates):
                 yield f"{key} is empty"
-            if len(loc) > len(np.unique(loc)):
-                yield f"{key} names {len(loc) - len(np.unique(loc))} images twice"
+            if key in LOCS and len(values) > len(np.unique(values)):
+                yield f"{key} names {len(values) - len(np.unique(values))} images twice"
         for key, other in itertools.combinations(SPLITS, 2):
             if common := np.intersect1d(getattr(self, key), getattr(self, other)).size:
                 yield f"{key} and {other} share {common} images; this is not a usable split"

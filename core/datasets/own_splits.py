@@ -36,12 +36,7 @@ class Choices:
 def split_images(
     root: Path, choices: Choices, classes: Collection[str], images: dict[str, list[str]]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Rows of every part, and notes.
-
-    Args:
-        classes: those of the sheet, (C,).
-        images: files of each class that has some.
-    """
+    """Rows of every part, and notes; of the classes (C,) of the sheet, and the files of those that have some."""
     path = root / "splits.csv"
     if path.is_file():
         if choices.unseen or choices.unseen_share is not None or (root / "unseen.txt").is_file():

@@ -51,11 +51,6 @@ TRAITS: dict[str, tuple[str, ...]] = {
 SIBLING_CHANGES = 5  # traits in which the second unseen class of a pair differs from the first
 
 
-def attribute_names() -> list[str]:
-    """The K attribute names, in the order of ``att``'s columns."""
-    return [f"has_{trait}::{value}" for trait, values in TRAITS.items() for value in values]
-
-
 def draw_signatures(seen: int, unseen: int, rng: np.random.Generator) -> tuple[list[Signature], list[Signature]]:
     """Signatures of the seen classes, values spread evenly, and of the unseen ones, of values of two seen classes."""
     columns = {
@@ -125,7 +120,8 @@ def _write(target: Path, seed: int, per_class: int, seen: int, unseen: int) -> N
     pool: Executor = ProcessPoolExecutor(8, get_context("fork")) if forks else ThreadPoolExecutor(1)
     with pool:
         list(tqdm(pool.map(_draw, jobs, chunksize=25), total=len(jobs), desc="drawing", disable=None))
-    (root / "attributes.txt").write_text("".join(f"{k} {name}\n" for k, name in enumerate(attribute_names(), 1)))
+    attributes = [f"has_{trait}::{value}" for trait, values in TRAITS.items() for value in values]  # (K,)
+    (root / "attributes.txt").write_text("".join(f"{k} {name}\n" for k, name in enumerate(attributes, 1)))
 
     is_seen, held = order < seen, max(1, round(TEST_SHARE * per_class))
     test_seen = np.concatenate([rng.permutation(np.flatnonzero(labels == c))[:held] for c in np.flatnonzero(is_seen)])

@@ -123,9 +123,8 @@ def _marks(pattern: str, box: Box, rng: np.random.Generator) -> Iterator[np.ndar
     """Stripes or spots over a box, turned by its angle about its centre."""
     x0, y0, x1, y1, angle = box
     centre = ((x0 + x1) / 2, (y0 + y1) / 2)
-    step = 0.25
     if pattern == "striped":
-        for x in np.arange(x0 + rng.uniform(0, step), x1, step):
+        for x in np.arange(x0 + rng.uniform(0, 0.25), x1, 0.25):
             yield turned(np.array([(x, y0), (x + 0.1, y0), (x + 0.1, y1), (x, y1)]), angle, centre)
         return
     for row, y in enumerate(np.arange(y0 + 0.08, y1, 0.21)):

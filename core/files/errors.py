@@ -1,7 +1,6 @@
 """One kind of error for everything a user can mend, and the wrapper that prints it without a traceback.
 
-A function that meets something a user can mend (a file that is missing or damaged, a flag out of its range, a library
-that is not installed) raises :class:`UserError`; its docstring says so only where there is more to say.
+What a user can mend raises :class:`UserError` anywhere; a docstring says so only where there is more to say.
 """
 
 from __future__ import annotations

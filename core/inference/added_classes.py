@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.datasets import words
-from core.datasets.metadata import name_problem
+from core.datasets.metadata import listed, name_problem
 from core.datasets.own import find_images
 from core.datasets.sheets import read_attributes
 from core.files.errors import UserError
@@ -76,7 +76,7 @@ def add_classes(
     none = torch.zeros_like(space.att[0])
     att = torch.stack([told.get(name, known.get(name, none)).to(none) for name in names])  # (A,K)
     said = [_said(name, row, shown.get(name)) for name, row in zip(names, att, strict=True)]
-    log.info("added: %s", _some(said))
+    log.info("added: %s", ", ".join(said))
     classes = [*trained.classes, *(name for name in names if name not in known)]
     new = torch.tensor([name not in known for name in names])
     added = known_by(encoder, att.to(trained.device), [shown.get(name) for name in names])
@@ -129,7 +129,7 @@ def _described(wanted: Sequence[str], described: pd.DataFrame | Path) -> dict[st
         "unknown": [name for name in frame if name not in wanted],
         "named twice": [*frame.columns[frame.columns.duplicated()], *frame.index[frame.index.duplicated()]],
     }
-    if said := [f"{len(names)} {what} ({_some(names)})" for what, names in found.items() if names]:
+    if said := [f"{len(names)} {what} ({listed(names)})" for what, names in found.items() if names]:
         raise UserError(
             f"{where}: {'; '.join(said)}. The first column names the class, each other one an attribute of the run (it "
             f"has {len(wanted)}), in any order"
@@ -138,7 +138,3 @@ def _described(wanted: Sequence[str], described: pd.DataFrame | Path) -> dict[st
     for name in frame.index[~np.isfinite(values).all(axis=1) | ~values.any(axis=1)]:
         raise UserError(f"{where}: class {name!r} needs a number for every attribute, and not 0 for all of them")
     return dict(zip(map(str, frame.index), torch.from_numpy(values.copy()), strict=True))
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
