@@ -136,16 +136,11 @@ def test_features_are_the_models_own_image_embeddings(tiny):
 
 
 @needs_open_clip
-def test_a_weights_file_must_fit(tiny, tmp_path):
+def test_a_weights_file_is_taken(tiny, tmp_path):
     model, path = build_backbone(NAME).network.model, tmp_path / "w.safetensors"
-    state = {k: v + 1 if k == "logit_scale" else v for k, v in model.state_dict().items()}
-    save_file(state, path)
+    save_file({k: v + 1 if k == "logit_scale" else v for k, v in model.state_dict().items()}, path)
     other = build_backbone(NAME, path)
     assert other.weights == "w.safetensors" and other.network.model.logit_scale == model.logit_scale + 1
-    del state["text_projection"]
-    save_file(state, path)
-    with pytest.raises(UserError, match=r"does not fit the network, 1 tensors .*\(text_projection\)"):
-        build_backbone(NAME, path)
 
 
 @needs_open_clip

@@ -60,27 +60,6 @@ def test_pixels_are_normalised_as_the_backbone_wants_them(tmp_path: Path, monkey
     np.testing.assert_allclose(given[0].permute(1, 2, 0), (pixels / 255 - mean) / std, atol=1e-5)
 
 
-def test_bad_images_are_listed_and_a_rerun_continues(tmp_path: Path) -> None:
-    data = make_data(tmp_path / "data")
-    clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
-    images = data / "DEMO" / "DEMO_creatures" / "images"
-    kept = {name: (images / name).read_bytes() for name in ("005.png", "020.png")}
-    (images / "005.png").write_bytes(kept["005.png"][:300])
-    (images / "020.png").unlink()
-    out = tmp_path / "f.hdf5"
-    with pytest.raises(UserError, match="2 of 36 images") as caught:
-        extract(DEMO, data_root=data, out=out, config=TINY)
-    assert "005.png" in str(caught.value) and "020.png" in str(caught.value) and not out.exists()
-    for name, content in kept.items():
-        (images / name).write_bytes(content)
-    assert extract(DEMO, data_root=data, out=out, config=TINY) == out
-    assert out.read_bytes() == clean.read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["clean.hdf5", "data", "f.hdf5"]
-    assert extract(DEMO, data_root=data, out=out, config=TINY) == out  # already there
-    with pytest.raises(UserError, match="of other settings.*input_size"):
-        extract(DEMO, data_root=data, out=out, config=replace(TINY, input_size=96))
-
-
 def test_killed_and_restarted_equals_one_run(tmp_path: Path) -> None:
     data = make_data(tmp_path / "data", 150)
     clean = extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY)
@@ -120,19 +99,9 @@ def test_by_default_the_data_root_holds_the_file(tmp_path: Path, monkeypatch: py
     with FeatureFile(made) as file:
         assert file.shape == (36, 512, 1)
         said = {k: file.provenance[k] for k in ("pool", "flip", "input_size", "layer", "pretraining_saw_unseen")}
-    assert said == {
-        "pool": 5, "flip": "no", "input_size": 96, "layer": "features", "pretraining_saw_unseen": "no",
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("flag", "value"),
-    [("batch_size", 0), ("batch_size", -5), ("workers", 0), ("input_size", 8), ("pool", 0), ("dtype", "int8"),
-     ("store", "float64"), ("pretraining_saw_unseen", "no")],
-)  # fmt: skip
-def test_values_out_of_range_are_refused_by_their_flag(flag: str, value: object) -> None:
-    with pytest.raises(UserError, match=f"^--{flag.replace('_', '-')} "):
-        ExtractionConfig(**{flag: value})
+    assert said == {"pool": 5, "flip": "no", "input_size": 96, "layer": "features", "pretraining_saw_unseen": "no"}
+    with pytest.raises(UserError, match="^--pretraining-saw-unseen "):
+        ExtractionConfig(pretraining_saw_unseen="no")
 
 
 def test_devices_by_any_name() -> None:
@@ -205,28 +174,20 @@ def test_features_are_taken_over_from_files_of_the_same_settings_alone(
 
 def test_texts_of_the_classes_are_stored_beside_the_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, text = make_data(tmp_path / "data"), np.random.default_rng(0).random((6, 2, 4)).astype(np.float32)
-    plain = extract(DEMO, data_root=data, out=tmp_path / "plain.hdf5", config=TINY)
     monkeypatch.setattr(Backbone, "class_text", lambda self, metadata: text[: len(metadata.class_names)])
     for index in (1, 0):
         made = extract(DEMO, data_root=data, out=tmp_path / "f.hdf5", config=TINY, shard=(index, 2))
-    with FeatureFile(made) as file, FeatureFile(plain) as without:
+    with FeatureFile(made) as file:
         np.testing.assert_array_equal(file.class_text, text)
-        assert without.class_text is None and without.digest() != file.digest()
     text += 1  # new prompts
     with pytest.raises(UserError, match="class_text: .* there"):
         extract(DEMO, data_root=data, out=made, config=TINY)
 
 
-def test_a_redirected_log_has_a_line_for_each_tenth(
-    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_redirected_log_has_a_line_for_each_tenth(caplog: pytest.LogCaptureFixture, capsys) -> None:
     caplog.set_level("INFO")
     with Progress(1000, "f.hdf5", "image") as bar:
         for _ in range(1000):
             bar.update(1)
     assert [r.message.split(",")[0] for r in caplog.records] == [f"f.hdf5: {n}00 of 1000 images" for n in range(1, 11)]
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    with Progress(1000, "f.hdf5", "image") as bar:
-        bar.update(1000)
-    assert "1000/1000" in capsys.readouterr().err

@@ -58,20 +58,6 @@ def test_written_file_reads_back_through_h5py_and_reader(tmp_path: Path) -> None
     read_all(path)
 
 
-def test_resume_keeps_flushed_rows_and_equals_one_run(tmp_path: Path) -> None:
-    path = tmp_path / "f.hdf5"
-    with Writer(path, content(), SHAPE) as writer:
-        writer.write(np.arange(20), maps()[:20])
-    assert not path.exists()
-    with Writer(path, content(), SHAPE) as writer:
-        assert writer.done.sum() == 20
-        assert writer.finish() is None  # 40 rows are missing
-        writer.write(np.arange(20, 60), maps()[20:])
-        writer.finish()
-    (tmp_path / "other").mkdir()
-    assert path.read_bytes() == write(tmp_path / "other" / "f.hdf5").read_bytes()
-
-
 def test_other_settings_a_second_writer_and_nan_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "f.hdf5"
     with Writer(path, content(), SHAPE) as writer:
@@ -113,14 +99,6 @@ def test_old_layout(tmp_path: Path, lacks: str) -> None:
         read_all(path)
 
 
-def test_a_file_opened_for_writing_and_closed_is_the_same_file(tmp_path: Path) -> None:
-    path = write(tmp_path / "f.hdf5")
-    before = path.read_bytes()
-    h5py.File(path, "r+").close()
-    assert path.read_bytes() == before
-    read_all(path)
-
-
 def test_the_digest_is_of_the_rows_too(tmp_path: Path) -> None:
     digests = set()
     for value in (0.5, 0.25):
@@ -130,14 +108,6 @@ def test_the_digest_is_of_the_rows_too(tmp_path: Path) -> None:
         with FeatureFile(tmp_path / f"{value}.hdf5") as file:
             digests.add(file.digest())
     assert len(digests) == 2
-
-
-def test_a_changed_file_is_refused(tmp_path: Path) -> None:
-    path = write(tmp_path / "f.hdf5")
-    with h5py.File(path, "r+") as file:
-        file["labels"][0] = 1
-    with pytest.raises(UserError, match="changed after it was finished"):
-        FeatureFile(path)
 
 
 def test_files_of_the_format_before_are_read_and_their_rows_checked(tmp_path: Path) -> None:

@@ -120,9 +120,7 @@ def test_pictures_in_memory_are_those_of_files(tmp_path: Path) -> None:
     ("source", "says"),
     [
         (NOISE.transpose(2, 0, 1), r"Cannot handle this data type: \(1, 1, 8\)"),
-        (NOISE / 255, r"Cannot handle this data type: \(1, 1, 3\), <f8"),
         (NOISE[:0], "no pixels|no image"),
-        (io.StringIO("text"), "bytes-like object is required"),
         (b"", "empty"),
         (b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(99), "it is no image"),
     ],

@@ -1,5 +1,7 @@
 """Region features in memory or streamed: the same values, whatever fits."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,8 @@ def test_resident_and_streamed_features_are_the_same(toy):
     assert torch.equal(resident.batch(pick), streamed.batch(pick))
     torch.testing.assert_close(resident.batch(pick).norm(dim=2), torch.ones(4, 9), atol=1e-3, rtol=0)
     assert torch.equal(resident.pooled(pick), streamed.pooled(pick))
+    unit = source.maps.astype(np.float64) / np.linalg.norm(source.maps.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(resident.pooled(pick).numpy(), unit[pick].mean(axis=2), atol=1e-3)
 
 
 @pytest.mark.parametrize("cores", [1, 99])  # one after the other; a thread reads the next
@@ -42,32 +46,15 @@ def test_features_are_streamed_where_memory_is_short(toy, monkeypatch):
     assert RegionFeatures(source, np.arange(90), source.shape).resident is not None
 
 
-def test_the_length_of_raw_regions_is_what_was_taken_away(toy):
-    """Mean over regions and images of the raw maps' lengths, held and streamed."""
-    source = ToyFeatures(toy)
-    rows = np.array([3, 50, 7])
-    by_hand = np.mean([np.linalg.norm(source.maps[r].astype(np.float64)[:, i]) for r in rows for i in range(9)])
-    for budget in (None, 0):
-        features = RegionFeatures(source, np.arange(90), source.shape, budget=budget)
-        assert features.region_norm(rows) == pytest.approx(by_hand, rel=1e-5)
-
-
 def test_the_length_that_a_method_begins_with_is_of_training_images_alone(toy):
     source = ToyFeatures(toy)
     source.maps *= np.linspace(0.5, 2, 90, dtype=np.float16)[:, None, None]
-    features = RegionFeatures(source, np.arange(90), source.shape)
-    for fold in (final_fold(toy, np.eye(8)), validation_fold(toy, np.eye(8), 1)):
+    for budget, fold in itertools.product((None, 0), (final_fold(toy, np.eye(8)), validation_fold(toy, np.eye(8), 1))):
+        features = RegionFeatures(source, np.arange(90), source.shape, budget=budget)  # held, streamed
         lengths = np.linalg.norm(source.maps[fold.train_rows].astype(np.float64), axis=1)  # (N,R)
         found = fold.train_images(features).region_norm()
         assert found == pytest.approx(lengths.mean(), rel=1e-5)
         assert abs(found - features.region_norm(np.arange(90))) > 1e-3
-
-
-def test_pooled_is_the_mean_over_regions(toy):
-    source = ToyFeatures(toy)
-    features = RegionFeatures(source, np.arange(90), source.shape)
-    unit = source.maps.astype(np.float64) / np.linalg.norm(source.maps.astype(np.float64), axis=1, keepdims=True)
-    np.testing.assert_allclose(features.pooled(np.arange(90)).numpy(), unit.mean(axis=2), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["dazle", "eszsl"])  # of regions, of means
