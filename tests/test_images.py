@@ -201,6 +201,7 @@ def test_one_report_names_every_bad_image_and_good_rows_belong_to_their_image(tm
         path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
         path.write_bytes(GOOD["palette.png"])
     assert extract(DEMO, data_root=data, out=out, config=TINY) == out and not list(tmp_path.glob("f.hdf5?*"))
+    assert out.read_bytes() == extract(DEMO, data_root=data, out=tmp_path / "clean.hdf5", config=TINY).read_bytes()
     network = build_backbone(TINY.backbone, "random")
     normalise = Normaliser(torch.device("cpu"), torch.float32, network.transform)
     with FeatureFile(out) as file:

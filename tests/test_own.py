@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -260,7 +261,8 @@ def test_a_photograph_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     for times in (3, 0):
         looked = images.look_at(root, root / "OWN" / "f.hdf5")
         assert len(opened) == times
-        assert not looked["a/x.png"].error
+        digest = hashlib.sha256((root / "images/a/x.png").read_bytes()).hexdigest()
+        assert looked["a/x.png"].sha256 == digest and not looked["a/x.png"].error
         assert "empty" in looked["b/1.jpg"].error and "No such file" in looked["b/link.jpg"].error
         opened.clear()
     (root / "images" / "a" / "0.jpg").write_bytes(b"other")  # as large
