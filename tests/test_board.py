@@ -4,15 +4,19 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from core.commands.verify import main as verify
 from core.datasets.xlsa17 import read_mat_files
+from core.experiments.ablations import WHOLE
 from core.experiments.board import BOARD, arrays_of, collect_board, read_board
 from core.experiments.results import read_scores, seal
 from core.experiments.run import run
+from core.experiments.sweep import collect
 from core.files.errors import UserError
 from core.reporting.board import write_board
+from core.reporting.report import write_results
 from core.training.evaluation import curve_from_compact
 from tests.helpers import ROOT, TOY, toy_mats
 from tests.helpers_runs import config_of, inputs_of
@@ -65,6 +69,26 @@ def test_the_page_says_what_the_rows_say(ran, board, tmp_path):
     assert line.startswith(f"| | dazle | {area} (") and "cut off: 2 of its 20 epochs" in line and "| 49 | 1 |" in line
     assert f"regularise_x {first['chosen']['recipe']['regularise_x']:.3g}" in line
     assert (tmp_path / "f.png").is_file()
+
+
+def test_results_are_those_of_the_rows_and_of_the_ablations(ran, board, tmp_path):
+    """As the runs themselves say, but for what a row does not keep (H without γ)."""
+    out = shutil.copytree(ran / "out", tmp_path / "out")
+    inputs = inputs_of(read_mat_files(*toy_mats(tmp_path / "toy"), TOY))
+    for seed in (0, 1):
+        run(config_of("sae", inputs, seed), inputs, out / "TOY" / inputs.variant / "sae" / f"seed{seed}")
+    ablation = out / "TOY" / inputs.variant / "vsmr" / "ablation" / "vsmr" / "seed0"
+    run(config_of("vsmr", inputs), inputs, ablation, ablation=WHOLE)
+    collect_board(out, board)
+    collect(out)
+    write_results(board, out, tmp_path / "docs")
+    own, found = pd.read_csv(out / "summary.csv"), pd.read_csv(tmp_path / "docs" / "results.csv")
+    of = [frame.sort_values(["ablation", "method", "seed"], na_position="first") for frame in (own, found)]
+    for column in ("T1", "U", "S", "H", "AUSUC", "H_best", "gamma", "val_AUSUC", "epochs", "seconds"):
+        np.testing.assert_allclose(*(frame[column] for frame in of), rtol=1e-5, err_msg=column)
+    intervals = pd.read_csv(tmp_path / "docs" / "results_over_classes.csv")
+    text = (tmp_path / "docs" / "results.md").read_text()
+    assert "Ablation on validation splits" in text and "| **vsmr** |" not in text and intervals.empty  # nothing of ours
 
 
 def test_the_boards_page_is_that_of_its_rows(tmp_path, monkeypatch):

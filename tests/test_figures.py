@@ -9,7 +9,7 @@ from PIL import Image
 
 from core.inference.names import shown_class, shown_classes
 from core.reporting.canvas import printable, wrapped
-from core.reporting.figures import _along_rays, calibration_figure, read_outcome
+from core.reporting.figures import Outcome, _along_rays, calibration_figure, read_outcome, reliability_figure
 from core.training.evaluation import CalibrationCurve
 from tests.helpers_reporting import row, run_left
 
@@ -19,12 +19,14 @@ NAMES = ["a $\\frac{", "_hidden", "x" * 300 + "%&#{}~^\\"]
 def outcome(seed):
     rng = np.random.default_rng(seed)
     u, s = np.sort(rng.random(8)) * 0.7, np.sort(rng.random(8))[::-1] * 0.8
-    return CalibrationCurve(u, np.append(0, u), np.append(0.85, np.append(s[:-1], 0))), (u[4], s[4])
+    bins = np.stack([np.eye(10)[7], np.full(10, 0.75), np.full(10, 0.5)], axis=1)
+    return Outcome(CalibrationCurve(u, np.append(0, u), np.append(0.85, np.append(s[:-1], 0))), (u[4], s[4]), bins)
 
 
 def draw(folder):
     runs = {m: [outcome(i), outcome(i + 1)] for i, m in enumerate(NAMES)}
     calibration_figure(runs, folder / "a.png", NAMES[0])
+    reliability_figure(runs, folder / "c.png", NAMES[0])
 
 
 def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_matplotlib_alone(tmp_path):
@@ -36,7 +38,7 @@ def test_every_figure_repeats_to_the_byte_bears_any_name_and_leaves_the_callers_
         draw(tmp_path / "loud")
         assert dict(matplotlib.rcParams) == before
     files = sorted((tmp_path / "plain").iterdir())
-    assert [f.name for f in files] == ["a.pdf", "a.png"]
+    assert [f.name for f in files] == [f"{letter}.{kind}" for letter in "ac" for kind in ("pdf", "png")]
     for file in files:
         assert file.read_bytes() == (tmp_path / "loud" / file.name).read_bytes(), file.name
         if file.suffix == ".png":
@@ -63,8 +65,8 @@ def test_rays_meet_the_curve_where_it_is():
 def test_an_outcome_is_of_a_runs_files(tmp_path):
     """Classes 1 and 2 are unseen; of five images of class 1 two are right, one is taken for a seen class."""
     labels, best = [0, 3, 1, 1, 1, 1, 1, 2, 2], [0, 3, 1, 1, 2, 2, 3, 2, 2]
-    one, chosen = read_outcome(run_left(tmp_path / "a", row(), labels, best))
-    assert chosen == (0.5, 0.6)  # of metrics.json
+    one, chosen, bins = read_outcome(run_left(tmp_path / "a", row(), labels, best))
+    assert chosen == (0.5, 0.6) and bins is None  # of metrics.json; no probabilities
     assert one.S.max() == 1.0 and one.U[0] == 0.0 and one.U[-1] == pytest.approx((3 / 5 + 1) / 2)  # of scores.npz
 
 

@@ -1,5 +1,6 @@
 """reproduce_tables.py: jobs in processes or one after another, resuming, summary.csv from the run folders alone."""
 
+import json
 from dataclasses import asdict, replace
 
 import pandas as pd
@@ -125,10 +126,15 @@ def test_seeds_in_processes_give_the_same_rows(tmp_path):
     pd.testing.assert_frame_equal(frames[0][same], frames[1][same])
 
 
-def test_a_board_has_every_feature_file_one_after_the_other_and_short_runs_first(tmp_path):
+def test_a_board_has_every_feature_file_and_its_cheapest_method_first(tmp_path):
+    """By the processor seconds of its rows; what nobody measured comes last."""
+    for method, seconds in (("eszsl", 9.0), ("sae", 3.0)):
+        row = tmp_path / "board" / "CUB" / "x" / method / "seed0.json"
+        row.parent.mkdir(parents=True)
+        row.write_text(json.dumps({"processor_seconds": seconds}))
     (tmp_path / "CUB").mkdir()
     for backbone in ("a", "b"):
         (tmp_path / "CUB" / f"feature_map_{backbone}_CUB.hdf5").touch()
     where = {"datasets": ("CUB",), "seeds": (0,), "data_root": tmp_path, "board": tmp_path / "board"}
-    jobs = s.jobs_of(s.Plan(methods=("cnzsl", "eszsl"), **where))
-    assert [f"{job}" for job in jobs] == [f"CUB {f}_CUB {m} seed 0" for f in "ab" for m in ("eszsl", "cnzsl")]
+    jobs = s.jobs_of(s.Plan(methods=("gda", "eszsl", "sae"), **where))
+    assert [f"{job}" for job in jobs] == [f"CUB {f}_CUB {m} seed 0" for m in ("sae", "eszsl", "gda") for f in "ab"]

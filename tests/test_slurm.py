@@ -1,7 +1,9 @@
 """A sweep as a job array, in processes, and what it says of itself."""
 
 import os
+import shlex
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from core.experiments import sweep as s
 from core.experiments.results import write_json
 from core.files.atomic import Lock, read_json
 from core.files.errors import UserError
+from tests.helpers import ROOT
 from tests.helpers_xlsa17 import tiny_features
 
 
@@ -33,10 +36,16 @@ def flags_of(places, out: Path, seeds: int = 2) -> list[str]:
     return [*which, *data, "--out", str(out)]
 
 
-def test_tasks_run_a_job_each(places, tmp_path) -> None:
+def test_the_array_runs_every_job_once(places, tmp_path, capsys, monkeypatch) -> None:
+    """Its lines are run by bash, as SLURM would, with SLURM's variable: one task; the other in this process."""
+    monkeypatch.chdir(ROOT)
     out = tmp_path / "my results"
     flags = flags_of(places, out)
-    assert main(None, [*flags, "--task", "1"]) == 0
+    assert main(None, [*flags, "--print-sbatch"]) == 0
+    (script := tmp_path / "sweep.sh").write_text(text := capsys.readouterr().out)
+    (options,) = (shlex.split(line) for line in text.splitlines() if line.startswith("#SBATCH"))
+    assert {"--array=0-1", "--requeue", f"--output={out}/jobs/%A_%a.log"} < {*options} and (out / "jobs").is_dir()
+    subprocess.run(["bash", script], env=os.environ | {"SLURM_ARRAY_TASK_ID": "1"}, check=True, capture_output=True)
     assert [p.parent.name for p in out.rglob("metrics.json")] == ["seed1"]
     assert main(None, [*flags, "--task", "0"]) == 0
     assert not (out / "summary.csv").exists()  # a task writes no shared table

@@ -89,7 +89,7 @@ def collect_board(out: Path, board: Path = BOARD) -> int:
         if read_result(path)["config"]["dataset"] == OWN.name:
             continue  # nobody else has its photographs
         row = row_from(path.parent)
-        write_bytes(board.joinpath(*_place(row)), (json.dumps(row, indent=1) + "\n").encode())
+        write_bytes(board.joinpath(*place_of(row)), (json.dumps(row, indent=1) + "\n").encode())
         for kind, stamp in _stamps(row).items():
             known[kind] = sorted({*known.get(kind, []), stamp})
     write_bytes(board / "digests.json", (json.dumps(known, indent=1, sort_keys=True) + "\n").encode())
@@ -107,7 +107,7 @@ def read_board(board: Path = BOARD) -> list[dict[str, Any]]:
         try:
             rows.append(row := read_json(path))
             wrong = list(_faults(row, path.relative_to(board).parts, known))
-            history = json.dumps([_place(row)[:3], row["history"]])  # each seed has a validation split of its own
+            history = json.dumps([place_of(row)[:3], row["history"]])  # each seed has a validation split of its own
             if row["history"] and (first := histories.setdefault(history, path.name)) != path.name:
                 wrong.append(f"its validation is that of {first}: a copied seed")
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
@@ -118,12 +118,21 @@ def read_board(board: Path = BOARD) -> list[dict[str, Any]]:
     return rows
 
 
+def seconds_of_methods(board: Path) -> dict[str, float]:
+    """Median processor seconds of a run, of the methods that have rows."""
+    took: dict[str, list[float]] = {}
+    for path in board.glob("*/*/*/seed*.json"):
+        took.setdefault(path.parent.name, []).append(read_json(path)["processor_seconds"])
+    return {method: float(np.median(seconds)) for method, seconds in took.items()}
+
+
 def _known(board: Path) -> dict[str, list[str]]:
     path = board / "digests.json"
     return dict(read_json(path)) if path.is_file() else {}
 
 
-def _place(row: dict[str, Any]) -> tuple[str, str, str, str]:
+def place_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """Data set, features, method and file of a row."""
     config = row["config"]
     variant = variant_of(config["features"], *(config[f"{of}_sha256"] for of in ("features", "vectors", "split")))
     return config["dataset"], variant, config["method"], f"seed{config['seed']}.json"
@@ -157,7 +166,7 @@ def _faults(row: dict[str, Any], place: Sequence[str], known: dict[str, list[str
     took = row["seconds"] > 0 and row["processor_seconds"] > 0
     rules = {
         "changed since it was written (checksum)": seal(row) == row,
-        f"it belongs to {'/'.join(_place(row))}": _place(row) == tuple(place),
+        f"it belongs to {'/'.join(place_of(row))}": place_of(row) == tuple(place),
         "seconds or epochs out of range": took and 0 <= chosen["epochs"] <= config.epochs,
     }
     if config.select == "val":

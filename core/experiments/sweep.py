@@ -5,6 +5,7 @@ file: :func:`collect` makes summary.csv from the run folders.
 """
 
 import logging
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from core.datasets.paths import DEFAULT_ROOT, feature_file
 from core.datasets.registry import DATASETS
 from core.experiments.ablations import ABLATIONS
+from core.experiments.board import seconds_of_methods
 from core.experiments.identity import RunConfig, run_config
 from core.experiments.inputs import Inputs, load_inputs
 from core.experiments.results import finished, read_result, row_of
@@ -47,7 +49,7 @@ class Plan:
     ablation: bool = True
     epochs: int | None = None  # most epochs of every method; None: each recipe's
     precision: str = "float32"
-    board: Path | None = None  # every feature file of a data set, one after the other, short runs first
+    board: Path | None = None  # every feature file of a data set, what its rows say is cheapest first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,18 +66,18 @@ class Job:
 
 
 def jobs_of(plan: Plan) -> list[Job]:
-    """All runs of a plan, the long ones first so that parallel processes end together."""
+    """All runs of a plan, the long ones first so that parallel processes end together; of a board the cheap ones."""
     names = plan.methods or tuple(name for name, m in methods().items() if not m.needs_text)
     ordered = sorted(names, key=lambda name: -epochs_of(find_method(name).recipe(plan.datasets[0])))
     jobs = [Job(dataset=d, method=m, seed=s) for d in plan.datasets for m in ordered for s in plan.seeds]
-    if plan.board and not plan.features:
-        of_files = []
-        for d in plan.datasets:
-            pattern = feature_file(plan.data_root or DEFAULT_ROOT, DATASETS[d], "*")
-            for file in sorted(pattern.parent.glob(pattern.name)):
-                of_files += [replace(job, features=file) for job in jobs[::-1] if job.dataset == d]
-        return of_files or jobs
-    if plan.ablation and "vsmr" in names and not plan.board:
+    if plan.board:
+        root, took, files = plan.data_root or DEFAULT_ROOT, seconds_of_methods(plan.board), dict[str, list[Path]]()
+        for d in plan.datasets if not plan.features else ():
+            pattern = feature_file(root, DATASETS[d], "*")
+            files[d] = sorted(pattern.parent.glob(pattern.name))
+        jobs = [replace(job, features=file) for job in jobs for file in files.get(job.dataset) or (None,)]
+        return sorted(jobs, key=lambda job: (took.get(job.method, math.inf), job.method, str(job.features)))
+    if plan.ablation and "vsmr" in names:
         pairs = [(d, s) for d in plan.datasets for s in plan.seeds]
         jobs += [Job(dataset=d, method="vsmr", seed=s, ablation=a) for d, s in pairs for a in ABLATIONS]
     return jobs

@@ -1,8 +1,9 @@
-"""Figures of results: calibration curves, and accuracy against seconds."""
+"""Figures of results: calibration curves, reliability, and accuracy against seconds."""
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.ticker import LogLocator
@@ -11,15 +12,22 @@ from core.experiments.results import read_result, read_scores
 from core.experiments.statistics import Interval
 from core.reporting.canvas import canvas, printable, style, wrapped
 from core.reporting.tables import OURS
-from core.training.evaluation import CalibrationCurve, curve_from_compact
+from core.training.evaluation import CalibrationCurve, curve_from_compact, reliability
 
-Outcome = tuple[CalibrationCurve, tuple[float, float]]  # of a run's test images, and (U, S) at the run's γ
+
+class Outcome(NamedTuple):
+    """What figures show of a run's test images."""
+
+    curve: CalibrationCurve
+    chosen: tuple[float, float]  # (U, S) at the run's γ
+    reliability: np.ndarray | None = None  # (bins,3) of core.training.evaluation; None: the run has no probabilities
 
 
 def read_outcome(run: Path) -> Outcome:
     """Of a finished run's folder; a file that is not what the run wrote is refused."""
-    standard = read_result(run / "metrics.json")["standard"]
-    return curve_from_compact(read_scores(run)), (standard["U"], standard["S"])
+    scores, standard = read_scores(run), read_result(run / "metrics.json")["standard"]
+    bins = reliability(scores, standard["gamma"]) if "confidence" in scores else None
+    return Outcome(curve_from_compact(scores), (standard["U"], standard["S"]), bins)
 
 
 def is_ours(label: str) -> bool:
@@ -39,8 +47,8 @@ def calibration_figure(runs: Mapping[str, Sequence[Outcome]], out: Path, title: 
             blank = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # breaks the line
             axis.text(95, h * 95 / (190 - h), f"H {h}", fontsize=6.5, color="0.4", bbox=blank, ha="center", va="center")
         for number, method in enumerate(sorted(runs, key=lambda name: not is_ours(name))):
-            radii = np.stack([_along_rays(curve, angles) for curve, _ in runs[method]])
-            mean, chosen = radii.mean(axis=0), 100 * np.array([at for _, at in runs[method]])
+            radii = np.stack([_along_rays(run.curve, angles) for run in runs[method]])
+            mean, chosen = radii.mean(axis=0), 100 * np.array([run.chosen for run in runs[method]])
             look = style(number) | {"linewidth": 2.4 if is_ours(method) else 1.3}
             marker, colour = look.pop("marker"), look["color"]
             axis.plot(*(100 * mean[:, None] * rays).T, zorder=3, **look)
@@ -66,6 +74,24 @@ def _along_rays(curve: CalibrationCurve, angles: np.ndarray) -> np.ndarray:
     at = np.arctan2(s, u)[::-1]  # ascending: the curve falls as it goes right
     x, y = (np.interp(angles, at, values[::-1]) for values in (u, s))
     return np.hypot(x, y)
+
+
+def reliability_figure(runs: Mapping[str, Sequence[Outcome]], out: Path, title: str) -> None:
+    """Share of right answers over the probability that was said, by tenths, mean over seeds; dots grow with how many
+    images lie there. Methods without probabilities are left out.
+    """
+    with canvas(out, 6.4, 4.4) as (figure, axes):
+        axis = axes[0, 0]
+        axis.plot([0, 100], [0, 100], color="0.7", linewidth=0.9)
+        for number, method in enumerate(sorted(runs, key=lambda name: not is_ours(name))):
+            if found := [run.reliability for run in runs[method] if run.reliability is not None]:
+                share, said, right = np.mean(found, axis=0).T
+                there, look = share > 0, style(number)
+                axis.plot(100 * said[there], 100 * right[there], label=wrapped(method, 30), **look | {"marker": ""})
+                axis.scatter(100 * said[there], 100 * right[there], 240 * share[there], look["color"], zorder=3)
+        axis.set(xlabel="probability said (%)", ylabel="right answers (%)", xlim=(0, 100), ylim=(0, 100))
+        figure.suptitle(wrapped(title, 80), fontsize=10)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1))
 
 
 def seconds_figure(panels: Mapping[str, Mapping[str, tuple[float, Interval]]], out: Path) -> None:

@@ -168,16 +168,23 @@ def predictions(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
     return np.where(gamma >= arrays["margin"].astype(np.float64), arrays["best_unseen"], arrays["best_seen"])
 
 
-def calibration_error(arrays: Mapping[str, np.ndarray], gamma: float) -> float:
-    """ECE: by tenths of the probability that was said, how far its mean is from the share of right answers.
+def reliability(arrays: Mapping[str, np.ndarray], gamma: float) -> np.ndarray:
+    """(bins,3) by tenths of the probability that was said: share of the images in it, mean of the probability, and how
+    many were right. Every class of a side counts the same, and both sides, as in H.
 
-    Every class of a side counts the same, and both sides, as in H. ``arrays``: those of :func:`compact`, and
-    ``confidence`` (N,), the probability of the class that was named.
+    ``arrays``: those of :func:`compact`, and ``confidence`` (N,), the probability of the class that was named.
     """
     labels, p = arrays["labels"], arrays["confidence"].astype(np.float64)
     weight, tenth = class_weights(labels, arrays["side"]), np.minimum((p * 10).astype(int), 9)
-    ahead = np.bincount(tenth, weight * (p - (predictions(arrays, gamma) == labels)), minlength=10)
-    return float(np.abs(ahead).sum() / weight.sum())
+    right = predictions(arrays, gamma) == labels
+    sums = [np.bincount(tenth, weight * of, minlength=10) for of in (np.ones_like(p), p, right)]
+    return np.stack([sums[0] / weight.sum(), *(s / np.maximum(sums[0], 1e-12) for s in sums[1:])], axis=1)
+
+
+def calibration_error(arrays: Mapping[str, np.ndarray], gamma: float) -> float:
+    """ECE: by how far probabilities are from shares of right answers, mean over the images of :func:`reliability`."""
+    share, said, right = reliability(arrays, gamma).T
+    return float((share * np.abs(said - right)).sum())
 
 
 def sample(N: int) -> np.ndarray:
