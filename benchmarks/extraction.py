@@ -10,8 +10,6 @@ times gives images/s without start-up, and their peak memory should be the same.
 process times the bare network on a batch that is decoded already, laid out and typed as core does it.
 """
 
-from __future__ import annotations
-
 import argparse
 import resource
 import sys

@@ -5,8 +5,6 @@
 Without a GPU the script says so and ends with exit code 0.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 

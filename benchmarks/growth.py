@@ -8,8 +8,6 @@ few and there is one thread (its processor time is counted), so that 20,000 clas
 minutes: the exponents are the result, the milliseconds are not those of a data set.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -7,8 +7,6 @@ A run is made up: an untrained model of CUB's sizes, since training changes no t
 says the same on a machine that does something else too; the two take turns, a block of images each.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import tempfile

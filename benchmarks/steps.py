@@ -9,8 +9,6 @@ and batch are there already, so what counts is what the step itself adds. That i
 need alike; the second share in the memory column leaves them out.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 

@@ -7,8 +7,6 @@ channels; members on the same features share them. An attribute of every member 
 B images · R regions · K attributes of all members together · C classes
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -13,8 +13,6 @@ whole. γ is chosen on three class-disjoint validation splits, on whole photogra
 is held out, and measured; then the one that is delivered, with the same settings, on all photographs.
 """
 
-from __future__ import annotations
-
 import re
 import zlib
 from collections.abc import Sequence

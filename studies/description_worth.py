@@ -13,8 +13,6 @@ Writes and prints description_worth.csv, in percent: T1 and its gain over the de
 intervals over the classes (bootstrap), and H where the shown classes get the whole γ, the share k/(n+k) of it, or none.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

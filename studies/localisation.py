@@ -11,8 +11,6 @@ image's side of, with 95 % intervals over draws of classes; the best cell is the
 attention within one region of an attribute's own key points, over what attributes of other parts have there.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections import defaultdict

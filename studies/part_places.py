@@ -4,8 +4,6 @@ Places come from CUB's parts/part_locs.txt, in pixels of the photograph. A backb
 photograph (Resize, CenterCrop): places are shares of that square, and what lies outside of it counts as not visible.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What studies on validation splits share: their flags, a method trained on a fold, what they write."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Fixtures of several test modules. What is no fixture is in helpers.py."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

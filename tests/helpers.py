@@ -1,7 +1,5 @@
 """What several test modules use: a toy data set, and running the repository's scripts as a user does."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

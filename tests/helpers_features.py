@@ -1,7 +1,5 @@
 """Feature files and data roots of a few noise images, for the tests of what reads and writes them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

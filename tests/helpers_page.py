@@ -1,7 +1,5 @@
 """A small model with everything a trained one has, images for its page, and names nobody should have."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

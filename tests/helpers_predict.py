@@ -1,7 +1,5 @@
 """A drawn data set with a run of every method, for the tests of what a trained run is put to."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

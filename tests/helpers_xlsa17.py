@@ -4,8 +4,6 @@ What readers rest on is as in xlsa17's files: counts of classes and attributes, 
 and locs counted from 1, absolute image paths of the authors' machines, -1 for what AWA2's annotators left out.
 """
 
-from __future__ import annotations
-
 import itertools
 import pickle
 from collections.abc import Callable

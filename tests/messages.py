@@ -1,7 +1,5 @@
 """The messages that users meet most, each with the command that brings it; test_messages.py reads them."""
 
-from __future__ import annotations
-
 import pickle
 import shutil
 from collections.abc import Callable

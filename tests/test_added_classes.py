@@ -1,7 +1,5 @@
 """Classes by description alone on a trained run: what is added, and what is refused."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

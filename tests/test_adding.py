@@ -1,7 +1,5 @@
 """docs/adding.md is true: its method, data set and backbone are written to files, registered, and a driver is run."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import re

@@ -1,7 +1,5 @@
 """Folders import in one direction, files stay short, and library code leaves alone what belongs to the program."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections.abc import Iterator

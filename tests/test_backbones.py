@@ -1,7 +1,5 @@
 """Backbones: tokens and maps as the libraries give them, grids that lie as the picture does, sizes, pooling."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import sys

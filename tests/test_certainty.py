@@ -1,7 +1,5 @@
 """Probabilities, none of these, γ in the user's hand, groups: measured on validation, said with every answer."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import partial

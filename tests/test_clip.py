@@ -3,8 +3,6 @@
 A tiny model with random weights and the tokenizer that open_clip ships; the first run with real weights is a user's.
 """
 
-from __future__ import annotations
-
 import itertools
 import sys
 from dataclasses import replace

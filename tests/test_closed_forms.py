@@ -1,7 +1,5 @@
 """Where vsmr looks, in closed form (core/closed_forms.py)."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

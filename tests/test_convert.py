@@ -1,7 +1,5 @@
 """Feature files of other axes and of DAZLE's gzip layout, rewritten to ours."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import h5py

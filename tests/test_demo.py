@@ -1,7 +1,5 @@
 """The drawn data set and its backbone: layout, determinism, honest splits."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil

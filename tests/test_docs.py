@@ -1,7 +1,5 @@
 """The pages hang together: mkdocs builds them strictly, the data sets' pages say the same in the same places."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

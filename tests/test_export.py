@@ -1,7 +1,5 @@
 """predict.py --export: heads and backbones in ONNX score as ours."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

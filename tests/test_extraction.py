@@ -1,7 +1,5 @@
 """Extraction: backbones, every kind of image file, bad images, kill -9, and the real pipeline on a tiny data set."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -3,8 +3,6 @@
 Faults of feature files stand in test_feature_file and test_shards, those of images in test_images.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

@@ -1,7 +1,5 @@
 """The feature file: crash-safety, damage that is noticed, whose data it holds, older layouts."""
 
-from __future__ import annotations
-
 import errno
 import os
 import zlib

@@ -1,7 +1,5 @@
 """Whose data a feature file holds, and what is said where it does not belong, lacks something, or cannot be read."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import replace
 from pathlib import Path

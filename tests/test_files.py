@@ -1,7 +1,5 @@
 """Atomic files, locks, and what others wrote: pickles, of which nothing runs, and MATLAB files."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import subprocess

@@ -1,7 +1,5 @@
 """Fine-tuning opens images of the fold's training classes alone, and its features say what they saw."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

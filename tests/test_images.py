@@ -1,7 +1,5 @@
 """Pictures are opened as a viewer shows them, and every bad one of a data set is named in one report."""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path

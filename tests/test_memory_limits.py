@@ -1,7 +1,5 @@
 """Memory that a container, a job or the system leaves is seen before features are held in it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

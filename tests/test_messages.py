@@ -1,7 +1,5 @@
 """All messages in one go (tests/messages.py provokes them): one voice, short, with the way out, nothing written."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

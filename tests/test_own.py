@@ -1,7 +1,5 @@
 """A folder of one's own, from photographs and a sheet to a table: what is read, what is refused, what is measured."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,8 +1,6 @@
 """predict.py and core.load: photographs through the file path score as in the run's own evaluation; classes by
 description; what a user sees where something is missing, damaged or of another run."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

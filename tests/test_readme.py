@@ -1,7 +1,5 @@
 """README's commands, literally: run here on drawn photographs, or matched to the test or workflow that runs them."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import io

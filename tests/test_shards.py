@@ -1,7 +1,5 @@
 """Extraction in shards: the file has the bytes of a single pass, and unfit parts are refused by name."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Sheets of every spreadsheet are read alike, and what no number can be told of is refused with its cell."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

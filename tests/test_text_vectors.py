@@ -1,7 +1,5 @@
 """Attribute vectors from a text encoder: whole names, any dimension, and a sentence where something is missing."""
 
-from __future__ import annotations
-
 import json
 import sys
 import types

@@ -1,7 +1,5 @@
 """docs/tour.ipynb to its end, on a small demo: fewer pictures, an epoch of everything."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

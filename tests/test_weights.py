@@ -1,7 +1,5 @@
 """Weights files as training scripts leave them: the trunk is taken, the head is not, another trunk is refused."""
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 from pathlib import Path

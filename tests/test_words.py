@@ -1,7 +1,5 @@
 """Descriptions in words: the sheet that is made of them, what of it is kept, and classes added by words."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -6,8 +6,6 @@
 Interrupted? The same command continues.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Everything DEMO_ours.py needs before it can train: images, backbone, features, vectors."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from core.datasets import paths

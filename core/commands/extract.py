@@ -1,7 +1,5 @@
 """The command line of the extraction, which the scripts in extract_feature/ share."""
 
-from __future__ import annotations
-
 import argparse
 import logging
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Command line of finetune.py."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The command line of data/get_data.py."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The command line of attribute word vectors, which the scripts in extract_feature/ share."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

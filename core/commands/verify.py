@@ -1,7 +1,5 @@
 """Check the rows of results/board: numbers, choices, digests (python -m core.commands.verify --board)."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Texts of classes and attributes for text encoders, and vectors of attributes from these: a whole name is one text."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Callable, Sequence

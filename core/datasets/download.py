@@ -1,7 +1,5 @@
 """Get the data sets: checksums where one is known, and archives that cannot write elsewhere."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -4,8 +4,6 @@ tests/test_attributes.py proves from the published vectors' numbers which words 
 parentheses, hyphens split, "grey" spelled "gray".
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

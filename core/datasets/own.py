@@ -8,8 +8,6 @@
 A class with a row and no images is a candidate: predictions may name it, no accuracy is over it (docs/own-data.md).
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import unicodedata

@@ -1,7 +1,5 @@
 """Which images of a folder of one's own are trained on: splits.csv, the choices, unseen.txt, or a draw."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass

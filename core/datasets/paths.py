@@ -1,7 +1,5 @@
 """Where everything of a data set lies under a data root. Nothing outside the root is looked at."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The data sets, as data: folders, published counts, and what differs from one to the next."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from core.files.errors import UserError

@@ -1,7 +1,5 @@
 """Tables that people write: CSV of any spreadsheet, or a workbook; refused with the cell that is not as it must be."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import re

@@ -1,7 +1,5 @@
 """A data set's metadata as feature files hold them: read from HDF5, and compared with those of the data root."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ The published files (DAZLE's) are sums of word2vec-google-news-300 vectors, V = 
 as a stream, of which the wanted words are kept; word2vec's binary files by gensim, which also downloads two models.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

@@ -7,8 +7,6 @@ class c has phrase p as far as one of its own phrases q means the same:
 orange one are not.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reader for xlsa17's res101.mat + att_splits.mat; what they must hold is :meth:`Metadata.check`."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path

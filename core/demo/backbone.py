@@ -4,8 +4,6 @@ It learns those classes and their attributes from the images of the train split,
 classes that methods are chosen on (val) are as new to it as the unseen ones, so validation foretells the test.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -5,8 +5,6 @@ Unseen classes are new combinations of values that seen classes show; they come 
 alone does not tell them apart.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -4,8 +4,6 @@ Pose, articulation, scale, position, individual colour, background, light and oc
 ``dataset.FORMAT`` must rise when anything here changes a picture.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

@@ -6,8 +6,6 @@ every member is trained there once more, as its own validation chose, and must b
 each answers from its checkpoint, and spreads are measured anew.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import time

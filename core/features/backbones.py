@@ -6,8 +6,6 @@ timm (timm:NAME), the image towers of open_clip (open_clip:MODEL/PRETRAINED), an
 network; a file in core/features/added/ adds another (docs/adding.md).
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ in unit vectors of one space (E numbers), and an image is of the class whose tex
 region of E channels, the embedding itself; timm:vit_base_patch16_clip_224 gives patches of such an image tower.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ one that was not finished is redone whole: a run that was killed and started aga
 of batches each, end with the same bytes as one that was not.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import math

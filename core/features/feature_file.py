@@ -6,8 +6,6 @@ behind another, the crc32 of each in row_crc32, and in the attribute sha256 a di
 checksums and are read through h5py.
 """
 
-from __future__ import annotations
-
 import math
 import mmap
 import zlib

@@ -5,8 +5,6 @@ for the final ones trainval. A tenth of them, of every class, is not trained on 
 file names its rows: features made with it are refused where they would be measured on these images or their classes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

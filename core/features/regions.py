@@ -1,7 +1,5 @@
 """Region features as the models want them: (B,R,D), L2-normalised over D, held in half precision or streamed."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections import deque

@@ -1,7 +1,5 @@
 """The settings of an extraction, the name its file gets, and the command that makes it."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A trunk is a classifier without what follows its last map: logits (SqueezeNet's 
 Vision transformers give their patch tokens, in the order of the picture's rows, without class and register tokens.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

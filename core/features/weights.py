@@ -5,8 +5,6 @@ without the prefixes of DataParallel, torch.compile, EMA or a wrapping module. T
 images they were fine-tuned on, and so do features made with them.
 """
 
-from __future__ import annotations
-
 import argparse
 import base64
 import contextlib

@@ -5,8 +5,6 @@ decides them in a `.json` beside. A row that fits its crc32 is done, any other i
 a part each, which may overlap. Where every row is in some part, the file is made of them, with the same bytes always.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import hashlib

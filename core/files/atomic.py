@@ -1,7 +1,5 @@
 """Files that are never half-written, locks, checksums, and JSON."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import hashlib

@@ -3,8 +3,6 @@
 What a user can mend raises :class:`UserError` anywhere; a docstring says so only where there is more to say.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """Values of HDF5 files, and numbers of any file, as plain ones."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

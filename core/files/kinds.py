@@ -1,7 +1,5 @@
 """Messages about files that are not there, or not what their name says, and the endings of photographs."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

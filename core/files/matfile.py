@@ -1,7 +1,5 @@
 """MATLAB files (.mat, up to -v7) by scipy: the wanted variables only, as plain data."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any

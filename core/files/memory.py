@@ -1,7 +1,5 @@
 """How this process keeps its memory."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 

@@ -1,7 +1,5 @@
 """Numeric numpy arrays from pickles (DAZLE's files of word vectors), through a list of the few names they need."""
 
-from __future__ import annotations
-
 import io
 import pickle
 import re

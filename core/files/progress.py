@@ -1,7 +1,5 @@
 """How far a long piece of work is: a bar on a terminal, a line every tenth in a log."""
 
-from __future__ import annotations
-
 import logging
 import time
 from contextlib import AbstractContextManager

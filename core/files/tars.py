@@ -1,7 +1,5 @@
 """Photographs in tar files, webdataset's form: `shard.tar/class/key.jpg` is one's path, and nothing is unpacked."""
 
-from __future__ import annotations
-
 import tarfile
 from functools import cache
 from pathlib import Path

@@ -9,8 +9,6 @@ photographs that a description is worth, and the share of γ were chosen on vali
 run's own classes keep their scores to the bit, but for unseen ones that photographs are given of.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a model says of one picture. Without torch: ``import core`` has these names at once."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

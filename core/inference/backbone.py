@@ -3,8 +3,6 @@
 B images · R regions · D channels
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing

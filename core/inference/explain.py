@@ -6,8 +6,6 @@ Predictions, pages and figures all take their scores and their reasons from here
 B images · R regions · K attributes · C classes
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -4,8 +4,6 @@ The head alone takes the backbone's map and does the rest: rounding as in stored
 scores, γ. With the backbone it takes pixels, resized and cropped as the file's metadata says.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Names and reasons as a person reads them in figures and on pages; tables, files and models keep the data's names."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -11,8 +11,6 @@ Names are data: JSON with every letter outside ASCII and < > & escaped here, and
 B images · R regions · D channels · K attributes · C classes (S seen)
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """A finished run's model, from its checkpoint alone."""
 
-from __future__ import annotations
-
 import shlex
 from dataclasses import dataclass, field, replace
 from functools import cached_property

@@ -12,8 +12,6 @@ same kind that is missing; a method that cannot score a description has the scor
 n images · C classes · K attributes
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any

@@ -4,8 +4,6 @@ M. Tan, Q. Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural 
 are its authors' for telephones: no squeeze-and-excitation, relu6.
 """
 
-from __future__ import annotations
-
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
