@@ -5,10 +5,12 @@ import sys
 import tomllib
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from core.commands.main import COMMANDS, dispatch, main
+from core.files import memory
 from core.files.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,3 +97,10 @@ def test_large_pieces_of_memory_are_kept() -> None:
         pytest.skip("another C library")
     faults = {how: int(result.stdout) for how, result in ended.items()}
     assert faults["usual"] > 1000 and faults["keep"] < faults["usual"] / 20, faults
+
+
+def test_an_old_glibc_keeps_what_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = SimpleNamespace(mallopt=lambda setting, value: setting == -1 or value <= 32 << 20)
+    monkeypatch.setattr(memory, "sys", SimpleNamespace(platform="linux"))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: old)
+    assert memory.keep_memory()

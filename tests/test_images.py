@@ -12,9 +12,9 @@ from PIL import Image, PngImagePlugin
 
 from core.datasets.registry import DEMO
 from core.features.backbones import build_backbone
-from core.features.extraction import extract
+from core.features.extraction import decoded, extract
 from core.features.feature_file import FeatureFile
-from core.features.images import Normaliser, load_image, open_image
+from core.features.images import Normaliser, Transform, load_image, open_image
 from core.files.errors import UserError
 from core.files.kinds import IMAGE_SUFFIXES
 from tests.helpers_features import TINY, make_data
@@ -136,6 +136,10 @@ def test_heic_without_its_library_says_what_to_install(monkeypatch: pytest.Monke
     assert {".heic", ".heif", ".avif"} <= {*IMAGE_SUFFIXES}  # so a folder of them is refused, and not passed over
     with pytest.raises(UserError, match="pip install pillow-heif"):
         open_image(HEIC, 32)
+    drawn = encoded(SMOOTH, "PNG")
+    ((_, pixels, bad),) = decoded([np.arange(3)], [drawn, HEIC, drawn], Transform(16, 16), False, 1)
+    assert [*bad] == [1] and "pip install pillow-heif" in bad[1]  # the others are read
+    assert pixels[[0, 2]].amax(dim=(1, 2, 3)).all() and not pixels[1].any()
 
 
 def test_heic_is_read_upright() -> None:

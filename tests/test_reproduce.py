@@ -70,6 +70,8 @@ def test_the_summary_is_a_function_of_the_run_folders(toy_plan):
     damaged.write_text(damaged.read_text().replace('"T1": 0', '"T1": 1', 1))
     with pytest.raises(UserError, match="damaged or was changed by hand"):
         s.collect(plan.out)
+    with pytest.raises(UserError, match="--docs goes with --board"):
+        main(None, ["--docs", str(path.parent), "--collect", "--out", str(plan.out)])
     with pytest.raises(UserError, match="no finished run below"):  # an old summary is no table
         s.collect(path.parent / "empty")
 

@@ -34,7 +34,7 @@ def parser(description: str | None, argv: Sequence[str] | None = ()) -> Parser:
     unseen = data.add_mutually_exclusive_group()
     said = "classes that are not trained on; none: all are, and only S is measured"
     unseen.add_argument("--unseen", nargs="+", default=[], metavar="CLASS", help=said)
-    share = "share of the classes with images that is drawn instead (unseen.txt, else 0.2)"
+    share = "share of the classes with images that is drawn instead; 0: none (unseen.txt, else 0.2)"
     unseen.add_argument("--unseen-share", type=float, help=share)
     data.add_argument("--split-seed", type=whole(0), default=0, help="of everything that is drawn for the split (0)")
     vectors = f"word vectors of the attributes: none (one-hot: names mean nothing), {' or '.join(MODELS)} (through "
@@ -55,8 +55,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     args = parser(description, argv).parse_args(argv)
     keep_memory()
     root: Path = args.data_root
-    if args.unseen_share is not None and not 0 < args.unseen_share < 1:
-        raise UserError(f"--unseen-share {args.unseen_share:g}: must be between 0 and 1")
+    if args.unseen_share is not None and not 0 <= args.unseen_share < 1:
+        raise UserError(f"--unseen-share {args.unseen_share:g}: must be from 0 to below 1")
     if args.unseen == [NONE]:
         args.unseen, args.unseen_share = [], 0.0
     args.out = args.out or root / "results"

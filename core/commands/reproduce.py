@@ -53,6 +53,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     args = parser(description).parse_args(argv)
     if len(args.datasets) > 1 and (args.features or args.w2v):
         raise UserError("--features and --w2v name one file; give a single data set with --datasets")
+    if args.docs and not args.board:
+        raise UserError("--docs goes with --board: its pages are made from the board's rows")
     # what parsing and --help do not need: pandas, scipy and matplotlib take seconds
     from core.experiments.board import collect_board, seconds_of_methods
     from core.experiments.ensemble import ensembles

@@ -145,7 +145,8 @@ def feature_pattern(root: Path, m: Metadata, backbone: str = "*") -> Path:
 
 
 def check_images(features: Path, files: list[str], digests: list[str], root: Path, m: Metadata) -> None:
-    """Refuse features of other images than those of the folder."""
+    """Refuse features of other images than those of the folder; files of before know no digests."""
+    digests = digests or m.image_sha256
     if files != m.image_files or digests != m.image_sha256:
         changed = {*zip(files, digests, strict=False)} ^ {*zip(m.image_files, m.image_sha256, strict=True)}
         raise UserError(

@@ -195,7 +195,7 @@ def decoded(
     def fill(pixels: np.ndarray, image: Picture) -> str | None:
         try:
             pixels[:] = load_image(image, size, transform.resize, transform.interpolation)
-        except ValueError as error:
+        except (ValueError, UserError) as error:  # of one in HEIC without its library: the others are read
             return str(error)
         return None
 

@@ -5,6 +5,7 @@ import sys
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt's settings in malloc.h
 _LARGE = 1 << 30  # bytes; no activation of a batch is larger
+_OLD_LIMIT = 32 << 20  # bytes; glibc before 2.35 takes no higher threshold
 
 
 def keep_memory() -> bool:
@@ -16,4 +17,5 @@ def keep_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:  # not glibc
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGE) and mallopt(_TRIM_THRESHOLD, _LARGE))
+    taken = mallopt(_MMAP_THRESHOLD, _LARGE) or mallopt(_MMAP_THRESHOLD, _OLD_LIMIT)
+    return bool(taken and mallopt(_TRIM_THRESHOLD, _LARGE))
