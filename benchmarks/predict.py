@@ -11,7 +11,6 @@ import argparse
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -20,8 +19,9 @@ from benchmarks.common import SHAPES, Row, make_images, report, space_of
 from core.datasets.registry import DEMO
 from core.features.backbones import build_backbone
 from core.features.settings import BATCH_SIZE, ExtractionConfig
+from core.inference.backbone import View
 from core.inference.predictor import Predictor, find_images
-from core.inference.trained import Trained, build_model
+from core.inference.trained import Trained
 from core.methods import find_method
 
 
@@ -31,20 +31,19 @@ def made_up(backbone: str, method: str, input_size: int | None) -> Predictor:
     D, h, w = network.shape
     space = space_of(SHAPES["CUB"])
     config = {"dataset": "CUB", "method": method, "seed": 0, "epochs": 1}
-    recipe = asdict(find_method(method).recipe("CUB"))
+    recipe = find_method(method).recipe("CUB")
     trained = Trained(
-        model=build_model(config, recipe, space, (h * w, D)).eval(),
+        model=find_method(method).build(recipe, space, (h * w, D), 0, 1).model.eval(),
         space=space,
         gamma=1.0,
         classes=[f"class {c}" for c in range(len(space.att))],
         attributes=[f"attribute {k}" for k in range(space.att.shape[1])],
         config=config,
-        recipe=recipe,
         shape=(h * w, D),
         backbone=network.record() | {"dtype": "float32", "store": "float16"},
     )
     settings = ExtractionConfig(backbone=backbone, weights="random", input_size=input_size, batch_size=BATCH_SIZE)
-    return Predictor(trained, settings, torch.device("cpu"))
+    return Predictor(trained, [View(trained.backbone, settings, torch.device("cpu"))])
 
 
 def rows(args: argparse.Namespace) -> list[Row]:

@@ -16,7 +16,7 @@ is held out, and measured; then the one that is delivered, with the same setting
 import re
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -217,7 +217,7 @@ def fitted(p: Photographs, fold: Fold, chosen: tuple[float, dict[str, Any]]) -> 
     model, unit = fit(p, fold)
     return Trained(
         model=model.eval(), space=fold.space, gamma=chosen[0] * unit, classes=p.names, attributes=p.attributes,
-        config={"method": "vsmr", "dataset": "CUB-200-2011", "seed": 0, "epochs": 0}, recipe=asdict(model.recipe),
+        config={"method": "vsmr", "dataset": "CUB-200-2011", "seed": 0, "epochs": 0},
         shape=(p.features.R, p.features.D), certainty=certainty.mean([chosen[1]], unit), groups=p.groups,
         backbone={k: v for k, v in p.provenance.items() if k in BACKBONE} | {"store": "float16"},
     )  # fmt: skip
@@ -227,9 +227,9 @@ def save(trained: Trained, path: Path) -> None:
     """The checkpoint, large matrices in half precision."""
     tensors = {f"model.{name}": t.half() if t.numel() > LARGE else t for name, t in trained.model.state_dict().items()}
     tensors |= {f"space.{name}": getattr(trained.space, name) for name in ("att", "seen", "unseen", "w2v")}
-    same = ("config", "recipe", "gamma", "certainty", "groups", "shape", "classes", "attributes", "backbone")
+    same = ("config", "gamma", "certainty", "groups", "shape", "classes", "attributes", "backbone")
     libraries = {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")}
-    meta = {name: getattr(trained, name) for name in same}
+    meta = {name: getattr(trained, name) for name in same} | {"recipe": dict(vars(trained.model.recipe))}
     save_checkpoint(path, tensors, meta | {"version": core.__version__, "libraries": libraries})
 
 

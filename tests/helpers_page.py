@@ -97,7 +97,6 @@ def trained_on(space: ClassSpace, name: str = "vsmr", **settings) -> Trained:
         classes=[f"class {c}" for c in range(len(space.att))],
         attributes=[f"attribute {k}" for k in range(space.att.shape[1])],
         config={"method": name, "dataset": "TOY", "seed": 0, "epochs": 1},
-        recipe=dict(settings),
         shape=(R, D),
     )
 

@@ -74,10 +74,10 @@ def scores_by_name(model: Predictor, paths: list[Path]) -> np.ndarray:
     return np.array(rows)
 
 
-def described(model: Predictor, names: dict[str, str], scale: float = 1.0) -> pd.DataFrame:
+def described(model: Predictor, names: dict[str, str]) -> pd.DataFrame:
     """Known classes described anew under other names, columns in another order."""
     t = model.trained
-    att = t.space.att.numpy()[[t.classes.index(old) for old in names]] * scale
+    att = t.space.att.numpy()[[t.classes.index(old) for old in names]]
     frame = pd.DataFrame(att, columns=t.attributes)[list(reversed(t.attributes))]
     frame.insert(0, "class", list(names.values()))
     return frame

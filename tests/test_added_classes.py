@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from core.files.errors import UserError
 from core.inference.added_classes import add_classes
 from core.inference.explain import LIKENESS, explain
-from tests.helpers import refused, run_here
+from tests.helpers import run_here
 from tests.helpers_predict import Made, described
 
 
@@ -62,7 +62,7 @@ def test_a_folder_of_classes_described_shown_or_both(there: Made, photo: Path, t
     common = (there.run("vsmr"), photo, "--weights", there.weights, "--add-classes", "more", "--explain", "page")
     code, out, err = run_here(tmp_path, "predict.py", *common)
     assert code == 0, err
-    assert "both (description and 2 photographs), told (description), shown (1 photographs)" in err
+    assert "both (description and 2 photographs)\nadded: told (description)\nadded: shown (1 photographs)\n" in err
     assert "bad.png, of the class both, is left out" in err
     assert "    shown (unseen)" in out and f"for it: {LIKENESS} +" in out  # its very photograph
     assert LIKENESS in (tmp_path / "page" / "data.js").read_text()
@@ -72,8 +72,9 @@ def test_a_folder_of_classes_described_shown_or_both(there: Made, photo: Path, t
         model.add_classes(images={"new": [tmp_path / "more" / "images" / "both" / "bad.png"]})
 
 
-def test_classes_that_cannot_be_added(there: Made) -> None:
+def test_classes_that_cannot_be_added(there: Made, tmp_path: Path) -> None:
     model = there.load("eszsl")
+    (tmp_path / "bad.csv").write_text("class;wings\nnew;1\n")
     unseen, seen = (
         model.trained.classes[int(side[0])] for side in (model.trained.space.unseen, model.trained.space.seen)
     )
@@ -89,6 +90,8 @@ def test_classes_that_cannot_be_added(there: Made) -> None:
         (good.assign(**{attribute: "seldom"}), "'new' needs a number for every attribute"),
         (good.assign(**{attribute: np.inf}), "'new' needs a number for every attribute"),
         (zero, "and not 0 for all of them"),
+        (tmp_path / "bad.csv", r"bad.csv: 85 missing.*1 unknown \('wings'\)"),
+        (tmp_path / "none.csv", "no table at .*none.csv"),
     ):
         with pytest.raises(UserError, match=said):
             model.add_classes(frame)
@@ -96,19 +99,3 @@ def test_classes_that_cannot_be_added(there: Made) -> None:
     staged = there.load("vsmr-staged")
     with pytest.raises(UserError, match="vsmr-staged cannot score a class from its description"):
         staged.add_classes(good)
-
-
-def test_added_classes_through_the_command(there: Made, photo: Path, tmp_path: Path) -> None:
-    model = there.load("vsmr")
-    first = model.predict(photo, among="unseen")
-    # in percent, where the run has rows of unit length
-    described(model, {first.name: "mine"}, scale=100).to_csv(tmp_path / "more.csv", index=False, sep=";")
-    common = (there.run("vsmr"), photo, "--weights", there.weights, "--add-classes")
-    code, out, err = run_here(tmp_path, "predict.py", *common, "more.csv", "--among", "unseen", "--explain", "page")
-    assert code == 0, err
-    same = f"{first.classes[0].score:.4g}"
-    assert f"mine (unseen) {same}" in out and f"{first.name} (unseen) {same}" in out
-    assert '"mine"' in (tmp_path / "page" / "data.js").read_text()
-    (tmp_path / "bad.csv").write_text("class,wings\nnew,1\n")
-    refused(run_here(tmp_path, "predict.py", *common, "bad.csv"), "bad.csv", "85 missing", "1 unknown ('wings')")
-    refused(run_here(tmp_path, "predict.py", *common, "none.csv"), "no table at none.csv")

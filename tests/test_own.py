@@ -69,7 +69,7 @@ def test_from_a_folder_to_a_table_and_back(creatures: Path, tmp_path: Path) -> N
 
     use, run = load_trained(find_run(root)), load_trained(table.parent / "seed0")  # every photograph, the same settings
     assert (len(use.space.seen), use.space.unseen.tolist(), len(run.space.seen)) == (5, [5], 4)
-    assert use.recipe == run.recipe and use.gamma != run.gamma
+    assert use.model.recipe == run.model.recipe and use.gamma != run.gamma
     assert (
         "for use, in\nuse/, was fitted with the same settings on all 20 photographs of 5 classes" in table.read_text()
     )

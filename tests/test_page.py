@@ -13,7 +13,7 @@ from core.features.images import Transform
 from core.files.errors import UserError
 from core.inference import explain as explain_module
 from core.inference.explain import explain
-from core.inference.page import Item, script_json, text, write_page
+from core.inference.page import Item, text, write_page
 from core.reporting.run_page import spread
 from tests.helpers_page import HOSTILE, made
 
@@ -39,7 +39,7 @@ def few_classes_do(monkeypatch):
     monkeypatch.setattr(explain_module, "MAPS_FROM", 7)
 
 
-def test_evidence_of_places_is_that_of_the_model_to_a_step(tmp_path):
+def test_evidence_of_places_is_that_of_the_model_to_a_step(tmp_path, monkeypatch):
     trained, items = made()
     write_page(trained, items, tmp_path / "p", grid=(3, 3))
     data, found = data_of(tmp_path / "p"), explain(trained, torch.stack([item.x for item in items]))
@@ -50,11 +50,8 @@ def test_evidence_of_places_is_that_of_the_model_to_a_step(tmp_path):
         ev = np.frombuffer(base64.b64decode(content["ev"]), np.int8).reshape(7, 9) * content["step"]
         assert np.abs(ev - found.ev[number].T.numpy()).max() <= 0.51 * content["step"]
         assert np.abs(ev).max() == pytest.approx(127 * content["step"])
-
-
-def test_below_the_bound_of_classes_no_map_is_written_and_the_page_says_why(tmp_path, monkeypatch):
+    # below the bound of classes no map is written, and the page says why
     monkeypatch.setattr(explain_module, "MAPS_FROM", 8)
-    trained, items = made()
     write_page(trained, items, tmp_path / "p")
     data = data_of(tmp_path / "p")
     assert data["grid"] is None and "7 classes had training images, and with fewer than 8" in data["no_maps"]
@@ -82,17 +79,9 @@ def test_data_are_ascii_and_hold_no_markup(tmp_path):
     trained, items = made(names=HOSTILE)
     write_page(trained, items, tmp_path / "p")
     for file in [tmp_path / "p/data.js", *(tmp_path / "p/images").glob("*.js")]:
-        content = file.read_bytes().decode("ascii")
-        assert not set("<>&\x00\u2028") & set(content)
+        assert not set("<>&\x00\u2028") & set(file.read_bytes().decode("ascii"))
     assert data_of(tmp_path / "p")["classes"] == [text(name) for name in HOSTILE]
-    assert {p.name for p in (tmp_path / "p/images").iterdir()} == {
-        f"{i:04d}.{e}" for i in range(12) for e in ("jpg", "js")
-    }
-
-
-def test_names_lose_only_what_no_file_can_hold():
-    assert text("a\x00b\ud800c\u202e é") == "a\ufffdb\ufffdc\u202e é"
-    assert script_json("</a>\u2028") == '"\\u003c/a\\u003e\\u2028"'
+    assert text("a\x00b\ud800c\u202e é") == "a\ufffdb\ufffdc\u202e é"  # what no file can hold is lost, and no more
 
 
 def test_a_page_is_replaced_and_anything_else_refused(tmp_path):

@@ -1,7 +1,5 @@
 """Command line of predict.py: photographs in, classes and reasons out."""
 
-from __future__ import annotations
-
 import csv
 import io
 import logging
@@ -9,17 +7,14 @@ import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from tqdm import tqdm
 
 from core.commands.parser import DEVICE, Parser, finite, whole
 from core.files.atomic import write_bytes
 from core.files.errors import UserError
 from core.files.memory import keep_memory
 from core.inference.answer import ClassScore, Prediction
-
-if TYPE_CHECKING:
-    from core.inference.page import Item
-    from core.inference.predictor import Predictor
 
 log = logging.getLogger(__name__)
 # of the table's header
@@ -33,8 +28,7 @@ def parser(description: str | None) -> Parser:
     add("images", type=Path, nargs="*", help="photographs, and folders of them (searched to the bottom)")
     add("--top", type=whole(1), default=5, help="classes in an answer (%(default)s)")
     add("--among", choices=sides, default="all", help="candidates: seen classes, unseen ones, or all (%(default)s)")
-    gamma = "points added to classes without photographs; more of them are answered then (as validation chose it)"
-    add("--gamma", type=finite, metavar="X", help=gamma)
+    add("--gamma", type=finite, metavar="X", help="points added to classes without photographs (validation chooses)")
     none = "share of photographs of the classes that may be called none of these; 0: none is (%(default)s)"
     add("--none-rate", type=float, default=0.1, metavar="SHARE", help=none)
     add("--out", type=_named(".csv"), metavar="FILE.csv", help="table, a row an image; without it answers are printed")
@@ -43,10 +37,8 @@ def parser(description: str | None) -> Parser:
     add("--explain", type=Path, metavar="FOLDER", help="a page that says why, to be opened in a browser")
     add("--export", type=_named(".onnx"), metavar="FILE.onnx", help="the model as ONNX: regions in, scores with γ out")
     add("--with-backbone", action="store_true", help="with --export: pixels in instead of regions")
-    said = "the backbone's weights file, where the run's were a file; once more for each other one of an ensemble"
-    add("--weights", type=Path, action="append", help=said)
+    add("--weights", type=Path, action="append", help="the backbone's weights file, where the run's were a file")
     add("--device", default="auto", help=DEVICE)
-    add("--workers", type=whole(1), help="decoding threads (one per core, 2 to 16)")
     add("--batch-size", type=whole(1), default=32, help="images per forward pass (%(default)s)")
     return p
 
@@ -69,7 +61,7 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     args = parser(description).parse_intermixed_args(argv)
     keep_memory()
     # what parsing and --help do not need: torch takes seconds
-    from core.inference.page import IMAGES, check_replaceable, write_page
+    from core.inference.page import IMAGES, Item, check_replaceable, write_page
     from core.inference.predictor import Predictor, find_images
     from core.inference.trained import find_run
 
@@ -81,10 +73,10 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     images = find_images(args.images) if args.images else []
     model = Predictor.load(
         run, weights=args.weights, device=args.device, gamma=args.gamma, none_rate=args.none_rate,
-        batch_size=args.batch_size, workers=args.workers,
+        batch_size=args.batch_size,
     )  # fmt: skip
-    config = model.trained.config
-    log.info("run %s: %s on %s, features of %s", run, config["method"], config["dataset"], model.config.backbone)
+    config, backbone = model.trained.config, model.trained.backbone["backbone"]
+    log.info("run %s: %s on %s, features of %s", run, config["method"], config["dataset"], backbone)
     log.info("%s", model.trained.gamma_said())
     if args.add_classes:
         model.add_classes(args.add_classes)
@@ -96,7 +88,17 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
         log.info("%s", export(model, args.export, with_backbone=args.with_backbone))
     if not images:
         return 0
-    failed, items = _answer(model, images, args, shown=IMAGES if args.explain else 0)
+    items = list[Item]()
+
+    def answers() -> Iterator[Prediction]:
+        for names, x, errors in model.batches(images):
+            made = model.answers((names, x, errors), top=args.top, among=args.among)
+            if args.explain:
+                good = [Item(picture=Path(a.image), x=own.cpu()) for own, a in zip(x, made, strict=True) if not a.error]
+                items.extend(good[: IMAGES - len(items)])
+            yield from made
+
+    failed = _tell(answers(), len(images), args)
     if items:
         _, h, w = model.network.shape
         index = write_page(
@@ -111,37 +113,22 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _answer(model: Predictor, images: list[Path], args: Namespace, shown: int) -> tuple[dict[str, str], list[Item]]:
-    """Predict; answers are printed as they come, a table is written when the last is there.
-
-    Returns:
-        Image and reason of those that could not be read, and the first ``shown`` others for the page.
-    """
-    from tqdm import tqdm
-
-    from core.inference.page import Item
-
-    failed: dict[str, str] = {}
-    items: list[Item] = []
-    text = io.StringIO()
+def _tell(answers: Iterator[Prediction], count: int, args: Namespace) -> dict[str, str]:
+    """Print answers as they come, or write their table when the last is there; image and reason of unreadable ones."""
+    failed, text = dict[str, str](), io.StringIO()
     table = csv.writer(text)
     table.writerow(header(args.top))
-    with tqdm(total=len(images), unit="image", desc="predict", leave=False, disable=None) as bar:
-        for batch in model.batches(images):
-            for x, answer in zip(batch.x, model.answers(batch, top=args.top, among=args.among), strict=True):
-                if answer.error:
-                    failed[answer.image] = answer.error
-                elif len(items) < shown:
-                    items.append(Item(picture=Path(answer.image), x=x.cpu()))
-                if args.out:
-                    table.writerow(row_of(answer, args.top))
-                else:
-                    sys.stdout.write("\n".join(lines_of(answer)) + "\n")
-                bar.update()
+    for answer in tqdm(answers, "predict", count, unit="image", leave=False, disable=None):
+        if answer.error:
+            failed[answer.image] = answer.error
+        if args.out:
+            table.writerow(row_of(answer, args.top))
+        else:
+            sys.stdout.write("\n".join(lines_of(answer)) + "\n")
     if args.out:
         write_bytes(args.out, text.getvalue().encode("utf-8", "backslashreplace"))  # file names may hold anything
-        log.info("%d answers in %s", len(images), args.out)
-    return failed, items
+        log.info("%d answers in %s", count, args.out)
+    return failed
 
 
 def header(top: int) -> list[str]:
@@ -150,25 +137,20 @@ def header(top: int) -> list[str]:
 
 
 def row_of(answer: Prediction, top: int) -> list[str]:
-    """One row of the table; nothing in it is a formula to a spreadsheet."""
-
-    def written(number: float | None) -> str:
-        return "" if number is None else f"{number:.6g}"
-
-    cells = []
-    for c in answer.classes:
-        cells += [_plain(c.name), c.side, written(c.score), written(c.probability)]
+    """One row of the table."""
+    cells = [cell for c in answer.classes for cell in (c.name, c.side, c.score, c.probability)]
     cells += [""] * (4 * top - len(cells))
-    group = "" if answer.group is None else _plain(f"{answer.group[0]} {answer.group[1]:.3g}")
-    likely = _plain("; ".join(answer.likely or ()))
-    more = [written(answer.margin), "none of these" if answer.none else "", likely, group]
-    spoke = _plain(_listed(answer.attributes, "; "))
-    return [_plain(answer.image), *cells[:4], *more, spoke, *cells[4:], _plain(answer.error)]
+    likely, none = "; ".join(answer.likely or ()), "none of these" if answer.none else ""
+    group = answer.group and f"{answer.group[0]} {answer.group[1]:.3g}"
+    more = (answer.margin, none, likely, group, _listed(answer.attributes, "; "))
+    return [*map(_cell, (answer.image, *cells[:4], *more, *cells[4:], answer.error))]
 
 
-def _plain(text: str) -> str:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r", "\n") else text
+def _cell(value: str | float | None) -> str:
+    """As a spreadsheet shows it: it takes no text for a formula."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"'{value}" if value and value[0] in "=+-@\t\r\n" else value or ""
 
 
 def _listed(reasons: tuple[tuple[str, float], ...], between: str = ", ") -> str:
@@ -188,10 +170,9 @@ def lines_of(answer: Prediction) -> Iterator[str]:
         yield f"    9 times in 10 one of: {', '.join(answer.likely[:8])}" + ", ..." * (len(answer.likely) > 8)
     if answer.group:
         yield f"    unsure; of its kind: {answer.group[0]} {answer.group[1]:.0%}"
-    if answer.attributes:
-        yield f"    for it: {_listed(answer.attributes)}"
-    if answer.against:
-        yield f"    against it: {_listed(answer.against)}"
+    for said, reasons in (("for it", answer.attributes), ("against it", answer.against)):
+        if reasons:
+            yield f"    {said}: {_listed(reasons)}"
     if others:
         yield "    then: " + ", ".join(_named_with(c) for c in others)
 

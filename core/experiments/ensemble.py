@@ -6,7 +6,6 @@ every member is trained there once more, as its own validation chose, and must b
 each answers from its checkpoint, and spreads are measured anew.
 """
 
-import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -52,10 +51,7 @@ class Member:
 
 def ensembles(runs: Sequence[Path], out: Path, data_root: Path | None = None, w2v: Path | None = None) -> None:
     """An ensemble of each seed that all of ``runs`` (folders of runs, or of methods above their seeds) have."""
-    found = []
-    for run in runs:
-        read = {path.parent: results.read_result(path) for path in sorted(run.rglob("metrics.json"))}
-        found.append({result["config"]["seed"]: folder for folder, result in read.items()})
+    found = [{path.parent.name: path.parent for path in sorted(run.rglob("metrics.json"))} for run in runs]
     if not (shared := sorted(set.intersection(*map(set, found)))):
         raise UserError(f"{' and '.join(map(str, runs))} have no finished run of a common seed")
     for seed in shared:
@@ -124,9 +120,11 @@ def ensemble(folders: Sequence[Path], out: Path, data_root: Path | None = None, 
             "notes": inputs.metadata.notes, "environment": first.result["environment"], "certainty": sure,
             "standard": standard(condensed, gamma) | {"ECE": calibration_error(condensed, gamma)},
         }  # fmt: skip
+        metas = [load_checkpoint(m.folder / CHECKPOINT)[1] for m in members]
+        made = {m.config.features_sha256: meta["backbone"] for m, meta in zip(members, metas, strict=True)}
         record = {
-            "names": _told_apart(members), "views": method.model.views, "widths": method.model.widths,
-            "members": [load_checkpoint(m.folder / CHECKPOINT)[1] for m in members],
+            "names": [f"{m.config.method}, {m.inputs.provenance['name']}" for m in members], "members": metas,
+            "views": method.model.views, "widths": method.model.widths, "made": [*made.values()],
         }  # fmt: skip
         result["files"] = results.write_files(path, method, result, inputs, fold, condensed, ensemble=record)
         took = {"seconds": time.time() - started[0], "processor_seconds": time.process_time() - started[1]}
@@ -142,13 +140,6 @@ def _method(members: Sequence[Member], models: Sequence[ZeroShotModel], shares: 
     of_features = {m.config.features_sha256: m.inputs.features.D for m in members}
     views = [[*of_features].index(m.config.features_sha256) for m in members]
     return Method(model=Ensemble(models, views, [*of_features.values()], scale), phases=[])
-
-
-def _told_apart(members: Sequence[Member]) -> list[str]:
-    """What the attributes of each member are marked with: its method, its backbone, or both."""
-    marks = [(m.config.method, m.inputs.provenance["name"]) for m in members]
-    differ = [len({*of_all}) > 1 for of_all in zip(*marks, strict=True)]
-    return [", ".join(itertools.compress(mark, differ)) or f"member {k}" for k, mark in enumerate(marks, 1)]
 
 
 def _member(folder: Path, data_root: Path | None, w2v: Path | None) -> Member:

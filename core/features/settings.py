@@ -1,7 +1,6 @@
 """The settings of an extraction, the name its file gets, and the command that makes it."""
 
 import shlex
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +62,3 @@ def extraction_command(dataset: DataSet, data_root: Path | str, **flags: Any) ->
     for name, value in {"data_root": data_root, **flags}.items():
         words += [] if str(value) in ("data", "None") else [flag_of(name), str(value)]
     return shlex.join(words)
-
-
-def recorded_config(record: Mapping[str, Any]) -> ExtractionConfig:
-    """The settings that a checkpoint records of its features. A weights file is known by its name."""
-    have = {key: record[key] for key in ("backbone", "weights", "dtype", "input_size", "pool") if key in record}
-    have |= {key: int(have[key]) for key in ("input_size", "pool") if key in have}  # a checkpoint has them as text
-    if have.get("weights") in ("IMAGENET1K_V1", "pretrained", "package"):  # what the library takes unasked
-        del have["weights"]
-    return ExtractionConfig(**have)

@@ -36,13 +36,12 @@ def in_folder(path: Path) -> tuple[Path | None, dict[str, list[Path]]]:
     """The sheet and the photographs by class of --add-classes: a CSV file, or a folder with one and images/."""
     if not path.is_dir():
         return path, {}
-    sheet, photos = path / "attributes.csv", dict[str, list[Path]]()
-    sheet = sheet if sheet.is_file() else path / words.NAME
-    if not (path / "images").is_dir() and not sheet.is_file():
+    sheets = [path / name for name in ("attributes.csv", words.NAME) if (path / name).is_file()]
+    images = find_images(path)[0] if (path / "images").is_dir() else {}
+    if not sheets and not images:
         raise UserError(f"--add-classes {path}: neither attributes.csv, {words.NAME} nor images/<class>/ is in it")
-    if (path / "images").is_dir():
-        photos = {name: [path / "images" / file for file in files] for name, files in find_images(path)[0].items()}
-    return sheet if sheet.is_file() else None, photos
+    photos = {name: [path / "images" / file for file in files] for name, files in images.items()}
+    return sheets[0] if sheets else None, photos
 
 
 @torch.no_grad()
@@ -59,10 +58,8 @@ def add_classes(
     """
     shown, encoder, space = shown or {}, trained.encoder, trained.space
     if encoder is None:
-        raise UserError(
-            f"{trained.config['method']} cannot score a class from its description: its scores do not split over "
-            "attributes; train again with the class among the unseen ones, or take vsmr"
-        )
+        said = "cannot score a class from its description; train again with it among the unseen ones, or take vsmr"
+        raise UserError(f"{trained.config['method']} {said}")
     told = {} if described is None else _described(trained.attributes, described)
     known = {trained.classes[c]: space.att[c] for c in space.unseen.tolist()}
     names = [*told, *(name for name in shown if name not in told)]
@@ -73,8 +70,9 @@ def add_classes(
             raise UserError(f"{name!r} is no class name: it {why}")
     none = torch.zeros_like(space.att[0])
     att = torch.stack([told.get(name, known.get(name, none)).to(none) for name in names])  # (A,K)
-    said = [_said(name, row, shown.get(name)) for name, row in zip(names, att, strict=True)]
-    log.info("added: %s", ", ".join(said))
+    for name, row in zip(names, att, strict=True):
+        by = ["description"] * bool(row.any()) + ([f"{len(shown[name])} photographs"] if name in shown else [])
+        log.info("added: %s (%s)", name, " and ".join(by))
     classes = [*trained.classes, *(name for name in names if name not in known)]
     new = torch.tensor([name not in known for name in names])
     added = known_by(encoder, att.to(trained.device), [shown.get(name) for name in names])
@@ -107,11 +105,6 @@ def known_by(encoder: ClassEncoder, att: Tensor, shown: Sequence[Tensor | None],
             correction[c] = -encoder.hubness * (encoder.means @ prototype / length).max()
             gamma[c] = k / (n + k)
     return Added(weights=weights, correction=correction, likeness=likeness, gamma=gamma)
-
-
-def _said(name: str, row: Tensor, photos: Tensor | None) -> str:
-    by = ["description"] * bool(row.any()) + ([] if photos is None else [f"{len(photos)} photographs"])
-    return f"{name} ({' and '.join(by)})"
 
 
 def _described(wanted: Sequence[str], described: pd.DataFrame | Path) -> dict[str, Tensor]:

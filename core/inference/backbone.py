@@ -6,7 +6,6 @@ B images · R regions · D channels
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +17,36 @@ from core.features.backbones import Backbone, build_backbone
 from core.features.extraction import decoded, threads_of
 from core.features.images import Normaliser, Picture
 from core.features.regions import unit_regions
-from core.features.settings import DTYPES, ExtractionConfig, recorded_config
+from core.features.settings import DTYPES, ExtractionConfig
 from core.features.weights import is_weights_file, state_sha256
 from core.files.errors import UserError
 
 _SAME = ("backbone", "layer", "transform", "input_size", "pool", "flip")  # of the record, beside the weights
 _MISSING = {"pool": 1, "flip": "no"}  # where a record is of before there was such a choice
+_UNASKED = ("", "IMAGENET1K_V1", "pretrained", "package")  # weights that a library takes where none are named
 
 
-def recorded_settings(record: Mapping[str, Any], run: Path, weights: Path | str | None) -> ExtractionConfig:
-    """How the regions of ``run`` were extracted; ``weights`` is None where the library has those of that name.
+def recorded_settings(
+    record: Mapping[str, Any], run: Path, weights: Path | str | None, **more: Any
+) -> ExtractionConfig:
+    """How the regions of ``run`` were extracted, from its checkpoint, which has numbers as text.
 
-    Args: weights: a file that a user names.
+    Args: weights: a file that a user names; None: the library has those of the recorded name. more: other fields.
     """
     name = str(record.get("backbone", "unknown"))
     if name == "unknown":
         raise UserError(
-            f"the features that {run} was trained on do not say which backbone made them, so no photograph can be "
-            "turned into such features; extract them anew (extract_feature/), train again, and predict from that"
+            f"the features that {run} was trained on do not say which backbone made them; extract them anew "
+            "(extract_feature/), train again, and predict from that"
         )
-    config = recorded_config({k: v for k, v in record.items() if k != "batch_size"})
-    known = config.weights or ""
-    if is_weights_file(known) or name.endswith(f"/{known}"):  # open_clip's weights are part of the backbone's name
-        known = ""
-    given = str(weights) if weights is not None else known or None
-    return replace(config, weights=given, pretraining_saw_unseen=None)
+    known, side = str(record.get("weights", "")), record.get("input_size")
+    # a file is to be named again, and open_clip's weights are part of the backbone's name
+    if weights is None and not (known in _UNASKED or is_weights_file(known) or name.endswith(f"/{known}")):
+        weights = known
+    return ExtractionConfig(
+        backbone=name, weights=None if weights is None else str(weights), input_size=side and int(side),
+        pool=int(record.get("pool", 1)), dtype=str(record.get("dtype", "float32")), **more,
+    )  # fmt: skip
 
 
 def rebuild(record: Mapping[str, Any], config: ExtractionConfig) -> Backbone:
@@ -73,9 +77,7 @@ class View:
     """What one backbone makes of photographs; it is built when the first comes, and threads may share it."""
 
     def __init__(self, record: Mapping[str, Any], config: ExtractionConfig, device: torch.device) -> None:
-        """``config`` holds the weights, batch size and workers; what decides the regions is the record's."""
-        self.record, self.config, self.device = record, config, device
-        self.dtype = DTYPES[str(record.get("dtype", "float32"))]
+        self.record, self.config, self.device, self.dtype = record, config, device, DTYPES[config.dtype]
         self._network: Backbone | None = None
         self._building = threading.Lock()
 
@@ -92,8 +94,7 @@ class View:
     @torch.inference_mode()
     def regions(self, pixels: Tensor) -> Tensor:
         """(B,R,D) float32 regions of unit length, from pixels (B,H,W,3) uint8 that were resized and cropped."""
-        how = self.network.transform
-        images = Normaliser(self.device, self.dtype, how)(pixels)
+        images = Normaliser(self.device, self.dtype, self.network.transform)(pixels)
         maps = self.network(images).to(getattr(torch, self.record["store"]))
         return unit_regions(maps.flatten(2))[0].float()
 
@@ -101,8 +102,7 @@ class View:
         """Numbers of some images, their regions, and why some could not be read. Threads decode ahead of it."""
         size = self.config.batch_size
         rows = [np.arange(s, min(s + size, len(images))) for s in range(0, len(images), size)]
-        cuda = self.device.type == "cuda"
-        coming = decoded(rows, images, self.network.transform, cuda, threads_of(self.config.workers))
-        with closing(coming):
+        threads, pin = threads_of(self.config.workers), self.device.type == "cuda"
+        with closing(decoded(rows, images, self.network.transform, pin, threads)) as coming:
             for some, pixels, errors in coming:
                 yield some, self.regions(pixels), errors

@@ -34,12 +34,10 @@ class Explanation:
         assert self.g is not None and self.y is not None, "the scores of this method do not split over attributes"
         return self.g[image] * self.y[of]
 
-    def places(self, image: int, of: int, attribute: int | None = None) -> Tensor:
-        """(R,) what each region adds to the score of class ``of`` by one attribute, or by all of them."""
+    def places(self, image: int, of: int) -> Tensor:
+        """(R,) what each region adds to the score of class ``of`` by all attributes."""
         assert self.ev is not None and self.y is not None, "the scores of this method do not split over places"
-        if attribute is None:
-            return self.ev[image] @ self.y[of]
-        return self.ev[image, :, attribute] * self.y[of, attribute]
+        return self.ev[image] @ self.y[of]
 
 
 @torch.no_grad()
@@ -75,10 +73,8 @@ def explain(trained: Trained, x: Tensor) -> Explanation:
 def why_no_maps(trained: Trained, found: Explanation) -> str:
     """A sentence for people where no map is drawn; empty where maps are."""
     method, seen = trained.config.get("method", "this method"), len(trained.space.seen)
-    if found.g is None:
-        return f"The scores of {method} do not split over attributes, so there is nothing exact to say here."
     if found.ev is None:
-        return f"The scores of {method} split over attributes, but not over places: there is no map."
+        return f"The scores of {method} do not split over {'attributes' if found.g is None else 'places'}: no map."
     if seen < MAPS_FROM:
         return (
             f"No map is drawn: {seen} classes had training images, and with fewer than {MAPS_FROM} a map changes too "

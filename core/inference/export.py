@@ -25,36 +25,25 @@ TOLERANCE = (1e-4, 1e-3)
 _OPSET = 18
 
 
-class Head(nn.Module):
-    """Map (B,D,h,w) of the backbone to scores (B,C) with γ, of all classes in their order."""
+class Program(nn.Module):
+    """Maps (B,D,h,w) of the backbone, or with it pixels (B,S,S,3) uint8, to scores (B,C) with γ, of all classes."""
 
     gamma: Tensor
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, predictor: Predictor, with_backbone: bool) -> None:
         super().__init__()
-        self.trained, self.model = trained, trained.model  # the model as a module of its own: its weights go along
+        self.trained = trained = predictor.trained
+        self.model = trained.model  # as a module of its own: its weights go along
         self.store = getattr(torch, trained.backbone["store"])
         self.register_buffer("gamma", (trained.gamma * trained.gamma_shares).to(trained.device))  # (C,)
+        self.network = None
+        if with_backbone:  # in float32 whatever the run's features were made in: few programs have bfloat16
+            self.network = copy.deepcopy(predictor.network).float()
+            self.normalise = Normaliser(trained.device, torch.float32, self.network.transform)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B,D,h,w) to (B,C)."""
+    def forward(self, x: Tensor) -> Tensor:
+        maps = x if self.network is None else self.network.maps(self.normalise(x)).float()
         return explain(self.trained, unit_regions(maps.to(self.store).flatten(2))[0].float()).scores + self.gamma
-
-
-class Whole(nn.Module):
-    """Pixels (B,S,S,3), uint8, to scores (B,C)."""
-
-    def __init__(self, predictor: Predictor) -> None:
-        super().__init__()
-        # in float32 whatever the run's features were made in: few programs have bfloat16
-        self.network, self.head = copy.deepcopy(predictor.network).float(), Head(predictor.trained)
-        how = self.network.transform
-        self.normalise = Normaliser(predictor.device, torch.float32, how)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B,S,S,3) to (B,C)."""
-        scores: Tensor = self.head(self.network.maps(self.normalise(pixels)).float())
-        return scores
 
 
 def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = False) -> str:
@@ -72,15 +61,12 @@ def export(predictor: Predictor, path: Path | str, *, with_backbone: bool = Fals
         raise UserError("an ensemble on several features has no ONNX file: export its members, and take their mean")
     if with_backbone:
         side = predictor.network.input_size
-        program: nn.Module = Whole(predictor)
         name, example = "pixels", rng.integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     else:
         R, D = trained.shape
         h, w = grid_said(str(trained.backbone.get("regions", ""))) or (1, R)
-        program = Head(trained)
         name, example = "maps", np.abs(rng.standard_normal((3, D, h, w), dtype=np.float32))
-    inputs = torch.from_numpy(example).to(predictor.device)
-    program.eval()
+    program, inputs = Program(predictor, with_backbone).eval(), torch.from_numpy(example).to(trained.device)
     with torch.no_grad():
         ours = program(inputs).cpu().numpy()  # (3,C)
     with atomic_path(path) as temporary:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 
 def shown_class(name: str) -> str:
-    """A class's name without CUB's number before it, and with spaces where AWA2 and SUN write ``+`` and ``_``.
+    """``Geococcyx`` of ``110.Geococcyx``, ``grizzly bear`` of ``grizzly+bear``, ``access road`` of ``access_road``.
 
-    ``110.Geococcyx`` -> Geococcyx, ``grizzly+bear`` -> grizzly bear, ``access_road`` -> access road. Signs at an end
-    and numbers of another form are part of the name.
+    Signs at an end and numbers of another form are part of the name.
     """
     return _spaced(re.sub(r"^\d{3}\.(?=\D)", "", name))
 
@@ -32,10 +31,7 @@ def shown_attribute(name: str) -> str:
 
 def shown_reason(attribute: str, g: float) -> str:
     """What a photograph shows of an attribute, by the sign of its evidence g: ``red top``, or ``less red top than
-    usual``; ``bill color: grey``, or ``bill color: grey, less than usual``.
-
-    It names a reason for a class as well as one against it. What adds to the score of a class that has less of the
-    attribute than usual is that the photograph shows less of it, too: g and y are both negative there.
+    usual``; for a class as well as against it. Less of it speaks for a class that has less of it: g and y are negative.
     """
     name = shown_attribute(attribute)
     if g >= 0:

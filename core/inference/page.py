@@ -53,16 +53,9 @@ class Item:
 
 
 def write_page(
-    trained: Trained,
-    items: Sequence[Item],
-    out: Path,
-    *,
-    grid: tuple[int, int] | None = None,
-    transform: Transform | None = None,
-    title: str = "",
-    total: int = 0,
-    none_rate: float = NONE_RATE,
-) -> Path:
+    trained: Trained, items: Sequence[Item], out: Path, *, grid: tuple[int, int] | None = None,
+    transform: Transform | None = None, title: str = "", total: int = 0, none_rate: float = NONE_RATE,
+) -> Path:  # fmt: skip
     """Write the page of a trained model's decisions on some images, and return its index.html.
 
     Args:
@@ -79,7 +72,9 @@ def write_page(
         (temporary / "images").mkdir(parents=True)
         for name in ASSETS:
             (temporary / name).write_bytes((resources.files("core.inference") / "page" / name).read_bytes())
-        _write(temporary, trained, items, grid, transform, title, max(total, len(items)), none_rate)
+        title = text(title or f"{trained.config.get('dataset', '')}, {trained.config.get('method', '')}")
+        said = {"title": title, "total": max(total, len(items)), "none_rate": none_rate}
+        _write(temporary, trained, items, grid, transform, said)
         shutil.rmtree(out, ignore_errors=True)
         os.rename(temporary, out)
     finally:
@@ -98,7 +93,7 @@ def check_replaceable(out: Path) -> None:
 
 def _write(
     folder: Path, trained: Trained, items: Sequence[Item], grid: tuple[int, int] | None, transform: Transform | None,
-    title: str, total: int, none_rate: float,
+    said: dict[str, Any],
 ) -> None:  # fmt: skip
     R = len(items[0].x)
     h, w = grid or (round(R**0.5),) * 2
@@ -118,19 +113,16 @@ def _write(
                 steps = (ev / step).round().to(torch.int8).numpy()
                 content |= {"step": step, "ev": base64.b64encode(steps.tobytes()).decode()}
             (folder / f"{stem}.js").write_text(f"pageImage({len(images)}, {script_json(content)});\n", "ascii")
-            images.append(
-                {
-                    "name": text(item.name or (item.picture.name if isinstance(item.picture, Path) else "")),
-                    "truth": item.truth,
-                    "crop": crop,
-                    "scores": floats(found.scores[i]),
-                    "rival": None if rival is None else float(rival[i]),
-                    "g": None if found.g is None else floats(found.g[i]),
-                    "corrections": [floats(values[i]) for values in found.corrections.values()],
-                }
-            )
-    data = {
-        "title": text(title or f"{trained.config.get('dataset', '')}, {trained.config.get('method', '')}"),
+            images.append({
+                "name": text(item.name or (item.picture.name if isinstance(item.picture, Path) else "")),
+                "truth": item.truth,
+                "crop": crop,
+                "scores": floats(found.scores[i]),
+                "rival": None if rival is None else float(rival[i]),
+                "g": None if found.g is None else floats(found.g[i]),
+                "corrections": [floats(values[i]) for values in found.corrections.values()],
+            })  # fmt: skip
+    data = said | {
         "classes": [text(c) for c in trained.classes],
         "shown": [text(c) for c in shown_classes(trained.classes)],  # for people; tables keep the names of the data
         "attributes": [text(a) for a in trained.attributes],
@@ -140,8 +132,6 @@ def _write(
         "gamma": trained.gamma,
         "shares": trained.gamma_shares.tolist(),  # of γ, by class
         "certainty": trained.certainty or None,
-        "none_rate": none_rate,
-        "total": total,
         "encoder": _encoder(trained),
         "y": None if found.y is None else floats(found.y),
         "corrections": list(found.corrections),

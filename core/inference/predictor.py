@@ -7,13 +7,12 @@ keeps nothing.
 B images · R regions · D channels · K attributes · C classes
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from torch import Tensor
 from core.features.backbones import Backbone
 from core.features.devices import resolve_device
 from core.features.images import Picture
-from core.features.settings import BATCH_SIZE, ExtractionConfig
+from core.features.settings import BATCH_SIZE
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
 from core.files.kinds import IMAGE_SUFFIXES
@@ -39,35 +38,23 @@ log = logging.getLogger(__name__)
 SPOKEN, AGAINST = 5, 2  # attributes named with a prediction, for and against its class
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegionBatch:
-    """Some images after the backbone."""
-
-    images: list[str]  # (B,) as an answer calls them
-    x: Tensor  # (B,R,D) float32 regions of unit length; what stands in the place of an unreadable image means nothing
-    errors: dict[int, str]  # place of each image that could not be read, and why
+# Some images after the backbone: (B,) as an answer calls them; (B,R,D) float32 regions of unit length, of an unreadable
+# image without meaning; place of each that could not be read, and why.
+RegionBatch = tuple[list[str], Tensor, dict[int, str]]
 
 
 class Predictor:
     """A trained model and its backbone, which is built when the first image comes."""
 
-    def __init__(
-        self, trained: Trained, config: ExtractionConfig, device: torch.device, none_rate: float = NONE_RATE,
-        beside: Sequence[ExtractionConfig] = (),
-    ) -> None:  # fmt: skip
-        """``config`` holds weights, batch size and workers (``beside``: of an ensemble's other backbones); what decides
-        the regions is the checkpoint's.
-        """
-        self.trained, self.config, self.device, self.none_rate = trained, config, device, none_rate
-        made = zip((trained.backbone, *trained.beside), (config, *beside), strict=True)
-        self.views = [View(record, of, device) for record, of in made]
+    def __init__(self, trained: Trained, views: Sequence[View], none_rate: float = NONE_RATE) -> None:
+        """``views``: of an ensemble several."""
+        self.trained, self.views, self.none_rate = trained, views, none_rate
 
     @classmethod
     def load(
         cls, run: Path | str, *, weights: Path | str | Sequence[Path | str] | None = None, device: str = "auto",
         gamma: float | None = None, none_rate: float = NONE_RATE, batch_size: int = BATCH_SIZE,
-        workers: int | None = None,
-    ) -> Predictor:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """A finished run.
 
         Args:
@@ -76,18 +63,17 @@ class Predictor:
                 ensemble has several.
             gamma: points added to the scores of unseen classes (None: as validation chose it).
             none_rate: share of photographs of the classes that may be called none of these; 0: none is.
-            batch_size: images a forward pass. workers: decoding threads (None: one per core, 2 to 16).
+            batch_size: images a forward pass.
         """
         where, run = resolve_device(device), find_run(run)
-        trained = load_trained(run, where)
-        trained = trained if gamma is None else replace(trained, gamma=gamma)
+        trained, views = load_trained(run, where), list[View]()
         files = [weights] if isinstance(weights, Path | str) else [*(weights or ())]
-        of_one, configs = files[0] if files and not trained.beside else None, list[ExtractionConfig]()
         for record in (trained.backbone, *trained.beside):
-            own = [f for f in files if Path(f).is_file() and sha256_file(Path(f)) == record.get("weights_sha256")]
-            config = recorded_settings(record, run, own[0] if own else of_one)
-            configs.append(replace(config, device=device, batch_size=batch_size, workers=workers))
-        return cls(trained, configs[0], where, none_rate, configs[1:])
+            wanted = record.get("weights_sha256")
+            own = [f for f in files if not trained.beside or (Path(f).is_file() and sha256_file(Path(f)) == wanted)]
+            config = recorded_settings(record, run, own[0] if own else None, batch_size=batch_size)
+            views.append(View(record, config, where))
+        return cls(trained if gamma is None else replace(trained, gamma=gamma), views, none_rate)
 
     @property
     def network(self) -> Backbone:
@@ -102,7 +88,7 @@ class Predictor:
                 some, x, errors = parts[0]
                 names = [str(p) if isinstance(p := images[i], Path | str) else f"image {i + 1}" for i in some]
                 x = torch.cat([x for _, x, _ in parts], dim=2) if len(parts) > 1 else x
-                yield RegionBatch(images=names, x=x, errors=errors)
+                yield names, x, errors
 
     def predict(self, image: Picture, *, top: int = 5, among: str = "all") -> Prediction:
         """What the model says of one picture: a path, bytes, an open file, a PIL image, or an array (H,W,3) uint8.
@@ -116,59 +102,52 @@ class Predictor:
 
     def predict_all(self, images: Sequence[Picture], *, top: int = 5, among: str = "all") -> Iterator[Prediction]:
         """One answer a picture, in their order; those that cannot be read have a reason in its place."""
-        self.trained.of_side(among)  # refused before the first picture is read
         for batch in self.batches(images):
             yield from self.answers(batch, top=top, among=among)
 
     def answers(self, batch: RegionBatch, *, top: int = 5, among: str = "all") -> list[Prediction]:
         """:meth:`predict_all` of images that went through the backbone already."""
-        trained = self.trained
-        found = explain(trained, batch.x)
+        trained, (images, x, errors) = self.trained, batch
+        found = explain(trained, x)
         scores = trained.calibrated(found.scores.float().cpu().numpy(), among)  # (B,C)
         best = np.argsort(-scores, axis=1, kind="stable")
         seen, sure = set(trained.space.seen.tolist()), Sure.of(trained, found, scores, self.none_rate)
         made = []
-        for i, image in enumerate(batch.images):
-            if i in batch.errors:
-                made.append(Prediction(image=image, error=batch.errors[i]))
+        for i, image in enumerate(images):
+            if i in errors:
+                made.append(Prediction(image=image, error=errors[i]))
                 continue
-            row, order = scores[i], best[i]
-            order = order[np.isfinite(row[order])]
+            row, likely = scores[i], sure.likely(i)
+            order = best[i][np.isfinite(row[best[i]])]
             classes = [
                 ClassScore(
                     name=trained.classes[c],
                     side="seen" if c in seen else "unseen",
                     score=float(row[c]),
-                    probability=sure.probability(i, c),
+                    probability=None if sure.p is None else float(sure.p[i, c]),
                 )
                 for c in order[:top].tolist()
             ]
             spoke, against = _spoke(trained, found, i, int(order[0]))
             made.append(
                 Prediction(
-                    image=image,
-                    classes=tuple(classes),
+                    image=image, classes=tuple(classes), attributes=spoke, against=against,
                     margin=float(row[order[0]] - row[order[1]]) if len(order) > 1 else None,
-                    none=sure.none(i),
-                    likely=None if (likely := sure.likely(i)) is None else tuple(trained.classes[c] for c in likely),
-                    group=sure.group(i),
-                    attributes=spoke,
-                    against=against,
+                    none=None if sure.is_none is None else bool(sure.is_none[i]), group=sure.group(i),
+                    likely=None if likely is None else tuple(trained.classes[c] for c in likely),
                 )
-            )
+            )  # fmt: skip
         return made
 
     def explain(self, image: Picture) -> Explanation:
         """The parts of a picture's scores, in a batch of one; regions row by row of the grid ``network.shape``."""
-        (batch,) = self.batches([image])
-        if batch.errors:
-            raise UserError(f"cannot read {batch.images[0]}: {batch.errors[0]}")
-        return explain(self.trained, batch.x)
+        ((names, x, errors),) = self.batches([image])
+        if errors:
+            raise UserError(f"cannot read {names[0]}: {errors[0]}")
+        return explain(self.trained, x)
 
     def add_classes(
-        self,
-        described: pd.DataFrame | Path | str | None = None,
-        images: Mapping[str, Sequence[Picture]] | None = None,
+        self, described: pd.DataFrame | Path | str | None = None, images: Mapping[str, Sequence[Picture]] | None = None
     ) -> None:
         """Classes by descriptions, by photographs of each, or by both: core/inference/added_classes.py.
 
@@ -186,13 +165,13 @@ class Predictor:
     def _likeness(self, name: str, photos: Sequence[Picture]) -> Tensor:
         """(n,d) of a class's photographs; those that cannot be read are named and left out."""
         found = []
-        for batch in self.batches(photos):
-            f = self.trained.model.likeness(self.trained.model.attend(batch.x))
+        for names, x, errors in self.batches(photos):
+            f = self.trained.model.likeness(self.trained.model.attend(x))
             if f is None:
                 raise UserError(f"{self.trained.config['method']} takes no class by photographs; vsmr does")
-            for i, why in batch.errors.items():
-                log.warning("%s, of the class %s, is left out: %s", batch.images[i], name, why)
-            found += [row for i, row in enumerate(f) if i not in batch.errors]
+            for i, why in errors.items():
+                log.warning("%s, of the class %s, is left out: %s", names[i], name, why)
+            found += [row for i, row in enumerate(f) if i not in errors]
         if not found:
             raise UserError(f"no photograph of the class {name!r} could be read")
         return torch.stack(found)
@@ -221,8 +200,7 @@ def _spoke(trained: Trained, found: Explanation, image: int, of: int) -> tuple[R
 
 def find_images(given: Sequence[Path | str]) -> list[Path]:
     """Files as they are given, and those below folders in sorted order; hidden ones are passed over."""
-    found: list[Path] = []
-    others: list[Path] = []  # by their names no images
+    found, others = list[Path](), list[Path]()  # the others are no images by their names
     for path in map(Path, given):
         if not path.is_dir():
             found.append(path)  # one that is not there is answered with that

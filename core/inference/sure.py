@@ -3,9 +3,8 @@
 B images · C classes
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class Sure:
     groups: list[str]  # (C,)
 
     @classmethod
-    def of(cls, trained: Trained, found: Explanation, offered: np.ndarray, none_rate: float) -> Sure:
+    def of(cls, trained: Trained, found: Explanation, offered: np.ndarray, none_rate: float) -> Self:
         """Args: offered: scores (B,C) with γ, -inf where a class is no candidate."""
         groups = [*trained.groups, *[""] * (offered.shape[1] - len(trained.groups))]
         if not trained.certainty:
@@ -41,12 +40,6 @@ class Sure:
                 measures.append(measures[0] - rival)
             is_none = none_of_these(trained.certainty, measures, np.isin(top, unseen).astype(int), none_rate)
         return cls(p=p, is_none=is_none, level=trained.certainty.get("level"), groups=groups)
-
-    def probability(self, image: int, of: int) -> float | None:
-        return None if self.p is None else float(self.p[image, of])
-
-    def none(self, image: int) -> bool | None:
-        return None if self.is_none is None else bool(self.is_none[image])
 
     def likely(self, image: int) -> list[int] | None:
         """Class numbers, the likeliest first, among which the right one is 9 times in 10."""

@@ -1,6 +1,6 @@
 """A finished run's model, from its checkpoint alone."""
 
-import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,6 @@ CHECKPOINT = "checkpoint.safetensors"
 USE = "use"  # the folder of a model that was refitted on every photograph, beside those of the seeds that were measured
 SIDES = ("all", "seen", "unseen")
 BOX = Path(__file__).resolve().parents[2] / "models"  # that come along, each called by the name of its folder
-_LISTED = 8  # runs in a message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +49,9 @@ class Trained:
     classes: list[str]  # (C,)
     attributes: list[str]  # (K,)
     config: dict[str, Any]  # the run's identity
-    recipe: dict[str, Any] = field(default_factory=dict)  # with what validation chose
     shape: tuple[int, int] = (0, 0)  # (R,D)
     backbone: dict[str, Any] = field(default_factory=dict)  # what made the regions
-    beside: tuple[dict[str, Any], ...] = ()  # what made the others that an ensemble looks at
+    beside: Sequence[dict[str, Any]] = ()  # what made the others that an ensemble looks at
     # what validation says of the answers, in points (core/training/certainty.py); empty: nothing was validated
     certainty: dict[str, Any] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)  # (C,) genus, family or the like of a class; "": none
@@ -94,10 +92,8 @@ class Trained:
     def gamma_said(self) -> str:
         """What γ does, in words, with both accuracies on validation where the run keeps them."""
         if not (sure := self.certainty):
-            return (
-                f"γ = {self.gamma:.3g} is added to unseen classes. This run was not validated, or is of before 0.3: it "
-                "has no probabilities and no 'none of these'; train it again without --select last"
-            )
+            said = "This run was not validated (or is of before 0.3), so it has no probabilities and no 'none of these'"
+            return f"γ = {self.gamma:.3g} is added to unseen classes. {said}"
         s, u = (np.interp(self.gamma, sure["gammas"], sure[key]) for key in ("S", "U"))
         return (
             f"γ = {self.gamma:.3g} is added to classes without training images; on validation {s:.0%} of photographs "
@@ -109,17 +105,8 @@ class Trained:
         chosen = self.of_side(among)
         seen, unseen = self.space.seen.numpy(), self.space.unseen.numpy()
         out = calibrated(scores, seen, unseen, self.gamma * self.gamma_shares.double().numpy()[unseen])
-        kept = np.full_like(out, -np.inf)
-        kept[:, chosen] = out[:, chosen]
-        return kept
-
-
-def build_model(config: dict[str, Any], recipe: dict[str, Any], space: ClassSpace, shape: Any) -> ZeroShotModel:
-    """The untrained model of a run for a class space; shape (R,D)."""
-    method = find_method(config["method"])
-    settings = with_settings(method.recipe_type(), recipe)
-    R, D = shape
-    return method.build(settings, space, (R, D), config["seed"], config["epochs"]).model
+        out[:, np.setdiff1d(np.arange(out.shape[1]), chosen)] = -np.inf
+        return out
 
 
 def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trained:
@@ -130,32 +117,21 @@ def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trai
              ("model", "space")}  # fmt: skip
     try:
         space = ClassSpace(**parts["space"])
-        record = meta.get("ensemble")
-        members = record["members"] if record else [meta]
-        models = [build_model(m["config"], m["recipe"], space, m["shape"]) for m in members]
-        model, attributes, backbones = models[0], meta["attributes"], {0: members[0]}
+        record, models = meta.get("ensemble"), list[ZeroShotModel]()
+        for member in record["members"] if record else [meta]:
+            method, config, (R, D) = find_method(member["config"]["method"]), member["config"], member["shape"]
+            recipe = with_settings(method.recipe_type(), member["recipe"])
+            models.append(method.build(recipe, space, (R, D), config["seed"], config["epochs"]).model)
+        model, attributes, backbones = models[0], meta["attributes"], [meta["backbone"]]
         if record:
-            model = Ensemble(models, record["views"], record["widths"], [1.0] * len(models))
+            model, backbones = Ensemble(models, record["views"], record["widths"], [1.0] * len(models)), record["made"]
             attributes = [f"{name} ({of})" for of in record["names"] for name in attributes]
-            backbones = dict(zip(record["views"][::-1], members[::-1], strict=True))
         model.load_state_dict(parts["model"])
-        # runs from before the record was kept: their features' provenance has it, and all were stored as float16
-        made = [{"store": "float16"} | (backbones[k].get("backbone") or backbones[k]["config"]["features"]) for k in
-                sorted(backbones)]  # fmt: skip
         return Trained(
-            model=model.to(device).eval(),
-            space=space,
-            gamma=meta["gamma"],
-            classes=meta["classes"],
-            attributes=attributes,
-            config=meta["config"],
-            recipe=meta["recipe"],
-            certainty=meta.get("certainty", {}),
-            groups=meta.get("groups", []),
-            shape=(meta["shape"][0], meta["shape"][1]),
-            backbone=made[0],
-            beside=tuple(made[1:]),
-        )
+            model=model.to(device).eval(), space=space, gamma=meta["gamma"], classes=meta["classes"],
+            attributes=attributes, config=meta["config"], certainty=meta.get("certainty", {}),
+            groups=meta.get("groups", []), shape=tuple(meta["shape"]), backbone=backbones[0], beside=backbones[1:],
+        )  # fmt: skip
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{path} was written by another version of this code ({type(error).__name__}: {error}); run it again"
@@ -163,12 +139,10 @@ def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trai
 
 
 def find_run(folder: Path | str) -> Path:
-    """The folder itself where it is a finished run's, else that of the only model for use below it, or the only run,
-    else the model that comes along and has that name (``birds``).
+    """Of the folder and all below it the only model for use, or the only finished run; else the model that comes along
+    and has that name (``birds``).
     """
     folder = Path(folder)
-    if (folder / CHECKPOINT).is_file():
-        return folder
     runs = sorted(path.parent for path in folder.glob(f"**/{CHECKPOINT}"))
     runs = [run for run in runs if run.name == USE] or runs
     if len(runs) == 1:
@@ -176,8 +150,8 @@ def find_run(folder: Path | str) -> Path:
     if not runs and (BOX / folder / CHECKPOINT).is_file():
         return BOX / folder
     if runs:
-        commands = "".join(f"\n  python predict.py {shlex.quote(str(run))} ..." for run in runs[:_LISTED])
-        raise UserError(f"{folder} holds {len(runs)} finished runs; name the one that is to answer:{commands}")
+        found = "\n  ".join(map(str, runs[:8]))
+        raise UserError(f"{folder} holds {len(runs)} finished runs; name the one that is to answer:\n  {found}")
     raise UserError(
         f"no finished run in {folder}: name RESULTS/<data set>/<features>/<method>/seed<k>, as `python AWA2_ours.py` "
         "makes it (what was interrupted goes on with the same command), or birds, the model that comes along"
