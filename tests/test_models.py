@@ -1,5 +1,6 @@
 """What DAZLE's parts and every method share: the attention's products, calibration, preparation, starts, batches."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,10 +9,13 @@ import torch
 
 from core.attention import region_products
 from core.DAZLE import DAZLE, Recipe
+from core.inference.trained import CHECKPOINT, load_trained
 from core.method import Batches
 from core.methods import find_method, methods
 from core.preparation import prepared_attributes
+from core.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.helpers import K
+from tests.helpers_runs import go
 
 R, D = 9, 16
 NAMES = [name for name, m in methods().items() if not m.needs_text]
@@ -123,3 +127,18 @@ def test_batches_of_classes_hold_so_many_images_of_each():
     for b in batches(Batches(6, steps=20, classes=2, per_class=3)):
         _, counts = np.unique(LABELS[b], return_counts=True)
         assert counts.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("method", ["eszsl", "dazle", "msdn", "transzero"])
+def test_a_checkpoint_of_before_gives_the_same_model(method: str, toy, tmp_path) -> None:
+    """Those hold no classes of the space, and MSDN's name its parameters otherwise."""
+    go(method, toy, tmp_path, epochs=1)
+    model, path = load_trained(tmp_path).model, tmp_path / CHECKPOINT
+    tensors, meta = load_checkpoint(path)
+    before = {key: value for key, value in tensors.items() if key not in ("model.seen", "model.place")}
+    if method == "msdn":
+        before = {re.sub(r"^model\.(v|W\d)$", r"model.attention.\1", key): v for key, v in before.items()}
+    assert before.keys() != tensors.keys()
+    save_checkpoint(path, before, meta)
+    again = load_trained(tmp_path).model.state_dict()
+    assert all(torch.equal(value, again.pop(key)) for key, value in model.state_dict().items()) and not again

@@ -126,7 +126,11 @@ def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trai
         if record:
             model, backbones = Ensemble(models, record["views"], record["widths"], [1.0] * len(models)), record["made"]
             attributes = [f"{name} ({of})" for of in record["names"] for name in attributes]
-        model.load_state_dict(parts["model"])
+        # runs of before: without what follows from the space, and MSDN's parameters under another name
+        own = model.state_dict()
+        of_space = {key: value for key, value in own.items() if key.rpartition(".")[2] in ("seen", "place")}
+        stored = {key if key in own else key.replace("attention.", ""): v for key, v in parts["model"].items()}
+        model.load_state_dict(of_space | stored)
         return Trained(
             model=model.to(device).eval(), space=space, gamma=meta["gamma"], classes=meta["classes"],
             attributes=attributes, config=meta["config"], certainty=meta.get("certainty", {}),
