@@ -32,6 +32,7 @@ def forms(state: dict[str, torch.Tensor]) -> dict[str, tuple[str, object]]:
         "DataParallel of a compiled one": ("w.pt", {f"module._orig_mod.{k}": v for k, v in state.items()}),
         "torchvision's": ("m.pth", {"model": state, "optimizer": {"state": {}}, "epoch": 1, "args": options}),
         "torchvision's EMA": ("m.pth", {"model": wrong, "model_ema": parallel | {"n_averaged": torch.tensor(5)}}),
+        "DINO's": ("m.pth", {"student": wrong, "teacher": state}),
         "timm's EMA": ("m.pth.tar", {"state_dict": wrong, "state_dict_ema": state}),
         "Lightning": ("m.ckpt", {"state_dict": lightning, "global_step": 1}),
     }

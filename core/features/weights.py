@@ -26,7 +26,8 @@ from core.files.kinds import missing, unreadable
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".ckpt", ".bin")
 # where training scripts keep the state dict; an averaged one is what they evaluate, so it comes first
-_CONTAINERS = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model")
+_CONTAINERS: tuple[str, ...] = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "teacher")
+_CONTAINERS += ("state_dict", "model_state_dict", "model")
 # what follows the trunk in torchvision, timm and the training scripts of others
 HEADS: tuple[str, ...] = ("fc", "head", "heads", "head_dist", "classifier", "AuxLogits", "aux1", "aux2")
 HEADS += ("last_linear", "fc_norm", "attn_pool")
