@@ -120,11 +120,10 @@ def ensemble(folders: Sequence[Path], out: Path, data_root: Path | None = None, 
             "notes": inputs.metadata.notes, "environment": first.result["environment"], "certainty": sure,
             "standard": standard(condensed, gamma) | {"ECE": calibration_error(condensed, gamma)},
         }  # fmt: skip
-        metas = [load_checkpoint(m.folder / CHECKPOINT)[1] for m in members]
-        made = {m.config.features_sha256: meta["backbone"] for m, meta in zip(members, metas, strict=True)}
         record = {
-            "names": [f"{m.config.method}, {m.inputs.provenance['name']}" for m in members], "members": metas,
-            "views": method.model.views, "widths": method.model.widths, "made": [*made.values()],
+            "names": [f"{m.config.method}, {m.inputs.provenance['name']}" for m in members],
+            "members": [load_checkpoint(m.folder / CHECKPOINT)[1] for m in members],
+            "views": method.model.views, "widths": method.model.widths,
         }  # fmt: skip
         result["files"] = results.write_files(path, method, result, inputs, fold, condensed, ensemble=record)
         took = {"seconds": time.time() - started[0], "processor_seconds": time.process_time() - started[1]}

@@ -124,7 +124,9 @@ def load_trained(folder: Path | str, device: torch.device | str = "cpu") -> Trai
             models.append(method.build(recipe, space, (R, D), config["seed"], config["epochs"]).model)
         model, attributes, backbones = models[0], meta["attributes"], [meta["backbone"]]
         if record:
-            model, backbones = Ensemble(models, record["views"], record["widths"], [1.0] * len(models)), record["made"]
+            model = Ensemble(models, record["views"], record["widths"], [1.0] * len(models))
+            made = dict(zip(record["views"], record["members"], strict=True))
+            backbones = [made[view]["backbone"] for view in sorted(made)]
             attributes = [f"{name} ({of})" for of in record["names"] for name in attributes]
         # runs of before: without what follows from the space, and MSDN's parameters under another name
         own = model.state_dict()
