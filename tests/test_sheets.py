@@ -18,7 +18,7 @@ from core.files.errors import UserError
         ("name,red\na,1\n", "a header class,... is needed"),
         ("class,red,red\na,1,1\n", "the attribute 'red' stands there twice"),
         ("\n\nclass,red,blue\na,1,1\nb,1\n", "line 5, class 'b': '' for 'blue' is not a number"),
-        ("class,red,\na,1,\nb,1,old sheet\n", "the attribute '' is empty"),
+        ("class,red,\na,1,\nb,1,old sheet\n", "line 3: 'old sheet' stands in a column without a name"),
         ("class,red\na,1e99\n", "line 2, class 'a': '1e99' for 'red' is not a number"),
         ('class,red\na,1\n"b,1\n', "is no readable table"),
         ("class;red;blue\na;0,5;1\nb;1;0.5\n", "line 2, class 'a': '0,5' for 'red' is not a number"),

@@ -63,6 +63,9 @@ def read_table(path: Path, first: str) -> pd.DataFrame:
         raise UserError(f"{path}: a header {first},... is needed, in CSV of UTF-8 or a workbook named .xlsx")
     cells = cells.iloc[begins.argmax() :]
     cells = cells.loc[(cells != "").any(axis=1), (cells != "").any(axis=0)]
+    unnamed = cells.loc[:, cells.iloc[0] == ""]
+    for line, row in unnamed[(unnamed != "").any(axis=1)].iterrows():
+        raise UserError(f"{path}, line {line}: {max(row)[:40]!r} stands in a column without a name; name or delete it")
     return cells.iloc[1:].set_axis(cells.iloc[0], axis=1)
 
 
