@@ -54,8 +54,8 @@ def convert(source: Path, target: Path, *, layout: str, store: str = "float16") 
         told = {"pretraining_saw_unseen": "unknown"} | {k: plain(v) for k, v in file.attrs.items()}
         provenance = {k: v for k, v in told.items() if isinstance(v, str | int) and k not in ("complete", "sha256")}
         provenance["converted_from"] = f"{source.name} sha256 {sha256_file(source)}, layout {layout}"
-        w2v, maps = file["w2v_att"][()] if "w2v_att" in file else None, file["feature_map"]
-        content = FeatureFileMetadata(metadata, provenance, w2v)
+        w2v, text = (file[key][()] if key in file else None for key in ("w2v_att", "class_text"))
+        content, maps = FeatureFileMetadata(metadata, provenance, w2v, text), file["feature_map"]
         shape = (len(maps), *to_ndhw(maps[:1], layout).shape[1:])
         check_maps(shape, maps.dtype, source)
         chunk = maps.chunks[0] if maps.chunks else 1
