@@ -231,7 +231,7 @@ def test_the_best_setting_of_the_grid_is_chosen_and_applied_to_the_test_sets(go,
     assert result["chosen"]["configurations"] == 5  # epoch 0 and four settings
     (checkpoint,) = tmp_path.rglob("checkpoint.safetensors")
     trained = load_trained(checkpoint.parent)  # predicts with what was chosen, too
-    assert trained.recipe["setting"] == trained.model.recipe.setting == 1.0
+    assert trained.model.recipe.setting == 1.0
     assert trained.gamma == result["chosen"]["gamma"] and trained.classes == metadata().class_names
 
 
