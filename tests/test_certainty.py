@@ -19,7 +19,7 @@ from core.training.evaluation import ScoredImages, calibration_error, compact
 from tests.helpers import run_here
 from tests.helpers_predict import Made
 
-SEEN, UNSEEN, N, UNIT, GAMMA = np.arange(6), np.arange(6, 10), 4000, 7.0, 3.5
+SEEN, UNSEEN, N, UNIT, GAMMA = np.arange(6), np.arange(6, 10), 4000, 7.0, 23.5
 T = (2.0, 5.0)  # of answers that name a seen class, and of the others
 
 
@@ -31,7 +31,7 @@ class Scores(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         rng = np.random.default_rng(0)
-        self.scores = rng.normal(0, UNIT, (N, 10))
+        self.scores = rng.normal(0, UNIT, (N, 10)) - 20.0 * (np.arange(10) >= 6)  # most of γ makes up for that
         offered = self.scores + GAMMA * (np.arange(10) >= 6)
         side = (offered.argmax(axis=1) >= 6).astype(int)
         p = certainty.softmax(offered / np.array(T)[side, None], axis=1)
@@ -95,6 +95,16 @@ def test_the_rate_of_known_photographs_that_are_none_of_these_is_the_stated_one(
     for found in ([best - 100, ahead], [best, ahead - 100]):  # either is enough
         assert certainty.none_of_these(sure, found, side, rate).all()
         assert not certainty.none_of_these(sure, found, side, 0.0).any()
+
+
+def test_answers_of_either_side_have_ranks_and_a_threshold_of_their_own():
+    """Of seen classes scores run from 0 to 1 and a fifth is refused below 0.2; of unseen ones 10 to 11, below 10.1."""
+    ranks, threshold = [certainty.LEVELS, certainty.LEVELS + 10], [certainty.LEVELS, certainty.LEVELS / 2]
+    known = {"temperature": [1.0, 1.0], "ranks": [ranks], "lowest": threshold}
+    trained = SimpleNamespace(certainty=known, groups=[], space=SimpleNamespace(unseen=torch.tensor([1])))
+    scores = torch.tensor([[0.15, -9.0], [0.25, -9.0], [0.0, 10.05], [0.0, 10.15]])
+    found = Sure.of(trained, SimpleNamespace(scores=scores, g=None), scores.numpy(), 0.2)
+    assert found.is_none.tolist() == [True, False, True, False]
 
 
 def test_a_run_keeps_it_and_answers_with_it(there: Made, tmp_path: Path) -> None:

@@ -47,14 +47,14 @@ def test_every_mode_is_read_as_torchvision_does(tmp_path: Path, mode: str) -> No
         np.testing.assert_array_equal(got, torchvisions(path, 32, resize))
 
 
-def test_pixels_are_normalised_as_the_backbone_wants_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_as_the_backbone_wants_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mean, std, given = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), []
     network = build_backbone(TINY.backbone, TINY.weights, input_size=64)
-    network.transform = replace(network.transform, mean=mean, std=std)
+    network.transform = replace(network.transform, resize=80, interpolation="bicubic", mean=mean, std=std)
     network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0][0].clone()))
     monkeypatch.setattr("core.features.extraction.build_backbone", lambda *_, **__: network)
     extract(DEMO, data_root=make_data(tmp_path), out=tmp_path / "f.hdf5", config=TINY)
-    pixels = load_image(tmp_path / "DEMO/DEMO_creatures/images/000.png", 64)
+    pixels = load_image(tmp_path / "DEMO/DEMO_creatures/images/000.png", 64, 80, "bicubic")
     np.testing.assert_allclose(given[0].permute(1, 2, 0), (pixels / 255 - mean) / std, atol=1e-5)
 
 

@@ -9,6 +9,7 @@ import pytest
 from core.experiments import identity
 from core.experiments.identity import ROOT, code_digest, method_digest, run_config
 from core.experiments.inputs import split_digest
+from core.files.atomic import sha256_file
 from core.methods import find_method, methods
 from tests.helpers_runs import inputs_of
 
@@ -96,6 +97,12 @@ def test_each_part_of_a_runs_identity_is_its_own(toy):
     changed = run_config(inputs, "dazle", replace(recipe, lambda_cal=0.2), seed=0)
     assert differing(before, changed) == {"recipe"} and changed.recipe["lambda_cal"] == 0.2
     assert differing(before, run_config(inputs, "dazle-prepared", recipe, seed=0)) == {"method"}  # of one file
+
+
+def test_digests_are_those_of_what_was_read(there):
+    inputs, vectors = there.inputs, there.place / "w2v" / "AWA2_attribute.pkl"
+    found = inputs.features_sha256, inputs.vectors_sha256, inputs.split_sha256
+    assert found == (inputs.features.source.digest(), sha256_file(vectors), split_digest(inputs.metadata))
 
 
 def test_the_digest_of_a_split_is_of_all_that_is_trained_and_measured_on(toy):

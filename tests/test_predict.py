@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 import core
 from core.commands.predict import header, row_of
+from core.features.images import load_image
 from core.files.atomic import sha256_file
 from core.files.errors import UserError
 from core.inference import backbone
@@ -60,17 +61,16 @@ def test_the_backbone_computes_as_it_did_for_the_training_images(there: Made, tm
     assert {p.dtype for p in model.network.parameters()} == {getattr(torch, name)}
 
 
-def test_pixels_are_normalised_as_the_backbone_wants_them(there: Made) -> None:
+def test_pixels_are_cropped_and_normalised_as_the_backbone_wants_them(there: Made, photo: Path) -> None:
     """Not by ImageNet's numbers, which other backbones do not have."""
     model, given = there.load("eszsl"), []
-    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
-    model.network.transform = replace(model.network.transform, mean=mean, std=std)
-    model.network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0].clone()))
-    size = model.network.input_size
-    pixels = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
-    model.views[0].regions(pixels)
-    expected = ((pixels / 255 - torch.tensor(mean)) / torch.tensor(std)).permute(0, 3, 1, 2)
-    torch.testing.assert_close(given[0], expected, rtol=1e-5, atol=1e-5)
+    size, mean, std = model.network.input_size, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    how = {"resize": size + 8, "interpolation": "bicubic", "mean": mean, "std": std}
+    model.network.transform = replace(model.network.transform, **how)
+    model.network.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0][0].clone()))
+    assert len([*model.batches([photo])]) == 1
+    pixels = load_image(photo, size, size + 8, "bicubic")
+    np.testing.assert_allclose(given[0].permute(1, 2, 0), (pixels / 255 - mean) / std, atol=1e-5)
 
 
 def test_weights_that_the_name_of_a_backbone_says_are_not_asked_for_again(tmp_path: Path) -> None:
