@@ -21,7 +21,7 @@ from torch import Tensor
 from core.datasets.own import Photograph, find_images
 from core.files.atomic import read_json, write_bytes
 from core.files.errors import UserError, library
-from core.files.kinds import modern_kind, what_it_is
+from core.files.kinds import is_heic, what_it_is
 from core.files.progress import Progress
 from core.files.tars import read_photograph
 
@@ -95,7 +95,7 @@ def open_image(source: Picture, shorter: int, quick: bool = False) -> Image.Imag
         # all bytes of a file: decoders ask it for as many as it claims to have
         file = read_photograph(Path(source)) if isinstance(source, str | Path) else source
         content, formats = file if isinstance(file, bytes) else file.read(), FORMATS
-        if modern_kind(content) == "HEIC":
+        if is_heic(content):
             with library("a photograph in HEIC", "pillow-heif"):
                 from pillow_heif import register_heif_opener
             register_heif_opener()

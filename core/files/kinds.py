@@ -18,10 +18,10 @@ _OFTEN = {  # what a download gives in place of the file
 }
 
 
-def modern_kind(content: bytes) -> str:
-    """Whether the bytes of a file are HEIC or AVIF, else ""; films have the same container and other brands."""
+def is_heic(content: bytes) -> bool:
+    """Whether the bytes of a file are HEIC; films and AVIF have the same container and other brands."""
     brands = content[8 : int.from_bytes(content[:4], "big")] if content[4:8] == b"ftyp" else b""
-    return "AVIF" if b"avif" in brands else "HEIC" if any(b in brands for b in (b"hei", b"hev", b"mif1")) else ""
+    return b"avif" not in brands and any(b in brands for b in (b"hei", b"hev", b"mif1"))
 
 
 def what_it_is(source: Path | str | bytes) -> str:
