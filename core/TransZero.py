@@ -143,9 +143,9 @@ class AttributeDecoder(nn.Module):
         # (CUB's sizes on a CPU: a step takes 0.6 of the literal form's time; one mask of weights a batch, 0.5.)
         q, k, v = F.linear(a, self.among.in_proj_weight, self.among.in_proj_bias).chunk(3, dim=1)  # (K,d)
         weights = (q @ k.T / math.sqrt(a.shape[1])).softmax(dim=1)  # (K,K)
-        mixed = self.drop(weights.expand(B, -1, -1)) @ self.among.out_proj(v)
-        t = self.norm1(a + self.drop(mixed))
-        return t
+        out = self.among.out_proj  # its bias is added whole: weights of which some are dropped do not sum to 1
+        mixed = self.drop(weights.expand(B, -1, -1)) @ F.linear(v, out.weight) + out.bias
+        return self.norm1(a + self.drop(mixed))
 
     def forward(self, a: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
         """θ (B,K,R) and F (B,K,d) of attributes a (K,d) and regions m (B,R,d)."""

@@ -89,3 +89,13 @@ def test_transzero_drops_where_its_authors_do_and_in_training_only(space, x, mon
     dropped.clear()
     model.eval()
     assert torch.equal(model.class_scores(x), model.class_scores(x)) and not dropped
+
+
+def test_transzero_drops_weights_of_attributes_as_pytorchs_own_attention_does(space, monkeypatch):
+    """The same weights dropped, what is mixed is the same: with half of them gone they do not sum to 1."""
+    d, a = small_transzero(space).decoder, torch.randn(K, 12, dtype=torch.float64)
+    torch.nn.init.normal_(d.among.out_proj.bias)
+    d.among.dropout = d.drop.p
+    monkeypatch.setattr(F, "dropout", lambda t, p=0.5, training=True, inplace=False: t.tril() if training else t)
+    expected = d.norm1(a + F.dropout(d.among(a, a, a)[0]))
+    torch.testing.assert_close(d.queries(a, 2), expected.expand(2, -1, -1), **EXACT)
