@@ -8,7 +8,8 @@ tests/golden/ holds.
     to features     s_c = cos(x, z_c W̃)
 X (N,D) unit rows of mean-pooled training features, T (N,K) whose row n is z of the class of image n. With TᵀT =
 P diag(a) Pᵀ and XᵀX = Q diag(b) Qᵀ every λ costs two products: W = P [(1 + λ)(Pᵀ TᵀX Q)_ij / (a_i + λ b_j)] Qᵀ.
-λ and the way are chosen on validation.
+With fewer classes than attributes and fewer images than channels some a_i + λ b_j are 0, and W is 0 there: the shortest
+of the solutions. λ and the way are chosen on validation.
 
 N images · D channels · K attributes · C classes
 """
@@ -46,16 +47,17 @@ class SAE(AttributeModel):
     def decompose(self, pooled: Tensor, y: Tensor) -> None:
         """Eigenvectors of TᵀT and XᵀX, and TᵀX between them, from pooled (N,D) and classes y (N,)."""
         X, T = F.normalize(pooled, dim=1).double(), self.z.double()[y]
-        a, P = torch.linalg.eigh(T.T @ T)
-        b, Q = torch.linalg.eigh(X.T @ X)
-        self._parts = (a.clamp_min(0), P, b.clamp_min(0), Q, P.T @ (T.T @ X) @ Q)
+        (a, P), (b, Q) = (torch.linalg.eigh(M.T @ M) for M in (T, X))
+        a, b = (torch.where(v > 1e-10 * v[-1], v, 0.0) for v in (a, b))  # below that it is rounding
+        self._parts = (a, P, b, Q, P.T @ (T.T @ X) @ Q)
 
     @torch.no_grad()
     def solve(self, penalty: float, to_features: bool) -> None:
         """W for one λ, and the way."""
         assert self._parts is not None, "decompose first"
         a, P, b, Q, core = self._parts
-        inner = (1 + penalty) * core / (a[:, None] + penalty * b).clamp_min(1e-12)
+        sums = a[:, None] + penalty * b
+        inner = torch.where(sums > 0, (1 + penalty) * core / sums, 0.0)
         self.W.copy_(P @ inner @ Q.T)
         self.to_features.fill_(bool(to_features))
 

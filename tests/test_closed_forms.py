@@ -1,10 +1,12 @@
-"""Where vsmr looks, in closed form (core/closed_forms.py)."""
+"""Where vsmr looks, in closed form (core/closed_forms.py), and sae where its equation is singular."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from core.closed_forms import readability, readable_regions, region_kinds, sampled_regions
+from core.method import ClassSpace
+from core.SAE import SAE
 from tests.helpers_page import Shown
 
 S, K, R, D, N = 12, 6, 9, 24, 120
@@ -105,3 +107,17 @@ def test_as_many_regions_as_are_wanted_are_drawn_alike_from_all_images(most, row
     of_image = (found[:, None, None] == images.x[None]).all(dim=3).nonzero()[:, 1]
     assert len(of_image.unique()) == shown
     assert (of_image.bincount(minlength=N)[of_image.unique()] == rows // shown).all()
+
+
+def test_sae_takes_the_shortest_of_many_solutions() -> None:
+    """With fewer classes than attributes and fewer images than channels the equation is singular."""
+    g = torch.Generator().manual_seed(0)
+    space = ClassSpace(torch.rand(3, 6, generator=g), torch.arange(3), torch.arange(0), torch.eye(6))
+    x, y, penalty = torch.rand(4, 8, generator=g), torch.tensor([0, 1, 2, 0]), 5000.0
+    model = SAE(space, 8).double()
+    model.decompose(x, y)
+    model.solve(penalty, True)
+    X, T = F.normalize(x, dim=1).double(), space.z.double()[y]
+    left = torch.kron(T.T @ T, torch.eye(8)) + penalty * torch.kron(torch.eye(6), X.T @ X)
+    shortest = torch.linalg.pinv(left, rtol=1e-9) @ ((1 + penalty) * T.T @ X).flatten()
+    assert torch.allclose(model.W.flatten(), shortest, atol=1e-6)
