@@ -10,7 +10,7 @@ import pytest
 from core.commands.verify import main as verify
 from core.datasets.xlsa17 import read_mat_files
 from core.experiments.ablations import WHOLE
-from core.experiments.board import BOARD, arrays_of, collect_board, read_board
+from core.experiments.board import BOARD, _stamps, arrays_of, collect_board, read_board
 from core.experiments.results import read_scores, seal
 from core.experiments.run import run
 from core.experiments.sweep import collect
@@ -69,6 +69,28 @@ def test_the_page_says_what_the_rows_say(ran, board, tmp_path):
     assert line.startswith(f"| | dazle | {area} (") and "cut off: 2 of its 20 epochs" in line and "| 49 | 1 |" in line
     assert f"regularise_x {first['chosen']['recipe']['regularise_x']:.3g}" in line
     assert (tmp_path / "f.png").is_file()
+
+
+def test_rows_of_two_processors_share_a_table_and_of_two_backbones_do_not(board, tmp_path):
+    """Features made alike differ in their last bits; both digests are said."""
+    (path,) = board.rglob("seed1.json")
+    row, known = json.loads(path.read_text()), json.loads((board / "digests.json").read_text())
+    row["config"]["features_sha256"] = "ab" * 32
+    row["config"]["features"] |= {"torch_version": "9", "device": "cuda"}
+    stamp = _stamps(row)["features and their provenance"]
+    known["features and their provenance"].append(stamp)
+    (board / "digests.json").write_text(json.dumps(known))
+    path.write_text(json.dumps(seal(row)))
+    write_board(board, tmp_path, tmp_path / "none.png")
+    text = (tmp_path / "board.md").read_text()
+    said = ", ".join(
+        sorted({"ab" * 8, json.loads(path.with_name("seed0.json").read_text())["config"]["features_sha256"][:16]})
+    )
+    assert text.count("\n## ") == 1 and f"features {said};" in text and "| eszsl | " in text and "| 2 |" in text
+    row["config"]["features"]["weights_sha256"] = "other"
+    path.write_text(json.dumps(seal(row)))
+    with pytest.raises(UserError, match=r"seed1.json: .*it belongs to TOY/toy-3x3-.*/eszsl/seed1.json"):
+        read_board(board)
 
 
 def test_results_are_those_of_the_rows_and_of_the_ablations(ran, board, tmp_path):

@@ -67,7 +67,7 @@ def test_a_table_by_hand():
     assert "Digests: features f1; vectors v1; split s1; code c1; method code" in text
 
 
-@pytest.mark.parametrize("column", TABLE[1:])
+@pytest.mark.parametrize("column", [*TABLE[1:], "features_sha256"])
 def test_runs_on_different_things_share_no_table_no_mean_and_no_figure(tmp_path, drawn, column):
     rows = [row("vsmr", s, 0.1) for s in range(3)] + [row("vsmr", s, 0.1, T1=0.1) | {column: "other"} for s in range(3)]
     text = all_tables(rows)
@@ -196,6 +196,7 @@ def test_the_table_of_a_runs_row():
     ("changes", "labels"),
     [
         ({"recipe": json.dumps({"alpha": 30})}, ("vsmr", "vsmr (alpha=30)")),
+        ({"code": "cx"}, ("vsmr (code c1)", "vsmr (code cx)")),
         ({"method_code": "mx"}, ("vsmr (method code m-vsmr)", "vsmr (method code mx)")),
         ({"precision": "bfloat16"}, ("vsmr (precision float32)", "vsmr (precision bfloat16)")),
         ({"most_epochs": 40}, ("vsmr", "vsmr (40 epochs, recipe 20)")),

@@ -22,7 +22,7 @@ import pandas as pd
 from core.datasets.registry import OWN
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import variant_of
-from core.experiments.results import read_file, read_result, read_scores, seal
+from core.experiments.results import read_file, read_result, read_scores, row_of, seal
 from core.files.atomic import read_json, write_bytes
 from core.files.errors import UserError
 from core.training.evaluation import curve_from_compact, metrics_from_compact, per_class_accuracy, predictions
@@ -131,27 +131,38 @@ def _known(board: Path) -> dict[str, list[str]]:
     return dict(read_json(path)) if path.is_file() else {}
 
 
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the board as one of a table; ``features_made``: how its features were made, wherever that was.
+
+    The same backbone gives the same regions on another processor but for their last bits, and those who send rows have
+    another processor: such rows share a table, and each has the digest of its own features.
+    """
+    how = {k: v for k, v in row["config"]["features"].items() if k not in ("torch_version", "device", "batch_size")}
+    return row_of(row) | {"features_made": _digest(how)}
+
+
 def place_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
     """Data set, features, method and file of a row."""
     config = row["config"]
-    variant = variant_of(config["features"], *(config[f"{of}_sha256"] for of in ("features", "vectors", "split")))
+    digests = flat(row)["features_made"], config["vectors_sha256"], config["split_sha256"]
+    variant = variant_of(config["features"], *digests)
     return config["dataset"], variant, config["method"], f"seed{config['seed']}.json"
 
 
 def _stamps(row: dict[str, Any]) -> dict[str, str]:
     """What must be known of a row, by kind: each digest with what must go with it."""
-
-    def digest(value: Any) -> str:
-        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
     config = row["config"]
     images = {side: {name: n for name, (n, _) in found.items()} for side, found in row["classes"].items()}
     return {
         "code": config["code"],
         "method code": f"{config['method']} {config['method_code']}",
-        "features and their provenance": f"{config['features_sha256']} {digest(config['features'])}",
+        "features and their provenance": f"{config['features_sha256']} {_digest(config['features'])[:16]}",
         "vectors": config["vectors_sha256"],
-        "split with these classes and images": f"{config['dataset']} {config['split_sha256']} {digest(images)}",
+        "split with these classes and images": f"{config['dataset']} {config['split_sha256']} {_digest(images)[:16]}",
         "way to choose": f"{config['select']}: {row['chosen']['how']}",
     }
 

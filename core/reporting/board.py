@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from core.experiments.board import arrays_of, read_board
-from core.experiments.results import row_of
+from core.experiments.board import arrays_of, flat, read_board
 from core.experiments.statistics import Interval, ranks_over_classes
 from core.files.atomic import write_bytes
 from core.reporting import tables as t
@@ -26,7 +25,7 @@ Every row is made from [files](adding.md#a-row-of-the-board) that a check recomp
 def write_board(board: Path, docs: Path, figure: Path) -> None:
     """Write DOCS/board.md and the figure of AUSUC against seconds, from checked rows."""
     rows = read_board(board)
-    frame = t.prepared([row_of(row) | {"number": number} for number, row in enumerate(rows)])
+    frame = t.prepared([flat(row) | {"number": number} for number, row in enumerate(rows)])
     lines, panels = ["# Board", "", *LEGEND.splitlines()], {}
     groups = t.tables_of(frame)
     for part in groups:
@@ -65,8 +64,7 @@ def _table(part: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> tuple[list[str
         row["remarks"] = "; ".join(word for word in first.remarks.split("; ") if word not in common)
         kinds.setdefault(kind, []).append(row)
         points[first.label] = own.seconds.median(), area
-    digests = [f"{name} {part[column].iloc[0][:18]}" for column, name in t.DIGESTS.items()]
-    notes = [f"Of all rows: {'; '.join([*sorted(common), *digests])}."]
+    notes = [f"Of all rows: {'; '.join([*sorted(common), *t.digests(part)])}."]
     notes += [f"Note: {note}." for note in dict.fromkeys(part.notes) if note]
     text = [line for note in notes for line in ("", note)]
     for kind, made in kinds.items():

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from core.experiments.board import arrays_of, place_of, read_board
-from core.experiments.results import read_scores, row_of
+from core.experiments.board import arrays_of, flat, place_of, read_board
+from core.experiments.results import read_scores
 from core.experiments.statistics import Interval, bootstrap_over_classes
 from core.files.atomic import write_bytes
 from core.reporting import tables as t
@@ -35,9 +35,10 @@ def write_report(out: Path) -> str:
 def write_results(board: Path, out: Path, docs: Path) -> None:
     """Write DOCS/results.md and its CSV files: the rows of the board, and the ablations found below OUT."""
     rows = {"/".join(place_of(row)).removesuffix(".json"): row for row in read_board(board)}
+    made = t.prepared([flat(row) | {"folder": folder, "H_best": _best(row)} for folder, row in rows.items()])
     ablations = t.read_summary(out / "summary.csv").query("ablation != ''")
-    made = [row_of(row) | {"folder": folder, "H_best": _best(row)} for folder, row in rows.items()]
-    frame = pd.concat([t.prepared(made), ablations]).drop(columns="validated")
+    same = dict(zip(made.features_sha256, made.features_made, strict=True))
+    frame = pd.concat([made, ablations.replace({"features_made": same})]).drop(columns="validated")
     write_bytes(docs / "results.csv", _csv(frame).encode())
     tables, drawn = _tables(t.read_summary(docs / "results.csv"), lambda folder: arrays_of(rows[folder]))
     intervals = [(pair, k, i.mean, i.low, i.high) for pair, found in drawn.items() for k, i in found.items()]

@@ -1,6 +1,6 @@
 """Every Markdown table: rows of summary.csv in, one a run; a line a method out; what is no equal stands apart.
 
-A table holds runs on one data set, split, feature file, vectors and code; runs of a line differ in their seed alone.
+A table holds runs on one data set, split, feature file and vectors; runs of a line differ in their seed alone.
 """
 
 import json
@@ -19,13 +19,14 @@ from core.reporting.related_work import related_work
 
 OURS = "vsmr"  # the method that the others are compared with
 METRICS = ["T1", "U", "S", "H", "AUSUC"]
-DIGESTS = {"features_sha256": "features", "vectors_sha256": "vectors", "split_sha256": "split", "code": "code"}
+# features made alike serve for one table of the board (core.experiments.board); elsewhere a table has one file of them
+DIGESTS = {"features_made": "features", "vectors_sha256": "vectors", "split_sha256": "split"}
 TABLE = ["dataset", "backbone", "regions", "input_size", "features", *DIGESTS]  # equal within a table
 # what a label says of columns in which a method's lines differ
-_SAID = {"method_code": "method code", "precision": "precision", "gamma_splits": "γ splits", "torch": "torch"}
+_SAID = {"method_code": "method code", "gamma_splits": "γ splits"} | {c: c for c in ("code", "precision", "torch")}
 LINE = ["method", "recipe", "most_epochs", "validated", "cut_off", *_SAID]  # equal within a line, seeds apart
 _TEXT = [*TABLE, "method", "method_code", "recipe", "precision", "cut_off", "ablation", "notes", "deviations", "how"]
-_TEXT += ["pretraining_saw_unseen", "finetuned", "device", "torch"]
+_TEXT += ["features_sha256", "code", "pretraining_saw_unseen", "finetuned", "device", "torch"]
 _NUMBERS = ["configurations", *(p + metric for p in ("", "val_", "test_", "published_") for metric in METRICS)]
 _NUMBERS += ["gamma", "H_gamma0", "H_best", "seed", "epochs", "most_epochs", "recipe_epochs", "gamma_splits", "seconds"]
 _NUMBERS.append("ECE")
@@ -68,6 +69,7 @@ def prepared(rows: pd.DataFrame | Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     frame = frame.reindex(columns=[*dict.fromkeys([*frame.columns, *_TEXT, *_NUMBERS])])
     frame[_TEXT] = frame[_TEXT].map(_text)
     frame[_NUMBERS] = frame[_NUMBERS].apply(pd.to_numeric)
+    frame["features_made"] = frame.features_made.where(frame.features_made != "", frame.features_sha256)
     return frame.assign(validated=frame.val_AUSUC.notna())
 
 
@@ -147,8 +149,7 @@ def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_clas
         lines += [f"Most epochs offered to the selection (and chosen): {epochs}.", _BESIDE]
     for method, said in part[part.deviations != ""].groupby("method").deviations:
         lines.append(f"{method} differs from the published method: {values_of(said)}.")
-    values = {name: part[c].iloc[0] or "unknown" for c, name in DIGESTS.items()}
-    found = [f"{name} {value if name == 'code' else value[:16]}" for name, value in values.items()]
+    found = digests(part)
     codes = part[part.method_code != ""].groupby("method").method_code.unique()
     found += ["method code " + ", ".join(f"{m} {'/'.join(c)}" for m, c in codes.items())] * bool(len(codes))
     found += [f"precision {values_of(part.precision)}"] * bool(part.precision.any())
@@ -251,6 +252,12 @@ def telling(part: pd.DataFrame, groups: Sequence[pd.DataFrame]) -> str:
         return ""
     differ = [c for c in DIGESTS if len({other[c].iloc[0] for other in alike}) > 1]
     return f" ({', '.join(f'{DIGESTS[c]} {part[c].iloc[0][:12]}' for c in differ)})"
+
+
+def digests(part: pd.DataFrame) -> list[str]:
+    """Of the features, vectors, split and code of a table's runs."""
+    columns = {"features_sha256": "features", "vectors_sha256": "vectors", "split_sha256": "split"}
+    return [*(f"{name} {values_of(part[c].str[:16])}" for c, name in columns.items()), f"code {values_of(part.code)}"]
 
 
 def values_of(values: pd.Series) -> str:
