@@ -213,6 +213,8 @@ def test_splits_csv(tmp_path: Path) -> None:
     assert m.test_seen_loc.tolist() == [0, 5, 10] and m.unseen.tolist() == [3, 4] and len(m.test_unseen_loc) == 7
     assert m.val_loc.tolist() == [11, 12, 13, 14] and len(m.trainval_loc) == 12
     assert any("1 images are not in it" in note for note in m.notes)
+    damaged = read_folder(tmp_path, looked=looks(tmp_path) | {"a/1.jpg": Photograph("", "it is empty")})
+    assert "a/1.jpg" not in damaged.image_files and len(damaged.trainval_loc) == 11
 
 
 def test_odd_sheets_are_named(tmp_path: Path) -> None:
