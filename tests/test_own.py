@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -275,6 +276,14 @@ def test_a_photograph_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     (root / "images" / "a" / "y.heic").write_bytes(HEIC)
     with pytest.raises(UserError, match="HEIC needs pillow-heif.*pip install pillow-heif"):
         images.look_at(root, root / "OWN" / "f.hdf5")
+
+
+def test_what_the_system_refuses_once_is_looked_at_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = folder(tmp_path, images="a")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", Mock(side_effect=PermissionError(13, "denied")))
+        assert images.look_at(root, root / "f.hdf5")["a/0.jpg"].error == "denied"
+    assert "empty" in images.look_at(root, root / "f.hdf5")["a/0.jpg"].error  # chmod changes neither size nor time
 
 
 def test_a_candidate_competes_and_is_in_no_mean() -> None:

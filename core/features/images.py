@@ -177,8 +177,9 @@ def look_at(root: Path, features: Path) -> dict[str, Photograph]:
                 known[file] = (*stamps[file], found.sha256, found.error)
                 bar.update(1)
     if new or len(known) > len(files):
+        kept = {file: known[file] for file in files if known[file][2] != file}  # a refusal of the system's may pass
         with contextlib.suppress(UserError):  # a folder that may only be read: they are looked at again
-            write_bytes(cache, json.dumps({file: known[file] for file in files}, ensure_ascii=False, indent=0).encode())
+            write_bytes(cache, json.dumps(kept, ensure_ascii=False, indent=0).encode())
     return {file: Photograph(*known[file][2:4]) for file in files}  # versions of before kept a fifth
 
 
