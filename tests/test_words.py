@@ -35,7 +35,7 @@ def test_phrases_that_mean_the_same_are_alike_and_others_are_not(root: Path) -> 
 
 def test_a_corrected_sheet_is_kept_until_the_words_change_and_a_persons_own_always(root: Path) -> None:
     sheet = root / "attributes.csv"
-    sheet.write_text(corrected := sheet.read_text().replace("gull,0.0", "gull,0.5"))
+    sheet.write_text(corrected := "\ufeff" + sheet.read_text().replace("gull,0.0", "gull,0.5"))  # a spreadsheet's BOM
     assert not sheet_from_words(root) and sheet.read_text() == corrected
     (root / "descriptions.csv").write_text(WORDS + "wren,brown wings\n")
     assert sheet_from_words(root) and read_attributes(sheet).classes[-1] == "wren"

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from core.datasets.class_text import attribute_text, encode_attributes
-from core.datasets.sheets import Description, read_table
+from core.datasets.sheets import Description, read_table, text_of
 from core.files.atomic import atomic_path, sha256_file
 from core.files.errors import UserError, library
 
@@ -63,7 +63,7 @@ def sheet_from_words(root: Path) -> bool:
     if not words.is_file():
         return False
     made = f"{_MADE} {sha256_file(words)[:16]}"
-    begin = sheet.read_text("utf-8", "replace").split("\n", 1)[0].strip('"') if sheet.is_file() else _MADE
+    begin = text_of(sheet).split("\n", 1)[0].strip('"') if sheet.is_file() else _MADE  # spreadsheets put a BOM there
     if not begin.startswith(_MADE) or begin.startswith(made):
         return False
     found = read_words(words)
