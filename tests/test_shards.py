@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from core.commands.extract import main as command
+from core.datasets.paths import resolve_images
 from core.datasets.registry import DEMO
 from core.features import writer
 from core.features.extraction import extract, shard_rows
@@ -90,6 +91,13 @@ def test_two_photographs_of_one_key_in_tars_are_refused(in_tars) -> None:
     shutil.copy(folder / "0.tar", folder / "2.tar")
     with pytest.raises(UserError, match=r"0\.tar/images/035\.png and .*2\.tar/images/035\.png have one key"):
         extract(DEMO, data_root=in_tars, out=in_tars / "f.hdf5", config=TINY)
+
+
+def test_archives_beside_unpacked_photographs_are_not_opened(root, in_tars) -> None:
+    folder, names = in_tars / "DEMO" / "DEMO_creatures", ["images/000.png", "images/001.png"]
+    shutil.copytree(root / "DEMO" / "DEMO_creatures" / "images", folder / "images")
+    (folder / "more.tar").write_bytes(b"compressed, or damaged")
+    assert resolve_images(folder, names) == ([folder / name for name in names], [])
 
 
 @pytest.mark.parametrize("given", ["root", "in_tars"])

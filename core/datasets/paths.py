@@ -48,8 +48,9 @@ def resolve_images(folder: Path, names: Sequence[str]) -> tuple[list[Path], list
     """
     if not (folder / names[0]).parent.is_dir() and (folder / "images" / names[0]).parent.is_dir():
         folder = folder / "images"
-    paths, in_tars = [folder / name for name in names], find_members(folder)
+    paths = [folder / name for name in names]
     missing = [i for i, path in enumerate(paths) if not path.is_file()]
+    in_tars = find_members(folder) if missing else {}  # else an archive that was unpacked there is in nobody's way
     for i in missing:
         paths[i] = in_tars.get(names[i].rpartition(".")[0], paths[i])
     return paths, [i for i in missing if paths[i] == folder / names[i]]
