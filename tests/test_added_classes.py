@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from core.files.errors import UserError
-from core.inference.added_classes import add_classes
+from core.inference.added_classes import add_classes, in_folder
 from core.inference.explain import LIKENESS, explain
 from tests.helpers import run_here
 from tests.helpers_predict import Made, described
@@ -66,6 +66,8 @@ def test_a_folder_of_classes_described_shown_or_both(there: Made, photo: Path, t
     assert "bad.png, of the class both, is left out" in err
     assert "    shown (unseen)" in out and f"for it: {LIKENESS} +" in out  # its very photograph
     assert LIKENESS in (tmp_path / "page" / "data.js").read_text()
+    (tmp_path / "more" / "attributes.csv").rename(book := tmp_path / "more" / "attributes.xlsx")
+    assert in_folder(tmp_path / "more")[0] == book  # not by photographs alone
     with pytest.raises(UserError, match="eszsl takes no class by photographs"):
         there.load("eszsl").add_classes(images={"new": [photo]})
     with pytest.raises(UserError, match="no photograph of the class 'new' could be read"):

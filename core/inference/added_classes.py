@@ -33,10 +33,10 @@ WORTH = 3  # k
 
 
 def in_folder(path: Path) -> tuple[Path | None, dict[str, list[Path]]]:
-    """The sheet and the photographs by class of --add-classes: a CSV file, or a folder with one and images/."""
+    """The sheet and the photographs by class of --add-classes: a sheet, or a folder with one and images/."""
     if not path.is_dir():
         return path, {}
-    sheets = [path / name for name in ("attributes.csv", words.NAME) if (path / name).is_file()]
+    sheets = [path / name for name in ("attributes.csv", "attributes.xlsx", words.NAME) if (path / name).is_file()]
     images = find_images(path)[0] if (path / "images").is_dir() else {}
     if not sheets and not images:
         raise UserError(f"--add-classes {path}: neither attributes.csv, {words.NAME} nor images/<class>/ is in it")
