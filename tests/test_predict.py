@@ -180,6 +180,10 @@ def test_an_image_counts_once_and_a_file_that_is_named_is_one(there: Made, tmp_p
     assert find_images([tmp_path, *images]) == images
     with pytest.raises(UserError, match="no image found in"):
         find_images([tmp_path / "empty"])
+    (tmp_path / "album").mkdir()
+    (tmp_path / "album" / "disk").symlink_to(tmp_path / "empty")
+    (tmp_path / "empty" / "7.png").touch()
+    assert find_images([tmp_path / "album"]) == [tmp_path / "album" / "disk" / "7.png"]
     (answer,) = there.load("eszsl").predict_all([tmp_path / "nowhere.jpg"])
     assert "No such file" in answer.error
 

@@ -8,6 +8,7 @@ B images · R regions · D channels · K attributes · C classes
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -199,13 +200,14 @@ def _spoke(trained: Trained, found: Explanation, image: int, of: int) -> tuple[R
 
 
 def find_images(given: Sequence[Path | str]) -> list[Path]:
-    """Files as they are given, and those below folders in sorted order; hidden ones are passed over."""
+    """Files as they are given, and those below folders in sorted order; hidden ones are passed over, links followed."""
     found, others = list[Path](), list[Path]()  # the others are no images by their names
     for path in map(Path, given):
         if not path.is_dir():
             found.append(path)  # one that is not there is answered with that
             continue
-        for file in sorted(file for file in path.rglob("*") if not file.is_dir()):
+        walk = os.walk(path, followlinks=True)
+        for file in sorted(Path(place, name) for place, _, names in walk for name in names):
             if file.name == CHECKPOINT:
                 raise UserError(f"{file.parent} is a run, and one run answers: name it first, photographs behind it")
             if not any(part.startswith(".") for part in file.relative_to(path).parts):
