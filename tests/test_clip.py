@@ -29,7 +29,7 @@ from core.inference.trained import load_trained
 from core.method import ClassSpace
 from core.methods import find_method, methods
 from core.training.folds import final_fold, validation_fold
-from tests.helpers import TOY
+from tests.helpers import TOY, drawn_folder
 from tests.helpers_features import make_toy
 
 try:
@@ -181,6 +181,19 @@ def test_what_open_clip_does_not_have_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UserError, match=r"pip install open_clip_torch"):
         build_backbone("open_clip:ViT-B-16/openai")
+
+
+@needs_open_clip
+@pytest.mark.parametrize("described_only", [True, False])
+def test_a_class_without_images_has_no_text_and_stops_no_other_method(tiny, tmp_path, described_only):
+    drawn_folder(tmp_path)
+    if not described_only:
+        sheet = (tmp_path / "attributes.csv").read_text()
+        (tmp_path / "attributes.csv").write_text(sheet[: sheet.index("creature 5")])
+    config = ExtractionConfig(backbone=NAME, device="cpu")
+    extract(DATASETS["OWN"], data_root=tmp_path, config=config, out=tmp_path / "f")
+    text = load_inputs("OWN", data_root=tmp_path, features=tmp_path / "f").metadata.class_text
+    assert text is None if described_only else text.shape == (5, 2, E)
 
 
 @needs_open_clip

@@ -145,8 +145,9 @@ def load_inputs(
     _, D, R = file.shape
     provenance = {k: str(v) for k, v in file.provenance.items()}
     provenance |= {"regions": "x".join(map(str, file.grid)), "name": provenance.get("backbone", "unknown")}
-    if file.class_text is not None:  # (C,2,E) of the file's classes, of which CUB50 has a part
-        place = {name: c for c, name in enumerate(file.class_names or [])}
+    place = {name: c for c, name in enumerate(file.class_names or [])}
+    # (C,2,E) of the file's classes, of which CUB50 has a part; a folder's classes without images have no text there
+    if file.class_text is not None and place.keys() >= {*metadata.class_names}:
         metadata.class_text = file.class_text[[place[name] for name in metadata.class_names]]
     if provenance.get("finetuned") == "true":
         of = f"{provenance.get('finetuned_dataset')}, {provenance.get('finetuned_fold')}"
