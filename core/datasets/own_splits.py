@@ -95,8 +95,9 @@ def _read_splits(path: Path, files: list[str]) -> np.ndarray:
     table = read_table(path, "image")
     names, sides = table.iloc[:, 0].str.replace("\\", "/").str.removeprefix("images/"), table.iloc[:, -1].str.lower()
     found = names.map({unicodedata.normalize("NFC", file): file for file in files})  # as text_of gives them
-    wrong = found.isna() | ~sides.isin(SIDES) | found.duplicated()
-    for line in names.index[wrong]:
+    # files that are there and not among them are left out: damaged, or in the folders of two classes
+    there = found.notna() | names.map(lambda name: (path.parent / "images" / name).is_file())
+    for line in names.index[~there | ~sides.isin(SIDES) | names.duplicated()]:
         rule = f"each line names an image that is there, once, and one of {', '.join(SIDES)}"
         raise UserError(f"{path}, line {line}, {names[line]!r}: {rule}")
     side_of = dict(zip(found, sides, strict=True))
