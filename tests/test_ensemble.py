@@ -9,6 +9,7 @@ import pytest
 
 import core
 from core.experiments import ensemble as e
+from core.experiments import identity
 from core.experiments.board import collect_board, read_board
 from core.experiments.identity import RunConfig
 from core.experiments.inputs import load_inputs
@@ -107,3 +108,18 @@ def test_what_is_no_ensemble_is_refused(runs, tmp_path, monkeypatch):
     monkeypatch.setattr(e, "evaluate", lambda *_: replace(evaluate(*_), AUSUC=np.pi))
     with pytest.raises(UserError, match=r"on validation AUSUC was .* and is 3.14"):
         e.ensemble([one / "seed1", two / "seed1"], tmp_path / "out")
+
+
+def test_an_ensembles_gamma_is_of_one_split_and_its_own_code_is_in_its_identity(runs, tmp_path, monkeypatch):
+    """Whatever its members' γ is of; and one that was made by another law of shares is not read back as this one."""
+    inputs, _, two = runs
+    run(replace(config_of("eszsl", inputs, seed=1), gamma_splits=2), inputs, tmp_path / "several" / "seed1")
+    members = [tmp_path / "several" / "seed1", two / "seed1"]
+    found = read_result(e.ensemble(members, tmp_path / "out") / "metrics.json")
+    assert len(found["chosen"]["gammas"]) == found["config"]["gamma_splits"] == 1
+    assert "γ: mean over 2" not in all_tables([row_of(found)])
+    law = identity.ROOT / "ensemble.py"
+    monkeypatch.setitem(identity.SOURCES, law, identity.SOURCES[law] + b"# changed\n")
+    monkeypatch.setattr(e, "method_digest", identity.method_digest.__wrapped__)  # nothing kept of before
+    with pytest.raises(UserError, match="other method_code"):
+        e.ensemble(members, tmp_path / "out")

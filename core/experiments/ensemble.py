@@ -22,7 +22,7 @@ from core.datasets.paths import DEFAULT_ROOT, feature_file
 from core.datasets.registry import DATASETS
 from core.ensemble import Ensemble
 from core.experiments import results
-from core.experiments.identity import RunConfig
+from core.experiments.identity import RunConfig, method_digest
 from core.experiments.inputs import Inputs, load_inputs
 from core.experiments.run import HOW, carried_over, fit, ready, scores_of, unit_of
 from core.features.feature_file import FeatureFile
@@ -87,10 +87,10 @@ def ensemble(folders: Sequence[Path], out: Path, data_root: Path | None = None, 
     features = first.config.features | {"pretraining_saw_unseen": saw.pop() if len(saw) == 1 else "unknown"}
     config = replace(
         first.config, method=name, epochs=0, recipe={"members": [m.result["sha256"] for m in members]},
-        method_code="+".join(m.config.method_code for m in members), features=features,
+        method_code="+".join([*(m.config.method_code for m in members), method_digest(name, Path(__file__))]),
+        features=features, gamma_splits=1,
     )  # fmt: skip
     path = out / config.dataset / first.inputs.variant / name / f"seed{seed}"
-    path.mkdir(parents=True, exist_ok=True)
     with Lock(path / "run"):
         if results.finished(path / "metrics.json", config, resume=True):
             return path

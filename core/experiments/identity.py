@@ -32,9 +32,9 @@ def code_digest() -> str:
 
 
 @functools.cache
-def method_digest(name: str) -> str:
-    """Digest of a method's file and of what it imports (DAZLE's attention, for most) besides the code of any run."""
-    return _sha256(_imported_from(find_method(name).file) - _imported_from(RUN))
+def method_digest(name: str, file: Path | None = None) -> str:
+    """Digest of a method's (or an ensemble's) file and of what it imports besides the code of any run."""
+    return _sha256(_imported_from(file or find_method(name).file) - _imported_from(RUN))
 
 
 def _source(path: Path) -> bytes:
