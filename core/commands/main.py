@@ -1,5 +1,6 @@
 """The one command of an installation: `vsmr own`, `vsmr predict`, ...; each word stands for a script of the clone."""
 
+import importlib
 import sys
 
 from core.commands.parser import Parser
@@ -31,25 +32,9 @@ def dispatch(words: list[str]) -> int:
         dataset, rest = _word(said, "dataset", DATASETS, rest), rest[1:]
         sys.argv[0] += f" {dataset}"
     # what a command needs is imported for it alone: for some that takes seconds
-    if command == "own":
-        from core.commands.own import main as own
-
-        return own(said, rest)
-    if command == "predict":
-        from core.commands.predict import main as predict
-
-        return predict(said, rest)
-    if command == "tables":
-        from core.commands.reproduce import main as tables
-
-        return tables(said, rest)
-    if command == "extract":
-        from core.commands.extract import main as extract
-
-        return extract(dataset, said, rest)
-    from core.commands.train import main as train
-
-    return train(dataset, said, rest)
+    module = {"tables": "reproduce", "demo": "train"}.get(command, command)
+    called = importlib.import_module(f"core.commands.{module}").main
+    return int(called(said, rest) if command in ("own", "predict", "tables") else called(dataset, said, rest))
 
 
 def _word(description: str, name: str, choices: tuple[str, ...], words: list[str]) -> str:
