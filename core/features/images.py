@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from core.datasets.own import Photograph, find_images
@@ -31,11 +31,6 @@ FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", 
 LARGE = 89_478_485  # pixels above which Pillow warns; it refuses twice as many, and so do we
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # telephones take 108 megapixels
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # editors write histories and profiles of some MB
-_TURNS = {  # EXIF orientation -> what brings the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
 Picture = Path | str | bytes | BinaryIO | Image.Image | np.ndarray  # a path, a file or its bytes, or (H,W,3) uint8
 
 
@@ -114,26 +109,25 @@ def open_image(source: Picture, shorter: int, quick: bool = False) -> Image.Imag
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
-    """RGB of what Pillow opened: grey levels scaled, transparency on white, turned upright."""
+    """RGB of what Pillow opened: turned upright, grey levels scaled, transparency on white."""
     image.load()
     if 0 in image.size:
         raise ValueError("it has no pixels")
+    kind = image.format
+    with contextlib.suppress(Exception):  # damaged EXIF turns nothing: the pixels are whole
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":
         # "I" is Pillow's mode for 16 bits too
-        if not image.mode.startswith("I;16") and not (image.mode == "I" and image.format in ("PNG", "PPM")):
+        if not image.mode.startswith("I;16") and not (image.mode == "I" and kind in ("PNG", "PPM")):
             raise ValueError("its grey levels do not tell which is white: save it with 8 or 16 bits")
         grey = np.array(image, dtype=np.float32) * (255 / 65535)
-        rgb = Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
-    elif image.has_transparency_data:
+        return Image.fromarray(np.rint(grey).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
         rgba = image.convert("RGBA")
         rgb = Image.new("RGB", image.size, "white")
         rgb.paste(rgba, mask=rgba)
-    else:
-        rgb = image.convert("RGB")
-    turn = None
-    with contextlib.suppress(Exception):  # damaged EXIF turns nothing: the pixels are whole
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return rgb if turn is None else rgb.transpose(turn)
+        return rgb
+    return image.convert("RGB")
 
 
 def load_image(source: Picture, size: int, resize: int | None = None, interpolation: str = "bilinear") -> np.ndarray:
