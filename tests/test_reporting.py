@@ -95,6 +95,11 @@ def test_what_is_no_equal_stands_under_its_own_heading():
     assert not lines_with(text, "| transzero", " to ") and lines_with(text, "| dazle |", " to ")
 
 
+def test_runs_without_a_common_seed_are_tabled_and_not_compared(tmp_path):
+    text = write_report(left(tmp_path, [row(seed=0), row("dazle", 1), row("msdn", 0)]))
+    assert lines_with(text, "| dazle |") and not lines_with(text, "| dazle", " to ") and lines_with(text, "| msdn", " to ")
+
+
 def test_labels_are_printed_wherever_the_row_is():
     rows = two_methods(pretraining_saw_unseen="unknown", finetuned=True, test_T1=0.8, test_H=0.7)
     text = all_tables(rows)

@@ -198,7 +198,7 @@ def _comparison(runs: pd.DataFrame, prefix: str, over_classes: OverClasses | Non
     others = [own for line, own in runs.groupby("line") if line != ours.line.iloc[0]]
     for own in sorted(others, key=lambda own: -own[columns[last]].mean()):
         a, b = (side[side.seed.isin({*ours.seed} & {*own.seed})] for side in (ours, own))
-        if b[[*columns.values()]].isna().any(axis=None):
+        if b.empty or b[[*columns.values()]].isna().any(axis=None):  # no seed in common, or numbers missing
             continue
         name = own.label.iloc[0] + (f" ({own.remarks.iloc[0]})" if own.remarks.iloc[0] else "")
         if over_classes:
