@@ -25,7 +25,7 @@ class Response(io.BytesIO):
 def test_a_cut_download_leaves_nothing_and_says_how_to_go_on(tmp_path, monkeypatch):
     url = "https://x.org/a.tgz"
     monkeypatch.setattr(D.urllib.request, "urlopen", lambda *_, **__: Response(CONTENT[:1000]))
-    with pytest.raises(UserError, match=f"stopped: 1000 of .*curl -C - -O {url}"):
+    with pytest.raises(UserError, match=f"stopped: 1000 of .*curl -L -C - -o {tmp_path}/a.tgz {url}"):
         D.download(url, tmp_path / "a.tgz")
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(D.urllib.request, "urlopen", lambda *_, **__: Response(CONTENT))

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import tempfile
 import urllib.request
@@ -54,7 +55,7 @@ def download(url: str, path: Path) -> None:
                 if total and out.tell() != total:
                     raise ValueError(f"{out.tell()} of {total} bytes came")
         except Exception as error:  # of the network: nearly anything
-            how = f"get {path} with `curl -C - -O {url}`, which continues"
+            how = f"with `curl -L -C - -o {shlex.quote(str(path))} {url}`, which continues"
             raise UserError(f"download of {url} stopped: {error}. Run the same command again, or {how}") from error
 
 
