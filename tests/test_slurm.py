@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,8 @@ def flags_of(places, out: Path, seeds: int = 2) -> list[str]:
 
 def test_the_array_runs_every_job_once(places, tmp_path, capsys, monkeypatch) -> None:
     """Its lines are run by bash, as SLURM would, with SLURM's variable: one task; the other in this process."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path)  # not where the script lies
+    monkeypatch.setattr(sys, "argv", [os.path.relpath(ROOT / "reproduce_tables.py")])
     out = tmp_path / "my results"
     flags = flags_of(places, out)
     assert main(None, [*flags, "--print-sbatch"]) == 0
@@ -47,6 +49,8 @@ def test_the_array_runs_every_job_once(places, tmp_path, capsys, monkeypatch) ->
     assert {"--array=0-1", "--requeue", f"--output={out}/jobs/%A_%a.log"} < {*options} and (out / "jobs").is_dir()
     subprocess.run(["bash", script], env=os.environ | {"SLURM_ARRAY_TASK_ID": "1"}, check=True, capture_output=True)
     assert [p.parent.name for p in out.rglob("metrics.json")] == ["seed1"]
+    monkeypatch.setattr(sys, "argv", ["vsmr tables"])
+    assert main(None, [*flags, "--print-sbatch"]) == 0 and "\nexec vsmr tables --datasets" in capsys.readouterr().out
     assert main(None, [*flags, "--task", "0"]) == 0
     assert not (out / "summary.csv").exists()  # a task writes no shared table
     assert main(None, ["--collect", "--out", str(out)]) == 0

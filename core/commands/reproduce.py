@@ -71,7 +71,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
     if args.print_sbatch:
         typed = [word for word in (sys.argv[1:] if argv is None else argv) if word != "--print-sbatch"]
         (logs := args.out / "jobs").mkdir(parents=True, exist_ok=True)  # sbatch makes none: a task would have no log
-        command = shlex.join([sys.executable, "reproduce_tables.py", *typed])
+        program = sys.argv[0].split() if sys.argv[0] == "vsmr tables" else [sys.executable, sys.argv[0]]
+        command = shlex.join([*program, *typed])
         there = {"last": len(jobs_of(plan)) - 1, "logs": shlex.quote(str(logs)), "here": shlex.quote(str(Path.cwd()))}
         sys.stdout.write(_SBATCH.format(command=command, **there))
     elif args.task is not None:
