@@ -69,6 +69,10 @@ def test_help_is_answered_at_once(helps: dict, script: str) -> None:
     assert seconds < max(1.5, 2 * helps["torch"])  # beyond the import of PyTorch, on a busy machine too
 
 
+def test_what_messages_of_the_extraction_advise_is_a_flag_of_a_folder_of_ones_own_too(helps: dict) -> None:
+    assert {"--dtype", "--store", "--features"} <= {*re.findall(r"--[a-z-]+", helps["OWN_ours.py"][3])}
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_shortened_flag_is_refused_in_one_sentence(helps: dict, tmp_path: Path, script: str) -> None:
     """Else --seed 3 would be three seeds, and a flag that is added later would change what a command means."""

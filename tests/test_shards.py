@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import tarfile
 import time
 from dataclasses import replace
@@ -133,10 +134,16 @@ def test_killed_while_finishing_ends_the_same(root, single, three, monkeypatch, 
     assert [p.name for p in three.parent.iterdir()] == ["f.hdf5"]
 
 
-def test_parts_of_other_settings_are_refused_by_name(root, three) -> None:
-    with pytest.raises(UserError, match=r"rows-.*\.npy was begun with other settings.*pool: 1 .*rm .*rows-\*"):
-        shards(root, three, 3, 1, config=replace(TINY, pool=3))
-    assert len(list(three.parent.glob("*.npy"))) == 3
+def test_parts_of_other_settings_are_refused_by_name_and_the_command_removes_them(root, three, tmp_path) -> None:
+    final = tmp_path / "my birds" / three.name
+    final.parent.mkdir()
+    for path in tmp_path.glob("f.hdf5.rows-*"):
+        path.rename(final.with_name(path.name))
+    with pytest.raises(UserError, match=r"rows-.*\.npy was begun with other settings.*pool: 1 ") as caught:
+        shards(root, final, 3, 1, config=replace(TINY, pool=3))
+    assert len(list(final.parent.glob("*.npy"))) == 3
+    subprocess.run(["bash", "-c", str(caught.value).partition("delete it (")[2].partition(")")[0]], check=True)
+    assert not list(final.parent.iterdir())
 
 
 def test_a_row_that_the_disk_lost_is_refused_and_done_again(root, single, three) -> None:

@@ -43,7 +43,7 @@ def parser(description: str | None, argv: Sequence[str] | None = ()) -> Parser:
     features = "feature file to read, or to make (ROOT/OWN/feature_map_*_OWN.hdf5)"
     data.add_argument("--features", type=Path, help=features)
     group = p.add_argument_group("features", "used where the feature file is not there yet")
-    add_fields(group, ExtractionConfig(), without=("batch_size", "store", "device"))
+    add_fields(group, ExtractionConfig(), without=("batch_size", "device"))
     said = f"images per forward pass ({BATCH_SIZE})"
     group.add_argument("--image-batch-size", type=whole(1), default=BATCH_SIZE, help=said)
     flags.add_device(p)

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def _vectors(
         return (load_attribute_vectors(given, K), given) if given else (np.eye(K, dtype=np.float32), None)
     path = given or paths.vectors_file(root, dataset)
     command = f"python extract_feature/extract_attribute_w2v_{dataset.source}.py"
-    command += "" if root == paths.DEFAULT_ROOT else f" --data-root {root}"
+    command += "" if root == paths.DEFAULT_ROOT else f" --data-root {shlex.quote(str(root))}"
     if given or path.is_file():
         return load_attribute_vectors(path, K), path
     if file.w2v_att is not None:

@@ -118,8 +118,8 @@ def _already_there(final: Path, content: FeatureFileMetadata, shape: tuple[int, 
     differs = differences(before, content.signature(config.store, shape))
     differs += [f"pretraining_saw_unseen: {saw!r} there, {declared!r} now"] * (declared not in (None, saw))
     if differs:
-        said = "; ".join(differs)
-        raise UserError(f"{final} is of other settings or images ({said}); move it away or choose another --out")
+        way = f"move it away, or name another file ({'--features' if content.metadata.name == OWN.name else '--out'})"
+        raise UserError(f"{final} is of other settings or images ({'; '.join(differs)}); {way}")
     remove_parts(final)  # where it was killed before it did
     _log.info("%s is complete already", final)
     return final

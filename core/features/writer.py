@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import shlex
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -111,8 +112,8 @@ class Writer(contextlib.AbstractContextManager["Writer"]):
             except (UserError, OSError, ValueError) as error:
                 raise UserError(f"{path} is damaged ({error}); delete it and run what made it again") from error
             if differs:
-                said = f"({'; '.join(differs)}); delete it (rm {self.final}.rows-*), or choose another --out"
-                raise UserError(f"{path} was begun with other settings {said}")
+                way = f"delete it (rm {shlex.quote(str(self.final))}.rows-*), or name another file"
+                raise UserError(f"{path} was begun with other settings ({'; '.join(differs)}); {way}")
         return found
 
     @staticmethod
