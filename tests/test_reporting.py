@@ -97,7 +97,19 @@ def test_what_is_no_equal_stands_under_its_own_heading():
 
 def test_runs_without_a_common_seed_are_tabled_and_not_compared(tmp_path):
     text = write_report(left(tmp_path, [row(seed=0), row("dazle", 1), row("msdn", 0)]))
-    assert lines_with(text, "| dazle |") and not lines_with(text, "| dazle", " to ") and lines_with(text, "| msdn", " to ")
+    assert lines_with(text, "| dazle |") and not lines_with(text, "| dazle", " to ")
+    assert lines_with(text, "| msdn", " to ")
+
+
+def test_runs_of_two_codes_are_compared_each_with_their_own_and_so_are_ablations():
+    both = [*two_methods(), *two_methods(code="c2", T1=0.9)]
+    both += [row("vsmr", s, ablation=a, code=f"c{1 + s // 3}") for s in range(6) for a in ("vsmr", "no hubness")]
+    text = all_tables(both)
+    for code in ("c1", "c2"):
+        after = text[text.index(f"| vsmr (code {code}) minus |") :]
+        assert after[after.index("| dazle") :].startswith(f"| dazle (code {code}) | +")
+        after = text[text.index(f"Ablation on validation splits (code {code})") :]
+        assert lines_with(after, "| no hubness |", "| +0.0 to +0.0 |")
 
 
 def test_labels_are_printed_wherever_the_row_is():

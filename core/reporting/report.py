@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from core.experiments.statistics import Interval, bootstrap_over_classes
 from core.files.atomic import write_bytes
 from core.reporting import tables as t
 from core.reporting.figures import calibration_figure, read_outcome, reliability_figure
-from core.training.evaluation import curve_from_compact, harmonic
+from core.training.evaluation import standard
 
 Arrays = Callable[[str], Mapping[str, np.ndarray]]
 
@@ -35,7 +34,8 @@ def write_report(out: Path) -> str:
 def write_results(board: Path, out: Path, docs: Path) -> None:
     """Write DOCS/results.md and its CSV files: the rows of the board, and the ablations found below OUT."""
     rows = {"/".join(place_of(row)).removesuffix(".json"): row for row in read_board(board)}
-    made = t.prepared([flat(row) | {"folder": folder, "H_best": _best(row)} for folder, row in rows.items()])
+    best = {folder: standard(arrays_of(row), 0.0)["H_best"] for folder, row in rows.items()}
+    made = t.prepared([flat(row) | {"folder": folder, "H_best": best[folder]} for folder, row in rows.items()])
     ablations = t.read_summary(out / "summary.csv").query("ablation != ''")
     same = dict(zip(made.features_sha256, made.features_made, strict=True))
     frame = pd.concat([made, ablations.replace({"features_made": same})]).drop(columns="validated")
@@ -57,12 +57,6 @@ def _tables(frame: pd.DataFrame, arrays: Arrays) -> tuple[str, dict[str, Mapping
         return found
 
     return t.all_tables(frame, over_classes), drawn
-
-
-def _best(row: dict[str, Any]) -> float:
-    """The highest H of any γ, of a row of the board."""
-    curve = curve_from_compact(arrays_of(row))
-    return harmonic(*curve.at(curve.best()))
 
 
 def _csv(frame: pd.DataFrame) -> str:

@@ -138,8 +138,9 @@ def _dataset_table(part: pd.DataFrame, groups: Sequence[pd.DataFrame], over_clas
         lines += _metrics(cut, "val_", "method, validation", CUT_OFF)
         lines += _metrics(runs, "test_", "method, selected on test", _ON_TEST)
         lines += _metrics(runs, "published_", "method, published procedure", _PUBLISHED)
-    for version, ablated in part[part.ablation != ""].groupby("torch"):
-        lines += _ablation(ablated, f" (torch {version})" if part.torch.nunique() > 1 else "")
+    for found, ablated in part[part.ablation != ""].groupby(["code", "torch"]):
+        said = [f"{c} {v}" for c, v in zip(("code", "torch"), found, strict=True) if part[c].nunique() > 1]
+        lines += _ablation(ablated, f" ({', '.join(said)})" if said else "")
     lines.append("")
     if len(runs):
         own = [(own.label.iloc[0], own) for _, own in runs.groupby("line")]
@@ -187,6 +188,8 @@ def ours_among(runs: pd.DataFrame) -> pd.DataFrame | None:
 
 def _comparison(runs: pd.DataFrame, prefix: str, over_classes: OverClasses | None) -> list[str]:
     """Our method against every other: paired over the seeds that both have, and over classes; the strongest first."""
+    if runs[runs.method == OURS].code.nunique() > 1:  # each with what was run by the same code
+        return [line for _, own in runs.groupby("code") for line in _comparison(own, prefix, over_classes)]
     if (ours := ours_among(runs)) is None:
         return []
     columns = {k: prefix + k for k in ("T1", "H", "AUSUC")} | ({} if prefix else {"H, best γ": "H_best"})
