@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import scipy.io
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from core.datasets.metadata import Metadata
 from core.features.settings import ExtractionConfig
 from core.features.writer import FeatureFileMetadata, Writer
-from tests.helpers import toy_mats
+from tests.helpers import cells, toy_mats
 
 SHAPE = (8, 7, 7)
 TINY = ExtractionConfig(backbone="squeezenet1_1", weights="random", device="cpu", batch_size=4, input_size=64)
@@ -51,6 +52,17 @@ def write(path: Path, n: int = 60) -> Path:
         return writer.finish()
 
 
+def dazle(path: Path, m: Metadata, feature_map: np.ndarray, **changes: object) -> Path:
+    """A file in DAZLE's layout: gzip, no names; ``changes`` replace arrays."""
+    keys = ("labels", "att", "original_att", "trainval_loc", "test_seen_loc", "test_unseen_loc")
+    chunks = (min(7, len(feature_map)), *feature_map.shape[1:])
+    with h5py.File(path, "w") as file:
+        file.create_dataset("feature_map", data=feature_map, compression="gzip", chunks=chunks)
+        for key, values in ({key: getattr(m, key) for key in keys} | changes).items():
+            file[key] = values
+    return path
+
+
 def make_data(root: Path, n: int = 36) -> Path:
     """Six classes of noise images in the demo's layout, with xlsa17's two .mat files."""
     rng = np.random.default_rng(0)
@@ -61,32 +73,27 @@ def make_data(root: Path, n: int = 36) -> Path:
         Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(folder / name)
     labels = np.repeat(np.arange(6), n // 6)
     seen = np.flatnonzero(labels < 4)
-    mats = root / "xlsa17" / "data" / "DEMO"
-    mats.mkdir(parents=True)
-    files = np.array([[f"/somewhere/DEMO_creatures/{name}"] for name in names], dtype=object)
-    scipy.io.savemat(mats / "res101.mat", {"labels": labels[:, None] + 1, "image_files": files})
-    scipy.io.savemat(
-        mats / "att_splits.mat",
-        {
-            "att": rng.random((5, 6)),
-            "original_att": rng.random((5, 6)),
-            "allclasses_names": np.array([[f"class{c}"] for c in range(6)], dtype=object),
-            "trainval_loc": np.setdiff1d(seen, seen[::3])[:, None] + 1,
-            "test_seen_loc": seen[::3][:, None] + 1,
-            "test_unseen_loc": np.flatnonzero(labels >= 4)[:, None] + 1,
-        },
+    toy_mats(
+        root / "xlsa17" / "data" / "DEMO",
+        labels=labels[:, None] + 1,
+        image_files=cells([f"/somewhere/DEMO_creatures/{name}" for name in names]),
+        att=rng.random((5, 6)),
+        original_att=rng.random((5, 6)),
+        allclasses_names=cells([f"class{c}" for c in range(6)]),
+        trainval_loc=np.setdiff1d(seen, seen[::3])[:, None] + 1,
+        test_seen_loc=seen[::3][:, None] + 1,
+        test_unseen_loc=np.flatnonzero(labels >= 4)[:, None] + 1,
     )
     return root
 
 
-def make_toy(root: Path) -> Path:
-    """Nine classes of ten small pictures, coloured by their class, and xlsa17's files of TOY."""
-    toy_mats(root / "xlsa17" / "data" / "TOY")
-    rng, folder = np.random.default_rng(0), root / "TOY" / "TOY_images"
-    for c in range(1, 10):
-        (folder / f"c{c}").mkdir(parents=True)
-        colour = rng.integers(0, 200, 3)
-        for i in range(10):
-            pixels = (colour + rng.integers(0, 56, (40, 48, 3))).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / f"c{c}" / f"{10 * (c - 1) + i}.jpg")
+def make_toy(root: Path, name: str = "TOY") -> Path:
+    """Nine classes of ten small pictures, coloured by their first three attributes, and xlsa17's files of them."""
+    paths = [f"{name}_images/c{i // 10 + 1}/{i}.jpg" for i in range(90)]
+    _, splits = toy_mats(root / "xlsa17" / "data" / name, image_files=cells([f"/a/b/{path}" for path in paths]))
+    rng, colours = np.random.default_rng(0), 200 * scipy.io.loadmat(splits)["original_att"][:3].T
+    for i, path in enumerate(paths):
+        (root / name / path).parent.mkdir(parents=True, exist_ok=True)
+        pixels = colours[i // 10] + rng.integers(0, 56, (40, 48, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(root / name / path)
     return root

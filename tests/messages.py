@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
-import scipy.io
 from PIL import Image
 
+from core.datasets.registry import AWA2
+from core.datasets.xlsa17 import read_metadata
 from tests.helpers import cells, extraction, run_here, toy_mats, word_vectors
+from tests.helpers_features import dazle
 
 DRIVER, EXTRACT, WORDS = "AWA2_ours.py", extraction("AWA2"), word_vectors("AWA2")
 NO_FEATURES = ["--backbone", "resnet18", "--weights", "random", "--input-size", "64", "--out", "new.hdf5"]
@@ -46,19 +47,9 @@ def mats(place: Path, **changes: object) -> None:
 
 
 def features(place: Path, **changes: object) -> None:
-    """A feature file in DAZLE's layout, with some datasets replaced; None leaves one out."""
-    content = {
-        "feature_map": np.abs(np.random.default_rng(1).normal(size=(90, 12, 3, 3))).astype("f4"),
-        "labels": np.repeat(np.arange(9), 10),
-        "att": np.ascontiguousarray(scipy.io.loadmat(place / MATS / "att_splits.mat")["att"].T),
-        "trainval_loc": ROWS[:6, :8].ravel(),
-        "test_seen_loc": ROWS[:6, 8:].ravel(),
-        "test_unseen_loc": ROWS[6:].ravel(),
-    } | changes
-    with h5py.File(place / FEATURES, "w") as file:
-        for key, values in content.items():
-            if values is not None:
-                file[key] = values
+    """A feature file in DAZLE's layout, with some datasets replaced."""
+    plain = np.abs(np.random.default_rng(1).normal(size=(90, 12, 3, 3))).astype("f4")
+    dazle(place / FEATURES, read_metadata(place / "data", AWA2), **{"feature_map": plain, **changes})
 
 
 def put(name: str, content: bytes) -> Callable[[Path], object]:

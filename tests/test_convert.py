@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from core.commands import convert as module
 from core.commands.convert import LAYOUTS, convert, main
 from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
+from tests.helpers_features import dazle, metadata
 
 N, D, SIDE = 90, 96, 4
 
@@ -30,19 +30,8 @@ def arranged(maps: np.ndarray, layout: str) -> np.ndarray:
     }[layout]
 
 
-def write(path: Path, values: np.ndarray, **replace: object) -> Path:
-    labels = np.repeat(np.arange(9), 10)
-    att = np.random.default_rng(1).random((9, 8)).astype(np.float32) + 0.1
-    rows = np.arange(N).reshape(9, 10)
-    content = {
-        "labels": labels, "att": att, "original_att": att, "trainval_loc": rows[:6, :8].ravel(),
-        "test_seen_loc": rows[:6, 8:].ravel(), "test_unseen_loc": rows[6:].ravel(),
-    } | replace  # fmt: skip
-    with h5py.File(path, "w") as file:
-        file.create_dataset("feature_map", data=values, compression="gzip", chunks=(7, *values.shape[1:]))
-        for key, value in content.items():
-            file[key] = value
-    return path
+def write(path: Path, values: np.ndarray) -> Path:
+    return dazle(path, metadata(N), values)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -57,7 +46,7 @@ def test_every_layout_becomes_ours(
         assert file.grid == (SIDE, SIDE) and file.provenance["pretraining_saw_unseen"] == "unknown"
         assert file.provenance["converted_from"].startswith("theirs.hdf5 sha256 ")
         np.testing.assert_array_equal(file.read(np.arange(N)), maps.reshape(N, D, -1))
-        assert not file.metadata.image_files and file.metadata.labels[10] == 1
+        assert not file.metadata.image_files and file.metadata.labels[15] == 1
     assert source.read_bytes() == before and sorted(p.name for p in tmp_path.iterdir()) == ["f.hdf5", "theirs.hdf5"]
 
 

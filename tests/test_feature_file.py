@@ -16,7 +16,7 @@ from core.features.feature_file import FeatureFile
 from core.features.writer import Writer
 from core.files.atomic import Busy
 from core.files.errors import UserError
-from tests.helpers_features import SHAPE, content, maps, metadata, write
+from tests.helpers_features import SHAPE, content, dazle, maps, metadata, write
 
 zlib_crc32 = zlib.crc32
 
@@ -72,16 +72,11 @@ def test_other_settings_a_second_writer_and_nan_are_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("lacks", ["", "att", "labels", "feature_map"])
 def test_old_layout(tmp_path: Path, lacks: str) -> None:
     """DAZLE's files: float32, gzip, no names, no attributes, no train/val."""
-    path, m = tmp_path / "old.hdf5", metadata()
-    arrays = {"labels": m.labels, "att": m.att, "original_att": m.original_att}
-    arrays |= {key: getattr(m, key) for key in ("trainval_loc", "test_seen_loc", "test_unseen_loc")}
-    with h5py.File(path, "w") as file:
-        file.create_dataset("feature_map", data=maps().astype(np.float32), compression="gzip")
-        for key, value in arrays.items():
-            file.create_dataset(key, data=value, compression="gzip")
-        if lacks:
-            del file[lacks]
+    m = metadata()
+    path = dazle(tmp_path / "old.hdf5", m, maps().astype(np.float32))
     if lacks:
+        with h5py.File(path, "r+") as file:
+            del file[lacks]
         with pytest.raises(UserError, match=f"lacks {lacks}"):
             FeatureFile(path)
         return

@@ -5,12 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 
 from core.commands import extract
-from core.datasets.metadata import Metadata
 from core.datasets.registry import CUB, DEMO, OWN, Counts
 from core.datasets.stored import check_maps
 from core.features.feature_file import FeatureFile
@@ -18,18 +16,7 @@ from core.features.settings import ExtractionConfig, extraction_command
 from core.features.writer import Writer
 from core.files.errors import UserError
 from tests.helpers import ROOT
-from tests.helpers_features import SHAPE, content, maps, metadata, write
-
-NAMELESS = ("labels", "att", "trainval_loc", "test_seen_loc", "test_unseen_loc", "feature_map")
-
-
-def dazle(path: Path, m: Metadata, **changes: np.ndarray) -> Path:
-    """A file in DAZLE's layout, without names."""
-    arrays = {"feature_map": maps(len(m.labels)).astype(np.float32)}
-    with h5py.File(path, "w") as file:
-        for key, values in (arrays | {key: getattr(m, key) for key in NAMELESS[:-1]} | changes).items():
-            file[key] = values
-    return path
+from tests.helpers_features import SHAPE, content, dazle, maps, metadata, write
 
 
 @pytest.mark.parametrize("layout", ["new", "dazle"])
@@ -56,7 +43,7 @@ def dazle(path: Path, m: Metadata, **changes: np.ndarray) -> Path:
 def test_a_file_of_other_data_than_the_root_is_refused(
     tmp_path: Path, changes: dict[str, Any], message: str, layout: str
 ) -> None:
-    path = write(tmp_path / "f.hdf5") if layout == "new" else dazle(tmp_path / "f.hdf5", metadata())
+    path = write(tmp_path / "f.hdf5") if layout == "new" else dazle(tmp_path / "f.hdf5", metadata(), maps())
     root = replace(metadata(), **changes)
     with FeatureFile(path) as file:
         file.check_belongs(replace(metadata(), att=metadata().att + 1e-6), "x")
@@ -81,7 +68,7 @@ def test_other_validation_classes_than_the_roots_are_refused(tmp_path: Path, key
 
 def test_names_that_a_file_lacks_come_from_the_root(tmp_path: Path) -> None:
     m = replace(metadata(), class_names=[*"abcdef"])
-    with FeatureFile(dazle(tmp_path / "f.hdf5", m)) as file:
+    with FeatureFile(dazle(tmp_path / "f.hdf5", m, maps())) as file:
         assert file.to_metadata(DEMO).class_names[2] == "class 2"
         assert file.to_metadata(DEMO, m).class_names == m.class_names
         assert file.to_metadata(DEMO, m).image_files == m.image_files
@@ -91,7 +78,7 @@ def test_classes_that_are_missing_and_negative_attributes_are_noted(tmp_path: Pa
     m = metadata()
     att = m.att.copy()
     att[0, 0] = -1
-    with FeatureFile(dazle(tmp_path / "f.hdf5", m, att=att)) as file:
+    with FeatureFile(dazle(tmp_path / "f.hdf5", m, maps(), att=att)) as file:
         assert file.to_metadata(DEMO).att[0, 0] == -1
         counts = Counts(seen=9, unseen=4, attributes=5, images=90, trainval=48, test_seen=12, test_unseen=30)
         known = file.to_metadata(replace(DEMO, counts=counts, clip_negative=True))

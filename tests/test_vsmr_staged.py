@@ -9,11 +9,19 @@ import torch.nn.functional as F
 
 from core.method import ClassSpace
 from core.VSMR_staged import RECIPES, VSMRStaged, build
-from tests import reference
 from tests.helpers_page import Shown
 
 B, R, D = 6, 9, 16
 CUB50 = RECIPES["CUB50"]
+
+
+def textbook_features(x, v, W2, W3, mask):
+    """f (B,D) of stage 1, masked as the equations are written: every tensor is formed, (B,K,D) included."""
+    theta = mask.unsqueeze(2) * torch.einsum("kv,vd,brd->bkr", v, W2, x).softmax(dim=2)
+    h = torch.einsum("bkr,brd->bkd", theta, x)
+    w = mask * torch.sigmoid(torch.einsum("kv,vd,bkd->bk", v, W3, h))
+    rho = torch.einsum("bk,bkr->br", w, theta)
+    return torch.einsum("br,brd->bd", rho, x)
 
 
 @pytest.fixture
@@ -29,7 +37,7 @@ def test_finishing_averages_features_and_fits_the_encoder_the_same_way_every_tim
     model = method.model.double()
     method.finish(Shown(x, y))
     first = model.prototypes.clone()
-    f = reference.staged_features(x, model.attention.v, model.attention.W2, model.attention.W3, model.presence[y])
+    f = textbook_features(x, model.attention.v, model.attention.W2, model.attention.W3, model.presence[y])
     for c in (0, 1, 3, 5):
         torch.testing.assert_close(first[c], f[y == c].mean(0))
     fitted = F.mse_loss(model.E(space.att[space.seen]), first[space.seen])
@@ -51,7 +59,7 @@ def test_images_are_scored_with_the_mask_that_is_predicted_of_them(space, batch)
     assert 0.2 < mask.mean() < 0.8
 
     def cosines(mask):
-        f = reference.staged_features(x, a.v, a.W2, a.W3, mask)
+        f = textbook_features(x, a.v, a.W2, a.W3, mask)
         return F.normalize(f, dim=1) @ F.normalize(model.prototypes, dim=1).T
 
     torch.testing.assert_close(model.class_scores(x), cosines(mask))
