@@ -16,6 +16,7 @@ import pytest
 import scipy.io
 from safetensors.torch import save_file
 
+from core.datasets.metadata import Metadata
 from core.datasets.registry import DataSet
 from core.demo.dataset import TRAITS, draw_signatures
 from core.demo.drawing import Signature, draw_creature
@@ -55,6 +56,30 @@ def toy_mats(folder: Path, **changes) -> tuple[Path, Path]:
     scipy.io.savemat(first, {k: v for k, v in content.items() if k in images and v is not None})
     scipy.io.savemat(second, {k: v for k, v in content.items() if k not in images and v is not None})
     return first, second
+
+
+def metadata_of(seen: int, unseen: int, each: int, att: np.ndarray, *, val: int = 1, every: int = 5) -> Metadata:
+    """Classes of ``each`` images; of the seen ones, which come first, every so many-th image is a test image.
+
+    Args: val: the last so many seen classes are those of validation; split_sha256 is of nothing.
+    """
+    labels = np.repeat(np.arange(seen + unseen), each)
+    of_seen = np.flatnonzero(labels < seen)
+    trainval = np.setdiff1d(of_seen, of_seen[::every])
+    return Metadata(
+        name="MADE",
+        image_files=[f"images/{i}.jpg" for i in range(len(labels))],
+        labels=labels,
+        class_names=[f"class {c}" for c in range(seen + unseen)],
+        att=att.astype(np.float32),
+        original_att=np.ones_like(att, dtype=np.float32),
+        trainval_loc=trainval,
+        test_seen_loc=of_seen[::every],
+        test_unseen_loc=np.flatnonzero(labels >= seen),
+        train_loc=trainval[labels[trainval] < seen - val],
+        val_loc=trainval[labels[trainval] >= seen - val],
+        split_sha256="0" * 64,
+    )
 
 
 class ToyFeatures:

@@ -10,7 +10,7 @@ from PIL import Image
 from core.datasets.metadata import Metadata
 from core.features.settings import ExtractionConfig
 from core.features.writer import FeatureFileMetadata, Writer
-from tests.helpers import cells, toy_mats
+from tests.helpers import cells, metadata_of, toy_mats
 
 SHAPE = (8, 7, 7)
 TINY = ExtractionConfig(backbone="squeezenet1_1", weights="random", device="cpu", batch_size=4, input_size=64)
@@ -18,23 +18,7 @@ TINY = ExtractionConfig(backbone="squeezenet1_1", weights="random", device="cpu"
 
 def metadata(n: int = 60) -> Metadata:
     """Six classes, the last two unseen; n must be a multiple of six."""
-    labels = np.repeat(np.arange(6), n // 6)
-    seen = np.flatnonzero(labels < 4)
-    test_seen, trainval = seen[::5], np.setdiff1d(seen, seen[::5])
-    return Metadata(
-        name="DEMO",
-        image_files=[f"images/{i}.png" for i in range(n)],
-        labels=labels,
-        class_names=[f"class {c}" for c in range(6)],
-        att=np.random.default_rng(0).random((6, 5)).astype(np.float32),
-        original_att=np.ones((6, 5), np.float32),
-        trainval_loc=trainval,
-        test_seen_loc=test_seen,
-        test_unseen_loc=np.flatnonzero(labels >= 4),
-        train_loc=trainval[labels[trainval] < 3],
-        val_loc=trainval[labels[trainval] == 3],
-        split_sha256="0" * 64,
-    )
+    return metadata_of(4, 2, n // 6, np.random.default_rng(0).random((6, 5)))
 
 
 def content(n: int = 60, **other: str | int) -> FeatureFileMetadata:
@@ -46,9 +30,10 @@ def maps(n: int = 60) -> np.ndarray:
     return np.random.default_rng(1).standard_normal((n, *SHAPE)).astype(np.float16)
 
 
-def write(path: Path, n: int = 60) -> Path:
-    with Writer(path, content(n), SHAPE) as writer:
-        writer.write(np.arange(n), maps(n))
+def write(path: Path, whole: FeatureFileMetadata | None = None, values: np.ndarray | None = None) -> Path:
+    values = maps() if values is None else values
+    with Writer(path, whole or content(), values.shape[1:]) as writer:
+        writer.write(np.arange(len(values)), values)
         return writer.finish()
 
 

@@ -8,6 +8,7 @@ import torch
 from core.datasets.metadata import Metadata
 from core.method import Batches, Method, Phase, ZeroShotModel, hp
 from core.training.folds import final_fold, validation_fold
+from tests.helpers import metadata_of
 
 SEEN, UNSEEN, EACH = 12, 6, 40  # classes and images of each
 C, DIGITS = SEEN + UNSEEN, 3
@@ -17,23 +18,7 @@ W2V = np.eye(C, dtype=np.float32)
 
 def metadata() -> Metadata:
     """12 + 6 classes of 40 images: 30 trainval and 10 test images of a seen class, one attribute a class."""
-    rows = np.arange(C * EACH).reshape(C, EACH)
-    labels = np.repeat(np.arange(C), EACH)
-    train = rows[: SEEN - 4, :30].ravel()
-    return Metadata(
-        name="TOY",
-        image_files=[f"{i}.jpg" for i in range(len(labels))],
-        labels=labels,
-        class_names=[f"class {c}" for c in range(C)],
-        att=np.eye(C, dtype=np.float32),
-        original_att=np.eye(C, dtype=np.float32),
-        trainval_loc=rows[:SEEN, :30].ravel(),
-        test_seen_loc=rows[:SEEN, 30:].ravel(),
-        test_unseen_loc=rows[SEEN:].ravel(),
-        train_loc=train,
-        val_loc=rows[SEEN - 4 : SEEN, :30].ravel(),
-        split_sha256="",
-    )
+    return metadata_of(SEEN, UNSEEN, EACH, np.eye(C), val=4, every=4)
 
 
 class Source:

@@ -16,7 +16,10 @@ from PIL import Image
 
 from core.datasets.names import clean_name
 from core.datasets.registry import CUB50_SEEN, CUB50_UNSEEN, DATASETS
+from core.datasets.xlsa17 import read_metadata
+from core.features.writer import FeatureFileMetadata
 from tests.helpers import cells
+from tests.helpers_features import write
 
 SPLITS = ("trainval_loc", "test_seen_loc", "test_unseen_loc")
 COUNTS = {name: DATASETS[name].counts for name in ("AWA2", "CUB", "SUN")}
@@ -94,15 +97,13 @@ def write_glove(path: Path) -> Path:
 
 
 def draw(
-    root: Path, name: str, images: tuple[int, int, int] | None, *, cub50: tuple[int, int, int] | None = None,
-    leaking: bool = False,
-) -> Drawn:  # fmt: skip
+    root: Path, name: str, images: tuple[int, int, int] | None, *, cub50: tuple[int, int, int] | None = None
+) -> Drawn:
     """Write ``root``/xlsa17/data/``name``/{res101,att_splits}.mat and the attribute names; no images.
 
     Args:
         images: of each class in SPLITS; None: as many as published.
         cub50: the same of the classes of the CUB50 subset.
-        leaking: with the train_loc and val_loc of the other circulating files, which hold all of test_seen.
     """
     dataset, (names, unseen), counts = DATASETS[name], class_names(name), COUNTS[name]
     K, C, rng = counts.attributes, len(names), np.random.default_rng(1)
@@ -131,11 +132,6 @@ def draw(
     att = original / np.linalg.norm(original, axis=0)
     content = {"allclasses_names": cells(names), "original_att": original, "att": att}
     content |= {key: (loc + 1).astype(np.uint16)[:, None] for key, loc in locs.items()}
-    if leaking:
-        held = rng.permutation(np.flatnonzero(~unseen))[: round(dataset.val_share * counts.seen)]
-        both = np.concatenate([locs["trainval_loc"], locs["test_seen_loc"]])
-        inside = np.isin(labels[both], held)
-        content |= {"train_loc": both[~inside][:, None] + 1, "val_loc": both[inside][:, None] + 1}
     scipy.io.savemat(folder / "att_splits.mat", content)
 
     file = root / dataset.folders[0] / dataset.attribute_file
@@ -174,17 +170,11 @@ def below(path: str, name: str) -> str:
 
 def tiny_features(root: Path, D: int = 16, grid: tuple[int, int] = (2, 2)) -> dict[str, Path]:
     """A drawn AWA2 with random features and vectors on disk: what a run needs, as arguments of a plan."""
-    from core.datasets.xlsa17 import read_metadata
-    from core.features.writer import FeatureFileMetadata, Writer
-
     draw(root, "AWA2", PARTS["AWA2"].images)
     metadata, rng = read_metadata(root, DATASETS["AWA2"]), np.random.default_rng(3)
     base = (metadata.att @ rng.standard_normal((metadata.att.shape[1], D)))[metadata.labels]  # (N,D)
     maps = base[:, :, None, None] + 0.1 * rng.standard_normal((len(base), D, *grid))
     features, w2v = root / "features.hdf5", root / "vectors.pkl"
-    recorded = FeatureFileMetadata(metadata, {"dataset": "AWA2", "backbone": "drawn"})
-    with Writer(features, recorded, (D, *grid)) as writer:
-        writer.write(np.arange(len(maps)), maps)
-        writer.finish()
+    write(features, FeatureFileMetadata(metadata, {"dataset": "AWA2", "backbone": "drawn"}), maps)
     w2v.write_bytes(pickle.dumps(rng.standard_normal((metadata.att.shape[1], 8)).astype(np.float32), protocol=2))
     return {"data_root": root, "features": features, "w2v": w2v}

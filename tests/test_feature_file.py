@@ -95,10 +95,7 @@ def test_old_layout(tmp_path: Path, lacks: str) -> None:
 def test_the_digest_is_of_the_rows_too(tmp_path: Path) -> None:
     digests = set()
     for value in (0.5, 0.25):
-        with Writer(tmp_path / f"{value}.hdf5", content(), SHAPE) as writer:
-            writer.write(np.arange(60), np.full((60, *SHAPE), value))
-            writer.finish()
-        with FeatureFile(tmp_path / f"{value}.hdf5") as file:
+        with FeatureFile(write(tmp_path / f"{value}.hdf5", values=np.full((60, *SHAPE), value))) as file:
             digests.add(file.digest())
     assert len(digests) == 2
 
@@ -111,7 +108,7 @@ def test_files_of_the_format_before_are_read_and_their_rows_checked(tmp_path: Pa
         first = file.digest()
     with h5py.File(path, "r+") as file:
         file["feature_map"][7, 0, 0, 0] += 1
-    with pytest.raises(UserError, match=r"row 7 \(images/7\.png\) is damaged"):
+    with pytest.raises(UserError, match=r"row 7 \(images/7\.jpg\) is damaged"):
         read_all(path)
     with h5py.File(path, "r+") as file:
         file["labels"][0] = 1

@@ -13,10 +13,9 @@ from core.datasets.registry import CUB, DEMO, OWN, Counts
 from core.datasets.stored import check_maps
 from core.features.feature_file import FeatureFile
 from core.features.settings import ExtractionConfig, extraction_command
-from core.features.writer import Writer
 from core.files.errors import UserError
 from tests.helpers import ROOT
-from tests.helpers_features import SHAPE, content, dazle, maps, metadata, write
+from tests.helpers_features import content, dazle, maps, metadata, write
 
 
 @pytest.mark.parametrize("layout", ["new", "dazle"])
@@ -30,8 +29,8 @@ from tests.helpers_features import SHAPE, content, dazle, maps, metadata, write
         ({"test_seen_loc": np.arange(3)}, "row of test_seen_loc"),
         ({"trainval_loc": metadata().trainval_loc + 1}, "row of trainval_loc 1 is 1, the split file's 2"),
         (
-            {"image_files": [f"images/{i + (i > 8)}.png" for i in range(60)]},
-            "image file 10 is 9.png, the split file's 10.png",
+            {"image_files": [f"images/{i + (i > 8)}.jpg" for i in range(60)]},
+            "image file 10 is 9.jpg, the split file's 10.jpg",
         ),
         (
             {"att": metadata().att + np.eye(6, 5, dtype=np.float32) / 1000},
@@ -56,11 +55,7 @@ def test_a_file_of_other_data_than_the_root_is_refused(
 
 @pytest.mark.parametrize("key", ["train_loc", "val_loc"])
 def test_other_validation_classes_than_the_roots_are_refused(tmp_path: Path, key: str) -> None:
-    path = tmp_path / "f.hdf5"
-    with Writer(path, content(split_sha256="0" * 64), SHAPE) as writer:
-        writer.write(np.arange(60), maps())
-        writer.finish()
-    with FeatureFile(path) as file:
+    with FeatureFile(write(tmp_path / "f.hdf5", content(split_sha256="0" * 64))) as file:
         file.check_belongs(metadata(), "root/att_splits.mat")
         with pytest.raises(UserError, match=rf"does not belong to root/att_splits\.mat: .*{key}"):
             file.check_belongs(replace(metadata(), **{key: getattr(metadata(), key)[1:]}), "root/att_splits.mat")

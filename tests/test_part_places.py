@@ -10,12 +10,13 @@ import studies.localisation as command
 from core.datasets.registry import CUB
 from core.datasets.xlsa17 import read_metadata
 from core.features.images import Transform
-from core.features.writer import FeatureFileMetadata, Writer
+from core.features.writer import FeatureFileMetadata
 from core.files.errors import UserError
 from core.method import AttentionOutput, Method, ZeroShotModel
 from studies.localisation import main
 from studies.part_measures import own_and_others, ratio_of
 from studies.part_places import attribute_groups, group_of, read_parts, shown_groups
+from tests.helpers_features import write
 from tests.helpers_xlsa17 import draw, paint
 
 KEY_POINTS = ["back", "beak", "left eye", "left wing", "right wing", "tail"]
@@ -124,10 +125,7 @@ def drawn(tmp_path_factory):
     maps[:, 7] = 0.1
     path, vectors = root / "CUB" / "feature_map_drawn_CUB.hdf5", rng.standard_normal((m.att.shape[1], 8))
     provenance = {"dataset": "CUB", "backbone": "drawn", "transform": TRANSFORM}
-    file = FeatureFileMetadata(m, provenance, vectors.astype(np.float32))
-    with Writer(path, file, maps.shape[1:]) as writer:
-        writer.write(every, maps)
-        writer.finish()
+    write(path, FeatureFileMetadata(m, provenance, vectors.astype(np.float32)), maps)
     return root
 
 
