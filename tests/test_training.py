@@ -17,7 +17,6 @@ import core.training.loop as loop
 from core.experiments.identity import run_config
 from core.experiments.results import finished, read_scores
 from core.experiments.run import run
-from core.features.regions import RegionFeatures
 from core.files.atomic import Lock
 from core.files.errors import UserError
 from core.method import epochs_of
@@ -25,7 +24,7 @@ from core.methods import find_method
 from core.training.evaluation import metrics_from_compact
 from core.training.folds import final_fold
 from core.training.loop import train
-from tests.helpers import ToyFeatures, forked
+from tests.helpers import forked
 from tests.helpers_runs import METHODS, W2V, config_of, go, go_to_the_end, inputs_of, recipe_of, same
 
 
@@ -190,14 +189,3 @@ def test_a_finished_run_is_read_back_by_its_whole_identity(toy, tmp_path):
     for key in asdict(config):
         with pytest.raises(UserError, match=f"with other {key};"):
             finished(tmp_path / "metrics.json", replace(config, **{key: "another"}), resume=True)
-
-
-@pytest.mark.parametrize("method", ["dazle", "vsmr"])
-def test_training_from_the_file_equals_training_from_memory(toy, tmp_path, method):
-    source = ToyFeatures(toy)
-    streamed = RegionFeatures(source, np.arange(len(toy.labels)), source.shape, budget=0)
-    assert streamed.resident is None
-    inputs = inputs_of(toy, streamed)
-    run(config_of(method, inputs), inputs, tmp_path / "streamed")
-    go(method, toy, tmp_path / "resident")
-    same(tmp_path / "resident", tmp_path / "streamed")
