@@ -8,9 +8,10 @@ import scipy.io
 from PIL import Image
 
 from core.datasets.metadata import Metadata
+from core.datasets.registry import DataSet
 from core.features.settings import ExtractionConfig
 from core.features.writer import FeatureFileMetadata, Writer
-from tests.helpers import cells, metadata_of, toy_mats
+from tests.helpers import TOY, cells, metadata_of, toy_mats
 
 SHAPE = (8, 7, 7)
 TINY = ExtractionConfig(backbone="squeezenet1_1", weights="random", device="cpu", batch_size=4, input_size=64)
@@ -72,13 +73,15 @@ def make_data(root: Path, n: int = 36) -> Path:
     return root
 
 
-def make_toy(root: Path, name: str = "TOY") -> Path:
+def make_toy(root: Path, dataset: DataSet = TOY) -> Path:
     """Nine classes of ten small pictures, coloured by their first three attributes, and xlsa17's files of them."""
-    paths = [f"{name}_images/c{i // 10 + 1}/{i}.jpg" for i in range(90)]
-    _, splits = toy_mats(root / "xlsa17" / "data" / name, image_files=cells([f"/a/b/{path}" for path in paths]))
+    paths = [f"c{i // 10 + 1}/{i}.jpg" for i in range(90)]
+    files = cells([f"/a/b/{dataset.anchor}/{path}" for path in paths])
+    _, splits = toy_mats(root / "xlsa17" / "data" / dataset.name, image_files=files)
     rng, colours = np.random.default_rng(0), 200 * scipy.io.loadmat(splits)["original_att"][:3].T
     for i, path in enumerate(paths):
-        (root / name / path).parent.mkdir(parents=True, exist_ok=True)
+        file = root / dataset.folders[0] / path
+        file.parent.mkdir(parents=True, exist_ok=True)
         pixels = colours[i // 10] + rng.integers(0, 56, (40, 48, 3))
-        Image.fromarray(pixels.astype(np.uint8)).save(root / name / path)
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
     return root

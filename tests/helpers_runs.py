@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import core.experiments.run as experiment
+import core.training.loop as loop
 from core.experiments.identity import run_config
 from core.experiments.inputs import Inputs, split_digest
 from core.experiments.run import run
@@ -78,6 +79,23 @@ def go_to_the_end(method, toy, out, epochs=2):
         result = go(method, toy, out, epochs)
     assert result["chosen"]["epochs"] == epochs
     return result
+
+
+def interrupted(monkeypatch, stop, act):
+    """Do what ends with an interruption right after the ``stop``-th state is written; the names of those written."""
+    real, written = loop._store, []
+
+    def stopping(path, *a):
+        real(path, *a)
+        written.append(path.name)
+        if len(written) == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_store", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            act()
+    return written
 
 
 def same(a, b):

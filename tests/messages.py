@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from core.datasets.registry import AWA2
 from core.datasets.xlsa17 import read_metadata
-from tests.helpers import cells, extraction, run_here, toy_mats, word_vectors
-from tests.helpers_features import dazle
+from tests.helpers import extraction, run_here, word_vectors
+from tests.helpers_features import dazle, make_toy
 
 DRIVER, EXTRACT, WORDS = "AWA2_ours.py", extraction("AWA2"), word_vectors("AWA2")
 NO_FEATURES = ["--backbone", "resnet18", "--weights", "random", "--input-size", "64", "--out", "new.hdf5"]
 PAGE = b"<!DOCTYPE html><html><head><title>Virus scan warning</title></head></html>"
 MATS, IMAGES = "data/xlsa17/data/AWA2", "data/AWA2/Animals_with_Attributes2"
 FEATURES, VECTORS = "data/AWA2/feature_map_ResNet_101_AWA2.hdf5", "w2v/AWA2_attribute.pkl"
-NAMES = [f"JPEGImages/class{i // 10}/{i}.jpg" for i in range(90)]
 ROWS = np.arange(90).reshape(9, 10)  # images of each class
 
 
@@ -29,21 +27,10 @@ def run(*more: str) -> list[str]:
 
 def base(place: Path) -> None:
     """A data set in AWA2's layout: 6 + 3 classes of 10 images, 8 attributes, features in DAZLE's layout, vectors."""
-    rng = np.random.default_rng(0)
-    mats(place)
-    for name in NAMES:
-        path = place / IMAGES / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    make_toy(place / "data", AWA2)
     (place / IMAGES / "predicates.txt").write_text("".join(f"{k + 1}\tword{k}\n" for k in range(8)))
     features(place)
-    put(VECTORS, pickle.dumps(rng.normal(size=(8, 5)).astype("f4")))(place)
-
-
-def mats(place: Path, **changes: object) -> None:
-    """res101.mat and att_splits.mat with some variables replaced."""
-    files = cells([f"/x/Animals_with_Attributes2/{name}" for name in NAMES])
-    toy_mats(place / MATS, **{"image_files": files, **changes})
+    put(VECTORS, pickle.dumps(np.random.default_rng(0).normal(size=(8, 5)).astype("f4")))(place)
 
 
 def features(place: Path, **changes: object) -> None:
@@ -91,7 +78,7 @@ CASES = [
     # files that are not what they seem
     Case("page as features", DRIVER, run(), (FEATURES, "page"), put(FEATURES, PAGE)),
     Case("folder as features", DRIVER, run("--features", "data"), ("data", "folder")),
-    Case("page as image", EXTRACT, NO_FEATURES, (NAMES[3], "run the same"), put(f"{IMAGES}/{NAMES[3]}", PAGE)),
+    Case("page as image", EXTRACT, NO_FEATURES, ("c1/3.jpg", "run the same"), put(f"{IMAGES}/c1/3.jpg", PAGE)),
     # files that hold something else
     Case("features of another split", DRIVER, run(), ("does not belong", "--features"),
          lambda p: features(p, trainval_loc=ROWS[:6, 1:9].ravel(), test_seen_loc=ROWS[:6, [0, 9]].ravel())),

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.helpers import ROOT
+
 FILES = sorted((ROOT / "core").rglob("*.py"))
 LONGEST = 300  # lines, but for core/VSMR.py
 SHARED = {"method", "fields", "preparation", "closed_forms", "attention", "scaling", "DAZLE", "CLIP", "files"}

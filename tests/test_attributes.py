@@ -1,9 +1,11 @@
-"""Attribute names, word vectors, and which words are in the published sums."""
+"""Attribute names, word vectors, which words are in the published sums, and vectors of a text encoder."""
 
 import gzip
 import json
 import logging
 import pickle
+import sys
+import types
 from pathlib import Path
 
 import gensim.downloader
@@ -17,9 +19,6 @@ from core.datasets import vectors as A
 from core.datasets.registry import AWA2, CUB, SUN
 from core.files.errors import UserError
 from core.files.pickles import load_array_pickle
-
-SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
-needs_shared = pytest.mark.skipif(not (SHARED / "w2v").is_dir(), reason="no ../shared/data")
 
 
 @pytest.mark.parametrize(
@@ -161,24 +160,22 @@ def single(vector):
     return float(np.mean(np.abs(mantissa - np.round(mantissa)) < 256 * 1e-6))
 
 
-def published(dataset):
-    names = N.read_names_file(SHARED / "attributes" / dataset.source / Path(dataset.attribute_file).name)
-    return names, load_array_pickle(SHARED / "w2v" / f"{dataset.source}_attribute.pkl").astype(np.float64)
+def published(shared, dataset):
+    names = N.read_names_file(shared / "attributes" / dataset.source / Path(dataset.attribute_file).name)
+    return names, load_array_pickle(shared / "w2v" / f"{dataset.source}_attribute.pkl").astype(np.float64)
 
 
-@needs_shared
 @pytest.mark.parametrize("dataset", [AWA2, CUB, SUN], ids=lambda d: d.name)
-def test_published_rows_are_sums_of_our_words(dataset):
-    names, rows = published(dataset)
+def test_published_rows_are_sums_of_our_words(shared, dataset):
+    names, rows = published(shared, dataset)
     assert row_residual([N.clean_name(n) for n in names], rows) < 1e-12
 
 
-@needs_shared
-def test_which_words_the_published_sums_hold():
+def test_which_words_the_published_sums_hold(shared):
     """A google-news vector has 8 significant bits per value, a sum has not: differences of rows name their words."""
-    names, rows = published(CUB)
+    names, rows = published(shared, CUB)
     cub = dict(zip(names, rows, strict=True))
-    awa_names, awa_rows = published(AWA2)
+    awa_names, awa_rows = published(shared, AWA2)
     awa = dict(zip(awa_names, awa_rows, strict=True))
     # one word beside "small": neither "has", nor "in", nor what is in parentheses
     size = cub["has_size::small_(5_-_9_in)"] - awa["small"]
@@ -210,17 +207,65 @@ def test_which_words_the_published_sums_hold():
     np.testing.assert_allclose(cub["has_bill_shape::spatulate"] - bill, broad, atol=1e-12)
 
 
-@needs_shared
-def test_published_sun_has_one_row_of_zeros(tmp_path):
+def test_published_sun_has_one_row_of_zeros(shared, tmp_path):
     out = tmp_path / "SUN_attribute.pkl"
-    source = SHARED / "w2v" / "SUN_attribute.pkl"
+    source = shared / "w2v" / "SUN_attribute.pkl"
     main(
         "SUN",
         None,
-        ["--source", str(source), "--attributes", str(SHARED / "attributes/SUN/attributes.mat"), "--out", str(out)],
+        ["--source", str(source), "--attributes", str(shared / "attributes/SUN/attributes.mat"), "--out", str(out)],
     )
     assert not A.load_attribute_vectors(out, 102)[88].any()
     record = json.loads(out.with_suffix(".json").read_text())
     assert record["zero_rows"] == [88] and record["names"][88] == "man-made"
     with pytest.raises(UserError, match="zeros"):
         A.load_attribute_vectors(source, 102)
+
+
+TEXTS = ["has_bill_shape::curved_(up_or_down)", "has_wing_color::red", "swims"]
+
+
+class Encoder:
+    """What sentence_transformers.SentenceTransformer does, with numbers of the texts' letters."""
+
+    def __init__(self, name, **how):
+        assert how == {"device": "cpu", "trust_remote_code": False}  # its code is not run
+        if name == "nowhere":
+            raise OSError("We couldn't connect to the hub\nsecond line")
+        self.factor = 0 if name == "zero" else 1
+
+    def encode(self, texts, convert_to_numpy=True, show_progress_bar=False):
+        return self.factor * np.array([[t.count(letter) for letter in "abcdeghilmoprsuw"] for t in texts], np.float64)
+
+
+@pytest.fixture
+def encoders(monkeypatch):
+    module = types.ModuleType("sentence_transformers")
+    module.SentenceTransformer = Encoder
+    monkeypatch.setitem(sys.modules, "sentence_transformers", module)
+
+
+def test_the_command_writes_unit_vectors_of_whole_names_with_what_was_read(encoders, tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"{k} {n}\n" for k, n in enumerate(TEXTS, 1)))
+    out = tmp_path / "v.pkl"
+    flags = ["--source", "sentence-transformers:m", "--attributes", str(tmp_path / "a.txt"), "--out", str(out)]
+    assert main("DEMO", None, flags) == 0
+    texts = ["curved bill shape", "red wing color", "swims"]
+    plain = Encoder("m", device="cpu", trust_remote_code=False).encode(texts)
+    expected = plain / np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(A.load_attribute_vectors(out, 3), expected, rtol=1e-6)
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["source"] == "sentence-transformers:m" and record["words"] == [[text] for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("sentence-transformers:nowhere", r"could not be loaded \(We couldn't connect to the hub\)\. Offline\?"),
+        ("sentence-transformers:zero", "attribute 1 is not finite"),
+        ("bert", "nor is it one of .*sentence-transformers:NAME"),
+    ],
+)
+def test_what_cannot_be_had_is_one_sentence(encoders, source, said):
+    with pytest.raises(UserError, match=said):
+        A.attribute_vectors(source, TEXTS)

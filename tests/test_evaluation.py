@@ -1,4 +1,4 @@
-"""Metrics against hand-worked tables, brute force and torchmetrics."""
+"""Metrics against hand-worked tables and brute force; statistics against loops that do what the words say."""
 
 import itertools
 
@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.experiments.statistics import RESAMPLED, bootstrap_over_classes, paired, ranks_over_classes
 from core.files.errors import UserError
 from core.training.evaluation import (
     ScoredImages,
@@ -15,6 +16,7 @@ from core.training.evaluation import (
     curve_from_compact,
     evaluate,
     harmonic,
+    metrics_from_compact,
     per_class_accuracy,
     predictions,
 )
@@ -22,8 +24,9 @@ from core.training.evaluation import (
 SEEN, UNSEEN = np.array([0, 2]), np.array([1, 3])
 
 
-def scored(ss, ys, su, yu, seen=SEEN, unseen=UNSEEN):
-    return ScoredImages(scores_seen=ss, labels_seen=ys, scores_unseen=su, labels_unseen=yu, seen=seen, unseen=unseen)
+def scored(ss, ys, su, yu, seen=SEEN, unseen=UNSEEN, **more):
+    sides = {"scores_seen": ss, "labels_seen": ys, "scores_unseen": su, "labels_unseen": yu}
+    return ScoredImages(**sides, seen=seen, unseen=unseen, **more)
 
 
 def predict(scores, seen, unseen, gamma):
@@ -114,6 +117,16 @@ def test_of_two_gammas_with_the_highest_h_the_lower_is_taken():
     assert (m.gamma, m.U, m.S) == (-1.5, 0.5, 1.0) and pytest.approx(2 / 3) == m.H
 
 
+def test_a_candidate_competes_and_is_in_no_mean():
+    """Of four classes 0 and 2 are seen; class 1 has a candidate's place: it has no images, and takes one of class 3."""
+    su = np.array([[0.0, 9, 0, 0], [0, 0, 0, 9]])
+    sides = np.eye(4)[SEEN], SEEN, su, np.array([3, 3])
+    m = evaluate(scored(*sides, candidates=np.array([1])), 0.0)
+    assert m.T1 == m.U == 0.5
+    with pytest.raises(UserError, match="no test image"):
+        evaluate(scored(*sides), 0.0)
+
+
 def test_scores_in_pieces_are_the_scores():
     rng = np.random.default_rng(0)
     labels = [np.resize(SEEN, 1025), np.resize(UNSEEN, 511)]
@@ -123,3 +136,116 @@ def test_scores_in_pieces_are_the_scores():
     assert all(np.array_equal(whole[key], found[key]) and whole[key].dtype == found[key].dtype for key in whole)
     said = np.concatenate([predict(scores, SEEN, UNSEEN, 0.3) for scores in (ss, su)])
     assert np.array_equal(predictions(whole, 0.3), said)
+
+
+# ---- statistics
+
+SOME, OTHERS = np.array([0, 2, 5, 6]), np.array([1, 3, 4])  # seen and unseen classes
+
+
+def scores_of(seed, helped=1.5, per_class=6):
+    """Scores (N,C) and labels of both sides; a few of them tie."""
+    rng = np.random.default_rng(seed)
+    sides = []
+    for classes in (SOME, OTHERS):
+        labels = np.repeat(classes, per_class)
+        scores = rng.normal(size=(len(labels), 7)).round(1)
+        scores[np.arange(len(labels)), labels] += helped
+        scores[:, SOME] += 0.7
+        sides += [scores, labels]
+    return sides
+
+
+def run_of(seed, **options):
+    return compact(scored(*scores_of(seed, **options), SOME, OTHERS))
+
+
+def test_paired_by_hand():
+    d, p = paired(np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0, 3.0]))
+    assert d.mean == d.low == d.high == 2.0 and p == pytest.approx(2 / 8) and d.significant
+    d, p = paired(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 1.0, 4.0, 3.0]))
+    assert d.mean == 0 and p == 1.0 and not d.significant
+    # t interval of (1, 2, 3): mean 2, standard error 1/√3, t(0.975, 2) = 4.303
+    d, _ = paired(np.array([1.0, 2.0, 3.0]), np.zeros(3))
+    assert d.high - d.mean == pytest.approx(4.303 / 3**0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("n", [2, 5, 10])
+def test_sign_flip_equals_all_signs(n):
+    d = np.random.default_rng(n).normal(0.5, 1, n)
+    d[0] = -d[1]  # equal sums, which rounding must not tell apart
+    sums = [abs(np.dot(signs, d)) for signs in itertools.product([1, -1], repeat=n)]
+    assert paired(d, np.zeros(n))[1] == pytest.approx(np.mean(np.array(sums) >= abs(d.sum()) - 1e-9))
+
+
+def test_bootstrap_of_what_is_there_equals_the_metrics():
+    runs = [run_of(seed) for seed in range(3)]
+    found = bootstrap_over_classes(runs, rng=np.random.default_rng(0), resamples=50)
+    each = [metrics_from_compact(run, None) for run in runs]
+    for key in RESAMPLED:
+        assert found[key].mean == pytest.approx(np.mean([getattr(m, key) for m in each]), abs=1e-12)
+
+
+def resampled_by_hand(arrays, drawn_unseen, drawn_seen):
+    """The metrics of a test set in which every drawn class stands as a class of its own, images repeated."""
+    images = []  # margin, weight, whether it is right, whether its class is unseen
+    for unseen, classes in ((True, drawn_unseen), (False, drawn_seen)):
+        for c in classes:
+            mine = np.flatnonzero(arrays["labels"] == c)
+            right = arrays["best_unseen" if unseen else "best_seen"][mine] == c
+            images += [
+                (m, 1 / (len(mine) * len(classes)), r, unseen)
+                for m, r in zip(arrays["margin"][mine], right, strict=True)
+            ]
+    margins, weights, rights, sides = (np.array(values) for values in zip(*images, strict=True))
+
+    def at(g):
+        return weights[sides & rights & (margins <= g)].sum(), weights[~sides & rights & (margins > g)].sum()
+
+    points = [at(g) for g in [margins.min() - 1, *np.unique(margins)]]
+    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in itertools.pairwise(points))
+    H = max(2 * u * s / (u + s) if u + s else 0.0 for u, s in points)
+    return {"T1": points[-1][0], "H": H, "AUSUC": area}
+
+
+def of_unequal_classes(run):
+    """The run without some images, so that classes have 6, 5, 4, ... of them."""
+    kept = np.ones(len(run["labels"]), dtype=bool)
+    for less, c in enumerate(np.unique(run["labels"])):
+        kept[np.flatnonzero(run["labels"] == c)[: less % 5]] = False
+    return {key: values[kept] for key, values in run.items()}
+
+
+def test_bootstrap_equals_a_loop_over_drawn_test_sets():
+    """U and S alone depend on which of two equal H is taken."""
+    a, b = of_unequal_classes(run_of(1)), of_unequal_classes(run_of(2, helped=1.0))
+    found = bootstrap_over_classes([a], [b], rng=np.random.default_rng(5), resamples=40)
+    rng = np.random.default_rng(5)
+    counts = [rng.multinomial(len(c), np.full(len(c), 1 / len(c)), size=40) for c in (OTHERS, SOME)]
+    both = []
+    for n_unseen, n_seen in zip(*counts, strict=True):
+        drawn = np.repeat(OTHERS, n_unseen), np.repeat(SOME, n_seen)
+        both.append([resampled_by_hand(run, *drawn) for run in (a, b)])
+    for key in ("T1", "H", "AUSUC"):
+        low, high = np.percentile([one[key] - two[key] for one, two in both], (2.5, 97.5))
+        assert (found[key].low, found[key].high) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_runs_on_other_classes_are_refused():
+    a, b = run_of(1), run_of(2)
+    b["labels"] = np.where(b["labels"] == 6, 7, b["labels"])
+    with pytest.raises(UserError, match="other classes"):
+        bootstrap_over_classes([a], [b], rng=np.random.default_rng(0))
+
+
+def test_ranks_are_those_of_the_same_drawn_test_sets():
+    """The interval of AUSUC is the bootstrap's own; a line that is better in every class is first in every draw."""
+    lines = [[run_of(1, helped=0.5)], [run_of(1), run_of(2)], [run_of(1, helped=9.0)]]
+    found = ranks_over_classes(lines, rng=np.random.default_rng(3), resamples=60)
+    for runs, (area, _) in zip(lines, found, strict=True):
+        assert vars(area) == pytest.approx(
+            vars(bootstrap_over_classes(runs, rng=np.random.default_rng(3), resamples=60)["AUSUC"])
+        )
+    assert [(r.mean, r.low, r.high) for _, r in found[1:]] == [(2, 2, 2), (1, 1, 1)]
+    tied = ranks_over_classes([lines[0], lines[0]], rng=np.random.default_rng(3), resamples=9)
+    assert [rank.high for _, rank in tied] == [1, 1]

@@ -1,4 +1,4 @@
-"""What breaks in practice: disks, power, signals, single bytes, names. Nothing is lost, nothing is silently wrong.
+"""What breaks in practice: disks, power, signals, locks, single bytes, pickles. Nothing is lost or silently wrong.
 
 Faults of feature files stand in test_feature_file and test_shards, those of images in test_images.
 """
@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import os
+import pickle
 import random
 import resource
 import signal
@@ -18,13 +19,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+import scipy.io
+import scipy.sparse
 
 from core.datasets.vectors import AttributeVectors, load_attribute_vectors, write_attribute_vectors
-from core.files.atomic import write_bytes
+from core.files import kinds
+from core.files.atomic import Lock, is_locked, write_bytes
 from core.files.errors import UserError, run_cli
-from core.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.helpers import ROOT, refused, run_here
+from core.files.matfile import read_mat
+from core.files.pickles import load_array_pickle
+from tests.helpers import ROOT, forked, refused, run_here
 from tests.messages import DRIVER, EXTRACT, FEATURES, NO_FEATURES, base, features, run
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -79,32 +83,21 @@ def flipped(good: bytes, at: int) -> bytes:
     return bytes(bad)
 
 
-def test_every_flipped_byte_and_every_length_of_checkpoints_and_vectors(tmp_path: Path) -> None:
+def test_every_flipped_byte_and_every_length_of_vectors(tmp_path: Path) -> None:
     """Refused, or what is read is what was written: white space and words that nothing depends on."""
-    values = torch.arange(600.0).reshape(2, 300) + 1
-    checkpoint, vectors = tmp_path / "c.safetensors", tmp_path / "v.pkl"
-    save_checkpoint(checkpoint, {"a": values[:, :3].clone(), "n": torch.tensor(3)}, {"epoch": 3})
-    write_attribute_vectors(vectors, AttributeVectors(values.numpy(), ["a", "b"], [], {}), "test")
-
-    def read_checkpoint() -> bool:
-        tensors, meta = load_checkpoint(checkpoint)
-        return torch.equal(tensors["a"], values[:, :3]) and meta == {"epoch": 3}
-
-    def read_vectors() -> bool:
-        return bool((load_attribute_vectors(vectors, 2) == values.numpy()).all())
-
+    values, vectors = np.arange(600, dtype=np.float32).reshape(2, 300) + 1, tmp_path / "v.pkl"
+    write_attribute_vectors(vectors, AttributeVectors(values, ["a", "b"], [], {}), "test")
     record = vectors.with_suffix(".json")
-    most = {checkpoint: 10, vectors: 0, record: record.stat().st_size}  # bytes that nothing depends on
-    for path, read in ((checkpoint, read_checkpoint), (vectors, read_vectors), (record, read_vectors)):
+    for path, most in ((vectors, 0), (record, record.stat().st_size)):  # bytes that nothing depends on
         good, spared = path.read_bytes(), 0
         lengths = {0, 1, len(good) - 1, *np.linspace(2, len(good) - 2, 40).astype(int).tolist()}
         flips = [flipped(good, at) for at in [*range(min(len(good), 250)), *range(250, len(good), 7)]]
         for bad in [*flips, *(good[:length] for length in lengths)]:
             path.write_bytes(bad)
             with contextlib.suppress(UserError):
-                assert read()
+                assert (load_attribute_vectors(vectors, 2) == values).all()
                 spared += 1
-        assert spared <= most[path]
+        assert spared <= most
         path.write_bytes(good)
 
 
@@ -156,3 +149,95 @@ def test_a_pipe_that_nobody_reads_is_no_error() -> None:
     command = f"'{sys.executable}' -c '{program}' | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 141 and not done.stderr
+
+
+def test_what_a_killed_process_left_is_swept_and_what_is_being_written_is_not(tmp_path):
+    for name, age in ((".f.1.tmp", 9999), (".f.2.tmp", 0), (".f.x.tmp", 9999)):
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write_bytes(tmp_path / "f", b"1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".f.2.tmp", ".f.x.tmp", "f"]
+
+
+def test_a_lock_refuses_a_second_process_and_ends_with_a_killed_one(tmp_path):
+    path = tmp_path / "f"
+    child = forked(lambda: (Lock(path), time.sleep(60)))
+    try:
+        while child.is_alive() and not is_locked(path):
+            time.sleep(0.01)
+        with pytest.raises(UserError, match="another process is writing"):
+            Lock(path)
+    finally:
+        child.kill()
+        child.join()
+    assert (tmp_path / "f.lock").exists() and not is_locked(path)
+    with Lock(path):
+        with pytest.raises(UserError, match="another process"):  # nor twice in one
+            Lock(path)
+        assert is_locked(path)
+    assert not is_locked(path) and not list(tmp_path.iterdir())
+
+
+def test_plain_arrays_load_of_every_protocol_and_of_python_2(tmp_path):
+    path, array = tmp_path / "a.pkl", np.arange(12.0).reshape(3, 4)
+    for protocol in range(6):
+        path.write_bytes(pickle.dumps(array, protocol=protocol))
+        np.testing.assert_array_equal(load_array_pickle(path), array)
+    body = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\ntcnumpy\ndtype\n"
+    body += b"(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\x00\\x00\\x80?\\x00\\x00\\x80\\xff'\ntb."
+    path.write_bytes(body)
+    got = load_array_pickle(path)
+    assert got.dtype == np.float32 and got.tolist() == [1.0, -np.inf]
+
+
+def test_what_a_download_gives_in_place_of_a_file_is_named(tmp_path):
+    path = tmp_path / "a"
+    for content, said in (
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n", "Git LFS pointer.*git lfs pull"),
+        (b"\n <!DOCTYPE html><html>", "web page"),
+        (b"", "empty"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"a is not a readable thing: it is .*{said}"):
+            raise kinds.unreadable(path, "thing", "detail")
+    path.write_bytes(b"something else")
+    assert not kinds.what_it_is(path) and "detail" in str(kinds.unreadable(path, "thing", "detail"))
+
+
+class Runs:
+    def __reduce__(self):
+        return os.system, ("touch OWNED",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pickle.dumps(Runs()),
+        b"\x80\x04\x8c\x05numpy\x8c\x0ddtype.__new__\x93.",  # a dotted name
+        b"cnumpy\nload\n(VOWNED\ntR.",  # what numpy has besides arrays
+        pickle.dumps(np.array([None, {}], dtype=object), protocol=2),
+    ],
+)
+def test_hostile_pickle(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pkl").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.pkl"):
+        load_array_pickle(tmp_path / "a.pkl")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pkl"]
+
+
+def test_matlab_variables_of_every_kind(tmp_path):
+    content = {"numbers": np.arange(12, dtype=np.uint16).reshape(3, 4), "empty": np.empty((0, 0)), "word": "Grün"}
+    content |= {"rows": np.array(["ab ", "cde"]), "cell": np.array([["a", 1.5], ["", np.arange(3)]], dtype=object)}
+    content |= {"sparse": scipy.sparse.csc_matrix(np.eye(3)), "flag": np.array([True, False])}
+    scipy.io.savemat(tmp_path / "a.mat", content)
+    theirs = scipy.io.loadmat(tmp_path / "a.mat")
+    ours = read_mat(tmp_path / "a.mat", [*content, "not there"])
+    assert set(ours) == {*content}
+    assert ours["word"] == "Grün" and ours["rows"] == ["ab ", "cde"]
+    np.testing.assert_array_equal(ours["sparse"], np.eye(3))
+    for key in {*ours} - {"word", "rows", "cell", "sparse"}:
+        np.testing.assert_array_equal(ours[key], theirs[key])
+    first, number, empty, array = ours["cell"]
+    assert first == "a" and number == 1.5 and empty == ""
+    np.testing.assert_array_equal(array, [[0, 1, 2]])

@@ -39,6 +39,14 @@ def accuracy(s: Tensor, y: Tensor, classes: Tensor) -> float:
     return float(mine.mean())
 
 
+def agree(g: Golden, seen: Tensor, unseen: Tensor, way: str = "") -> None:
+    """S, U and T1 of scores of the test images are theirs."""
+    every = torch.arange(len(g["att"]))
+    assert accuracy(seen, g["y_test_seen"], every) == pytest.approx(float(g[f"S{way}"]))
+    assert accuracy(unseen, g["y_test_unseen"], every) == pytest.approx(float(g[f"U{way}"]))
+    assert accuracy(unseen[:, g["unseen"]], g["y_test_unseen"], g["unseen"]) == pytest.approx(float(g[f"T1{way}"]))
+
+
 def image_by_image(g: Golden, model: Bilinear, lr: float, when: str, tried: list[Tensor]) -> None:
     """An epoch from the file's start, of one image a step in the file's order, each with the places it tries."""
     optimizer = torch.optim.SGD([model.W], lr=lr)
@@ -87,11 +95,7 @@ def test_sae(name: str) -> None:
         seen, unseen = (scores(model, g[key]) for key in TEST)
         g.agrees(f"scores_{way}_test_seen", seen)
         g.agrees(f"scores_{way}_test_unseen", unseen)
-        every = torch.arange(len(g["att"]))
-        assert accuracy(seen, g["y_test_seen"], every) == pytest.approx(float(g[f"S_{way}"]))
-        assert accuracy(unseen, g["y_test_unseen"], every) == pytest.approx(float(g[f"U_{way}"]))
-        ours = accuracy(unseen[:, g["unseen"]], g["y_test_unseen"], g["unseen"])
-        assert ours == pytest.approx(float(g[f"T1_{way}"]))
+        agree(g, seen, unseen, f"_{way}")
     assert g.open == set()
 
 
@@ -124,10 +128,7 @@ def test_ranking(rule: str, dataset: str) -> None:
             x = g["pooled_test_unseen"].unsqueeze(1)
             length = model.evidence(x, None).norm(dim=1, keepdim=True)
             g.agrees("scores_cosine_test_unseen", (scores(model, x[:, 0]) / length)[:, g["unseen"]])
-            every = torch.arange(len(g["att"]))
-            assert accuracy(seen, g["y_test_seen"], every) == pytest.approx(float(g["S"]))
-            assert accuracy(unseen, g["y_test_unseen"], every) == pytest.approx(float(g["U"]))
-            assert accuracy(unseen[:, g["unseen"]], g["y_test_unseen"], g["unseen"]) == pytest.approx(float(g["T1"]))
+            agree(g, seen, unseen)
     assert g.open == set()
 
 

@@ -104,16 +104,6 @@ def test_transparency_lies_on_white() -> None:
         assert levels(encoded(indexed, form, transparency=0)).tolist() == [[255, 10]]
 
 
-def test_pictures_in_memory_are_those_of_files(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    SMOOTH.save(path)
-    expected = load_image(path, 32)
-    array = np.asarray(SMOOTH)
-    with open(path, "rb") as handle:
-        for source in (str(path), path.read_bytes(), handle, SMOOTH, array, array[:, ::-1][:, ::-1]):
-            np.testing.assert_array_equal(load_image(source, 32), expected)
-
-
 @pytest.mark.parametrize(
     ("source", "says"),
     [

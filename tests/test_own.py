@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -20,7 +19,6 @@ from core.features.feature_file import FeatureFile
 from core.files.errors import UserError
 from core.inference.trained import find_run, load_trained
 from core.training.checkpoint import load_checkpoint, save_checkpoint
-from core.training.evaluation import ScoredImages, evaluate
 from core.training.folds import final_fold, validation_fold
 from tests.helpers import drawn_folder, refused, run_here
 from tests.test_images import HEIC
@@ -284,16 +282,3 @@ def test_what_the_system_refuses_once_is_looked_at_again(tmp_path: Path, monkeyp
         patch.setattr(Path, "read_bytes", Mock(side_effect=PermissionError(13, "denied")))
         assert images.look_at(root, root / "f.hdf5")["a/0.jpg"].error == "denied"
     assert "empty" in images.look_at(root, root / "f.hdf5")["a/0.jpg"].error  # chmod changes neither size nor time
-
-
-def test_a_candidate_competes_and_is_in_no_mean() -> None:
-    scores, labels = np.zeros((3, 5)), np.array([2, 2, 3])
-    scores[[0, 1, 2], [2, 4, 3]] = 9  # the second image goes to class 4, which has no images
-    images = ScoredImages(
-        scores_seen=np.eye(2, 5), labels_seen=np.arange(2), scores_unseen=scores, labels_unseen=labels,
-        seen=np.arange(2), unseen=np.array([2, 3, 4]), candidates=np.array([4]),
-    )  # fmt: skip
-    m = evaluate(images, 0.0)
-    assert m.T1 == m.U == (0.5 + 1.0) / 2
-    with pytest.raises(UserError, match="no test image"):
-        evaluate(replace(images, candidates=()), 0.0)

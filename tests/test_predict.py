@@ -103,7 +103,7 @@ def test_pictures_in_memory_are_answered_as_their_file_is(there: Made) -> None:
     of_file = model.predict(path)
     with Image.open(path) as image, open(path, "rb") as handle:
         pixels = np.asarray(image.convert("RGB"))
-        for given in (str(path), path.read_bytes(), handle, image, pixels):
+        for given in (str(path), path.read_bytes(), handle, image, pixels, pixels[:, ::-1][:, ::-1]):
             answer = model.predict(given)
             assert answer.classes == of_file.classes and answer.image in (str(path), "image 1")
     answers = list(model.predict_all([pixels, pixels / 255, path]))

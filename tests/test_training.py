@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import sys
 import time
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,6 @@ import pytest
 import torch
 
 import core.experiments.run as experiment
-import core.training.loop as loop
 from core.experiments.identity import run_config
 from core.experiments.results import finished, read_scores
 from core.experiments.run import run
@@ -24,8 +25,9 @@ from core.methods import find_method
 from core.training.evaluation import metrics_from_compact
 from core.training.folds import final_fold
 from core.training.loop import train
-from tests.helpers import forked
-from tests.helpers_runs import METHODS, W2V, config_of, go, go_to_the_end, inputs_of, recipe_of, same
+from tests.helpers import forked, refused, run_here
+from tests.helpers_runs import METHODS, W2V, config_of, go, go_to_the_end, inputs_of, interrupted, recipe_of, same
+from tests.messages import DRIVER, base
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -52,23 +54,6 @@ def test_a_run_made_anew_holds_nothing_of_the_one_before(toy, tmp_path):
     assert result["history"]["validation"] == [] and len(result["history"]["refit"]) == 3
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert {json.loads(line)["fold"] for line in lines} == {"refit"}
-
-
-def interrupted(monkeypatch, stop, act):
-    """Do what ends with an interruption right after the ``stop``-th state is written; the names of those written."""
-    real, written = loop._store, []
-
-    def stopping(path, *a):
-        real(path, *a)
-        written.append(path.name)
-        if len(written) == stop:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_store", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            act()
-    return written
 
 
 def test_a_state_of_another_run_or_fold_or_a_damaged_one_is_not_taken_up(toy, tmp_path, monkeypatch):
@@ -189,3 +174,28 @@ def test_a_finished_run_is_read_back_by_its_whole_identity(toy, tmp_path):
     for key in asdict(config):
         with pytest.raises(UserError, match=f"with other {key};"):
             finished(tmp_path / "metrics.json", replace(config, **{key: "another"}), resume=True)
+
+
+TRAIN = ["--method", "dazle", "--epochs", "2", "--device", "cpu"]
+
+
+def test_without_tensorboard_a_sentence_names_it_and_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base(tmp_path)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    refused(run_here(tmp_path, DRIVER, *TRAIN, "--tensorboard"), "pip install tensorboard", "log.jsonl")
+
+
+def test_losses_and_validation_are_shown_and_no_number_of_the_test_sets(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    base(tmp_path)
+    assert run_here(tmp_path, DRIVER, *TRAIN, "--tensorboard")[0] == 0
+    (folder,) = tmp_path.glob("results/AWA2/*/dazle/seed0")
+    shown = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()
+    keys = shown.Tags()["scalars"]
+    chosen = json.loads((folder / "metrics.json").read_text())["chosen"]["epochs"]
+    assert {"validation/loss", "validation/AUSUC", "validation/H"} <= {*keys}
+    assert ("refit/loss" in keys) == (chosen > 0)  # with no epoch chosen there is nothing to refit
+    assert not [key for key in keys if "test" in key]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    logged = [row["loss"] for row in rows if row["fold"] == "validation" and "loss" in row]
+    assert [e.value for e in shown.Scalars("validation/loss")] == pytest.approx(logged)

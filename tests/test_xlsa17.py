@@ -11,12 +11,12 @@ import pytest
 import scipy.io
 
 from core.datasets import registry
-from core.datasets.metadata import Metadata, cub50
+from core.datasets.metadata import cub50
 from core.datasets.names import read_attribute_names
-from core.datasets.registry import AWA2, CUB, CUB50, DATASETS, SUN, DataSet
+from core.datasets.registry import AWA2, CUB, CUB50, CUB50_SEEN, CUB50_UNSEEN, DATASETS, SUN, DataSet
 from core.datasets.xlsa17 import read_mat_files, read_metadata
 from core.files.errors import UserError
-from tests.helpers import ROOT, TOY, toy_mats
+from tests.helpers import ROOT, TOY, metadata_of, toy_mats
 from tests.helpers_xlsa17 import COUNTS, draw
 
 
@@ -143,27 +143,22 @@ def test_the_files_validation_classes_are_cut_to_trainval_or_drawn(tmp_path):
 
 
 def test_cub50_is_its_classes_with_their_own_attributes_and_images_drawn_by_seed():
-    numbers = np.random.default_rng(0).permutation([*registry.CUB50_SEEN, *registry.CUB50_UNSEEN, 6, 7, 8])
-    names, each = [f"{n:03}.Bird_{n}" for n in numbers], 15
-    labels = np.repeat(np.arange(len(names)), each)
-    unseen = np.isin(numbers, registry.CUB50_UNSEEN)
-    rows, none = np.arange(len(labels)), np.empty(0, np.int64)
-    att = np.stack([numbers, numbers**2], axis=1).astype(np.float32)  # a class's number is in its attributes
-    m = Metadata(
-        name="CUB", image_files=[f"{i}.jpg" for i in rows], labels=labels, class_names=names, att=att, original_att=att,
-        trainval_loc=rows[~unseen[labels]][::2], test_seen_loc=rows[~unseen[labels]][1::2],
-        test_unseen_loc=rows[unseen[labels]], train_loc=none, val_loc=none, split_sha256="",
-    )  # fmt: skip
+    seen, unseen = (np.random.default_rng(0).permutation(n) for n in ([*CUB50_SEEN, 6, 7, 8], CUB50_UNSEEN))
+    numbers, each = np.r_[seen, unseen], 15
+    att = np.stack([numbers, numbers**2], axis=1)  # a class's number is in its attributes
+    m = metadata_of(len(seen), len(unseen), each, att)
+    m = replace(m, name="CUB", class_names=[f"{n:03}.Bird_{n}" for n in numbers])
+    labels, rows = m.labels, np.arange(len(m.labels))
     drawn = []
     for seed in (0, 1):
         part = cub50(m, seed)
         found = np.array([int(name[:3]) for name in part.class_names])
         assert np.array_equal(part.att, np.stack([found, found**2], axis=1)) and len(found) == 50
-        assert {*found[part.seen]} == {*registry.CUB50_SEEN} and {*found[part.unseen]} == {*registry.CUB50_UNSEEN}
+        assert {*found[part.seen]} == {*CUB50_SEEN} and {*found[part.unseen]} == {*CUB50_UNSEEN}
         for loc in (part.trainval_loc, part.test_seen_loc, part.test_unseen_loc):
             assert np.array_equal(found[part.labels[loc]], numbers[labels[loc]])
         assert np.unique(part.labels[part.test_seen_loc], return_counts=True)[1].tolist() == [10] * 40
-        assert np.array_equal(part.test_unseen_loc, rows[np.isin(numbers[labels], registry.CUB50_UNSEEN)])
+        assert np.array_equal(part.test_unseen_loc, rows[np.isin(numbers[labels], CUB50_UNSEEN)])
         places = (part.test_seen_loc % each).reshape(40, 10)
         assert len(np.unique(places, axis=0)) > 30  # not the same ten of every class
         drawn.append(part.test_seen_loc)
