@@ -19,6 +19,7 @@ T1, U, S, H and AUSUC in percent, mean ± standard deviation over seeds, as in [
 the rank by it: where they lie in 95 % of 10,000 draws of the test classes; all methods see the same draws. Epochs,
 settings and γ are chosen on a class-disjoint validation split inside trainval (seed k has split k); `chosen` says what
 came out, `tried` among how many, and the test sets are read once. Seconds are processor seconds of a run, all of it.
+Features that two processors made alike differ in last bits; their rows share a table, which names both digests.
 Every row is made from [files](adding.md#a-row-of-the-board) that a check recomputes."""
 
 
