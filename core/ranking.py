@@ -33,7 +33,7 @@ from core.scaling import Scaling
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings of the four; those of the released scripts, found there on validation classes."""
+    """Settings of the four; those of the released scripts, found there on validation classes but for latem's."""
 
     rule: str = hp("ale", "update", flag=False)
     inputs: str = hp("unit", "pooled features: none (as they are), unit or standard", flag=False)
@@ -122,11 +122,9 @@ def _recipes(rule: str, **given: tuple[str, float, float]) -> dict[str, Recipe]:
 
 @method(
     "latem",
-    recipes={
-        "*": Recipe(rule="latem", inputs="standard", lr=0.1, maps=10, epochs=10),
-        "AWA2": Recipe(rule="latem", inputs="standard", lr=1e-3, maps=2, epochs=150),
-    },
-    deviations=_SAID,
+    recipes={"*": Recipe(rule="latem", inputs="standard", lr=1e-3, maps=2, epochs=150)},
+    deviations=_SAID + "; of two released recipes that of AWA for all: on CUB's validation classes it is 7 to 13 AUSUC "
+    "ahead of the other (lr 0.1, 10 maps, 10 epochs)",
 )
 @method(
     "sje",
