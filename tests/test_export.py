@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from core.inference.explain import explain
 from core.inference.export import export
@@ -62,6 +63,9 @@ def test_the_program_of_the_docs_answers_as_we_do_without_torch(
 ) -> None:
     model = there.load("eszsl")
     export(model, tmp_path / "whole.onnx", with_backbone=True)
+    with Image.open(photo) as image:  # as a telephone that was held upright stores it
+        (exif := image.getexif())[ExifTags.Base.Orientation] = 6
+        image.save(photo := tmp_path / "turned.png", exif=exif)
     blocks = (ROOT / "docs" / "predict.md").read_text("utf-8").split("\n\n    import json, re, sys\n")[1]
     program = "import json, re, sys\n" + textwrap.dedent(blocks.partition("\n\nThe file is run")[0])
     program = f"import sys\nsys.modules['torch'] = None\n{program}"
