@@ -40,8 +40,7 @@ def parser(description: str | None, argv: Sequence[str] | None = ()) -> Parser:
     vectors = f"word vectors of the attributes: none (one-hot: names mean nothing), {' or '.join(MODELS)} (through "
     vectors += f"gensim), a file of word vectors ({FORMATS}), or ready ones (K,V) as .npy or .pkl (none)"
     data.add_argument("--vectors", default=NONE, metavar="NONE_NAME_OR_FILE", help=vectors)
-    features = "feature file to read, or to make (ROOT/OWN/feature_map_*_OWN.hdf5)"
-    data.add_argument("--features", type=Path, help=features)
+    data.add_argument("--features", type=Path, help="feature file to read, or make (ROOT/OWN/feature_map_*_OWN.hdf5)")
     group = p.add_argument_group("features", "used where the feature file is not there yet")
     add_fields(group, ExtractionConfig(), without=("batch_size", "device"))
     said = f"images per forward pass ({BATCH_SIZE})"

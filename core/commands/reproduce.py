@@ -89,10 +89,8 @@ def main(description: str | None = None, argv: Sequence[str] | None = None) -> i
             took = seconds_of_methods(args.board)
             missing = [job.method for job, state in states if state != "done"]
             hours = sum(took.get(method, 0.0) for method in missing) / 3600
-            unknown = sorted({*missing} - took.keys())
-            lines += [
-                f"some {hours:.1f} processor hours by the board's rows, without {', '.join(unknown) or 'exception'}"
-            ]
+            unknown = ", ".join(sorted({*missing} - took.keys())) or "exception"
+            lines += [f"some {hours:.1f} processor hours by the board's rows, without {unknown}"]
         sys.stdout.write("\n".join(lines) + "\n")
     else:
         failures = []

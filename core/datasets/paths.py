@@ -13,9 +13,8 @@ DEFAULT_ROOT = Path("data")  # below the working directory
 def image_folder(data_root: Path, dataset: DataSet) -> Path:
     """The data set's own folder, which holds its images."""
     tried = [Path(data_root) / folder for folder in dataset.folders]
-    for folder in tried:
-        if folder.is_dir():
-            return folder
+    for folder in filter(Path.is_dir, tried):
+        return folder
     raise UserError(f"the images of {dataset.source} are not there. Looked for: {_places(tried, dataset)}")
 
 

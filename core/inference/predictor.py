@@ -206,8 +206,7 @@ def find_images(given: Sequence[Path | str]) -> list[Path]:
         if not path.is_dir():
             found.append(path)  # one that is not there is answered with that
             continue
-        walk = os.walk(path, followlinks=True)
-        for file in sorted(Path(place, name) for place, _, names in walk for name in names):
+        for file in sorted(Path(place, name) for place, _, names in os.walk(path, followlinks=True) for name in names):
             if file.name == CHECKPOINT:
                 raise UserError(f"{file.parent} is a run, and one run answers: name it first, photographs behind it")
             if not any(part.startswith(".") for part in file.relative_to(path).parts):
