@@ -221,6 +221,7 @@ def test_runs_and_weights_that_do_not_do(there: Made, photo: Path, tmp_path: Pat
     save_file(state, tmp_path / "other.safetensors")
     says(run, digest, sha256_file(tmp_path / "other.safetensors"), weights="other.safetensors")
     refused(run_here(tmp_path, "predict.py", run), "no image given")
+    refused(run_here(tmp_path, "predict.py", run, "p.jpg", "--none-rate", "10"), "--none-rate 10: a share is needed")
 
 
 def test_a_table_replaces_its_like_alone(there: Made, photo: Path, tmp_path: Path) -> None:

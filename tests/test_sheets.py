@@ -59,11 +59,11 @@ def test_sheets_of_every_spreadsheet(tmp_path: Path, sheet: bytes) -> None:
 
 def test_a_workbook_in_place_of_a_sheet(tmp_path: Path) -> None:
     pytest.importorskip("openpyxl", reason="openpyxl is not installed")
-    rows = [["Birds", None, None], ["class", "red", "long"], ["a", True, 0.5], ["b", False, 2], [1, "TRUE", 0]]
+    rows = [["Birds", None, None], ["class", "red", "long"], ["NA", True, 0.5], ["a\u0308", False, 2], [1, "TRUE", 0]]
     path = tmp_path / "attributes.xlsx"
     pd.DataFrame(rows).to_excel(path, header=False, index=False)
     read = read_attributes(path)
-    assert (read.classes, read.attributes) == (["a", "b", "1"], ["red", "long"])
+    assert (read.classes, read.attributes) == (["NA", "ä", "1"], ["red", "long"])
     assert read.values.tolist() == [[1, 0.5], [0, 2], [1, 0]]
     with pytest.raises(UserError, match="no image"):  # the folder's sheet was found
         read_folder(tmp_path)

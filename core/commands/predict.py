@@ -65,6 +65,8 @@ def main(description: str | None, argv: Sequence[str] | None = None) -> int:
     from core.inference.predictor import Predictor, find_images
     from core.inference.trained import find_run
 
+    if not 0 <= args.none_rate <= 1:
+        raise UserError(f"--none-rate {args.none_rate:g}: a share is needed, from 0 to 1")
     if args.explain:
         check_replaceable(args.explain)
     run = find_run(args.run)

@@ -29,10 +29,9 @@ class Description:
 
 def text_of(path: Path) -> str:
     """A text file in UTF-8 or Windows' cp1252; letters composed (NFC)."""
-    raw = path.read_bytes()
     for code in ("utf-8-sig", "cp1252"):
         with contextlib.suppress(UnicodeDecodeError):
-            return unicodedata.normalize("NFC", raw.decode(code))
+            return unicodedata.normalize("NFC", path.read_bytes().decode(code))
     raise UserError(f"{path} is not UTF-8 text; save the table as CSV in UTF-8")
 
 
@@ -47,14 +46,14 @@ def read_table(path: Path, first: str) -> pd.DataFrame:
     text = "" if book else text_of(path)
     header = re.search(rf'^"?{first}"? *([,;\t])', text, re.M | re.I)
     separator, begin = (header[1], header.start()) if header else (",", 0)
-    more = {"sep": separator, "keep_default_na": False, "skipinitialspace": True, "skip_blank_lines": False}
+    more = {"sep": separator, "skipinitialspace": True, "skip_blank_lines": False}
     try:
-        how = {"header": None, "dtype": object}
+        how = {"header": None, "dtype": object, "keep_default_na": False}  # NA may be a class
         frame = pd.read_excel(path, **how) if book else pd.read_csv(io.StringIO(text[begin:]), **how, **more)
     except Exception as error:  # no openpyxl, and a damaged file raises nearly anything
         raise UserError(f"{path} is no readable table of {first},... ({first_line(error)})") from error
     frame.index += 1 + text.count("\n", 0, begin)
-    cells = frame.astype(str).mask(frame.isna(), "").map(str.strip)
+    cells = frame.astype(str).mask(frame.isna(), "").map(lambda cell: unicodedata.normalize("NFC", cell).strip())
     # decimal commas as points, where commas do not part the cells; beside points one may part thousands
     if separator != "," and not cells.map(lambda cell: bool(re.fullmatch(r"-?\d*\.\d+", cell))).any(axis=None):
         cells = cells.replace(r"^(-?\d*),(\d+)$", r"\1.\2", regex=True)

@@ -85,14 +85,6 @@ def read_file(folder: Path, name: str) -> bytes:
     return content
 
 
-def verify_run(path: Path) -> dict[str, Any]:
-    """The result at a path, which every file of its run was compared with."""
-    result = read_result(path)
-    for name in result.get("files", ()):  # an ablation has none
-        read_file(path.parent, name)
-    return result
-
-
 def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | None:
     """The result of a finished run of this identity; None where there is none, or it is to be made anew."""
     if not resume:
@@ -100,12 +92,15 @@ def finished(path: Path, config: RunConfig, resume: bool) -> dict[str, Any] | No
             old.unlink(missing_ok=True)
     if not path.exists():
         return None
-    known, wanted = read_result(path)["config"], json.loads(json.dumps(asdict(config)))
+    result, wanted = read_result(path), json.loads(json.dumps(asdict(config)))
+    known = result["config"]
     if differ := sorted(k for k in {*wanted, *known} if known.get(k) != wanted.get(k)):
         raise UserError(
             f"{path} is of a run with other {', '.join(differ)}; choose another --out, or --no-resume to replace it"
         )
-    return verify_run(path)
+    for name in result.get("files", ()):  # an ablation has none
+        read_file(path.parent, name)
+    return result
 
 
 def write_files(
