@@ -148,8 +148,9 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
 def place_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
     """Data set, features, method and file of a row."""
     config = row["config"]
-    digests = flat(row)["features_made"], config["vectors_sha256"], config["split_sha256"]
-    variant = variant_of(config["features"], *digests)
+    variant = variant_of(
+        config["features"], flat(row)["features_made"], config["vectors_sha256"], config["split_sha256"]
+    )
     return config["dataset"], variant, config["method"], f"seed{config['seed']}.json"
 
 

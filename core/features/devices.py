@@ -1,7 +1,5 @@
 """Which device a command runs on, by any name a user would type."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from core.files.errors import UserError
@@ -12,7 +10,7 @@ if TYPE_CHECKING:
 NAMES = "auto, cpu, gpu, cuda, cuda:0, cuda:1, ..., or mps"
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> "torch.device":
     """The device of that name: auto (cuda where there is one, else cpu), cpu, gpu, cuda, cuda:N or mps, in any case."""
     import torch  # takes seconds, which --help does not need
 

@@ -1,7 +1,5 @@
 """Image files: decoding, the transform that a backbone was made for, and a look at every one of a folder."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -44,7 +42,7 @@ class Transform:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
-    def at(self, size: int) -> Transform:
+    def at(self, size: int) -> "Transform":
         """The same transform for another image side; the share that is cropped stays."""
         resize = max(size, round(self.resize * size / self.crop))
         return Transform(size, resize, self.interpolation, self.mean, self.std)

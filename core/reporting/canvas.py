@@ -15,7 +15,6 @@ from core.files.atomic import atomic_path
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 3)))
-_FONT = "DejaVu Sans"  # comes with matplotlib
 
 
 @contextmanager
@@ -27,7 +26,7 @@ def canvas(
     Whatever the caller's settings of matplotlib are, they are left alone, and equal figures give equal bytes.
     """
     look = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith("backend")}
-    look |= {"font.sans-serif": [_FONT], "axes.spines.top": False, "axes.spines.right": False}
+    look |= {"font.sans-serif": ["DejaVu Sans"], "axes.spines.top": False, "axes.spines.right": False}
     with matplotlib.rc_context(look | {"axes.axisbelow": True, "legend.frameon": False}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **options)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from core.datasets.paths import image_folder, resolve_images
 from core.datasets.registry import DATASETS
@@ -34,10 +35,7 @@ def draw_page(run_folder: Path, inputs: Inputs, data_root: Path, out: Path) -> P
 
 def spread(rows: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
     """At most ``most`` of the rows: the first of every class, then the second of every class, and so on; by class."""
-    turn = np.empty(len(rows), dtype=np.int64)
-    for c in np.unique(labels[rows]):
-        mine = np.flatnonzero(labels[rows] == c)
-        turn[mine] = np.arange(len(mine))
+    turn = pd.Series(rows).groupby(labels[rows]).cumcount().to_numpy()  # of a row among those of its class
     taken = np.argsort(turn, kind="stable")[:most]
     return rows[taken[np.argsort(labels[rows[taken]], kind="stable")]]
 
