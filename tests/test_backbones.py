@@ -23,10 +23,10 @@ except ImportError:
 needs_timm = pytest.mark.skipif(timm is None, reason="timm is not installed")
 
 TORCHVISION = [  # one small variant of each family; D and grid at the image side they were made for
-    ("alexnet", 256, 6), ("convnext_tiny", 768, 7), ("densenet121", 1024, 7), ("efficientnet_b0", 1280, 7),
-    ("googlenet", 1024, 7), ("inception_v3", 2048, 8), ("maxvit_t", 512, 7), ("mnasnet0_5", 1280, 7),
-    ("mobilenet_v2", 1280, 7), ("mobilenet_v3_small", 576, 7), ("regnet_y_400mf", 440, 7), ("resnet18", 512, 7),
-    ("shufflenet_v2_x0_5", 1024, 7), ("squeezenet1_1", 512, 13), ("vgg11", 512, 7),
+    ("alexnet", 256, 6), ("convnext_tiny", 768, 7), ("efficientnet_b0", 1280, 7), ("inception_v3", 2048, 8),
+    ("mnasnet0_5", 1280, 7), ("mobilenet_v2", 1280, 7), ("mobilenet_v3_small", 576, 7),
+    ("regnet_y_400mf", 440, 7), ("resnet18", 512, 7), ("shufflenet_v2_x0_5", 1024, 7), ("squeezenet1_1", 512, 13),
+    ("vgg11", 512, 7),
 ]  # fmt: skip
 TIMM = [
     ("vit_tiny_patch16_224", 192, 14), ("vit_small_patch14_reg4_dinov2.lvd142m", 384, 37),
@@ -64,12 +64,14 @@ def test_every_family_of_timm_builds_with_its_own_transform(name: str, channels:
     assert timm.data.create_transform(**config).transforms[0].size == transform.resize  # then the middle is cropped
 
 
-@pytest.mark.parametrize("name", ["densenet121", "googlenet", "maxvit_t"])
-def test_maps_are_what_a_hook_on_the_network_sees(name: str) -> None:
-    """Bit by bit, what follows in place included (densenet's ReLU)."""
+@pytest.mark.parametrize(
+    ("name", "layer", "channels"),
+    [("densenet121", "features", 1024), ("googlenet", "inception5b", 1024), ("maxvit_t", "blocks.3", 512)],
+)
+def test_maps_are_what_a_hook_on_the_network_sees(name: str, layer: str, channels: int) -> None:
+    """Of three families more, bit by bit, what follows in place included (densenet's ReLU)."""
     backbone, taken = made(name), []
-    layer = {"googlenet": "inception5b", "maxvit_t": "blocks.3"}.get(name, "features")
-    assert backbone.layer == layer
+    assert backbone.layer == layer and backbone.shape == (channels, 7, 7)
     handle = backbone.network.get_submodule(layer).register_forward_hook(lambda m, i, out: taken.append(out))
     images = torch.randn(2, 3, backbone.input_size, backbone.input_size)
     with torch.inference_mode():
