@@ -4,9 +4,7 @@ import contextlib
 import io
 import logging
 import multiprocessing
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -124,20 +122,6 @@ def run_here(place: Path, script: str, *arguments: str | Path) -> Ended:
             root.removeHandler(handler)
             root.setLevel(level)
     return code, out.getvalue(), err.getvalue()
-
-
-def run_apart(place: Path, script: str, *arguments: str | Path) -> Ended:
-    """The same in a process of its own: exactly what a user sees, and the seconds of imports that a user waits."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *map(str, arguments)],
-        cwd=place,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, done.stdout, done.stderr
 
 
 def forked(work: Callable[..., object], *arguments: object) -> multiprocessing.process.BaseProcess:

@@ -14,7 +14,7 @@ CUB50_UNSEEN = (110, 120, 121, 134, 138, 139, 141, 161, 182, 189)
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Published sizes: classes, attributes and images (the table in README.md)."""
+    """Published sizes: classes, attributes and images."""
 
     seen: int
     unseen: int
