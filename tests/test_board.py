@@ -77,16 +77,13 @@ def test_rows_of_two_processors_share_a_table_and_of_two_backbones_do_not(board,
     row, known = json.loads(path.read_text()), json.loads((board / "digests.json").read_text())
     row["config"]["features_sha256"] = "ab" * 32
     row["config"]["features"] |= {"torch_version": "9", "device": "cuda"}
-    stamp = _stamps(row)["features and their provenance"]
-    known["features and their provenance"].append(stamp)
+    kind = "features and their provenance"
+    known[kind].append(_stamps(row)[kind])
     (board / "digests.json").write_text(json.dumps(known))
     path.write_text(json.dumps(seal(row)))
     write_board(board, tmp_path, tmp_path / "none.png")
     text = (tmp_path / "board.md").read_text()
-    said = ", ".join(
-        sorted({"ab" * 8, json.loads(path.with_name("seed0.json").read_text())["config"]["features_sha256"][:16]})
-    )
-    assert text.count("\n## ") == 1 and f"features {said};" in text and "| eszsl | " in text and "| 2 |" in text
+    assert text.count("\n## ") == 1 and "ab" * 8 in text and "| eszsl | " in text and "| 2 |" in text
     row["config"]["features"]["weights_sha256"] = "other"
     path.write_text(json.dumps(seal(row)))
     with pytest.raises(UserError, match=r"seed1.json: .*it belongs to TOY/toy-3x3-.*/eszsl/seed1.json"):

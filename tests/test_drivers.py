@@ -73,3 +73,12 @@ def test_a_driver_runs_to_the_end(made: Maker, run: str, method: str) -> None:
     assert row.split(" | ")[1] == f"{100 * result['standard']['T1']:.1f}"
     assert "SELECTED ON TEST" in table and "(as published)" not in table
     assert ("PUBLISHED PROCEDURE" in table) == (method == "vsmr-staged")
+
+
+def test_a_seed_joins_the_table_of_those_that_are_there(made: Maker) -> None:
+    place, _ = made("AWA2")
+    for which in (("--seeds", "2"), ("--seed", "2")):
+        command = ("--method", "eszsl", *which, "--device", "cpu", "--out", "joined")
+        assert run_here(place, "AWA2_ours.py", *command)[0] == 0
+    (table,) = (place / "joined").rglob("table.md")
+    assert len(re.findall(r"γ of each seed: (.*); chosen", table.read_text())[0].split(", ")) == 3

@@ -49,7 +49,7 @@ def main(dataset: str, description: str | None, argv: Sequence[str] | None = Non
 def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: Path) -> int:
     """Train every seed, print the table; OWN_ours.py ends in it too."""
     from core.experiments.identity import run_config
-    from core.experiments.results import row_of
+    from core.experiments.results import read_result, row_of
     from core.experiments.run import run
     from core.experiments.use import fit_for_use
     from core.experiments.watching import Board
@@ -58,14 +58,14 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: 
     from core.reporting.tables import all_tables
 
     folder = args.out / inputs.dataset / inputs.variant / args.method
-    rows = []
     for seed in flags.seeds_of(args):
         how = {"select": args.select, "precision": args.precision, "gamma_splits": args.gamma_splits}
         config = run_config(inputs, args.method, recipe, seed=seed, **how)
         out = folder / f"seed{seed}"
         watch = Board(out) if args.tensorboard else None
-        result = run(config, inputs, out, resume=args.resume, watch=watch)
-        rows.append(row_of(result) | {"folder": out.name})
+        run(config, inputs, out, resume=args.resume, watch=watch)
+    rows = [row_of(read_result(path)) for path in folder.glob("seed*/metrics.json")]  # those of earlier commands too
+    rows.sort(key=lambda row: row["seed"])
     gammas = ", ".join(f"{row['gamma']:.3g}" for row in rows)
     text = f"{all_tables(rows)}\nγ of each seed: {gammas}; chosen: {rows[0]['how']}.\n"
     first = folder / f"seed{flags.seeds_of(args)[0]}"
