@@ -63,7 +63,7 @@ def test_other_settings_a_second_writer_and_nan_are_refused(tmp_path: Path) -> N
             Writer(path, content(), SHAPE)
         with pytest.raises(UserError, match="row 3"):
             writer.write(np.array([3]), np.full((1, *SHAPE), 1e6, np.float32))
-    with pytest.raises(UserError, match="backbone: 'tiny' there, 'large' now.*--out"):
+    with pytest.raises(UserError, match="backbone: 'tiny' there, 'large' now.*another file"):
         Writer(path, content(backbone="large"), SHAPE)
     with pytest.raises(UserError, match="no feature file"):
         FeatureFile(path)
