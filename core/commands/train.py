@@ -64,8 +64,7 @@ def run_seeds(args: argparse.Namespace, inputs: Inputs, recipe: Any, data_root: 
         out = folder / f"seed{seed}"
         watch = Board(out) if args.tensorboard else None
         run(config, inputs, out, resume=args.resume, watch=watch)
-    rows = [row_of(read_result(path)) for path in folder.glob("seed*/metrics.json")]  # those of earlier commands too
-    rows.sort(key=lambda row: row["seed"])
+    rows = sorted((row_of(read_result(p)) for p in folder.glob("seed*/metrics.json")), key=lambda row: row["seed"])
     gammas = ", ".join(f"{row['gamma']:.3g}" for row in rows)
     text = f"{all_tables(rows)}\nγ of each seed: {gammas}; chosen: {rows[0]['how']}.\n"
     first = folder / f"seed{flags.seeds_of(args)[0]}"

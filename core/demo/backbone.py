@@ -5,6 +5,7 @@ classes that methods are chosen on (val) are as new to it as the unseen ones, so
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 from pathlib import Path
@@ -28,8 +29,7 @@ FORMAT = 2  # raise it when the network or its training changes
 D = 128  # channels of the feature map
 _SEED, _BATCH, _LR = 0, 32, 4e-3
 _ATTRIBUTE_WEIGHT = 4.0  # of the attributes' BCE beside the classes' cross-entropy
-# the maps are so small that threads wait for each other longer than they compute, and one's result is the same anywhere
-_THREADS = 1
+_THREADS = 1  # the maps are so small that threads wait for each other longer than they compute
 # made by train_demo_backbone: saves a minute, and gives the same features on every machine
 MADE = Path(__file__).with_name("backbone.safetensors")
 SHIFT = 8  # pixels, the largest shift of the augmentation
@@ -59,9 +59,14 @@ def train_demo_backbone(data_root: Path | str, out_path: Path | str, epochs: int
     trained alike on the same split are kept, or taken from :data:`MADE`.
     """
     metadata, out_path = read_metadata(data_root, DEMO), Path(out_path)
+    loc = metadata.train_loc  # cut to trainval, and of other classes than val, by read_metadata
+    known, classes = (torch.from_numpy(a) for a in np.unique(metadata.labels[loc], return_inverse=True))  # (S,), (N,)
+    attributes = torch.from_numpy((metadata.original_att[known] > 50).astype(np.float32))  # (S,K)
+    # no percentages: their last bits are the processor's
+    trained_on = hashlib.sha256(json.dumps([[metadata.image_files[i] for i in loc], attributes.tolist()]).encode())
     settings = json.dumps(
         {"format": FORMAT, "seed": _SEED, "epochs": epochs, "batch_size": _BATCH, "lr": _LR, "channels": D}
-        | {"attribute_weight": _ATTRIBUTE_WEIGHT, "threads": _THREADS, "split_sha256": metadata.split_sha256},
+        | {"attribute_weight": _ATTRIBUTE_WEIGHT, "threads": _THREADS, "trained_on": trained_on.hexdigest()},
         sort_keys=True,
     )
     for there in (out_path, MADE):
@@ -71,12 +76,9 @@ def train_demo_backbone(data_root: Path | str, out_path: Path | str, epochs: int
                     write_bytes(out_path, there.read_bytes())
                 return out_path
 
-    loc = metadata.train_loc  # cut to trainval, and of other classes than val, by read_metadata
     folder = image_folder(Path(data_root), DEMO)
     pixels = np.stack([np.array(Image.open(folder / metadata.image_files[i]).convert("RGB")) for i in loc])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()  # (N,3,112,112) uint8
-    known, classes = (torch.from_numpy(a) for a in np.unique(metadata.labels[loc], return_inverse=True))  # (S,), (N,)
-    attributes = torch.from_numpy((metadata.original_att[known] > 50).astype(np.float32))  # (S,K)
     log.info("demo backbone: training on %d images of %d classes, none of them for validation", len(loc), len(known))
 
     generator = torch.Generator().manual_seed(_SEED)
