@@ -142,12 +142,12 @@ def load_image(source: Picture, size: int, resize: int | None = None, interpolat
 
 
 def look_at(root: Path, features: Path) -> dict[str, Photograph]:
-    """Digest of every photograph of a folder of one's own, and why it cannot be read; kept in images.json beside
-    ``features`` until the file's size or time changes.
+    """Digest of every photograph of a folder of one's own, and why it cannot be read; kept beside ``features``, in
+    photographs_OWN.json, until the file's size or time changes.
     """
     images, _ = find_images(root)
     files = [file for of_class in images.values() for file in of_class]
-    cache, known = features.parent / "images.json", {}
+    cache, known = features.with_name("photographs_OWN.json"), {}
     with contextlib.suppress(UserError):  # none yet, or a damaged one
         known = {file: tuple(found) for file, found in read_json(cache).items()}
     stamps = {file: _stamp(root / "images" / file) for file in files}
