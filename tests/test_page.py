@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ def test_data_are_ascii_and_hold_no_markup(tmp_path):
     assert text("a\x00b\ud800c\u202e é") == "a\ufffdb\ufffdc\u202e é"  # what no file can hold is lost, and no more
 
 
-def test_a_page_is_replaced_and_anything_else_refused(tmp_path):
+def test_a_page_is_replaced_and_anything_else_refused(tmp_path, monkeypatch):
     trained, items = made()
     (tmp_path / "page").mkdir()
     for shown in (items, items[:3]):  # an empty folder, and a page
@@ -92,7 +93,9 @@ def test_a_page_is_replaced_and_anything_else_refused(tmp_path):
     assert len(list((tmp_path / "page/images").glob("*.jpg"))) == 3
     (tmp_path / "page" / "thesis.txt").write_text("years of work")
     (tmp_path / "other" / "images").mkdir(parents=True)  # a folder that merely holds images/
-    for folder in (tmp_path / "page", tmp_path / "other", tmp_path / "page" / "thesis.txt"):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")  # the folder one stands in cannot be replaced
+    for folder in (tmp_path / "page", tmp_path / "other", tmp_path / "page" / "thesis.txt", Path(".")):
         with pytest.raises(UserError, match=r"something else than a page, which would be lost"):
             write_page(trained, items, folder)
     assert (tmp_path / "page" / "thesis.txt").read_text() == "years of work"

@@ -87,7 +87,7 @@ def check_replaceable(out: Path) -> None:
     there = {path.name for path in out.iterdir()} if out.is_dir() else {*[out.name] * out.exists()}
     data = out / "data.js"
     ours = there <= {*ASSETS, "data.js", "images"} and data.is_file() and data.read_bytes().startswith(_MARK)
-    if there and not ours:
+    if (there and not ours) or out.name in ("", ".."):
         raise UserError(f"{out} holds something else than a page, which would be lost. Choose a new folder")
 
 
