@@ -102,7 +102,7 @@ def seconds_figure(panels: Mapping[str, Mapping[str, tuple[float, Interval]]], o
             gap, y = (highest - lowest + 8) / (len(points) + 1), highest + 4
             most = max(seconds for seconds, _ in points.values())
             for name, (seconds, area) in sorted(points.items(), key=lambda item: -item[1][1].mean):
-                colour, y = "#0072B2" if is_ours(name) else "#D55E00" if "+" in name else "0.35", y - gap
+                colour, y = "#D55E00" if "+" in name else "#0072B2" if is_ours(name) else "0.35", y - gap
                 axis.plot([seconds] * 2, [100 * area.low, 100 * area.high], color=colour, linewidth=0.8, alpha=0.6)
                 axis.plot(seconds, 100 * area.mean, "o", color=colour, markersize=6, zorder=3)
                 axis.plot([seconds, 1.6 * most], [100 * area.mean, y], color="0.8", linewidth=0.6, zorder=1)
