@@ -8,7 +8,7 @@ tests/golden/ holds.
     to features     s_c = cos(x, z_c W̃)
 X (N,D) unit rows of mean-pooled training features, T (N,K) whose row n is z of the class of image n. With TᵀT =
 P diag(a) Pᵀ and XᵀX = Q diag(b) Qᵀ every λ costs two products: W = P [(1 + λ)(Pᵀ TᵀX Q)_ij / (a_i + λ b_j)] Qᵀ.
-Where a_i + λ b_j is 0, W is: the shortest solution with few classes and few images. λ and the way: by validation.
+Where a_i + λ b_j is 0 (few classes, few images) W is 0: the shortest solution. Validation chooses λ and the way.
 
 N images · D channels · K attributes · C classes
 """

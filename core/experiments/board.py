@@ -135,22 +135,25 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of the board as one of a table; ``features_made``: how its features were made, wherever that was.
+def made_how(config: dict[str, Any]) -> str:
+    """Digest of how features were made, wherever that was.
 
     The same backbone gives the same regions on another processor but for their last bits, and those who send rows have
     another processor: such rows share a table, and each has the digest of its own features.
     """
-    how = {k: v for k, v in row["config"]["features"].items() if k not in ("torch_version", "device", "batch_size")}
-    return row_of(row) | {"features_made": _digest(how)}
+    of_machine = ("torch_version", "device", "batch_size")
+    return _digest({k: v for k, v in config["features"].items() if k not in of_machine})
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the board as one of a table."""
+    return row_of(row) | {"features_made": made_how(row["config"])}
 
 
 def place_of(row: dict[str, Any]) -> tuple[str, str, str, str]:
     """Data set, features, method and file of a row."""
     config = row["config"]
-    variant = variant_of(
-        config["features"], flat(row)["features_made"], config["vectors_sha256"], config["split_sha256"]
-    )
+    variant = variant_of(config["features"], made_how(config), config["vectors_sha256"], config["split_sha256"])
     return config["dataset"], variant, config["method"], f"seed{config['seed']}.json"
 
 
