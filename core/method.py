@@ -142,9 +142,10 @@ class AttributeModel(ZeroShotModel):
 
 @dataclass(frozen=True)
 class Batches:
-    """How rows are drawn. An epoch is ``steps`` batches (None: as many as cover the training images once)."""
+    """How rows are drawn. An epoch is ``steps`` batches; None: as many as cover the images ``passes`` times."""
 
     size: int
+    passes: int = 1
     balanced: bool = False  # one image of each of ``size`` different classes; else every image once an epoch
     steps: int | None = None
     classes: int | None = None  # with per_class: batches of that many classes x images (drawn with replacement)
@@ -152,15 +153,16 @@ class Batches:
 
     def count(self, images: int) -> int:
         """Batches in an epoch over that many training images."""
-        return self.steps or -(-images // self.size)
+        return self.steps or self.passes * -(-images // self.size)
 
     def epoch(self, labels: np.ndarray, generator: np.random.Generator) -> Iterator[np.ndarray]:
         """Positions in ``labels`` of each batch of one epoch."""
         steps = self.count(len(labels))
         if self.classes is None and not self.balanced:
-            order = generator.permutation(len(labels))
-            for step in range(steps):
-                yield order[step * self.size : (step + 1) * self.size]
+            for _ in range(self.passes):
+                order = generator.permutation(len(labels))
+                for step in range(steps // self.passes):
+                    yield order[step * self.size : (step + 1) * self.size]
             return
         grouped = np.argsort(labels, kind="stable")
         present, starts, counts = np.unique(labels[grouped], return_index=True, return_counts=True)
@@ -177,6 +179,7 @@ class Phase:
     # of a batch x (B,R,D) with class numbers y (B,): "loss" is minimised, other scalars are logged; usually the model's
     loss: Callable[[Tensor, Tensor], Losses]
     optimizer: torch.optim.Optimizer
+    others: tuple[torch.optim.Optimizer, ...] = ()  # of several players: loss then makes the steps of all itself
     batches: Batches
     epochs: int  # as planned: a learning-rate schedule runs over all of them, even where validation stops earlier
     selectable: bool = True  # validation chooses how many of its epochs are run, 0 included

@@ -10,6 +10,7 @@ from core import (  # noqa: F401
     GDA,
     MSDN,
     SAE,
+    TF_VAEGAN,
     VSMR,
     BiasAware,
     TransZero,

@@ -30,6 +30,7 @@ SMALL = {  # settings with which a method takes less than a second here; another
         **{"vae_epochs": 1, "latent": 4, "image_encoder": 8, "image_decoder": 8, "attribute_encoder": 8},
         **{"attribute_decoder": 8, "batch_size": 500},
     },
+    "tf-vaegan": {"gan_epochs": 2, "hidden": 8, "per_class": 40},
     "cnzsl": {"hidden": 16},
     "bias-aware": {"hidden": 16},
     "transzero": {"lr": 1e-3, "batch_size": 16, "width": 12, "feed_forward": 16},

@@ -96,7 +96,7 @@ def test_training_leaves_the_callers_random_numbers_alone(toy, tmp_path):
 # states written: two epochs of validation and two of the refit; vsmr-staged has two of its predictor before each
 OF_ALE = ("devise", "sje", "latem")  # of one file with ale, and all that they keep is its W
 CASES = [(method, 3) for method in METHODS if epochs_of(recipe_of(method)) and method not in OF_ALE]
-CASES += [("dazle", 1), ("dazle", 2), ("vsmr-staged", 6), ("cada-vae", 1)]
+CASES += [("dazle", 1), ("dazle", 2), ("vsmr-staged", 6), ("cada-vae", 1), ("tf-vaegan", 1)]
 
 
 @pytest.mark.parametrize(("method", "stop"), CASES)
@@ -104,7 +104,7 @@ def test_stopped_and_resumed_is_bit_identical(toy, tmp_path, monkeypatch, method
     go_to_the_end(method, toy, tmp_path / "whole")
     written = interrupted(monkeypatch, stop, lambda: go_to_the_end(method, toy, tmp_path / "cut"))
     assert not (tmp_path / "cut/metrics.json").exists()
-    in_refit = stop > {"vsmr-staged": 4, "cada-vae": 3}.get(method, 2)
+    in_refit = stop > {"vsmr-staged": 4, "cada-vae": 3, "tf-vaegan": 4}.get(method, 2)
     assert written[-1] == ("refit.state" if in_refit else "validation.state")
     go_to_the_end(method, toy, tmp_path / "cut")
     same(tmp_path / "whole", tmp_path / "cut")
@@ -199,3 +199,19 @@ def test_losses_and_validation_are_shown_and_no_number_of_the_test_sets(tmp_path
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     logged = [row["loss"] for row in rows if row["fold"] == "validation" and "loss" in row]
     assert [e.value for e in shown.Scalars("validation/loss")] == pytest.approx(logged)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_players_take_turns_as_published(toy, frozen):
+    """Steps of each Adam in an epoch of tf-vaegan: ten passes, one of the generator to five, feedback in one half."""
+    inputs, fold = inputs_of(toy), final_fold(toy, W2V)
+    recipe = replace(recipe_of("tf-vaegan"), gan_epochs=1, frozen=frozen)
+    method = find_method("tf-vaegan").build(recipe, fold.space, (inputs.features.R, inputs.features.D), 0, 1)
+    plain, flags = method.model.generator_loss, []
+    method.model.generator_loss = lambda x, a, feedback, noise: flags.append(feedback) or plain(x, a, feedback, noise)
+    train(method, inputs.features, fold, seed=0, stop_after=0)
+    phase, passes = method.phases[0], -(-len(fold.train_rows) // 64)
+    taken = [int(next(iter(o.state_dict()["state"].values()))["step"]) for o in (phase.optimizer, *phase.others)]
+    # critic, encoder, generator, feedback, decoder
+    assert taken == [10 * passes, 2 * passes, 2 * passes, passes, (10 if frozen else 12) * passes]
+    assert flags == [False] * passes + [True] * passes

@@ -89,8 +89,9 @@ def _epoch(
         half = precision == "bfloat16"
         with torch.autocast(x.device.type, torch.bfloat16) if half else contextlib.nullcontext():
             losses = phase.loss(x, y)
-        losses["loss"].backward()
-        phase.optimizer.step()
+        if not phase.others:
+            losses["loss"].backward()
+            phase.optimizer.step()
         for key, value in losses.items():  # summed on the device: no synchronisation inside the step
             sums[key] = sums.get(key, 0) + value.detach()
     if phase.after_epoch:
@@ -101,12 +102,19 @@ def _epoch(
     return means
 
 
+def _optimizers(phase: Phase) -> tuple[torch.optim.Optimizer, ...]:
+    return phase.optimizer, *phase.others
+
+
 def _store(
     path: Path, method: Method, generator: np.random.Generator, identity: Any, phase: int, epoch: int, history: Any
 ) -> None:
     content = io.BytesIO()
     kept = {"identity": identity, "phase": phase, "epoch": epoch, "history": history}
-    kept |= {"model": method.model.state_dict(), "optimizer": method.phases[phase].optimizer.state_dict()}
+    kept |= {
+        "model": method.model.state_dict(),
+        "optimizers": [o.state_dict() for o in _optimizers(method.phases[phase])],
+    }
     torch.save(kept | {"torch": torch.get_rng_state(), "numpy": generator.bit_generator.state}, content)
     write_bytes(path, hashlib.sha256(content.getvalue()).digest() + content.getvalue())
 
@@ -124,7 +132,8 @@ def _restore(
         differ = ", ".join(sorted(k for k in {*known, *now} if known.get(k) != now.get(k)))
         raise UserError(f"{path} belongs to a run with other {differ}; delete it or choose another --out to start anew")
     method.model.load_state_dict(kept["model"])
-    method.phases[kept["phase"]].optimizer.load_state_dict(kept["optimizer"])
+    for optimizer, state in zip(_optimizers(method.phases[kept["phase"]]), kept["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
     generator.bit_generator.state = kept["numpy"]
     torch.set_rng_state(kept["torch"])
     return kept["phase"], kept["epoch"], kept["history"]
