@@ -58,6 +58,7 @@ class Recipe:
     width: int = hp(512, "width of the whitened visual space", at_least=1)
     shrinkage: float = hp(10.0, "shrinkage r of the whitening, in mean eigenvalues; large only rotates", above=0)
     root_attributes: bool | None = hp(None, "square root of class attributes; none: validation chooses")
+    questions: bool = hp(True, "attributes as shares of the answers to their question (ablation switch)")
     root_features: bool = hp(True, "root of pooled features, by the gains n (ablation switch)")
 
 
@@ -76,7 +77,7 @@ class VSMR(ZeroShotModel):
         self.space = space
         self.recipe = with_settings(recipe, {k: v[0] for k, v in CHOICES.items() if getattr(recipe, k) is None})
         C, K, S, d = len(space.att), space.att.shape[1], len(space.seen), min(recipe.width, D)
-        z = self._prepared()
+        z = self._prepared(bool(self.recipe.root_attributes))
         self.z = nn.Buffer(z)  # (C,K)
         self.seen = nn.Buffer(space.seen)
         self.seen_index = nn.Buffer(space.seen_index)  # (C,) place of a seen class among the seen
@@ -94,8 +95,7 @@ class VSMR(ZeroShotModel):
     @torch.no_grad()
     def fit(self, images: Images) -> None:
         """Where attributes can be read, and all that rests on it."""
-        z = prepared_attributes(self.space.att, self.space.seen)[self.space.seen]
-        self.looks.copy_(readable_regions(images, self.seen_index, z.to(self.z)))
+        self.looks.copy_(readable_regions(images, self.seen_index, self._prepared()[self.space.seen].to(self.z)))
         self.refit(images)
 
     @torch.no_grad()
@@ -117,16 +117,17 @@ class VSMR(ZeroShotModel):
     @torch.no_grad()
     def solve(self) -> None:
         """All that rests on the attributes: W, from the means of the seen classes."""
-        self.z.copy_(self._prepared())
+        self.z.copy_(self._prepared(bool(self.recipe.root_attributes)))
         Z = self.z[self.seen].double()
         S, K = Z.shape  # rows of Z have unit length: the eigenvalues of ZᵀZ sum to S
         penalty = self.recipe.ridge * S / min(S, K) * torch.eye(K, dtype=Z.dtype, device=Z.device)
         self.W.copy_(torch.linalg.solve(Z.T @ Z + penalty, Z.T @ self.means.double()))
         self.describe_classes(torch.arange(len(self.z), device=Z.device))
 
-    def _prepared(self) -> Tensor:
-        """z̃ (C,K)."""
-        return prepared_attributes(self.space.att, self.space.seen, root=bool(self.recipe.root_attributes))
+    def _prepared(self, root: bool = True) -> Tensor:
+        """z̃ (C,K); where it looks does not depend on the root that validation chooses."""
+        questions = self.space.questions if self.recipe.questions else None
+        return prepared_attributes(self.space.att, self.space.seen, root=root, questions=questions)
 
     @torch.no_grad()
     def describe_classes(self, classes: Tensor) -> None:
@@ -197,6 +198,7 @@ class VSMR(ZeroShotModel):
             space.seen,
             root=bool(self.recipe.root_attributes),
             centre=True,
+            questions=space.questions if self.recipe.questions else None,
             W=self.W,
             means=F.normalize(self.means, dim=1),
             hubness=POINTS * self.recipe.hubness,

@@ -39,6 +39,7 @@ class ClassSpace:
     unseen: Tensor  # (U,) class numbers without
     w2v: Tensor  # (K,V) attribute word vectors
     text: Tensor | None = None  # (C,2,E) class text embeddings: of names, of names with attributes; None: not made
+    questions: Tensor | None = None  # (K,) what each attribute answers, -1: what no other does; None: none is known
 
     @property
     def z(self) -> Tensor:
@@ -127,7 +128,8 @@ class AttributeModel(ZeroShotModel):
     def __init__(self, space: ClassSpace, *, prepared: bool = False) -> None:
         super().__init__()
         self.prepared = prepared  # class attributes as vsmr takes them
-        self.z = nn.Buffer(prepared_attributes(space.att, space.seen) if prepared else space.z)  # (C,K)
+        own = prepared_attributes(space.att, space.seen, questions=space.questions)
+        self.z = nn.Buffer(own if prepared else space.z)  # (C,K)
         self.seen = nn.Buffer(space.seen)
         self.place = nn.Buffer(space.seen_index)  # (C,)
 
@@ -137,7 +139,8 @@ class AttributeModel(ZeroShotModel):
         return g @ self.z.T
 
     def class_encoder(self, space: ClassSpace) -> ClassEncoder | None:
-        return ClassEncoder.of(space.att, space.seen, root=self.prepared, centre=self.prepared)
+        as_given = {"root": self.prepared, "centre": self.prepared}
+        return ClassEncoder.of(space.att, space.seen, **as_given, questions=space.questions)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 Both are sums of many non-negative parts that most classes share, so raw cosines between any two classes are high. A
 square root tames the few large entries, and taking the mean of the seen classes away leaves what tells classes apart.
+Attributes that answer one question ("bill shape") are shares of its answers first: each question then counts alike,
+however often it was answered, and the root makes them the Hellinger form of a distribution.
 Measured on class-disjoint splits inside CUB's trainval, this is worth more to a closed-form method than any network
 here is worth over another (README, ablation). Only seen classes and training images enter.
 """
@@ -25,21 +27,31 @@ class ClassEncoder:
     It holds for classes without training images: a changed description of a seen class would change the model itself.
     """
 
-    root: bool  # square root of the unit rows
+    root: bool  # square root of the unit rows, or of the shares
     centre: Tensor  # (K,) mean of the seen classes' rows, taken away; zeros where none is
+    questions: Tensor | None = None  # (K,) what each attribute is an answer to, -1: to none that others answer too
     W: Tensor | None = None  # (K,d) what attributes look like: attributes are divided by the prototype's length |W z|
     means: Tensor | None = None  # (S,d) unit means of the seen classes
     hubness: float = 0.0  # taken from a class's score, times the cosine of its prototype with the nearest seen mean
 
     @classmethod
     def of(cls, att: Tensor, seen: Tensor, *, root: bool, centre: bool, **more: Any) -> ClassEncoder:
-        """The one that makes what :func:`prepared_attributes` does of class attributes att (C,K)."""
+        """The one that makes what :func:`prepared_attributes` does of class attributes att (C,K); more: its fields."""
         plain = cls(root=root, centre=att.new_zeros(att.shape[1]), **more)
         return replace(plain, centre=plain.rooted(att[seen]).mean(dim=0)) if centre else plain
 
     def rooted(self, att: Tensor) -> Tensor:
-        """Unit rows of att (N,K), root taken; of what is negative, which descriptions of one's own may be, -√|a|."""
+        """Unit rows of att (N,K); or the root of what they say to each question, of what is negative -√|a|.
+
+        An attribute's share is taken in all answers to its question; one that stands alone is a question of its own,
+        as are all without questions, and is taken in the largest of these.
+        """
         a = F.normalize(att.to(self.centre), dim=1)
+        if self.root and self.questions is not None:
+            asked, size, alone = self.questions.clamp_min(0), a.abs(), self.questions < 0
+            sums = torch.zeros_like(a).index_add_(1, asked, size.masked_fill(alone, 0))[:, asked]
+            largest = size.masked_fill(~alone, 0).amax(dim=1, keepdim=True)
+            a = a / torch.where(alone, largest, sums).clamp_min(1e-12)
         return a.sign() * a.abs().sqrt() if self.root else a
 
     def prepare(self, att: Tensor) -> Tensor:
@@ -56,14 +68,16 @@ class ClassEncoder:
         return z / length, -self.hubness * (prototypes / length @ self.means.T).amax(dim=1)
 
 
-def prepared_attributes(att: Tensor, seen: Tensor, *, root: bool = True) -> Tensor:
-    """z (C,K): unit rows of att, root taken, the mean over seen classes taken away, unit rows again.
+def prepared_attributes(att: Tensor, seen: Tensor, *, root: bool = True, questions: Tensor | None = None) -> Tensor:
+    """z (C,K): shares of att in each question (without: unit rows), root taken, the mean over seen classes taken away,
+    unit rows.
 
     Args:
         att: (C,K) class attributes; of negative ones the root is -√|a|.
         seen: (S,) class numbers whose mean is taken away; unseen classes do not enter it.
+        questions: (K,) see :class:`ClassEncoder`.
     """
-    return ClassEncoder.of(att, seen, root=root, centre=True).prepare(att)
+    return ClassEncoder.of(att, seen, root=root, centre=True, questions=questions).prepare(att)
 
 
 def signed_root(g: Tensor) -> Tensor:

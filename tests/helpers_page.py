@@ -55,7 +55,8 @@ def made(name="vsmr", names=None, n=12, **settings):
     att = (
         torch.rand(11, 7, generator=g, dtype=torch.float64) - 0.2
     )  # a few below 0, as descriptions of one's own may be
-    space = ClassSpace(att, torch.arange(7), torch.arange(7, 11), torch.randn(7, 5, generator=g))
+    asked = torch.tensor([0, 0, 1, 1, 1, -1, -1])  # two questions, two attributes that stand alone
+    space = ClassSpace(att, torch.arange(7), torch.arange(7, 11), torch.randn(7, 5, generator=g), questions=asked)
     trained = trained_on(space, name, **settings)
     trained.model.float()
     attributes = ["has_bill_color::red", "belly color: blue", *trained.attributes[2:]]

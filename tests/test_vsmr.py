@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from core.closed_forms import readable_regions
+from core.datasets.metadata import questions_of
 from core.ESZSL import ESZSL
 from core.ESZSL import Recipe as EszslRecipe
 from core.preparation import ClassEncoder, prepared_attributes, shrunk_whitening, signed_root
@@ -44,6 +45,20 @@ def test_prepared_attributes_by_hand():
     torch.testing.assert_close(z, F.normalize(roots - 0.5, dim=1))
     plain = ClassEncoder.of(att, torch.tensor([0, 1]), root=False, centre=False).prepare(att)
     torch.testing.assert_close(plain, F.normalize(att, dim=1))
+
+
+def test_shares_of_the_answers_to_a_question_by_hand():
+    names = ["has_bill::long", "large", "has_bill::short", "wing: red", "spotted", "tail: red", "wing: blue"]
+    asked = torch.from_numpy(questions_of(names))
+    assert asked.tolist() == [0, -1, 0, 1, -1, -1, 1]  # of one tail nothing else is said
+    assert questions_of(["large", "wing: red"]) is None
+    att = torch.tensor([[30.0, 9.0, 10.0, 0.0, 36.0, 0.0, 5.0], [-16.0, 2.0, 9.0, 0.0, 1.0, -2.0, 0.0]])
+    shares = ClassEncoder.of(att, torch.tensor([0]), root=True, centre=False, questions=asked).rooted(7 * att)
+    of_first = torch.tensor([3 / 4, 1 / 4, 1 / 4, 0, 1, 0, 1]).sqrt()
+    of_second = torch.tensor([16 / 25, 1, 9 / 25, 0, 1 / 2, 1, 0]).sqrt() * torch.tensor([-1, 1, 1, 1, 1, -1, 1])
+    torch.testing.assert_close(shares, torch.stack([of_first, of_second]))
+    plain = prepared_attributes(att, torch.tensor([0, 1]), root=False)
+    torch.testing.assert_close(plain, prepared_attributes(att, torch.tensor([0, 1]), root=False, questions=asked))
 
 
 def test_whitening_limits():

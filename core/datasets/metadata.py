@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,6 +33,16 @@ def listed(names: Collection[str]) -> str:
     return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def questions_of(names: Sequence[str]) -> np.ndarray | None:
+    """(K,) number of the question that an attribute is an answer to, by its name (``bill shape: needle``, or CUB's
+    ``has_bill_shape::needle``), -1 where it is the only answer; None where no two answer one.
+    """
+    asked = [name.partition("::" if "::" in name else ": ")[0] if ":" in name else "" for name in names]
+    times = Counter(filter(None, asked))
+    numbers = {question: n for n, question in enumerate(sorted(q for q in times if times[q] > 1))}
+    return np.array([numbers.get(question, -1) for question in asked], np.int64) if numbers else None
+
+
 @dataclass
 class Metadata:
     """Labels, attributes and splits of a data set; every index 0-based."""
@@ -52,6 +62,7 @@ class Metadata:
     notes: list[str] = field(default_factory=list)
     attribute_names: list[str] = field(default_factory=list)  # (K,) where the source of the attributes has them
     allow_candidates: bool = False  # classes without an image in any split may be there
+    questions: np.ndarray | None = None  # (K,) int64, see :func:`questions_of`
     class_text: np.ndarray | None = None  # (C,2,E) float32: core/datasets/class_text.py
     groups: list[str] = field(default_factory=list)  # (C,) genus, family or the like, where the sheet says; "": none
     image_sha256: list[str] = field(default_factory=list)  # (N,) of the files, where the images are a user's own

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from core.datasets import paths
-from core.datasets.metadata import Metadata
+from core.datasets.metadata import Metadata, questions_of
 from core.datasets.names import read_attribute_names
 from core.datasets.own import Choices, check_images, feature_pattern, read_folder
 from core.datasets.registry import DATASETS, OWN, DataSet
@@ -153,11 +153,13 @@ def load_inputs(
     if provenance.get("finetuned") == "true":
         of = f"{provenance.get('finetuned_dataset')}, {provenance.get('finetuned_fold')}"
         metadata.notes.append(f"backbone fine-tuned on images of seen classes ({of})")
+    names = metadata.attribute_names or _attribute_names(dataset, root, vectors, K)
+    metadata.questions = questions_of(names)
     log.info("%s: %d images, features %s (%s regions)", dataset.name, len(metadata.labels), path, provenance["regions"])
     return Inputs(
         dataset=dataset.name, metadata=metadata, w2v=array, provenance=provenance,
         features=RegionFeatures(file, rows, (R, D), resolve_device(device), budget), features_sha256=file.digest(),
         vectors_sha256=sha256_file(vectors) if vectors else hashlib.sha256(array.tobytes()).hexdigest(),
         split_sha256=split_digest(metadata),
-        attribute_names=metadata.attribute_names or _attribute_names(dataset, root, vectors, K),
+        attribute_names=names,
     )  # fmt: skip

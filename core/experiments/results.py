@@ -137,7 +137,7 @@ def write_checkpoint(
     """A trained model with all that it needs to predict but the backbone's weights; ``more`` goes into its record."""
     space = fold.space
     tensors = {f"model.{name}": value for name, value in method.model.state_dict().items()}
-    parts = {name: getattr(space, name) for name in ("att", "seen", "unseen", "w2v", "text")}
+    parts = {name: getattr(space, name) for name in ("att", "seen", "unseen", "w2v", "questions", "text")}
     tensors |= {f"space.{name}": value for name, value in parts.items() if value is not None}
     stored = inputs.features.source.read(fold.train_rows[:1]).dtype.name
     meta = {

@@ -70,7 +70,7 @@ def run(
         if ablation is None:
             result |= _test(config, inputs, result, out, watch)
         took = {"seconds": time.time() - started[0], "processor_seconds": time.process_time() - started[1]}
-        return results.write_json(path, result | {key: round(value, 1) for key, value in took.items()})
+        return results.write_json(path, result | {key: round(value, 3) for key, value in took.items()})
 
 
 def choose(

@@ -151,7 +151,8 @@ def _encoder(trained: Trained) -> dict[str, Any] | None:
     if encoder.W is not None and encoder.means is not None:
         parts |= {"gram": encoder.W @ encoder.W.T, "near": encoder.W @ encoder.means.T}
     found = {name: None if values is None else floats(values) for name, values in parts.items()}
-    return found | {"root": encoder.root, "hubness": encoder.hubness}
+    questions = None if encoder.questions is None or not encoder.root else encoder.questions.tolist()
+    return found | {"root": encoder.root, "hubness": encoder.hubness, "questions": questions}
 
 
 def _jpeg(picture: Path | np.ndarray, transform: Transform | None) -> tuple[bytes, list[float]]:

@@ -64,8 +64,8 @@ class Trained:
     @property
     def encoder(self) -> ClassEncoder | None:
         """What scores a class from its description; None where the method cannot say."""
-        space = self.space
-        return self.model.class_encoder(replace(space, att=space.att.to(self.device), seen=space.seen.to(self.device)))
+        moved = {name: of.to(self.device) for name, of in vars(self.space).items() if of is not None}
+        return self.model.class_encoder(replace(self.space, **moved))
 
     @cached_property
     def rivals(self) -> tuple[Tensor, Tensor] | None:

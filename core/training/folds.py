@@ -119,9 +119,11 @@ def _fold(
 ) -> Fold:  # fmt: skip
     if (K := m.att.shape[1]) != len(w2v):
         raise UserError(f"{len(w2v)} attribute vectors for {K} attributes; name those of this data set with --w2v")
-    parts = (m.att, seen, unseen, w2v.astype(np.float32), *(() if m.class_text is None else (m.class_text,)))
+    parts = {"att": m.att, "seen": seen, "unseen": unseen, "w2v": w2v.astype(np.float32), "text": m.class_text}
+    parts |= {"questions": m.questions}
+    given = {k: torch.from_numpy(np.ascontiguousarray(a)) for k, a in parts.items() if a is not None}
     return Fold(
-        space=ClassSpace(*(torch.from_numpy(np.ascontiguousarray(a)) for a in parts)), candidates=candidates,
+        space=ClassSpace(**given), candidates=candidates,
         train_rows=train_rows, train_labels=m.labels[train_rows], seen_rows=seen_rows, seen_labels=m.labels[seen_rows],
         unseen_rows=unseen_rows, unseen_labels=m.labels[unseen_rows],
     )  # fmt: skip
