@@ -1,6 +1,7 @@
 """Classes by description alone on a trained run: what is added, and what is refused."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import core.experiments.inputs as inputs
+from core.experiments.inputs import load_inputs
 from core.files.errors import UserError
 from core.inference.added_classes import add_classes, in_folder
 from core.inference.explain import LIKENESS, explain
+from core.inference.trained import load_trained
+from core.preparation import prepared_attributes
 from tests.helpers import run_here
 from tests.helpers_predict import Made, described
+from tests.helpers_runs import go
 
 
 def test_a_class_that_is_described_and_shown_by_hand(there: Made) -> None:
@@ -101,3 +107,20 @@ def test_classes_that_cannot_be_added(there: Made, tmp_path: Path) -> None:
     staged = there.load("vsmr-staged")
     with pytest.raises(UserError, match="vsmr-staged cannot score a class from its description"):
         staged.add_classes(good)
+
+
+def test_what_names_say_of_questions_reaches_the_model_and_what_it_is_asked_later(there, toy, tmp_path, monkeypatch):
+    names = ["bill: long", "bill: short", *there.inputs.attribute_names[2:]]
+    monkeypatch.setattr(inputs, "_attribute_names", lambda *given: names)
+    read = load_inputs("AWA2", data_root=there.place / "data", w2v=there.place / "w2v" / "AWA2_attribute.pkl")
+    asked = [0, 0, *[-1] * (len(names) - 2)]
+    assert read.metadata.questions.tolist() == asked
+    go("vsmr", replace(toy, questions=np.array(asked[: toy.att.shape[1]])), tmp_path)
+    trained = load_trained(tmp_path)
+    space, encoder = trained.space, trained.encoder
+    z = prepared_attributes(
+        space.att, space.seen, root=encoder.root, questions=torch.tensor(asked[: len(space.att[0])])
+    )
+    torch.testing.assert_close(trained.model.z, z)
+    torch.testing.assert_close(encoder.prepare(space.att), z)
+    assert encoder.root and not torch.allclose(z, prepared_attributes(space.att, space.seen))
