@@ -38,25 +38,27 @@ class ClassEncoder:
     def of(cls, att: Tensor, seen: Tensor, *, root: bool, centre: bool, **more: Any) -> ClassEncoder:
         """The one that makes what :func:`prepared_attributes` does of class attributes att (C,K); more: its fields."""
         plain = cls(root=root, centre=att.new_zeros(att.shape[1]), **more)
-        return replace(plain, centre=plain.rooted(att[seen]).mean(dim=0)) if centre else plain
+        return replace(plain, centre=plain.rooted(att[seen]).nanmean(dim=0).nan_to_num()) if centre else plain
 
     def rooted(self, att: Tensor) -> Tensor:
         """Unit rows of att (N,K); or the root of what they say to each question, of what is negative -√|a|.
 
-        An attribute's share is taken in all answers to its question; one that stands alone is a question of its own,
-        as are all without questions, and is taken in the largest of these.
+        An attribute's share is taken in all answers to its question, NaN where there is none; one that stands alone is
+        a question of its own, and is taken in the largest of these.
         """
         a = F.normalize(att.to(self.centre), dim=1)
         if self.root and self.questions is not None:
             asked, size, alone = self.questions.clamp_min(0), a.abs(), self.questions < 0
             sums = torch.zeros_like(a).index_add_(1, asked, size.masked_fill(alone, 0))[:, asked]
             largest = size.masked_fill(~alone, 0).amax(dim=1, keepdim=True)
-            a = a / torch.where(alone, largest, sums).clamp_min(1e-12)
+            a = a / torch.where(alone, largest, sums)
         return a.sign() * a.abs().sqrt() if self.root else a
 
     def prepare(self, att: Tensor) -> Tensor:
-        """z (N,K) of descriptions att (N,K) in any unit: rows are scaled to unit length."""
-        return F.normalize(self.rooted(att) - self.centre, dim=1)
+        """z (N,K) of descriptions att (N,K) in any unit: rows are scaled to unit length. What is not answered is 0, as
+        of a class that is like the mean of the seen ones: few words say little, and not that all else is missing.
+        """
+        return F.normalize((self.rooted(att) - self.centre).nan_to_num(), dim=1)
 
     def encode(self, att: Tensor) -> tuple[Tensor, Tensor]:
         """Class attributes (N,K) and correction (N,) of descriptions att (N,K): Σ_i g_i z_i + correction is a score."""

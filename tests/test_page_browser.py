@@ -236,6 +236,9 @@ def test_a_class_described_on_the_page_is_the_one_that_is_added(opened):
     more = add_classes(trained, table)
     expected = float(explain(more, items[0].x[None]).scores[0, -1]) + trained.gamma
     assert number(browser, "#mine output") == pytest.approx(expected, abs=1e-3)
+    few = [0, 0, 0.2, 0, -0.1, 0, 0]  # of a question, and of those that stand alone, nothing is said
+    y, _ = trained.encoder.encode(torch.tensor([few]))
+    assert browser.execute_script("return Array.from(M.encode(arguments[0]).y)", few) == pytest.approx(y[0].tolist())
 
 
 @pytest.mark.parametrize("width", [390, 768, 1280])

@@ -55,8 +55,14 @@ def test_shares_of_the_answers_to_a_question_by_hand():
     att = torch.tensor([[30.0, 9.0, 10.0, 0.0, 36.0, 0.0, 5.0], [-16.0, 2.0, 9.0, 0.0, 1.0, -2.0, 0.0]])
     shares = ClassEncoder.of(att, torch.tensor([0]), root=True, centre=False, questions=asked).rooted(7 * att)
     of_first = torch.tensor([3 / 4, 1 / 4, 1 / 4, 0, 1, 0, 1]).sqrt()
-    of_second = torch.tensor([16 / 25, 1, 9 / 25, 0, 1 / 2, 1, 0]).sqrt() * torch.tensor([-1, 1, 1, 1, 1, -1, 1])
-    torch.testing.assert_close(shares, torch.stack([of_first, of_second]))
+    of_second = torch.tensor([16 / 25, 1, 9 / 25, torch.nan, 1 / 2, 1, torch.nan]).sqrt() * torch.tensor(
+        [-1, 1, 1, 1, 1, -1, 1]
+    )
+    torch.testing.assert_close(shares, torch.stack([of_first, of_second]), equal_nan=True)
+    few = torch.tensor([[0.0, 2.0, 0.0, 4.0, 1.0, 0.0, 0.0]])  # of the bill nothing is said: as the mean of the seen
+    z = ClassEncoder.of(att, torch.tensor([0, 1]), root=True, centre=True, questions=asked).prepare(few)
+    said = torch.tensor([0, 1, 0, 1, 0.5, 0, 0]).sqrt() - shares.nanmean(dim=0)
+    torch.testing.assert_close(z, F.normalize(said * torch.tensor([0, 1, 0, 1, 1, 1, 1]), dim=0).unsqueeze(0))
     plain = prepared_attributes(att, torch.tensor([0, 1]), root=False)
     torch.testing.assert_close(plain, prepared_attributes(att, torch.tensor([0, 1]), root=False, questions=asked))
 

@@ -82,10 +82,10 @@ const Model = (function () {
     if (!E.questions) return a;
     const sums = {}, size = a.map(Math.abs), alone = Math.max(...size.map((v, i) => (E.questions[i] < 0 ? v : 0)));
     size.forEach((v, i) => (sums[E.questions[i]] = (sums[E.questions[i]] || 0) + v));
-    return a.map((v, i) => v / ((E.questions[i] < 0 ? alone : sums[E.questions[i]]) || 1));
+    return a.map((v, i) => v / (E.questions[i] < 0 ? alone : sums[E.questions[i]])); // NaN: not answered
   }
   function encode(row) {
-    const a = shares(unit(row)), z = unit(a.map((v, i) => (E.root ? Math.sign(v) * Math.sqrt(Math.abs(v)) : v) - E.centre[i]));
+    const a = shares(unit(row)), z = unit(a.map((v, i) => (E.root ? Math.sign(v) * Math.sqrt(Math.abs(v)) : v) - E.centre[i] || 0));
     if (!E.gram) return { y: z, correction: 0 };
     const times = (matrix, width) => Array.from({ length: width }, (_, j) => z.reduce((sum, v, i) => sum + v * matrix[i * width + j], 0));
     const length = Math.sqrt(times(E.gram, K).reduce((sum, v, i) => sum + v * z[i], 0)) || 1e-12;
