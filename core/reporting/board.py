@@ -64,7 +64,7 @@ def _table(part: pd.DataFrame, rows: Sequence[dict[str, Any]]) -> tuple[list[str
         row |= {"seconds": f"{own.seconds.median():.0f}", "method code": first.method_code}
         row["remarks"] = "; ".join(word for word in first.remarks.split("; ") if word not in common)
         kinds.setdefault(kind, []).append(row)
-        points[first.label] = own.seconds.median(), area
+        points[first.label + ", cut off" * bool(first.cut_off)] = own.seconds.median(), area
     notes = [f"Of all rows: {'; '.join([*sorted(common), *t.digests(part)])}."]
     notes += [f"Note: {note}." for note in dict.fromkeys(part.notes) if note]
     text = [line for note in notes for line in ("", note)]
