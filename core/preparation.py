@@ -51,7 +51,7 @@ class ClassEncoder:
             asked, size, alone = self.questions.clamp_min(0), a.abs(), self.questions < 0
             sums = torch.zeros_like(a).index_add_(1, asked, size.masked_fill(alone, 0))[:, asked]
             largest = size.masked_fill(~alone, 0).amax(dim=1, keepdim=True)
-            a = a / torch.where(alone, largest, sums)
+            a = a / torch.where(alone, largest.clamp_min(1e-12), sums)  # of those alone all may be lacking
         return a.sign() * a.abs().sqrt() if self.root else a
 
     def prepare(self, att: Tensor) -> Tensor:

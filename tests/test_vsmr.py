@@ -60,9 +60,12 @@ def test_shares_of_the_answers_to_a_question_by_hand():
     )
     torch.testing.assert_close(shares, torch.stack([of_first, of_second]), equal_nan=True)
     few = torch.tensor([[0.0, 2.0, 0.0, 4.0, 1.0, 0.0, 0.0]])  # of the bill nothing is said: as the mean of the seen
-    z = ClassEncoder.of(att, torch.tensor([0, 1]), root=True, centre=True, questions=asked).prepare(few)
+    encoder = ClassEncoder.of(att, torch.tensor([0, 1]), root=True, centre=True, questions=asked)
+    z = encoder.prepare(few)
     said = torch.tensor([0, 1, 0, 1, 0.5, 0, 0]).sqrt() - shares.nanmean(dim=0)
     torch.testing.assert_close(z, F.normalize(said * torch.tensor([0, 1, 0, 1, 1, 1, 1]), dim=0).unsqueeze(0))
+    lacking = encoder.prepare(few * torch.tensor([0, 0, 0, 1, 0, 0, 0]))[0]  # nothing that stands alone: it has none
+    assert lacking[[0, 2]].eq(0).all() and lacking[[1, 4]].lt(0).all()
     plain = prepared_attributes(att, torch.tensor([0, 1]), root=False)
     torch.testing.assert_close(plain, prepared_attributes(att, torch.tensor([0, 1]), root=False, questions=asked))
 

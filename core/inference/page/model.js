@@ -82,7 +82,7 @@ const Model = (function () {
     if (!E.questions) return a;
     const sums = {}, size = a.map(Math.abs), alone = Math.max(...size.map((v, i) => (E.questions[i] < 0 ? v : 0)));
     size.forEach((v, i) => (sums[E.questions[i]] = (sums[E.questions[i]] || 0) + v));
-    return a.map((v, i) => v / (E.questions[i] < 0 ? alone : sums[E.questions[i]])); // NaN: not answered
+    return a.map((v, i) => v / (E.questions[i] < 0 ? alone || 1 : sums[E.questions[i]])); // NaN: not answered
   }
   function encode(row) {
     const a = shares(unit(row)), z = unit(a.map((v, i) => (E.root ? Math.sign(v) * Math.sqrt(Math.abs(v)) : v) - E.centre[i] || 0));
