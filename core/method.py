@@ -128,8 +128,8 @@ class AttributeModel(ZeroShotModel):
     def __init__(self, space: ClassSpace, *, prepared: bool = False) -> None:
         super().__init__()
         self.prepared = prepared  # class attributes as vsmr takes them
-        own = prepared_attributes(space.att, space.seen, questions=space.questions)
-        self.z = nn.Buffer(own if prepared else space.z)  # (C,K)
+        z = space.z if not prepared else prepared_attributes(space.att, space.seen, questions=space.questions)
+        self.z = nn.Buffer(z)  # (C,K)
         self.seen = nn.Buffer(space.seen)
         self.place = nn.Buffer(space.seen_index)  # (C,)
 
@@ -139,8 +139,8 @@ class AttributeModel(ZeroShotModel):
         return g @ self.z.T
 
     def class_encoder(self, space: ClassSpace) -> ClassEncoder | None:
-        as_given = {"root": self.prepared, "centre": self.prepared}
-        return ClassEncoder.of(space.att, space.seen, **as_given, questions=space.questions)
+        own = self.prepared
+        return ClassEncoder.of(space.att, space.seen, root=own, centre=own, questions=space.questions)
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def test_a_checkpoint_of_before_gives_the_same_model(method: str, toy, tmp_path)
 # can be seen
 
 SYNCHRONOUS = {"vsmr-staged"}  # its visual loss counts the classes of a batch
-POOLED = ("cada-vae", "tf-vaegan", "cnzsl", "bias-aware")  # they have no attention whose step would wait
+POOLED = ("cada-vae", "tf-vaegan", "cnzsl", "bias-aware")  # of means, which are not on the meta device here
 
 
 class Crossings(TorchDispatchMode):
