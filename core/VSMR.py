@@ -6,7 +6,8 @@ here, read from attributes to what is seen, and from what is seen back to attrib
 is learned by gradient: this is DAZLE's form (core/attention.py) with W1 and W2 solved instead of learned.
 
 How to read it. x_r unit regions, z̃ prepared class attributes (core/preparation.py), M_s the mean of f of seen class s:
-    θ_ri  = softmax over r of (sharpness Σ_k A_ik P_k x_r)      where attribute i can be read (core/closed_forms.py)
+    θ_ri  = softmax over r of (sharpness Σ_k A_ik P_k x_r)      where attribute i can be read, the same for all answers
+                                                                to one question (core/closed_forms.py)
     ρ_r   = ½/R + ½ mean_i θ_ri                                 where attributes are looked for on the whole
     g     = Σ_r ρ_r x_r √D / |Σ_r ρ_r x_r|                      pooled feature
     n     = 1 / (√(|g| + ε) + √ε)                               gain of each channel in this image: n∘g is the root of g
@@ -22,7 +23,7 @@ it is chosen too often (M. Radovanović et al., JMLR 2010; in zero-shot, G. Dinu
 seen classes alone, l is a linear discriminant of f (within-class covariance, shrunk), standardised over the seen
 classes: it has their images where W has their attributes only.
 
-B images · R regions · D channels · K attributes · C classes (S seen) · d width of P
+B images · R regions · D channels · K attributes, answers to G questions · C classes (S seen) · d width of P
 """
 
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Recipe:
     sharpness: float | None = hp(
         None, "of the attention; 0 looks everywhere alike; none: validation chooses", at_least=0
     )
-    own: float = hp(0.2, "share of an attribute's own attention; the rest is the saliency ρ", at_least=0, at_most=1)
+    own: float = hp(0.3, "share of an attribute's own attention; the rest is the saliency ρ", at_least=0, at_most=1)
     mean_share: float = hp(0.5, "share of the plain mean in ρ", at_least=0, at_most=1)
     ridge: float = hp(0.8, "penalty λ of W, in mean eigenvalues", above=0)
     hubness: float = hp(0.1, "share h of hubness taken from a class", at_least=0)
@@ -58,7 +59,7 @@ class Recipe:
     width: int = hp(512, "width of the whitened visual space", at_least=1)
     shrinkage: float = hp(10.0, "shrinkage r of the whitening, in mean eigenvalues; large only rotates", above=0)
     root_attributes: bool | None = hp(None, "square root of class attributes; none: validation chooses")
-    questions: bool = hp(True, "attributes as shares of the answers to their question (ablation switch)")
+    questions: bool = hp(True, "answers to one question as shares of it, looked for in one place (ablation switch)")
     root_features: bool = hp(True, "root of pooled features, by the gains n (ablation switch)")
 
 
@@ -82,7 +83,12 @@ class VSMR(ZeroShotModel):
         self.seen = nn.Buffer(space.seen)
         self.seen_index = nn.Buffer(space.seen_index)  # (C,) place of a seen class among the seen
         self.sharpness = nn.Buffer(z.new_tensor(self.recipe.sharpness))
-        self.looks = nn.Buffer(z.new_zeros(K, D))  # A P
+        number = torch.arange(K, device=z.device)
+        asked = self._asked()
+        alone = number + K if asked is None else torch.where(asked < 0, number + K, asked)
+        self.asked = nn.Buffer(alone.unique(return_inverse=True)[1], persistent=False)  # (K,) question, 0 to G-1
+        self.answers = nn.Buffer(torch.bincount(self.asked).to(z), persistent=False)  # (G,) how many a question has
+        self.looks = nn.Buffer(z.new_zeros(len(self.answers), D))  # (G,D) A P
         self.mu = nn.Buffer(z.new_zeros(D))
         self.P = nn.Buffer(z.new_zeros(d, D))
         self.W = nn.Buffer(z.new_zeros(K, d))
@@ -95,7 +101,8 @@ class VSMR(ZeroShotModel):
     @torch.no_grad()
     def fit(self, images: Images) -> None:
         """Where attributes can be read, and all that rests on it."""
-        self.looks.copy_(readable_regions(images, self.seen_index, self._prepared()[self.space.seen].to(self.z)))
+        z = self._prepared()[self.space.seen].to(self.z)
+        self.looks.copy_(readable_regions(images, self.seen_index, z, self.asked))
         self.refit(images)
 
     @torch.no_grad()
@@ -126,8 +133,10 @@ class VSMR(ZeroShotModel):
 
     def _prepared(self, root: bool = True) -> Tensor:
         """z̃ (C,K); where it looks does not depend on the root that validation chooses."""
-        questions = self.space.questions if self.recipe.questions else None
-        return prepared_attributes(self.space.att, self.space.seen, root=root, questions=questions)
+        return prepared_attributes(self.space.att, self.space.seen, root=root, questions=self._asked())
+
+    def _asked(self) -> Tensor | None:
+        return self.space.questions if self.recipe.questions else None
 
     @torch.no_grad()
     def describe_classes(self, classes: Tensor) -> None:
@@ -138,11 +147,11 @@ class VSMR(ZeroShotModel):
         self.hub[classes] = cosines.amax(dim=1)
 
     def _rooted(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """n∘g (B,D), the channels' gains n √D / |Σ ρ x| (B,D), θ (B,R,K) and ρ (B,R) of regions x (B,R,D)."""
+        """n∘g (B,D), the channels' gains n √D / |Σ ρ x| (B,D), θ (B,R,G) and ρ (B,R) of regions x (B,R,D)."""
         B, R, D = x.shape
         theta = (self.sharpness * (x.reshape(B * R, D) @ self.looks.T).view(B, R, -1)).softmax(dim=1)
         share = self.recipe.mean_share
-        rho = share / R + (1 - share) * theta.mean(dim=2)
+        rho = share / R + (1 - share) * theta @ (self.answers / self.answers.sum()).to(theta)
         g = torch.bmm(rho.unsqueeze(1), x).squeeze(1)  # (B,D), not yet of length √D
         gains = D**0.5 / g.norm(dim=1, keepdim=True).clamp_min(1e-12)
         if self.recipe.root_features:
@@ -155,6 +164,7 @@ class VSMR(ZeroShotModel):
         """θ and the evidence of regions x (B,R,D)."""
         B, R, D = x.shape
         rooted, gains, theta, rho = self._rooted(x)
+        theta = theta[:, :, self.asked]  # (B,R,K)
         f = (rooted - self.mu) @ self.P.T  # (B,d)
         queries = self.W @ self.P  # (K,D)
         says = ((x * gains.unsqueeze(1)).reshape(B * R, D) @ queries.T).view(B, R, -1) - queries @ self.mu
@@ -198,7 +208,7 @@ class VSMR(ZeroShotModel):
             space.seen,
             root=bool(self.recipe.root_attributes),
             centre=True,
-            questions=space.questions if self.recipe.questions else None,
+            questions=self._asked(),
             W=self.W,
             means=F.normalize(self.means, dim=1),
             hubness=POINTS * self.recipe.hubness,

@@ -1,10 +1,11 @@
-"""Where vsmr looks: in which regions an attribute can be read, in closed form and without a single part location.
+"""Where vsmr looks: in which regions a question can be read, in closed form and without a single part location.
 
-Regions that look alike (beaks, wings, twigs) are taken for one kind, and an attribute is looked for in the kinds from
-which its value can be foretold for a class that was left out. The colour of a crown can be read from heads, and from
-wings and twigs only as far as it goes along with what these show.
+Regions that look alike (beaks, wings, twigs) are taken for one kind, and the answer to a question is looked for in the
+kinds from which it can be foretold for a class that was left out. The colour of a crown can be read from heads, and
+from wings and twigs only as far as it goes along with what these show. All answers to one question are looked for in
+the same place: which it is can be told better from all of them than from a rare one.
 
-N images · R regions · D channels · K attributes · S seen classes · k kinds of regions
+N images · R regions · D channels · K attributes · G questions · S seen classes · k kinds of regions
 """
 
 import torch
@@ -22,16 +23,16 @@ _RIDGE = 0.3  # of the regression that readability is judged by, in mean diagona
 
 
 @torch.no_grad()
-def readable_regions(images: Images, seen_index: Tensor, z: Tensor) -> Tensor:
-    """(K,D), to be multiplied by a sharpness: its product with x_r is how well each attribute can be read from what
+def readable_regions(images: Images, seen_index: Tensor, z: Tensor, questions: Tensor) -> Tensor:
+    """(G,D), to be multiplied by a sharpness: its product with x_r is how well each question can be read from what
     region r shows.
 
     Kinds of regions are clusters of unit regions less their mean (spherical k-means). A kind's share q in a region is
-    the softmax of 20 times the cosines with the centres. A (K,k) is how well attributes can be read from the kinds
+    the softmax of 20 times the cosines with the centres. A (G,k) is how well questions can be read from the kinds
     (:func:`readability`), and P (k,D), ridge regression from regions to q, makes shares linear in x: A P.
 
     Args: images of training; seen_index (C,) place of a class number among the seen; z (S,K) prepared attributes of the
-    seen classes.
+    seen classes; questions (K,) numbers of what the attributes are answers to, 0 to G-1.
     """
     regions = sampled_regions(images).to(z)
     mean = regions.mean(dim=0)
@@ -53,7 +54,7 @@ def readable_regions(images: Images, seen_index: Tensor, z: Tensor) -> Tensor:
         sums.index_add_(0, index, shown)
         counts.index_add_(0, index, torch.ones_like(index, dtype=counts.dtype))
     means = sums / counts.clamp_min(1).view(-1, 1, 1)
-    A = torch.stack([readability(means[:, kind], z[chosen]) for kind in range(k)], dim=1)  # (K,k)
+    A = torch.stack([readability(means[:, kind], z[chosen], questions) for kind in range(k)], dim=1)  # (G,k)
     return (A.double() @ P).to(z)
 
 
@@ -98,16 +99,19 @@ def _shares(x: Tensor, centres: Tensor) -> Tensor:
     return (F.normalize(x, dim=-1) @ centres.T * _SHARPNESS).softmax(dim=-1)
 
 
-def readability(means: Tensor, z: Tensor) -> Tensor:
-    """(K,) correlation over classes of attributes z (S,K) with their ridge prediction from means (S,D), each class
-    predicted by the others (leave one out, in closed form).
+def readability(means: Tensor, z: Tensor, questions: Tensor) -> Tensor:
+    """(G,) correlation over classes and answers of attributes z (S,K) with their ridge prediction from means (S,D),
+    each class predicted by the others (leave one out, in closed form).
     """
     m, target = means.double() - means.double().mean(dim=0), z.double() - z.double().mean(dim=0)
     gram = m @ m.T
     hat = gram @ torch.linalg.inv(shrunk(gram, _RIDGE))
     own = hat.diagonal().unsqueeze(1)
     predicted = (hat @ target - own * target) / (1 - own)
-    return ((predicted * target).sum(dim=0) / (predicted.norm(dim=0) * target.norm(dim=0)).clamp_min(1e-12)).to(z)
+    products = torch.stack([predicted * target, predicted.square(), target.square()]).sum(dim=1)  # (3,K)
+    G = int(questions.max()) + 1
+    both, of_predicted, of_target = products.new_zeros(3, G).index_add_(1, questions, products)
+    return (both / (of_predicted * of_target).sqrt().clamp_min(1e-12)).to(z)
 
 
 def shrunk(gram: Tensor, share: float) -> Tensor:

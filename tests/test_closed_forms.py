@@ -39,7 +39,7 @@ def attention(images: Pictures, looks: torch.Tensor, sharpness: float = 40.0) ->
 def test_an_attribute_is_looked_for_where_it_can_be_read(classes, monkeypatch):
     monkeypatch.setattr("core.closed_forms._CLASSES", classes)
     images = Pictures()
-    looks = readable_regions(images, torch.arange(S), images.z)
+    looks = readable_regions(images, torch.arange(S), images.z, torch.arange(K))
     assert looks.shape == (K, D) and looks.dtype == torch.float32
     on = attention(images, looks)
     assert (on.argmax(dim=1) == torch.arange(K) // 2).all()
@@ -63,9 +63,9 @@ def test_it_is_what_its_words_say():
     q = shares(images.x)  # (N,R,k)
     shown = torch.einsum("nrk,nrd->nkd", q, images.x) / q.sum(dim=1).unsqueeze(2)
     means = torch.stack([shown[images.labels == s].mean(dim=0) for s in range(S)])  # (S,k,D)
-    A = torch.stack([readability(means[:, k], images.z) for k in range(16)], dim=1).double()
+    A = torch.stack([readability(means[:, k], images.z, torch.arange(K)) for k in range(16)], dim=1).double()
     expected = A @ P
-    found = readable_regions(images, torch.arange(S), images.z).double()
+    found = readable_regions(images, torch.arange(S), images.z, torch.arange(K)).double()
     torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=1e-3)
 
 
@@ -80,22 +80,26 @@ def test_readability_is_the_correlation_of_leaving_each_class_out():
         X, Y = c[rest], t[rest]
         predicted[s] = c[s] @ torch.linalg.solve(X.T @ X + penalty * torch.eye(4), X.T @ Y)
     expected = (predicted * t).sum(0) / predicted.norm(dim=0) / t.norm(dim=0)
-    torch.testing.assert_close(readability(m, z), expected)
+    torch.testing.assert_close(readability(m, z, torch.arange(3)), expected)
+    both = predicted[:, [0, 2]], t[:, [0, 2]]  # answers to one question: over classes and answers
+    asked = (both[0] * both[1]).sum() / both[0].norm() / both[1].norm()
+    torch.testing.assert_close(readability(m, z, torch.tensor([1, 0, 1])), torch.stack([expected[1], asked]))
 
 
 def test_what_says_nothing_of_classes_cannot_be_read():
     g = torch.Generator().manual_seed(1)
-    assert readability(torch.randn(200, 3, generator=g), torch.randn(200, 5, generator=g)).max() < 0.25
-    assert readability(torch.ones(5, 3), torch.randn(5, 2, generator=g)).isfinite().all()
+    assert readability(torch.randn(200, 3, generator=g), torch.randn(200, 5, generator=g), torch.arange(5)).max() < 0.25
+    assert readability(torch.ones(5, 3), torch.randn(5, 2, generator=g), torch.arange(2)).isfinite().all()
     assert region_kinds(torch.randn(3, D, generator=g)).shape == (3, D)  # few regions make few kinds
-    assert (readability(torch.randn(5, 3, generator=g), torch.ones(5, 2)) == 0).all()  # an attribute all classes have
+    same = torch.ones(5, 2)  # attributes that all classes have
+    assert (readability(torch.randn(5, 3, generator=g), same, torch.arange(2)) == 0).all()
 
 
 @pytest.mark.parametrize("block", [1, 7, N])
 def test_blocks_of_any_size_give_the_same(block):
     one, other = Pictures(), Pictures(block)
     assert torch.equal(sampled_regions(one), sampled_regions(other))
-    assert torch.equal(*(readable_regions(i, torch.arange(S), i.z) for i in (one, other)))
+    assert torch.equal(*(readable_regions(i, torch.arange(S), i.z, torch.arange(K)) for i in (one, other)))
 
 
 @pytest.mark.parametrize(("most", "rows", "shown"), [(60, 60, 60), (240, 240, N), (50, 40, 40), (5000, N * R, N)])

@@ -84,11 +84,15 @@ def test_whitening_limits():
 
 @pytest.mark.parametrize("attributes", [3, K])  # fewer and more than seen classes: the penalty's two forms
 def test_what_is_fitted_is_of_the_training_images(space, attributes):
-    space = replace(space, att=space.att[:, :attributes] + 0.1)
+    questions = torch.tensor([1, -1, 1, 0, 0, -1, *[2] * (K - 6)])[:attributes]
+    space = replace(space, att=space.att[:, :attributes] + 0.1, questions=questions)
     model, x, y = trained(space)
-    z = prepared_attributes(space.att, space.seen)[space.seen]
-    torch.testing.assert_close(model.looks, readable_regions(Shown(x, y), model.seen_index, z))
-    theta = (30 * x @ model.looks.T).softmax(dim=1)
+    z = prepared_attributes(space.att, space.seen, questions=questions)[space.seen]
+    places = torch.tensor([1, 3, 1, 0, 0, 4, *[2] * (K - 6)] if attributes == K else [0, 1, 0])
+    looks = readable_regions(Shown(x, y), model.seen_index, z, places)
+    torch.testing.assert_close(model.looks, looks)
+    theta = (30 * x @ looks[places].T).softmax(dim=1)  # (N,R,K)
+    torch.testing.assert_close(model.attend(x).theta, theta)
     rho = 0.3 / R + 0.7 * theta.mean(dim=2)
     phi = signed_root((rho.unsqueeze(2) * x).sum(dim=1))
     torch.testing.assert_close(model.mu, phi.mean(0))
