@@ -108,6 +108,18 @@ def test_a_corrected_sheet_is_kept_until_the_words_change_and_a_persons_own_alwa
     assert not sheet_from_words(root)
 
 
+def test_a_phrase_means_the_nearest_attribute_of_a_run(tmp_path: Path, caplog) -> None:
+    pytest.importorskip("sentence_transformers")
+    path = tmp_path / "descriptions.csv"
+    path.write_text('class,description\nfinch,"its bill is red; a xylophone"\ncrow,"wings that are black"\n')
+    names = ["has_bill_color::red", "has_bill_color::black", "has_wing_color::black", "has_wing_color::red"]
+    with caplog.at_level("INFO", "core"):
+        assert read_words(path, names).values.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
+    read, unknown = (record.getMessage() for record in caplog.records)
+    assert read.endswith("its bill is red as has_bill_color::red; wings that are black as has_wing_color::black")
+    assert unknown.endswith("no attribute that means: a xylophone")
+
+
 def test_a_class_is_added_by_words_to_a_run_with_attributes(there, tmp_path: Path) -> None:
     pytest.importorskip("sentence_transformers")
     trained = there.load("vsmr").trained

