@@ -15,7 +15,7 @@ import core.experiments.run as experiment
 import core.method as contract
 import core.training.loop as loop
 from core.experiments.identity import run_config
-from core.experiments.run import build, run, unit_of
+from core.experiments.run import build, carried_over, run, unit_of
 from core.features.regions import RegionFeatures
 from core.inference.trained import load_trained
 from core.method import Batches
@@ -99,12 +99,23 @@ def test_gamma_is_the_mean_over_validation_splits_at_the_epoch_that_the_first_ha
     result, shown = go(gamma_splits=3, drift=drift)
     assert result["chosen"]["epochs"] == 1 and result["config"]["gamma_splits"] == 3
     assert result["chosen"]["gammas"] == pytest.approx([1.5, 2.1, 3.3])
-    assert result["standard"]["gamma"] == result["chosen"]["gamma"] == pytest.approx(2.3)  # their median is 2.1
+    assert result["chosen"]["gamma"] == pytest.approx(2.3)  # their median is 2.1
+    law = (12 / 8) ** 0.25 * (6 / 4) ** -0.1  # validated on 8 and 4 classes, refitted on 12 beside 6
+    assert result["standard"]["gamma"] == pytest.approx(2.3 * law)
     assert "mean over 3 splits" in result["chosen"]["how"] and len(shown["built"]) == 4
     alone, _ = go(drift=drift)
     for key in ("epochs", "validation", "recipe", "configurations"):
         assert alone["chosen"][key] == result["chosen"][key]
     assert not list(tmp_path.rglob("*.state"))
+
+
+def test_gamma_of_several_splits_grows_with_the_seen_classes_and_shrinks_with_the_unseen(inputs, monkeypatch):
+    monkeypatch.setattr("core.experiments.run.unit_of", lambda method, inputs, fold: 10.0)
+    chosen = {"gamma_in_spreads": 2.0, "classes": [3, 12], "certainty": {"gammas": [1.0]}}
+    fold, law = final_fold(inputs.metadata, inputs.w2v), (12 / 3) ** 0.25 * (6 / 12) ** -0.1
+    gamma, sure = carried_over(chosen, None, inputs, fold)
+    assert (gamma, sure["gammas"]) == (pytest.approx(20 * law), pytest.approx([10 * law]))
+    assert carried_over(chosen | {"gamma_in_spreads": -2.0}, None, inputs, fold)[0] == -20
 
 
 def test_every_split_has_its_gamma_at_the_settings_that_are_used(go):

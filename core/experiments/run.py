@@ -29,6 +29,7 @@ from core.training.folds import Fold, final_fold, validation_fold
 from core.training.loop import score_pieces, train
 
 log = logging.getLogger(__name__)
+GAMMA_LAW = (0.25, -0.1)  # exponents of the numbers of seen and of unseen classes
 Row = dict[str, Any]  # of the history: an epoch or a setting
 HOW = {
     "val": "class-disjoint validation split (seed k uses split k): highest AUSUC, then γ of the highest H there, in "
@@ -80,7 +81,8 @@ def choose(
 
     With ``gamma_splits`` N the method is trained on N - 1 further splits too, and γ is the mean over all N of the γ of
     the highest H at the epoch and the settings that the first has chosen. It is counted in spreads of the training
-    images' scores: refitted on more classes a model may score in another unit, and γ with it.
+    images' scores: refitted on more classes a model may score in another unit, and γ with it. Of several splits it also
+    keeps the numbers of classes (:func:`carried_over`).
     """
     fold = validation_fold(inputs.metadata, inputs.w2v, config.seed)
     highest = -1.0
@@ -111,11 +113,13 @@ def choose(
     recipe = {key.removeprefix("set_"): value for key, value in sorted(best.items()) if key.startswith("set_")}
     used = {"epochs": best["epoch"], "recipe": recipe}
     of_splits = [(best["val_gamma"], best["val_spread"], best["certainty"])]
+    counts = [_classes(fold)]
     for split in range(config.seed + 1, config.seed + config.gamma_splits):
         fold = validation_fold(inputs.metadata, inputs.w2v, split)
         method, _ = fit(replace(config, seed=split), inputs, fold, out / f"split{split}.state", used)
         gamma, unit = _measured(method, inputs, fold)["gamma"], unit_of(method, inputs, fold)
         of_splits.append((gamma, unit, certainty.measured(method.model, inputs.features, fold, gamma, unit)))
+        counts.append(_classes(fold))
     gammas, units, sure = zip(*of_splits, strict=True)
     chosen = used | {
         "gamma": float(np.mean(gammas)),
@@ -127,6 +131,7 @@ def choose(
         "split": config.seed,
         "how": HOW["val"] + (f", mean over {config.gamma_splits} splits" if config.gamma_splits > 1 else ""),
     }
+    chosen |= {"classes": np.mean(counts, axis=0).tolist()} if config.gamma_splits > 1 else {}
     found = {key: chosen[key] for key in ("configurations", "epochs", "recipe", "gamma")}
     log.info("%s seed %d, chosen on validation: %s", config.method, config.seed, found)
     return chosen, [{key: value for key, value in row.items() if key != "certainty"} for row in history]
@@ -186,11 +191,21 @@ def _test(config: RunConfig, inputs: Inputs, result: dict[str, Any], out: Path, 
 
 
 def carried_over(chosen: dict[str, Any], method: Method, inputs: Inputs, fold: Fold) -> tuple[float, dict[str, Any]]:
-    """γ, and how sure answers are, in the unit of this model's scores."""
+    """γ, and how sure answers are, in the unit of this model's scores and, where γ is of several splits, for its number
+    of classes: the highest of S scores of seen classes grows with S, and γ with it (docs/protocol.md has the law).
+    """
     if "gamma_in_spreads" not in chosen:
         return chosen["gamma"], {}
-    unit = unit_of(method, inputs, fold)
-    return chosen["gamma_in_spreads"] * unit, certainty.mean([chosen["certainty"]], unit)
+    unit, factor = unit_of(method, inputs, fold), 1.0
+    if "classes" in chosen and chosen["gamma_in_spreads"] > 0:
+        factor = float(np.prod((np.array(_classes(fold)) / chosen["classes"]) ** GAMMA_LAW))
+    sure = certainty.mean([chosen["certainty"]], unit)
+    return chosen["gamma_in_spreads"] * unit * factor, sure | {"gammas": [g * factor for g in sure["gammas"]]}
+
+
+def _classes(fold: Fold) -> tuple[int, int]:
+    """Classes that compete, seen and unseen; without an unseen one, one that may be added."""
+    return len(fold.space.seen), max(len(fold.space.unseen), 1)
 
 
 def build(config: RunConfig, recipe: dict[str, Any], fold: Fold, inputs: Inputs) -> Method:
