@@ -125,7 +125,7 @@ def inputs(ax: Axes) -> None:
             ax.add_patch(Rectangle(corner, 5, 3.8, fc=CLASSES if value else "white", ec=EDGE[CLASSES], lw=1.1))
             ax.text(corner[0] + 2.5, y + 1.9, str(value), size=11, color=INK, ha="center", va="center")
     arrow(ax, (27, 13.3), (31.5, 13.3), color=EDGE[CLASSES])
-    box(ax, 31.5, 8, 15, 10.6, CLASSES, r"$\tilde z_c$", "root, centred")
+    box(ax, 31.5, 8, 15, 10.6, CLASSES, r"$\tilde z_c$", "shares, root,\ncentred")
 
 
 def attention(ax: Axes) -> None:
@@ -139,7 +139,7 @@ def attention(ax: Axes) -> None:
     for x, name, bump in ((52.5, "bill", BILL), (62.1, "wing", WING), (71.7, "belly", BELLY)):
         picture(ax, x, 45.4, 8, weights(bump))
         ax.text(x + 4, 43.6, name, size=11.5, color=GREY, ha="center", va="center", style="italic")
-    said = "$A$: how well regions of kind $k$ tell\nattribute $i$ of classes left out"
+    said = "$A$: how well regions of kind $k$ answer\nthe question of $i$ for classes left out"
     ax.text(66, 38.6, said, size=11, color=INK, ha="center", va="center", linespacing=1.3)
 
 
