@@ -4,7 +4,7 @@ A description is cut into phrases at full stops, commas and semicolons. Every ph
 class c has phrase p as far as one of its own phrases q means the same:
     a_cp = max over q of max(0, (cos(e_q, e_p) - 0.8) / 0.2)       e: embeddings by all-MiniLM-L6-v2
 0.8 was chosen on validation classes (docs/own-data.md): "red bill" and "its bill is red" are alike, a red bill and an
-orange one are not. Of the attributes that a run has, a phrase means the nearest, if its cosine is at least 0.7
+orange one are not. Of the attributes that a run has, a phrase means the nearest, if its cosine is at least 0.5
 (docs/predict.md).
 """
 
@@ -24,7 +24,7 @@ from core.files.errors import UserError, library
 log = logging.getLogger(__name__)
 NAME = "descriptions.csv"
 ALIKE = 0.8
-NEAR = 0.7
+NEAR = 0.5
 _MADE = "made from descriptions.csv"  # what the first line of a sheet begins with that is ours to replace
 
 
