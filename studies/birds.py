@@ -26,6 +26,7 @@ import torch
 
 import core
 from core.commands.parser import Parser
+from core.datasets.metadata import questions_of
 from core.datasets.names import read_attribute_names
 from core.datasets.registry import DATASETS
 from core.experiments.results import BACKBONE
@@ -125,8 +126,12 @@ def fold_of(p: Photographs, train: np.ndarray, seen: np.ndarray, unseen: np.ndar
     classes = np.unique(p.labels[train])
     others = torch.from_numpy(np.setdiff1d(np.arange(len(p.names)), classes))
     att, seen_classes = torch.from_numpy(p.att), torch.from_numpy(classes)
+    asked = questions_of(p.attributes)
+    assert asked is not None
     return Fold(
-        space=ClassSpace(att, seen_classes, others, torch.zeros(att.shape[1], 1)),  # vsmr reads no word vectors
+        space=ClassSpace(  # vsmr reads no word vectors
+            att, seen_classes, others, torch.zeros(att.shape[1], 1), questions=torch.from_numpy(asked)
+        ),
         train_rows=train, train_labels=p.labels[train], seen_rows=seen, seen_labels=p.labels[seen],
         unseen_rows=unseen, unseen_labels=p.labels[unseen],
     )  # fmt: skip
@@ -226,7 +231,7 @@ def fitted(p: Photographs, fold: Fold, chosen: tuple[float, dict[str, Any]]) -> 
 def save(trained: Trained, path: Path) -> None:
     """The checkpoint, large matrices in half precision."""
     tensors = {f"model.{name}": t.half() if t.numel() > LARGE else t for name, t in trained.model.state_dict().items()}
-    tensors |= {f"space.{name}": getattr(trained.space, name) for name in ("att", "seen", "unseen", "w2v")}
+    tensors |= {f"space.{name}": getattr(trained.space, name) for name in ("att", "seen", "unseen", "w2v", "questions")}
     same = ("config", "gamma", "certainty", "groups", "shape", "classes", "attributes", "backbone")
     libraries = {name: version(name) for name in ("torch", "torchvision", "pillow", "numpy")}
     meta = {name: getattr(trained, name) for name in same} | {"recipe": dict(vars(trained.model.recipe))}
