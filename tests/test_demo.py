@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.io import loadmat
+from safetensors import safe_open
 
 from core.datasets.registry import DEMO
 from core.datasets.xlsa17 import read_metadata
-from core.demo import backbone as demo_backbone
 from core.demo import dataset as demo
+from core.demo.backbone import WEIGHTS
 from core.demo.drawing import draw_creature
 from core.features.backbones import build_backbone
 from core.files.errors import UserError
+from studies import demo_backbone
 
 SIZES = {"images_per_class": 5, "seen": 8, "unseen": 2}
 
@@ -106,38 +107,17 @@ def test_backbone_trains_on_train_alone(root: Path, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     paths = [tmp_path / f"{name}.safetensors" for name in "ab"]
     for path in paths:
-        demo_backbone.train_demo_backbone(tmp_path / "copy", path, epochs=1)
+        demo_backbone.train(tmp_path / "copy", path, epochs=1)
     assert torch.equal(state, torch.random.get_rng_state())
     first, second = (build_backbone("demo", p) for p in paths)
     for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     assert first(torch.rand(2, 3, 112, 112)).shape == (2, *first.shape) and first.shape == (128, 7, 7)
 
-    stamp = paths[0].stat().st_mtime_ns
-    demo_backbone.train_demo_backbone(tmp_path / "copy", paths[0], epochs=1)
-    assert paths[0].stat().st_mtime_ns == stamp
-    demo_backbone.train_demo_backbone(tmp_path / "copy", paths[0], epochs=2)
-    assert paths[0].stat().st_mtime_ns != stamp
 
-
-def test_weights_that_come_along_are_taken_where_they_were_trained_alike(
-    root: Path, tmp_path: Path, monkeypatch
-) -> None:
-    made, out = tmp_path / "made.safetensors", tmp_path / "out.safetensors"
-    demo_backbone.train_demo_backbone(root, made, epochs=1)
-    monkeypatch.setattr(demo_backbone, "MADE", made)
-    monkeypatch.setattr(torch.optim, "AdamW", None)  # what is trained anew would fail
-    mats = next(shutil.copytree(root, tmp_path / "copy").rglob("att_splits.mat"))
-    content = loadmat(mats)
-    content["att"] = np.nextafter(content["att"], 2)  # another processor's last bits
-    demo._write_mat(mats, **{key: value for key, value in content.items() if not key.startswith("__")})
-    demo_backbone.train_demo_backbone(tmp_path / "copy", out, epochs=1)
-    assert out.read_bytes() == made.read_bytes()
-    with pytest.raises(TypeError):
-        demo_backbone.train_demo_backbone(root, out, epochs=2)
-    monkeypatch.undo()
-    monkeypatch.setattr(torch.optim, "AdamW", None)
+def test_the_weights_that_come_along_are_of_the_pictures_that_are_drawn(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(demo, "_draw", touch)
-    demo.render_demo(tmp_path / "whole")
-    demo_backbone.train_demo_backbone(tmp_path / "whole", out)
-    assert out.read_bytes() == demo_backbone.MADE.read_bytes()
+    demo.render_demo(tmp_path)
+    with safe_open(WEIGHTS, "pt") as file:
+        settings = json.loads(file.metadata()["settings"])
+    assert settings["trained_on"] == demo_backbone.trained_on(read_metadata(tmp_path, DEMO))

@@ -21,7 +21,6 @@ from core.commands import extract, train
 from core.datasets import registry
 from core.datasets.download import SOURCES
 from core.datasets.registry import DATASETS
-from core.demo.backbone import train_demo_backbone
 from core.demo.dataset import render_demo
 from core.experiments.identity import method_digest
 from core.features import trunks
@@ -134,7 +133,6 @@ TOUR = ROOT / "docs" / "tour.ipynb"
 
 def test_the_notebook_runs_to_its_end_on_a_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup, "render_demo", partial(render_demo, images_per_class=5, seen=8, unseen=2))
-    monkeypatch.setattr(setup, "train_demo_backbone", partial(train_demo_backbone, epochs=1))
     book = nbformat.read(TOUR, 4)
     code_cells = [cell for cell in book.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in code_cells)  # of some run of long ago
