@@ -108,6 +108,14 @@ def test_what_is_fitted_is_of_the_training_images(space, attributes):
     torch.testing.assert_close(model.hub, hub.max(dim=1).values)
 
 
+def test_the_switch_asks_no_question(space):
+    asked = replace(space, att=space.att.abs(), questions=torch.arange(K) % 3)
+    without, x, _ = trained(replace(asked, questions=None))
+    switched, _, _ = trained(asked, replace(RECIPE, questions=False))
+    torch.testing.assert_close(switched.class_scores(x), without.class_scores(x))
+    assert not torch.allclose(trained(asked)[0].class_scores(x), without.class_scores(x))
+
+
 def test_without_attention_of_its_own_a_score_is_a_cosine(space):
     model, x, _ = trained(space, replace(RECIPE, own=0.0, hubness=0.0, seen_expert=0.0))
     cosines = F.normalize(model.attend(x).f, dim=1) @ F.normalize(model.z @ model.W, dim=1).T
