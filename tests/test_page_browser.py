@@ -114,7 +114,7 @@ def test_maps_add_up_to_their_bars_and_words_have_the_sign_of_the_photograph(ope
     sums = """const content = loaded.get(3), sum = (i) => cellsOf(content, state.chosen, i).reduce((a, b) => a + b);
         return content && [...Array(M.K).keys(), -1].map(sum)"""
     *single, total = wait(lambda: browser.execute_script(sums))
-    assert single == pytest.approx(parts.tolist(), abs=0.02 * float(parts.abs().max()))  # 127 steps
+    assert single == pytest.approx(parts.tolist(), abs=0.02 * float(parts.abs().max()))  # 127 steps of each
     assert total == pytest.approx(float(parts.sum()), abs=0.05 * float(parts.abs().sum()))
     for i in range(7):
         text = browser.execute_script(f"return document.querySelector('#why-{i}').textContent")

@@ -5,7 +5,8 @@
                        and the corrections; browsers refuse to fetch JSON from file://
     images/0000.jpg    the whole photograph, at most 320 pixels wide and high
     images/0000.js     the evidence of its places, and the photograph again for saving; read when the image is opened
-Numbers are float32 in base64, so bars add up to the score shown; evidence of places has 127 steps either way.
+Numbers are float32 in base64, so bars add up to the score shown; evidence of places has 127 steps either way, of each
+attribute's own size (with one size for all an attribute's cells summed up to 4 % beside its bar).
 Names are data: JSON with every letter outside ASCII and < > & escaped here, and put into the page as text there.
 
 B images · R regions · D channels · K attributes · C classes (S seen)
@@ -39,7 +40,7 @@ ASSETS = ("index.html", "page.css", "model.js", "panels.js", "described.js", "pa
 _MARK = b"// a page of core/inference/page.py\n"  # how data.js begins: what may be replaced
 _SIDE, _QUALITY = 320, 70  # of the photographs
 _BATCH = 16
-_STEPS = 127  # of evidence, either way
+_STEPS = 127  # of an attribute's evidence, either way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +110,9 @@ def _write(
             content: dict[str, Any] = {"picture": base64.b64encode(picture).decode()}
             if found.ev is not None and not why:
                 ev = found.ev[i].T.float().cpu()  # (K,R)
-                step = float(ev.abs().max()) / _STEPS or 1.0
-                steps = (ev / step).round().to(torch.int8).numpy()
-                content |= {"step": step, "ev": base64.b64encode(steps.tobytes()).decode()}
+                step = [float(f"{largest / _STEPS:.4g}") or 1.0 for largest in ev.abs().amax(dim=1).tolist()]  # (K,)
+                cells = (ev / torch.tensor(step).unsqueeze(1)).round().to(torch.int8).numpy()
+                content |= {"step": step, "ev": base64.b64encode(cells.tobytes()).decode()}
             (folder / f"{stem}.js").write_text(f"pageImage({len(images)}, {script_json(content)});\n", "ascii")
             images.append({
                 "name": text(item.name or (item.picture.name if isinstance(item.picture, Path) else "")),

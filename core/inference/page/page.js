@@ -70,7 +70,7 @@ function keeping(draw) {
 /* evidence of the places for a class: of one attribute, or of all of them */
 function cellsOf(content, c, attribute) {
   const cells = new Float64Array(R), of = attribute < 0 ? [...c.y.keys()] : [attribute];
-  for (const i of of) for (let r = 0; r < R; r++) cells[r] += content.ev[i * R + r] * content.step * c.y[i];
+  for (const i of of) for (let r = 0; r < R; r++) cells[r] += content.ev[i * R + r] * content.step[i] * c.y[i];
   return cells;
 }
 /* One scale for all attributes of a photograph, from the first class; all attributes together have their own. */
