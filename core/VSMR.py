@@ -83,10 +83,10 @@ class VSMR(ZeroShotModel):
         self.seen = nn.Buffer(space.seen)
         self.seen_index = nn.Buffer(space.seen_index)  # (C,) place of a seen class among the seen
         self.sharpness = nn.Buffer(z.new_tensor(self.recipe.sharpness))
-        number = torch.arange(K, device=z.device)
-        asked = self._asked()
-        alone = number + K if asked is None else torch.where(asked < 0, number + K, asked)
-        self.asked = nn.Buffer(alone.unique(return_inverse=True)[1], persistent=False)  # (K,) question, 0 to G-1
+        number, questions = torch.arange(K, device=z.device), self._questions()
+        if questions is not None:
+            number = torch.where(questions < 0, number + K, questions)  # one that stands alone is its own question
+        self.asked = nn.Buffer(number.unique(return_inverse=True)[1], persistent=False)  # (K,) question, 0 to G-1
         self.answers = nn.Buffer(torch.bincount(self.asked).to(z), persistent=False)  # (G,) how many a question has
         self.looks = nn.Buffer(z.new_zeros(len(self.answers), D))  # (G,D) A P
         self.mu = nn.Buffer(z.new_zeros(D))
@@ -133,9 +133,9 @@ class VSMR(ZeroShotModel):
 
     def _prepared(self, root: bool = True) -> Tensor:
         """z̃ (C,K); where it looks does not depend on the root that validation chooses."""
-        return prepared_attributes(self.space.att, self.space.seen, root=root, questions=self._asked())
+        return prepared_attributes(self.space.att, self.space.seen, root=root, questions=self._questions())
 
-    def _asked(self) -> Tensor | None:
+    def _questions(self) -> Tensor | None:
         return self.space.questions if self.recipe.questions else None
 
     @torch.no_grad()
@@ -208,7 +208,7 @@ class VSMR(ZeroShotModel):
             space.seen,
             root=bool(self.recipe.root_attributes),
             centre=True,
-            questions=self._asked(),
+            questions=self._questions(),
             W=self.W,
             means=F.normalize(self.means, dim=1),
             hubness=POINTS * self.recipe.hubness,

@@ -126,12 +126,10 @@ def fold_of(p: Photographs, train: np.ndarray, seen: np.ndarray, unseen: np.ndar
     classes = np.unique(p.labels[train])
     others = torch.from_numpy(np.setdiff1d(np.arange(len(p.names)), classes))
     att, seen_classes = torch.from_numpy(p.att), torch.from_numpy(classes)
-    asked = questions_of(p.attributes)
-    assert asked is not None
+    questions = torch.as_tensor(questions_of(p.attributes))
     return Fold(
-        space=ClassSpace(  # vsmr reads no word vectors
-            att, seen_classes, others, torch.zeros(att.shape[1], 1), questions=torch.from_numpy(asked)
-        ),
+        # vsmr reads no word vectors
+        space=ClassSpace(att, seen_classes, others, torch.zeros(att.shape[1], 1), questions=questions),
         train_rows=train, train_labels=p.labels[train], seen_rows=seen, seen_labels=p.labels[seen],
         unseen_rows=unseen, unseen_labels=p.labels[unseen],
     )  # fmt: skip

@@ -3,7 +3,7 @@
     python -m studies.demo_backbone --data-root data --out core/demo/backbone.safetensors
 
 It never opens an image but those of the train split: the classes that methods are chosen on (val) are as new to it as
-the unseen ones, so validation foretells the test. It takes some three minutes; a test holds that the weights in
+the unseen ones, so validation foretells the test. It takes one to three minutes; a test holds that the weights in
 core/demo are of the pictures that are drawn now.
 """
 

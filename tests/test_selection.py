@@ -98,10 +98,8 @@ def test_gamma_is_the_mean_over_validation_splits_at_the_epoch_that_the_first_ha
     drift = lambda split, epoch: 0.3 * split * (split + 1) + 0.05 * (epoch - 1)  # noqa: E731
     result, shown = go(gamma_splits=3, drift=drift)
     assert result["chosen"]["epochs"] == 1 and result["config"]["gamma_splits"] == 3
-    assert result["chosen"]["gammas"] == pytest.approx([1.5, 2.1, 3.3])
-    assert result["chosen"]["gamma"] == pytest.approx(2.3)  # their median is 2.1
-    law = (12 / 8) ** 0.25 * (6 / 4) ** -0.1  # validated on 8 and 4 classes, refitted on 12 beside 6
-    assert result["standard"]["gamma"] == pytest.approx(2.3 * law)
+    assert [*(chosen := result["chosen"])["gammas"], chosen["gamma"]] == pytest.approx([1.5, 2.1, 3.3, 2.3])
+    assert result["standard"]["gamma"] == pytest.approx(2.3 * (12 / 8) ** 0.25 * (6 / 4) ** -0.1)
     assert "mean over 3 splits" in result["chosen"]["how"] and len(shown["built"]) == 4
     alone, _ = go(drift=drift)
     for key in ("epochs", "validation", "recipe", "configurations"):
@@ -112,9 +110,9 @@ def test_gamma_is_the_mean_over_validation_splits_at_the_epoch_that_the_first_ha
 def test_gamma_of_several_splits_grows_with_the_seen_classes_and_shrinks_with_the_unseen(inputs, monkeypatch):
     monkeypatch.setattr("core.experiments.run.unit_of", lambda method, inputs, fold: 10.0)
     chosen = {"gamma_in_spreads": 2.0, "classes": [3, 12], "certainty": {"gammas": [1.0]}}
-    fold, law = final_fold(inputs.metadata, inputs.w2v), (12 / 3) ** 0.25 * (6 / 12) ** -0.1
+    law, fold = (12 / 3) ** 0.25 * (6 / 12) ** -0.1, final_fold(inputs.metadata, inputs.w2v)
     gamma, sure = carried_over(chosen, None, inputs, fold)
-    assert (gamma, sure["gammas"]) == (pytest.approx(20 * law), pytest.approx([10 * law]))
+    assert (gamma, *sure["gammas"]) == pytest.approx((20 * law, 10 * law))
     assert carried_over(chosen | {"gamma_in_spreads": -2.0}, None, inputs, fold)[0] == -20
 
 
@@ -148,8 +146,7 @@ def test_further_splits_are_of_trainval_and_are_taken_up_where_they_were_cut_off
         return again
 
     how = {"gamma_splits": 3, "drift": lambda split, epoch: 0.6 * split}
-    alone = go(**how)[0]["chosen"]
-    assert go(do=cut_off, **how)[0]["chosen"] == alone
+    assert go(**how)[0]["chosen"] == go(do=cut_off, **how)[0]["chosen"]
 
 
 def test_H_without_calibration_is_at_gamma_0(go):

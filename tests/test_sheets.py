@@ -116,7 +116,7 @@ def test_a_phrase_means_the_nearest_attribute_of_a_run(tmp_path: Path, caplog) -
     with caplog.at_level("INFO", "core"):
         assert read_words(path, names).values.tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
     read, unknown = (record.getMessage() for record in caplog.records)
-    assert read.endswith("its bill is red as has_bill_color::red; wings that are black as has_wing_color::black")
+    assert read.endswith("its bill is red as red bill color; wings that are black as black wing color")
     assert unknown.endswith("no attribute that means: a xylophone")
 
 

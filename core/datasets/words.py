@@ -46,11 +46,12 @@ def read_words(path: Path, attributes: Sequence[str] = ()) -> Description:
     texts = [attribute_text(name) for name in attributes] or names  # has_bill_color::red -> red bill color
     e = encode_attributes(str(folder), [*own, *texts])  # unit rows
     cosines = e[: len(own)] @ e[len(own) :].T  # (phrases,K)
-    alike = np.maximum(0, (cosines - ALIKE) / (1 - ALIKE))
-    if attributes:
+    if not attributes:
+        alike = np.maximum(0, (cosines - ALIKE) / (1 - ALIKE))
+    else:
         nearest, known = cosines.argmax(axis=1), cosines.max(axis=1) >= NEAR
         alike = np.eye(len(names))[nearest] * known[:, None]
-        log.info("read: %s", "; ".join(f"{own[p]} as {names[nearest[p]]}" for p in np.flatnonzero(known)) or "nothing")
+        log.info("read: %s", "; ".join(f"{own[p]} as {texts[nearest[p]]}" for p in np.flatnonzero(known)) or "nothing")
         if not known.all():
             unknown = "; ".join(dict.fromkeys(own[p] for p in np.flatnonzero(~known)))
             log.warning("%s: the run has no attribute that means: %s", path.name, unknown)

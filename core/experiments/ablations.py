@@ -15,5 +15,5 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no whitening": {"shrinkage": 1e12},
     "no root of features": {"root_features": False},
     "no root of attributes": {"root_attributes": False},
-    "no shares in questions": {"questions": False},
+    "no questions": {"questions": False},
 }

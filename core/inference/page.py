@@ -6,7 +6,7 @@
     images/0000.jpg    the whole photograph, at most 320 pixels wide and high
     images/0000.js     the evidence of its places, and the photograph again for saving; read when the image is opened
 Numbers are float32 in base64, so bars add up to the score shown; evidence of places has 127 steps either way, of each
-attribute's own size (with one size for all an attribute's cells summed up to 4 % beside its bar).
+attribute's own size, so that its cells add up to its bar too.
 Names are data: JSON with every letter outside ASCII and < > & escaped here, and put into the page as text there.
 
 B images · R regions · D channels · K attributes · C classes (S seen)
