@@ -3,8 +3,8 @@
     python -m studies.demo_backbone --data-root data --out core/demo/backbone.safetensors
 
 It never opens an image but those of the train split: the classes that methods are chosen on (val) are as new to it as
-the unseen ones, so validation foretells the test. It takes one to three minutes; a test holds that the weights in
-core/demo are of the pictures that are drawn now.
+the unseen ones, so validation foretells the test. It takes one to three minutes. Another kind of processor gives other
+weights, so these come along; a test holds that they are of the pictures that are drawn now.
 """
 
 import hashlib
